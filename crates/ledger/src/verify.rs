@@ -4,6 +4,11 @@
 //! Streams in constant memory: one line and the tree's frontier at a time. An export holds one or
 //! more trees one after another; each begins at entry 0 (gaps stand for what is not shown) and
 //! ends with its head. Must never call an export authentic without a trusted key or head.
+//!
+//! What it cannot know: *why* contents are missing. Whoever hands over the export may erase
+//! personal fields or turn entries into gaps of either kind, and the hashes still fit; that is
+//! what erasure and retention need. So the report counts each, and `Trust::complete` refuses what
+//! was left out on purpose.
 
 use std::{collections::BTreeMap, fmt, io, io::BufRead, io::Read as _};
 

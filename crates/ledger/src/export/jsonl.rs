@@ -72,7 +72,7 @@ impl JsonlExport {
             self.flush(out);
         }
         let range = CompactRange::new(next);
-        let gap = self.gap.get_or_insert_with(|| Gap { kind, range });
+        let gap = self.gap.get_or_insert(Gap { kind, range });
         gap.range.push_leaf(leaf, |_, _| ());
         self.next += 1;
     }
