@@ -1,0 +1,15 @@
+//! What the command lines of all programs have in common.
+//! Never decides anything about a command itself; never prints a secret.
+
+mod args;
+mod error;
+mod escape;
+mod generate;
+mod parse;
+mod paths;
+
+pub use args::{GlobalArgs, Program};
+pub use error::{CliError, Exit, report};
+pub use escape::escape_text;
+pub use generate::{Generate, write_completions, write_man, write_man_pages};
+pub use parse::{PROTOCOLS, VERSION, parse, parse_from, version_string};

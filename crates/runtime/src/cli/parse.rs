@@ -1,0 +1,104 @@
+//! Reads the command line. Wrong usage exits with 2, as JSON if `--json` is on the line.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use super::error::{CliError, report};
+
+/// Protocol versions that this build speaks.
+pub const PROTOCOLS: &str = "adit/1";
+
+/// What `--version` prints after the program's name.
+pub const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("ADIT_COMMIT"), ", protocols adit/1)");
+
+/// Name, version, commit and protocol versions.
+pub fn version_string(program: &str) -> String {
+    format!("{program} {VERSION}")
+}
+
+/// Parses this process's arguments. On `Err` everything is told already: exit with it.
+pub fn parse<T: Parser>() -> Result<T, ExitCode> {
+    parse_from(std::env::args_os())
+}
+
+/// Parses `arguments`, the program's name first.
+pub fn parse_from<T: Parser>(
+    arguments: impl IntoIterator<Item = impl Into<OsString>>,
+) -> Result<T, ExitCode> {
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    // The line is wrong, so clap cannot say whether JSON is wanted.
+    let json = arguments.iter().take_while(|argument| *argument != "--").any(|a| a == "--json");
+    let mut command = T::command().version(VERSION);
+    let parsed = command
+        .try_get_matches_from_mut(arguments)
+        .and_then(|mut matches| T::from_arg_matches_mut(&mut matches))
+        .map_err(|error| error.format(&mut command));
+    let error = match parsed {
+        Ok(parsed) => return Ok(parsed),
+        Err(error) => error,
+    };
+    if error.use_stderr() && json {
+        return Err(report(Err(usage_error(&error)), true));
+    }
+    // Help goes to stdout, complaints to stderr; a closed pipe is nobody's problem.
+    let _ = error.print();
+    Err(if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS })
+}
+
+fn usage_error(error: &clap::Error) -> CliError {
+    let text = error.to_string();
+    let (message, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let message = message.trim().trim_start_matches("error: ").replace('\n', " ");
+    let tip = rest.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    let error = CliError::usage("usage", message);
+    error.hint(tip.unwrap_or("see --help"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::GlobalArgs;
+
+    #[derive(Debug, Parser)]
+    #[command(name = "relay")]
+    struct Cli {
+        #[command(flatten)]
+        global: GlobalArgs,
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    #[derive(Debug, clap::Subcommand)]
+    enum Command {
+        Serve,
+    }
+
+    #[test]
+    fn global_options_stand_before_or_after_the_command() {
+        let cli: Cli = parse_from(["relay", "serve", "--data-dir", "/d", "--json"]).unwrap();
+        assert!(matches!(cli.command, Command::Serve));
+        assert_eq!(cli.global.data_dir.as_deref(), Some("/d".as_ref()));
+        assert!(cli.global.json);
+        let cli: Cli = parse_from(["relay", "--proxy", "http://u:secret@p", "serve"]).unwrap();
+        assert!(!format!("{cli:?}").contains("secret"));
+    }
+
+    #[test]
+    fn usage_errors_exit_with_2_and_name_the_culprit() {
+        let code = parse_from::<Cli>(["relay", "serv"]).unwrap_err();
+        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(2)));
+        let clap = Cli::try_parse_from(["relay", "serv"]).unwrap_err();
+        let error = usage_error(&clap);
+        assert!(error.message.contains("'serv'"), "{}", error.message);
+        assert!(error.hint.unwrap().contains("serve"));
+    }
+
+    #[test]
+    fn version_names_commit_and_protocols() {
+        assert!(version_string("relay").starts_with("relay 0."));
+        assert!(VERSION.contains("commit ") && VERSION.contains(PROTOCOLS));
+    }
+}

@@ -1,0 +1,155 @@
+//! Puts the sources on top of each other.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::file::{add_file, read_file};
+use super::{Config, Entry, Key, Origin, value_error};
+use crate::cli::{CliError, Program, escape_text};
+
+/// A flag that sets a key.
+#[derive(Clone)]
+pub struct Flag {
+    /// Key that it sets.
+    pub path: &'static str,
+    /// As the user typed it, e.g. `--listen`.
+    pub name: &'static str,
+    /// What was given.
+    pub value: String,
+}
+
+/// Where configuration comes from.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// `--config`: must exist.
+    pub config: Option<PathBuf>,
+    /// Its `<program>.toml` is read if it exists, unless `config` is given.
+    pub data_dir: Option<PathBuf>,
+    /// Environment, already limited to names starting with the program's prefix or not.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Flags that were given.
+    pub flags: Vec<Flag>,
+}
+
+impl Sources {
+    /// The file and this process's environment, without flags.
+    pub fn new(config: Option<&Path>, data_dir: &Path) -> Self {
+        Self {
+            config: config.map(Path::to_owned),
+            data_dir: Some(data_dir.to_owned()),
+            environment: std::env::vars_os().collect(),
+            flags: Vec::new(),
+        }
+    }
+
+    /// Adds a flag if it was given.
+    #[must_use]
+    pub fn flag(
+        mut self,
+        path: &'static str,
+        name: &'static str,
+        value: Option<impl ToString>,
+    ) -> Self {
+        let flag = value.map(|value| Flag { path, name, value: value.to_string() });
+        self.flags.extend(flag);
+        self
+    }
+}
+
+impl Config {
+    /// Reads all sources. Errors have exit code 2 and name file and line, variable or flag.
+    pub fn load(
+        program: &Program,
+        keys: &'static [Key],
+        sources: &Sources,
+    ) -> Result<Self, CliError> {
+        let mut entries = BTreeMap::new();
+        for key in keys {
+            if let Some(text) = key.default {
+                entries.insert(key.path, entry(key, text, Origin::Default)?);
+            }
+        }
+        if let Some(path) = sources.file(program)
+            && let Some(text) = read_file(&path)?
+        {
+            add_file(keys, &path, &text, &mut entries)?;
+        } else if let Some(path) = &sources.config {
+            return Err(CliError::usage(
+                "config_unreadable",
+                format!("there is no configuration file {}", path.display()),
+            ));
+        }
+        add_environment(program, keys, &sources.environment, &mut entries)?;
+        for flag in &sources.flags {
+            let key = find_key(keys, flag.path).ok_or_else(|| super::wrong_getter(flag.path))?;
+            entries.insert(key.path, entry(key, &flag.value, Origin::Flag(flag.name))?);
+        }
+        Ok(Self { keys, entries })
+    }
+}
+
+impl Sources {
+    pub(super) fn file(&self, program: &Program) -> Option<PathBuf> {
+        let default = || Some(self.data_dir.as_ref()?.join(format!("{}.toml", program.name)));
+        self.config.clone().or_else(default)
+    }
+}
+
+fn add_environment(
+    program: &Program,
+    keys: &'static [Key],
+    environment: &[(OsString, OsString)],
+    entries: &mut BTreeMap<&'static str, Entry>,
+) -> Result<(), CliError> {
+    let prefix = program.env_prefix();
+    for (name, text) in environment {
+        let name = name.to_string_lossy();
+        let Some(rest) = name.strip_prefix(&prefix) else { continue };
+        let origin = Origin::Variable(name.to_string());
+        let Some(key) = keys.iter().find(|key| variable(key) == rest) else {
+            let names = keys.iter().map(|key| format!("{prefix}{}", variable(key)));
+            return Err(unknown("variable", &name, "environment", names));
+        };
+        let text = text.to_str().ok_or_else(|| value_error(key.path, &origin, "is not UTF-8"))?;
+        entries.insert(key.path, entry(key, text, origin)?);
+    }
+    Ok(())
+}
+
+fn entry(key: &Key, text: &str, origin: Origin) -> Result<Entry, CliError> {
+    let value = key.kind.read(text).map_err(|reason| {
+        // A reason may quote the text.
+        let reason = if key.secret { format!("must be {}", key.kind.expected()) } else { reason };
+        value_error(key.path, &origin, &reason)
+    })?;
+    Ok(Entry { value, origin })
+}
+
+pub(super) fn find_key(keys: &'static [Key], path: &str) -> Option<&'static Key> {
+    keys.iter().find(|key| key.path == path)
+}
+
+pub(super) fn unknown_key(keys: &[Key], path: &str, origin: &Origin) -> CliError {
+    unknown("key", path, &origin.to_string(), keys.iter().map(|key| key.path.to_owned()))
+}
+
+fn unknown(
+    what: &str,
+    name: &str,
+    origin: &str,
+    candidates: impl Iterator<Item = String>,
+) -> CliError {
+    let message = format!("{origin}: unknown {what} \"{}\"", escape_text(name));
+    let error = CliError::usage("config_unknown_key", message);
+    let nearest = candidates.min_by_key(|known| strsim::damerau_levenshtein(known, name));
+    match nearest {
+        Some(known) => error.hint(format!("did you mean \"{known}\"?")),
+        None => error.hint("this program has no configuration keys"),
+    }
+}
+
+/// The part of a key's variable after the program's prefix.
+fn variable(key: &Key) -> String {
+    key.path.to_ascii_uppercase().replace(['.', '-'], "_")
+}

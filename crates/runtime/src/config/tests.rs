@@ -1,0 +1,95 @@
+use super::*;
+use crate::cli::{Exit, Program};
+
+const RELAY: Program = Program { name: "relay" };
+
+const KEYS: &[Key] = &[
+    key("relay.listen", Kind::StringList, Some("0.0.0.0:443")),
+    key("relay.idle_timeout", Kind::Duration, Some("5m")),
+    key("limits.pairs", Kind::Integer, Some("2000")),
+    key("log.level", Kind::String, None),
+    key("relay.splice", Kind::Bool, Some("true")),
+    Key { secret: true, ..key("proxy.password", Kind::String, None) },
+];
+
+const fn key(path: &'static str, kind: Kind, default: Option<&'static str>) -> Key {
+    Key { path, kind, default, secret: false, help: "" }
+}
+
+fn load(toml: &str, environment: &[(&str, &str)], flags: Vec<Flag>) -> Result<Config, CliError> {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("relay.toml"), toml).unwrap();
+    let environment = environment.iter().map(|(n, v)| (n.into(), v.into())).collect();
+    let data_dir = Some(directory.path().to_owned());
+    Config::load(&RELAY, KEYS, &Sources { config: None, data_dir, environment, flags })
+}
+
+#[test]
+fn later_sources_win_and_each_value_knows_its_origin() {
+    let toml =
+        "[relay]\nlisten = [\"[::]:8443\"]\nidle_timeout = \"1h30m\"\n[limits]\npairs = 0x10\n";
+    let variable = ("ADIT_RELAY_LIMITS_PAIRS", "7");
+    let flag = Flag { path: "relay.splice", name: "--splice", value: "false".into() };
+    let config = load(toml, &[variable, ("OTHER", "x")], vec![flag]).unwrap();
+    assert_eq!(config.list("relay.listen").unwrap(), ["[::]:8443"]);
+    assert_eq!(config.parsed_list::<std::net::SocketAddr>("relay.listen").unwrap().len(), 1);
+    assert_eq!(config.duration("relay.idle_timeout").unwrap(), Duration::from_secs(5400));
+    assert_eq!(config.integer_in("limits.pairs", 1..=10u16).unwrap(), 7);
+    assert!(!config.bool("relay.splice").unwrap());
+    assert_eq!(config.opt_string("log.level").unwrap(), None);
+    assert!(matches!(config.origin("relay.listen"), Some(Origin::File { line: 2, .. })));
+    assert_eq!(config.origin("limits.pairs"), Some(&Origin::Variable(variable.0.into())));
+    assert_eq!(config.origin("relay.splice"), Some(&Origin::Flag("--splice")));
+    let error = config.integer_in("limits.pairs", 10..=20u16).unwrap_err();
+    assert!(error.message.contains(variable.0) && error.exit == Exit::Usage);
+}
+
+#[test]
+fn unknown_keys_name_place_and_nearest_key() {
+    for (toml, name, nearest) in [
+        ("\n[relay]\nlisen = []", ":3: unknown key \"relay.lisen\"", "relay.listen"),
+        ("[rely]\nlisten = []", ":1: unknown key \"rely\"", ""),
+        ("relay = 3", ":1: unknown key \"relay\"", ""),
+        ("[[relay]]\n", "unknown key \"relay\"", ""),
+    ] {
+        let error = load(toml, &[], vec![]).unwrap_err();
+        assert_eq!((error.code, error.exit), ("config_unknown_key", Exit::Usage));
+        assert!(error.message.contains(name), "{}", error.message);
+        assert!(error.hint.unwrap().contains(nearest));
+    }
+    let error = load("", &[("ADIT_RELAY_RELAY_LISTN", "x")], vec![]).unwrap_err();
+    assert!(error.message.contains("ADIT_RELAY_RELAY_LISTN"));
+    assert!(error.hint.unwrap().contains("ADIT_RELAY_RELAY_LISTEN"));
+}
+
+#[test]
+fn wrong_values_are_errors_with_their_line() {
+    for toml in [
+        "[relay]\nlisten = \"a\"",
+        "[relay]\nlisten = [1]",
+        "[relay]\nidle_timeout = 15",
+        "[relay]\nsplice = \"yes\"",
+        "[limits]\npairs = 99999999999999999999",
+        "[limits]\npairs = ",
+    ] {
+        let error = load(toml, &[], vec![]).unwrap_err();
+        assert_eq!(error.code, "config_invalid", "{toml}");
+        assert!(error.message.contains("relay.toml:2"), "{}", error.message);
+    }
+}
+
+#[test]
+fn secrets_never_reach_debug_output_or_errors() {
+    let config = load("[proxy]\npassword = \"hunter2\"", &[], vec![]).unwrap();
+    assert_eq!(config.opt_secret("proxy.password").unwrap().unwrap().as_str(), "hunter2");
+    assert!(!format!("{config:?}").contains("hunter2"));
+    let error = load("[proxy]\npassword = \"hunter2", &[], vec![]).unwrap_err();
+    assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+}
+
+#[test]
+fn a_config_file_that_was_named_must_exist() {
+    let sources = Sources { config: Some("/nonexistent/x.toml".into()), ..Sources::default() };
+    let error = Config::load(&RELAY, KEYS, &sources).unwrap_err();
+    assert_eq!((error.code, error.exit), ("config_unreadable", Exit::Usage));
+}

@@ -1,0 +1,86 @@
+use super::*;
+
+#[test]
+fn writes_replace_whole_files_and_leave_nothing_else() {
+    let outer = tempfile::tempdir().unwrap();
+    let directory = DataDir::open(outer.path().join("a/b")).unwrap();
+    directory.write_atomic("keys/root", b"one", 0o600).unwrap();
+    directory.write_atomic("keys/root", b"two", 0o600).unwrap();
+    assert_eq!(directory.read_secret("keys/root").unwrap().as_slice(), b"two");
+    assert_eq!(std::fs::read_dir(directory.path().join("keys")).unwrap().count(), 1);
+    assert_eq!(directory.read("none", 10).unwrap(), None);
+    assert_eq!(directory.read("keys/root", 2).unwrap_err().code, "file_too_large");
+    assert_eq!(directory.read_secret("none").unwrap_err().code, "file_missing");
+}
+
+#[test]
+fn names_never_leave_the_directory() {
+    let outer = tempfile::tempdir().unwrap();
+    let directory = DataDir::open(outer.path()).unwrap();
+    for name in ["", "/etc/passwd", "../x", "a/../../x", ".", "a\0b"] {
+        assert!(directory.file(name).is_err(), "{name:?}");
+    }
+}
+
+#[test]
+fn a_second_program_on_the_same_directory_is_refused() {
+    let outer = tempfile::tempdir().unwrap();
+    let directory = DataDir::open(outer.path()).unwrap();
+    let lock = directory.lock("relay").unwrap();
+    let error = directory.lock("relay").unwrap_err();
+    assert_eq!(error.code, "already_running");
+    assert!(error.message.contains(&std::process::id().to_string()), "{}", error.message);
+    drop(lock);
+    directory.lock("relay").unwrap();
+}
+
+#[test]
+fn a_missing_directory_is_not_made_by_commands_that_only_look() {
+    let outer = tempfile::tempdir().unwrap();
+    let error = DataDir::open_existing(outer.path().join("x")).unwrap_err();
+    assert_eq!(error.exit, crate::cli::Exit::NotThere);
+    assert!(!outer.path().join("x").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn exposed_directories_are_tightened_only_when_ours() {
+    use std::os::unix::fs::PermissionsExt;
+    let outer = tempfile::tempdir().unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let open = |path: &Path| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let empty = outer.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    open(&empty);
+    DataDir::open(&empty).unwrap();
+    assert_eq!(mode(&empty), 0o700);
+    open(&empty);
+    DataDir::open(&empty).unwrap();
+    assert_eq!(mode(&empty), 0o700);
+
+    let foreign = outer.path().join("foreign");
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::write(foreign.join("x"), "").unwrap();
+    open(&foreign);
+    assert_eq!(DataDir::open(&foreign).unwrap_err().code, "data_dir_exposed");
+    assert_eq!(mode(&foreign), 0o755);
+}
+
+#[cfg(unix)]
+#[test]
+fn secrets_that_others_can_read_are_refused() {
+    let outer = tempfile::tempdir().unwrap();
+    let directory = DataDir::open(outer.path()).unwrap();
+    directory.write_atomic("key", b"s", 0o644).unwrap();
+    assert_eq!(directory.read_secret("key").unwrap_err().code, "secret_exposed");
+}
+
+#[test]
+fn a_path_that_is_a_file_is_a_clear_error() {
+    let outer = tempfile::tempdir().unwrap();
+    std::fs::write(outer.path().join("f"), "").unwrap();
+    let error = DataDir::open(outer.path().join("f")).unwrap_err();
+    assert!(error.code.starts_with("data_dir_"), "{error:?}");
+}

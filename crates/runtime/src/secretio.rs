@@ -1,0 +1,136 @@
+//! Reads secrets from stdin, files and the environment. Never prompts, never prints, keeps no
+//! copy: what is read is zeroized when dropped.
+
+use std::io::Read;
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use crate::cli::CliError;
+
+/// Longest secret, without its newline.
+pub const MAX_SECRET_BYTES: usize = 4096;
+
+/// Variable that may hold a token.
+pub const TOKEN_VARIABLE: &str = "ADIT_TOKEN";
+
+/// Reads one line from stdin and nothing after it, so that several secrets can follow each
+/// other. `what` names it in errors: `password`.
+pub fn from_stdin(what: &str) -> Result<Zeroizing<String>, CliError> {
+    read_line(&mut platform::stdin(), what)
+}
+
+/// Reads the first line of a file.
+pub fn from_file(path: &Path, what: &str) -> Result<Zeroizing<String>, CliError> {
+    let mut file = std::fs::File::open(path).map_err(|error| {
+        let message = format!("cannot read the {what} from {}: {error}", path.display());
+        CliError::usage("secret_unreadable", message)
+    })?;
+    read_line(&mut file, what)
+}
+
+/// Reads an environment variable; `None` if it is not set or empty.
+pub fn from_env(variable: &str, what: &str) -> Result<Option<Zeroizing<String>>, CliError> {
+    let Some(value) = std::env::var_os(variable).filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let mut bytes = Zeroizing::new(value.into_encoded_bytes());
+    check(&mut bytes, what).map(Some)
+}
+
+/// A token given as argument, as `-` on stdin, or in `ADIT_TOKEN` if there is no argument.
+pub fn token(argument: Option<&str>) -> Result<Zeroizing<String>, CliError> {
+    match argument {
+        Some("-") => from_stdin("token"),
+        Some(token) => check(&mut Zeroizing::new(token.as_bytes().to_vec()), "token"),
+        None => from_env(TOKEN_VARIABLE, "token")?.ok_or_else(|| {
+            CliError::usage("secret_missing", "there is no token")
+                .hint("give it as argument, as - on stdin, or in ADIT_TOKEN")
+        }),
+    }
+}
+
+/// Byte by byte: a buffered read would take the next secret along.
+fn read_line(reader: &mut impl Read, what: &str) -> Result<Zeroizing<String>, CliError> {
+    // Room for "\r" and one byte too many: the buffer never moves and leaves no copy.
+    let mut line = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES + 2));
+    let mut byte = Zeroizing::new([0_u8; 1]);
+    while line.len() < MAX_SECRET_BYTES + 2 {
+        match reader.read(byte.as_mut_slice()) {
+            Ok(0) => break,
+            Ok(_) if *byte == [b'\n'] => break,
+            Ok(_) => line.extend_from_slice(byte.as_slice()),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let message = format!("cannot read the {what}: {error}");
+                return Err(CliError::usage("secret_unreadable", message));
+            }
+        }
+    }
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    check(&mut line, what)
+}
+
+fn check(bytes: &mut Zeroizing<Vec<u8>>, what: &str) -> Result<Zeroizing<String>, CliError> {
+    if bytes.is_empty() {
+        return Err(CliError::usage("secret_missing", format!("the {what} is empty")));
+    }
+    if bytes.len() > MAX_SECRET_BYTES {
+        let message = format!("the {what} is longer than {MAX_SECRET_BYTES} bytes");
+        return Err(CliError::usage("secret_invalid", message));
+    }
+    String::from_utf8(std::mem::take(&mut **bytes)).map(Zeroizing::new).map_err(|error| {
+        drop(Zeroizing::new(error.into_bytes()));
+        CliError::usage("secret_invalid", format!("the {what} is not UTF-8"))
+    })
+}
+
+#[cfg(unix)]
+mod platform {
+    use std::io::Read;
+
+    /// Standard input without the process-wide buffer, which would keep a copy.
+    pub(super) struct Stdin(std::io::Stdin);
+
+    pub(super) fn stdin() -> Stdin {
+        Stdin(std::io::stdin())
+    }
+
+    impl Read for Stdin {
+        fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+            Ok(rustix::io::read(&self.0, bytes)?)
+        }
+    }
+}
+
+#[cfg(not(unix))]
+mod platform {
+    pub(super) fn stdin() -> std::io::StdinLock<'static> {
+        std::io::stdin().lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_one_line_and_leaves_the_next() {
+        let mut input: &[u8] = b" pass word \r\n123456\n";
+        assert_eq!(read_line(&mut input, "password").unwrap().as_str(), " pass word ");
+        assert_eq!(read_line(&mut input, "code").unwrap().as_str(), "123456");
+        assert_eq!(read_line(&mut input, "code").unwrap_err().code, "secret_missing");
+    }
+
+    #[test]
+    fn refuses_what_is_too_long_or_no_text() {
+        let longest = "x".repeat(MAX_SECRET_BYTES);
+        assert!(read_line(&mut format!("{longest}\r\n").as_bytes(), "p").is_ok());
+        let error = read_line(&mut format!("{longest}x\n").as_bytes(), "p").unwrap_err();
+        assert_eq!(error.code, "secret_invalid");
+        let error = read_line(&mut &b"secret\xff\n"[..], "p").unwrap_err();
+        assert!(!format!("{error:?}").contains("115"), "bytes of the secret in {error:?}");
+    }
+}
