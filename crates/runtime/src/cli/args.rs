@@ -34,8 +34,9 @@ impl Program {
     }
 }
 
-/// Global options, to be flattened into a program's arguments.
+// Global options, to be flattened into a program's arguments.
 #[derive(Clone, Default, Args)]
+#[expect(missing_docs, reason = "clap would show it as the program's description")]
 pub struct GlobalArgs {
     /// Directory with all state of this program
     #[arg(long, global = true, env = "ADIT_DATA_DIR", value_name = "DIR", hide_env_values = true)]

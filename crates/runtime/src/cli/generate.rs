@@ -10,8 +10,9 @@ use super::error::CliError;
 use super::parse::VERSION;
 use crate::output::write_stdout;
 
-/// To be flattened into a program's commands: `#[command(flatten)] Generate(Generate)`.
+// To be flattened into a program's commands: `#[command(flatten)] Generate(Generate)`.
 #[derive(Debug, Clone, Subcommand)]
+#[expect(missing_docs, reason = "clap would show it as the program's description")]
 pub enum Generate {
     /// Print the completion script of a shell
     #[command(hide = true)]

@@ -9,7 +9,7 @@ use crate::output::Output;
 /// Shown instead of a secret.
 pub(super) const MASK: &str = "********";
 
-/// The `config` command of every program.
+/// Check or show the configuration
 #[derive(Debug, Clone, Copy, clap::Subcommand)]
 pub enum ConfigCommand {
     /// Check the configuration file and environment

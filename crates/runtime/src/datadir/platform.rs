@@ -31,15 +31,25 @@ mod unix {
             return Ok(());
         }
         let own = metadata.uid() == rustix::process::geteuid().as_raw();
-        let ours = path.join(marker).exists()
-            || std::fs::read_dir(path).map_err(unreadable)?.next().is_none();
-        if own && ours {
+        if own && (path.join(marker).exists() || is_new(path).map_err(unreadable)?) {
             let tightened = std::fs::set_permissions(path, Permissions::from_mode(0o700));
             return tightened.map_err(|error| super::super::unwritable(path, &error));
         }
         let message = format!("other users can enter the data directory {}", path.display());
         Err(CliError::failed("data_dir_exposed", message)
             .hint("choose a directory of its own, or chmod 700 it as its owner"))
+    }
+
+    /// Nothing inside but configuration that somebody prepared for the first start.
+    fn is_new(path: &Path) -> io::Result<bool> {
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            let configuration = entry.path().extension().is_some_and(|end| end == "toml");
+            if !configuration || !entry.file_type()?.is_file() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     pub(in crate::datadir) fn check_writable(path: &Path) -> io::Result<()> {

@@ -51,14 +51,15 @@ fn exposed_directories_are_tightened_only_when_ours() {
     let open = |path: &Path| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     };
-    let empty = outer.path().join("empty");
-    std::fs::create_dir(&empty).unwrap();
-    open(&empty);
-    DataDir::open(&empty).unwrap();
-    assert_eq!(mode(&empty), 0o700);
-    open(&empty);
-    DataDir::open(&empty).unwrap();
-    assert_eq!(mode(&empty), 0o700);
+    let new = outer.path().join("new");
+    std::fs::create_dir(&new).unwrap();
+    std::fs::write(new.join("relay.toml"), "").unwrap();
+    open(&new);
+    DataDir::open(&new).unwrap();
+    assert_eq!(mode(&new), 0o700);
+    open(&new);
+    DataDir::open(&new).unwrap();
+    assert_eq!(mode(&new), 0o700);
 
     let foreign = outer.path().join("foreign");
     std::fs::create_dir(&foreign).unwrap();
