@@ -276,6 +276,7 @@ fn from_bytes(bytes: &[u8]) -> Option<(u64, u64, Vec<Hash>)> {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small test trees")]
 mod tests {
     use ct_merkle::mem_backed_tree::MemoryBackedTree;
     use sha2::Sha256;

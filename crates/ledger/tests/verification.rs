@@ -1,5 +1,7 @@
 //! Whatever is done to an export is found, and named for what it is.
 
+#![expect(clippy::cast_possible_truncation, reason = "small test logs")]
+
 use adit_ledger::{
     Anchor, Entry, Event, Gap, GapKind, Hash, Level, MerkleTree, RootCert, SignedHead, Trust,
     entry::LineError,
