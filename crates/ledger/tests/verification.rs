@@ -1,6 +1,11 @@
 //! Whatever is done to an export is found, and named for what it is.
 
-#![expect(clippy::cast_possible_truncation, reason = "small test logs")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a test's helpers may fail like the test"
+)]
 
 use adit_ledger::{
     Anchor, Entry, Event, Gap, GapKind, Hash, Level, MerkleTree, RootCert, SignedHead, Trust,
