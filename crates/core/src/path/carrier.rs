@@ -1,0 +1,200 @@
+//! One carrier: what is known of its health.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Activity, CHECKS_GRACE, CarrierKind, DEAD_AFTER, HOLD_FIRST, HOLD_MAX, ONE_WAY_FACTOR,
+    SILENT_AFTER, SILENT_RTTS, TRUSTED_AFTER, V6_PREFERENCE,
+};
+use crate::punch::Family;
+
+#[derive(Clone, Debug)]
+pub(super) struct Carrier {
+    pub(super) kind: CarrierKind,
+    rtt: Duration,
+    health: Health,
+    /// Anything authenticated, checks included.
+    last_sign: Instant,
+    /// Anything but checks.
+    last_received: Instant,
+    /// Since when data wait for an acknowledgement, counted anew with each.
+    outstanding: Option<Instant>,
+    /// Since when checks go unanswered.
+    checks_lost: Option<Instant>,
+    /// How often it was left lately.
+    lapses: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Health {
+    /// Since the first, but not to be used before the second.
+    Live {
+        since: Instant,
+        held_until: Instant,
+    },
+    Silent {
+        since: Instant,
+    },
+    /// Told.
+    Dead,
+}
+
+/// How good a carrier is at all; round trips decide within.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Tier {
+    Dead,
+    Silent,
+    Held,
+    Live,
+}
+
+impl Carrier {
+    pub(super) fn new(kind: CarrierKind, rtt: Duration, now: Instant) -> Self {
+        Self {
+            kind,
+            rtt,
+            health: Health::Live { since: now, held_until: now },
+            last_sign: now,
+            last_received: now,
+            outstanding: None,
+            checks_lost: None,
+            lapses: 0,
+        }
+    }
+
+    pub(super) fn is_direct(&self) -> bool {
+        matches!(self.kind, CarrierKind::Direct { .. })
+    }
+
+    pub(super) fn slot(&self) -> u32 {
+        match self.kind {
+            CarrierKind::Direct { .. } => 0,
+            CarrierKind::Relayed { slot } => slot,
+        }
+    }
+
+    pub(super) fn tier(&self, now: Instant) -> Tier {
+        match self.health {
+            Health::Live { held_until, .. } if held_until <= now => Tier::Live,
+            Health::Live { .. } => Tier::Held,
+            Health::Silent { .. } => Tier::Silent,
+            Health::Dead => Tier::Dead,
+        }
+    }
+
+    /// Round trip for comparison.
+    pub(super) fn score(&self) -> Duration {
+        match self.kind {
+            CarrierKind::Direct { family: Family::V6 } => self.rtt.saturating_sub(V6_PREFERENCE),
+            _ => self.rtt,
+        }
+    }
+
+    /// Smoothed as in RFC 9002 §5.3.
+    pub(super) fn handle_rtt(&mut self, sample: Duration) {
+        self.rtt = (self.rtt * 7 + sample) / 8;
+    }
+
+    pub(super) fn handle_activity(&mut self, activity: Activity, now: Instant) {
+        match activity {
+            Activity::Received => self.sign_of_life(now),
+            Activity::Acknowledged { outstanding } => {
+                self.outstanding = outstanding.then_some(now);
+                self.sign_of_life(now);
+                self.revive(now);
+            }
+            Activity::Sent => {
+                self.outstanding.get_or_insert(now);
+            }
+        }
+    }
+
+    pub(super) fn handle_check(&mut self, answered: bool, now: Instant) {
+        if answered {
+            self.last_sign = now;
+            self.checks_lost = None;
+            self.revive(now);
+        } else {
+            self.checks_lost.get_or_insert(now);
+        }
+    }
+
+    /// The peer misses this carrier's packets.
+    pub(super) fn handle_suspect(&mut self, now: Instant) -> bool {
+        let Health::Live { since, .. } = self.health else { return false };
+        self.lapse(since, now);
+        true
+    }
+
+    /// Moves on with time; true if the carrier has just turned silent.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
+        let Health::Live { since, .. } = self.health else { return false };
+        if self.silent_at().is_none_or(|at| at > now) {
+            return false;
+        }
+        self.lapse(since, now);
+        true
+    }
+
+    /// True once, when it has been silent for too long.
+    pub(super) fn turn_dead(&mut self, now: Instant) -> bool {
+        let dead = matches!(self.health, Health::Silent { .. }) && now >= self.dead_at();
+        if dead {
+            self.health = Health::Dead;
+        }
+        dead
+    }
+
+    /// When something changes by time alone.
+    pub(super) fn wake_at(&self, now: Instant) -> Option<Instant> {
+        match self.health {
+            Health::Live { held_until, .. } => {
+                let held = (held_until > now).then_some(held_until);
+                [held, self.silent_at()].into_iter().flatten().min()
+            }
+            Health::Silent { .. } => Some(self.dead_at()),
+            Health::Dead => None,
+        }
+    }
+
+    /// When it will count as silent if nothing is heard of it.
+    fn silent_at(&self) -> Option<Instant> {
+        let patience = SILENT_AFTER.max(self.rtt * SILENT_RTTS);
+        let by_data = self.outstanding.map(|since| {
+            let quiet = since.max(self.last_sign) + patience;
+            quiet.min(since + patience * ONE_WAY_FACTOR)
+        });
+        let by_checks = self.checks_lost.map(|since| since.max(self.last_received + CHECKS_GRACE));
+        [by_data, by_checks].into_iter().flatten().min()
+    }
+
+    fn dead_at(&self) -> Instant {
+        match self.health {
+            Health::Silent { since } => since.max(self.last_sign) + DEAD_AFTER,
+            _ => self.last_sign + DEAD_AFTER,
+        }
+    }
+
+    fn sign_of_life(&mut self, now: Instant) {
+        self.last_sign = now;
+        self.last_received = now;
+        // Received data alone do not bring a silent carrier back: they say nothing of the
+        // direction in which this end sends.
+    }
+
+    /// Packets pass both ways.
+    fn revive(&mut self, now: Instant) {
+        if !matches!(self.health, Health::Live { .. }) {
+            let hold = HOLD_FIRST * (1 << self.lapses.saturating_sub(1).min(16));
+            self.health = Health::Live { since: now, held_until: now + hold.min(HOLD_MAX) };
+            self.checks_lost = None;
+            self.outstanding = self.outstanding.map(|_| now);
+        }
+    }
+
+    fn lapse(&mut self, live_since: Instant, now: Instant) {
+        let trusted = now.saturating_duration_since(live_since) >= TRUSTED_AFTER;
+        self.lapses = if trusted { 1 } else { self.lapses.saturating_add(1) };
+        self.health = Health::Silent { since: now };
+    }
+}

@@ -1,0 +1,233 @@
+//! The choice among carriers.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use adit_protocol::{ids::CarrierNumber, limits::MAX_CARRIERS, ticket::Role};
+
+use super::{
+    Activity, BETTER_FOR, CarrierKind, PathEvent, RTT_HYSTERESIS, WANT_DIRECT_GAPS,
+    carrier::{Carrier, Tier},
+};
+
+/// Chooses among a session's carriers. See the [module](super).
+#[derive(Debug)]
+pub struct PathChooser {
+    role: Role,
+    carriers: BTreeMap<CarrierNumber, Carrier>,
+    chosen: Option<Chosen>,
+    /// A better one of the same kind and tier, and since when.
+    challenger: Option<(CarrierNumber, Instant)>,
+    /// Next time to ask for punching, and how often it was asked.
+    want_direct: Option<(Instant, usize)>,
+    events: VecDeque<PathEvent>,
+    now: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Chosen {
+    interactive: CarrierNumber,
+    bulk: CarrierNumber,
+}
+
+impl PathChooser {
+    /// No carrier yet; the session is expected to be punching already.
+    pub fn new(role: Role, now: Instant) -> Self {
+        let [first, ..] = WANT_DIRECT_GAPS;
+        Self {
+            role,
+            carriers: BTreeMap::new(),
+            chosen: None,
+            challenger: None,
+            want_direct: (role == Role::Console).then_some((now + first, 0)),
+            events: VecDeque::new(),
+            now,
+        }
+    }
+
+    /// A carrier is ready: its handshake is done and the peer confirmed it. False if there are
+    /// too many: then it must be closed.
+    #[must_use]
+    pub fn handle_carrier_up(
+        &mut self,
+        carrier: CarrierNumber,
+        kind: CarrierKind,
+        rtt: Duration,
+        now: Instant,
+    ) -> bool {
+        if self.carriers.len() >= MAX_CARRIERS && !self.carriers.contains_key(&carrier) {
+            return false;
+        }
+        self.carriers.insert(carrier, Carrier::new(kind, rtt, now));
+        self.decide(now);
+        true
+    }
+
+    /// A carrier is closed, by whomever.
+    pub fn handle_carrier_down(&mut self, carrier: CarrierNumber, now: Instant) {
+        if self.carriers.remove(&carrier).is_some() && self.carriers.is_empty() {
+            self.chosen = None;
+            self.events.push_back(PathEvent::Stranded);
+        }
+        self.decide(now);
+    }
+
+    /// A round trip was measured, by the transport or by a check of its path.
+    pub fn handle_rtt(&mut self, carrier: CarrierNumber, sample: Duration, now: Instant) {
+        self.with(carrier, now, |c| c.handle_rtt(sample));
+    }
+
+    /// Data moved.
+    pub fn handle_activity(&mut self, carrier: CarrierNumber, activity: Activity, now: Instant) {
+        self.with(carrier, now, |c| c.handle_activity(activity, now));
+    }
+
+    /// A check of the carrier's path was answered, or a series of them was not.
+    pub fn handle_check(&mut self, carrier: CarrierNumber, answered: bool, now: Instant) {
+        self.with(carrier, now, |c| c.handle_check(answered, now));
+    }
+
+    /// The peer says that it misses this carrier's packets (`Move`).
+    pub fn handle_suspect(&mut self, carrier: CarrierNumber, now: Instant) {
+        let tier = self.carriers.get(&carrier).map(|c| c.tier(now));
+        let other = self.carriers.iter().any(|(n, c)| *n != carrier && c.tier(now) >= Tier::Held);
+        // Without an alternative there is nothing to gain by believing it.
+        if other && tier >= Some(Tier::Held) {
+            self.with(carrier, now, |c| {
+                c.handle_suspect(now);
+            });
+        }
+    }
+
+    /// The network of this end changed: ask for punching without delay if nothing is direct.
+    pub fn handle_network_change(&mut self, now: Instant) {
+        if let Some((at, asked)) = &mut self.want_direct {
+            (*at, *asked) = (now, 0);
+        }
+        self.decide(now);
+    }
+
+    /// Time passed. Call when [`Self::poll_timeout`] says so.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.decide(now);
+    }
+
+    /// The next thing to do.
+    pub fn poll_event(&mut self) -> Option<PathEvent> {
+        self.events.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let carriers = self.carriers.values().filter_map(|c| c.wake_at(self.now));
+        let challenge = self.challenger.map(|(_, since)| since + BETTER_FOR);
+        let want = self.want_direct.map(|(at, _)| at);
+        carriers.chain(challenge).chain(want).min()
+    }
+
+    /// The carriers in use: interactive, bulk.
+    pub fn in_use(&self) -> Option<(CarrierNumber, CarrierNumber)> {
+        self.chosen.map(|c| (c.interactive, c.bulk))
+    }
+
+    fn with(&mut self, carrier: CarrierNumber, now: Instant, change: impl FnOnce(&mut Carrier)) {
+        if let Some(carrier) = self.carriers.get_mut(&carrier) {
+            change(carrier);
+            self.decide(now);
+        }
+    }
+
+    /// Brings everything up to `now`.
+    fn decide(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        for (number, carrier) in &mut self.carriers {
+            if carrier.handle_timeout(now) {
+                self.events.push_back(PathEvent::Suspect(*number));
+            }
+            if carrier.turn_dead(now) {
+                self.events.push_back(PathEvent::Dead(*number));
+            }
+        }
+        if self.role == Role::Console {
+            self.choose(now);
+            self.want_direct(now);
+        }
+    }
+
+    fn choose(&mut self, now: Instant) {
+        let Some(interactive) = self.interactive(now) else { return };
+        let bulk = self.bulk(interactive, now);
+        let chosen = Some(Chosen { interactive, bulk });
+        if self.chosen != chosen {
+            self.chosen = chosen;
+            self.events.push_back(PathEvent::Use { interactive, bulk });
+        }
+    }
+
+    /// The best carrier, where "better" has to hold for a while if only round trips say so.
+    fn interactive(&mut self, now: Instant) -> Option<CarrierNumber> {
+        // The order but for round trips: healthy, direct, interactive slot.
+        let class = |c: &Carrier| (c.tier(now), c.is_direct(), c.slot() == 0);
+        let top = self.carriers.values().map(class).max()?;
+        let peers = || self.carriers.iter().filter(|(_, c)| class(c) == top);
+        let (best, best_score) = peers().map(|(n, c)| (*n, c.score())).min_by_key(|b| b.1)?;
+        let current = self.chosen.map(|c| c.interactive);
+        let current_in_top = current.and_then(|n| peers().find(|(m, _)| **m == n));
+        let Some((current, carrier)) = current_in_top else {
+            self.challenger = None;
+            // Nothing answers: moving about would help nobody.
+            let stay = current.filter(|n| top.0 <= Tier::Silent && self.carriers.contains_key(n));
+            return Some(stay.unwrap_or(best));
+        };
+        let current = *current;
+        if top.0 <= Tier::Silent || best_score + RTT_HYSTERESIS > carrier.score() {
+            self.challenger = None;
+            return Some(current);
+        }
+        match self.challenger {
+            Some((number, since)) if number == best && now >= since + BETTER_FOR => {
+                self.challenger = None;
+                Some(best)
+            }
+            Some((number, _)) if number == best => Some(current),
+            _ => {
+                self.challenger = Some((best, now));
+                Some(current)
+            }
+        }
+    }
+
+    /// With relays only, bulk takes another connection than what a person waits for.
+    fn bulk(&self, interactive: CarrierNumber, now: Instant) -> CarrierNumber {
+        if self.carriers.get(&interactive).is_none_or(Carrier::is_direct) {
+            return interactive;
+        }
+        let usable = |c: &Carrier| {
+            c.tier(now) == Tier::Live && matches!(c.kind, CarrierKind::Relayed { slot: 1 })
+        };
+        let current = self.chosen.map(|c| c.bulk);
+        let keep = current.filter(|n| self.carriers.get(n).is_some_and(usable));
+        let best =
+            || self.carriers.iter().filter(|(_, c)| usable(c)).min_by_key(|(_, c)| c.score());
+        keep.or_else(|| best().map(|(n, _)| *n)).unwrap_or(interactive)
+    }
+
+    fn want_direct(&mut self, now: Instant) {
+        if self.carriers.values().any(|c| c.is_direct() && c.tier(now) >= Tier::Held) {
+            self.want_direct = None;
+            return;
+        }
+        // The last direct carrier has just been lost: at once.
+        let (at, asked) = self.want_direct.unwrap_or((now, 0));
+        if at > now {
+            self.want_direct = Some((at, asked));
+            return;
+        }
+        let [first, ..] = WANT_DIRECT_GAPS;
+        let gap = WANT_DIRECT_GAPS.get(asked).or(WANT_DIRECT_GAPS.last()).copied();
+        self.want_direct = Some((now + gap.unwrap_or(first), asked.saturating_add(1)));
+        self.events.push_back(PathEvent::WantDirect);
+    }
+}

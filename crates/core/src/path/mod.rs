@@ -1,0 +1,115 @@
+//! Which carrier of a session to use, and which no longer answers.
+//!
+//! [`PathChooser`] watches all carriers of one session. The console's decides: direct before
+//! relayed, then the lower smoothed round trip with hysteresis and a slight preference for IPv6;
+//! bulk takes the second relayed connection where only relays are left. The agent's only says
+//! which carriers it suspects.
+//!
+//! What counts as a sign of life: anything authenticated received over the carrier, acknowledged
+//! data, answered checks. Lost checks alone prove nothing while data flow. Without any sign for
+//! max(3 RTT, 500 ms) while data are outstanding a carrier is *left*: not used as long as there
+//! is a better one, but not closed, because it may come back; it is *dead* only after
+//! [`DEAD_AFTER`]. One that comes back is used again after a hold time that grows each time, so
+//! that a path that flaps does not make the session flap.
+//!
+//! INVARIANTS:
+//! - A silent carrier is never chosen while a live one exists.
+//! - Nothing is closed here: `Dead` is advice, [`PathChooser::handle_carrier_down`] is the fact.
+//! - A change of round trips alone moves traffic at most once in [`BETTER_FOR`].
+
+mod carrier;
+mod chooser;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use adit_protocol::ids::CarrierNumber;
+
+pub use chooser::PathChooser;
+
+use crate::punch::Family;
+
+/// A carrier with outstanding data is left after this long without a sign of life, or after
+/// [`SILENT_RTTS`] round trips if that is longer.
+pub const SILENT_AFTER: Duration = Duration::from_millis(500);
+/// See [`SILENT_AFTER`].
+pub const SILENT_RTTS: u32 = 3;
+/// Something is received, but nothing acknowledged: packets pass in one direction only. Slower
+/// by this factor, since a queue at a bottleneck looks the same at first.
+pub const ONE_WAY_FACTOR: u32 = 4;
+/// Lost checks count against a carrier that received nothing for so long.
+pub const CHECKS_GRACE: Duration = Duration::from_secs(2);
+/// A carrier without any sign of life for so long is dead (RFC 7675 §5.1).
+pub const DEAD_AFTER: Duration = Duration::from_secs(30);
+/// Another path of the same kind must be better by this much ...
+pub const RTT_HYSTERESIS: Duration = Duration::from_millis(5);
+/// ... for this long.
+pub const BETTER_FOR: Duration = Duration::from_secs(1);
+/// IPv6 counts as if its round trip were shorter by this: no NAT can forget it.
+pub const V6_PREFERENCE: Duration = Duration::from_millis(2);
+/// A carrier that came back waits this long, doubled each time ...
+pub const HOLD_FIRST: Duration = Duration::from_millis(500);
+/// ... up to this.
+pub const HOLD_MAX: Duration = Duration::from_secs(60);
+/// A carrier that was live for so long is as good as new.
+pub const TRUSTED_AFTER: Duration = Duration::from_secs(60);
+/// Without a direct carrier, punching is asked for after the first of these, and so on; the last
+/// repeats.
+pub const WANT_DIRECT_GAPS: [Duration; 5] = [
+    Duration::from_secs(10),
+    Duration::from_secs(20),
+    Duration::from_secs(60),
+    Duration::from_secs(120),
+    Duration::from_secs(300),
+];
+
+/// What a carrier goes over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CarrierKind {
+    /// Straight to the peer.
+    Direct {
+        /// Family of the path.
+        family: Family,
+    },
+    /// Through a relay.
+    Relayed {
+        /// 0 interactive, 1 bulk.
+        slot: u32,
+    },
+}
+
+/// What happened on a carrier.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Activity {
+    /// Something authenticated arrived.
+    Received,
+    /// The peer acknowledged data (a QUIC acknowledgement, an `Ack` or `Pong` record).
+    Acknowledged {
+        /// More are outstanding.
+        outstanding: bool,
+    },
+    /// Data that the peer must acknowledge were given to the carrier.
+    Sent,
+}
+
+/// What to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PathEvent {
+    /// Console only, on change only: send over these from now on.
+    Use {
+        /// For what a person waits for.
+        interactive: CarrierNumber,
+        /// For large transfers; often the same.
+        bulk: CarrierNumber,
+    },
+    /// The carrier does not answer. The agent tells the console (`Move`); the console has
+    /// already chosen another if there is one. It is not closed.
+    Suspect(CarrierNumber),
+    /// No sign of life for so long that it may be closed.
+    Dead(CarrierNumber),
+    /// Console only: no direct carrier is live; gather candidates again and punch.
+    WantDirect,
+    /// The last carrier is down.
+    Stranded,
+}

@@ -1,0 +1,226 @@
+//! Hole punching: which pairs of a local socket and a remote address carry packets both ways.
+//!
+//! [`Punch`] is one end of one session. It sends authenticated STUN requests ("checks") to the
+//! peer's candidate addresses, answers the peer's, and reports every pair on which an own check
+//! was answered. Both ends do the same at the same time, so that each opens its own NAT for the
+//! other (simultaneous open, RFC 8445 §6.1.4); nothing depends on who is first.
+//!
+//! The algorithm:
+//!
+//! - Pairs are ordered class by class in turn (family × kind of candidate), so that no number of
+//!   junk addresses of one class delays the best of another. What the peer was heard from is first.
+//! - A *round* is at most [`CHECKS_PER_ROUND`] checks at growing gaps; rounds follow each other at
+//!   growing gaps as long as the session lives, and start afresh when the network changes.
+//! - A request from an address that is not verified yet makes the next check go there.
+//! - Answered pairs are checked on for liveness, round trip and the NAT's memory; silence is
+//!   reported quickly, consent (RFC 7675) ends after [`CONSENT_EXPIRY`].
+//!
+//! INVARIANTS:
+//! - Nothing is sent to an address that [`AddressFilter`] does not admit.
+//! - An address is admitted only by an answer to an own outstanding check from exactly there.
+//! - Checks to addresses that never answered are bounded per round, and in all by a token bucket.
+//! - No clock, socket or unseeded randomness. Integrity has been verified before a packet gets here.
+
+mod bucket;
+mod filter;
+mod machine;
+mod pair;
+mod report;
+mod table;
+
+use std::{net::SocketAddr, time::Duration};
+
+use adit_protocol::candidate::CandidateKind;
+
+pub use filter::{AddressFilter, OwnSubnet};
+pub use machine::Punch;
+pub use report::{FailedClass, PairReport, PairState};
+
+/// Least time between two checks (RFC 8445 §14.2 allows down to 5 ms).
+pub const PACE: Duration = Duration::from_millis(5);
+/// Unanswered checks to one address in one round.
+pub const CHECKS_PER_ROUND: u8 = 5;
+/// Further checks in one round, each called for by an authenticated request from that address.
+pub const TRIGGERED_PER_ROUND: u8 = 5;
+/// Pairs of a session.
+pub const MAX_PAIRS: usize = 100;
+/// Unverified pairs that the peer was heard from but did not announce.
+pub const MAX_PEER_REFLEXIVE: usize = 16;
+/// Unverified pairs with one remote IP address.
+pub const MAX_PORTS_PER_ADDRESS: usize = 8;
+/// Local sockets of a session.
+pub const MAX_SOCKETS: usize = 8;
+/// Checks to unverified addresses that may be sent at once: two rounds to 32 candidates.
+pub const UNVERIFIED_BURST: u32 = 320;
+/// And afterwards one in this time.
+pub const UNVERIFIED_INTERVAL: Duration = Duration::from_millis(125);
+/// Requests of one source that are answered at once.
+pub const ANSWER_BURST: u32 = 20;
+/// And afterwards one in this time.
+pub const ANSWER_INTERVAL: Duration = Duration::from_millis(50);
+/// Packets waiting for `poll_transmit`; answers beyond it are dropped.
+pub const MAX_QUEUED: usize = 64;
+/// Transaction ids of the peer that are remembered against replay from another address.
+pub const REPLAY_MEMORY: usize = 256;
+/// How often a verified pair is checked (RFC 7675 §5.1: 5 s, randomised by a fifth).
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// The shortest that the interval adapts to when a NAT forgets its mappings.
+pub const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A pair without any answer for so long loses its consent (RFC 7675 §5.1).
+pub const CONSENT_EXPIRY: Duration = Duration::from_secs(30);
+/// Candidates announced again start new rounds, but not more often than this.
+pub const REANNOUNCE_GAP: Duration = Duration::from_secs(5);
+
+/// A UDP socket of this session, as the owner of the sockets numbers them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LocalSocket(pub usize);
+
+/// Address family.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Of an address.
+    pub fn of(addr: SocketAddr) -> Self {
+        if addr.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// STUN transaction id (RFC 8489 §5).
+pub type TransactionId = [u8; 12];
+
+/// A STUN message of a check.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// Binding request.
+    Request {
+        /// Fresh for each request.
+        id: TransactionId,
+        /// The priority that the sender would have as peer-reflexive candidate (RFC 8445 §7.1.1).
+        priority: u32,
+    },
+    /// Binding success response.
+    Response {
+        /// Of the request.
+        id: TransactionId,
+        /// The request's source address (XOR-MAPPED-ADDRESS).
+        mapped: SocketAddr,
+    },
+}
+
+/// A received check, whose tag and integrity have been verified.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Packet {
+    /// Where it arrived.
+    pub socket: LocalSocket,
+    /// Its source address.
+    pub from: SocketAddr,
+    /// What it says.
+    pub message: Message,
+}
+
+/// A check to send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transmit {
+    /// From this socket.
+    pub socket: LocalSocket,
+    /// To this address.
+    pub to: SocketAddr,
+    /// What to say.
+    pub message: Message,
+}
+
+/// How to punch.
+#[derive(Clone, Debug)]
+pub struct PunchConfig {
+    /// Fresh random bytes, for transaction ids and jitter.
+    pub seed: [u8; 32],
+    /// Which addresses may be probed and answered.
+    pub filter: AddressFilter,
+    /// How often a verified pair is checked; [`CHECK_INTERVAL`] unless there is a reason.
+    pub check_interval: Duration,
+}
+
+/// What has been found out. Addresses are remote ones unless said otherwise.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The address answered an own check for the first time: let its other packets in.
+    AddressAdmitted(SocketAddr),
+    /// The pair works both ways: for the first time, or again after silence.
+    Validated {
+        /// From this socket.
+        socket: LocalSocket,
+        /// To this address.
+        remote: SocketAddr,
+        /// How the address was learnt.
+        kind: CandidateKind,
+        /// Round trip of the answered check.
+        rtt: Duration,
+    },
+    /// The verified pair still works, but the NAT gave this end another address: a connection
+    /// over it that cannot migrate is dead, a new one will work.
+    Rebound {
+        /// From this socket.
+        socket: LocalSocket,
+        /// To this address.
+        remote: SocketAddr,
+        /// The own address, as the peer sees it now.
+        mapped: SocketAddr,
+    },
+    /// The verified pair answered again.
+    Rtt {
+        /// From this socket.
+        socket: LocalSocket,
+        /// To this address.
+        remote: SocketAddr,
+        /// Round trip.
+        rtt: Duration,
+    },
+    /// The peer sees this end at an address that is none of its candidates.
+    PeerReflexive {
+        /// The socket that is seen there.
+        socket: LocalSocket,
+        /// The own address, as the peer sees it.
+        mapped: SocketAddr,
+    },
+    /// A verified pair answered none of a series of checks. Data may still flow.
+    Silent {
+        /// From this socket.
+        socket: LocalSocket,
+        /// To this address.
+        remote: SocketAddr,
+    },
+    /// A verified pair lost its consent: nothing more may be sent there but checks.
+    Expired {
+        /// From this socket.
+        socket: LocalSocket,
+        /// To this address.
+        remote: SocketAddr,
+        /// No other pair with this address is left: stop letting its packets in.
+        revoked: bool,
+    },
+    /// The first rounds went unanswered; later ones follow at growing intervals. Once for each
+    /// start of punching.
+    Exhausted {
+        /// What was tried, by class.
+        failed: Vec<FailedClass>,
+    },
+}
+
+/// A candidate's priority (RFC 8445 §5.1.2.1). `local_preference`: higher is better; junk
+/// interfaces get a low one.
+pub fn candidate_priority(kind: CandidateKind, local_preference: u16) -> u32 {
+    // Type preferences as recommended in RFC 8445 §5.1.2.2; a mapped address is as good as a
+    // peer-reflexive one, since the gateway forwards it without having been punched.
+    let kind: u32 = match kind {
+        CandidateKind::Host => 126,
+        CandidateKind::PeerReflexive | CandidateKind::Mapped => 110,
+        CandidateKind::ServerReflexive => 100,
+    };
+    (kind << 24) + (u32::from(local_preference) << 8) + 255
+}

@@ -1,0 +1,249 @@
+//! One pair of a local socket and a remote address, and when it is checked next.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use adit_protocol::candidate::CandidateKind;
+
+use super::{
+    ANSWER_BURST, ANSWER_INTERVAL, CHECKS_PER_ROUND, CONSENT_EXPIRY, PairState,
+    TRIGGERED_PER_ROUND, TransactionId, bucket::Bucket,
+};
+
+/// Outstanding transactions remembered: those of a round, and triggered ones.
+const MAX_OUTSTANDING: usize = (CHECKS_PER_ROUND + TRIGGERED_PER_ROUND) as usize;
+/// An answer that took longer is none.
+const OUTSTANDING_LIFE: Duration = Duration::from_secs(5);
+/// No triggered check if another went there so recently.
+const TRIGGER_SPACING: Duration = Duration::from_millis(20);
+/// Rounds of a pair that never answered start at these gaps; the last one repeats.
+const ROUND_GAPS: [Duration; 7] = [
+    Duration::from_millis(1500),
+    Duration::from_secs(3),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+    Duration::from_secs(60),
+    Duration::from_secs(120),
+    LAST_ROUND_GAP,
+];
+const LAST_ROUND_GAP: Duration = Duration::from_secs(300);
+/// Rounds after which other addresses are left alone if one of them works.
+const ROUNDS_BESIDE_A_PATH: u32 = 2;
+/// After so many rounds punching counts as exhausted.
+const ROUNDS_TO_EXHAUST: u32 = 2;
+/// An answer to a check of a verified pair is missing after this time or two round trips.
+const ANSWER_WAIT: Duration = Duration::from_millis(200);
+
+/// What is known of a pair that answered.
+#[derive(Clone, Debug)]
+pub(super) struct Verified {
+    pub(super) rtt: Duration,
+    pub(super) mapped: SocketAddr,
+    /// Last answer or acknowledged data.
+    pub(super) confirmed: Instant,
+    pub(super) silent: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Pair {
+    pub(super) kind: CandidateKind,
+    /// The remote candidate's.
+    pub(super) priority: u32,
+    /// Order among all pairs, 0 first.
+    pub(super) rank: usize,
+    /// An authenticated request came from there.
+    pub(super) heard: bool,
+    /// Last announced by the peer or heard from.
+    pub(super) mentioned: Instant,
+    pub(super) verified: Option<Verified>,
+    pub(super) answers_allowed: Bucket,
+    pub(super) checks: u64,
+    pub(super) answers: u64,
+    /// When something is to be done: a check, or the end of a round.
+    pub(super) next_at: Instant,
+    pub(super) triggered: bool,
+    triggered_left: u8,
+    round: u32,
+    round_started: Instant,
+    /// Checks sent in this round, or since the last answer.
+    sent: u8,
+    outstanding: VecDeque<(TransactionId, Instant)>,
+}
+
+impl Pair {
+    pub(super) fn new(kind: CandidateKind, priority: u32, now: Instant) -> Self {
+        Self {
+            kind,
+            priority,
+            rank: 0,
+            heard: false,
+            mentioned: now,
+            verified: None,
+            answers_allowed: Bucket::new(ANSWER_BURST, ANSWER_INTERVAL, now),
+            checks: 0,
+            answers: 0,
+            next_at: now,
+            triggered: false,
+            triggered_left: TRIGGERED_PER_ROUND,
+            round: 0,
+            round_started: now,
+            sent: 0,
+            outstanding: VecDeque::new(),
+        }
+    }
+
+    /// It answers.
+    pub(super) fn is_live(&self) -> bool {
+        self.verified.as_ref().is_some_and(|v| !v.silent)
+    }
+
+    /// The first rounds went unanswered.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.round + u32::from(self.sent >= CHECKS_PER_ROUND) >= ROUNDS_TO_EXHAUST
+    }
+
+    /// Starts from the first round, or checks a live pair at once.
+    pub(super) fn restart(&mut self, now: Instant) {
+        self.round = 0;
+        self.round_started = now;
+        self.sent = 0;
+        self.triggered_left = TRIGGERED_PER_ROUND;
+        self.next_at = now;
+    }
+
+    /// An authenticated request came from there: check it soon if it is not known to answer.
+    pub(super) fn handle_request(&mut self, now: Instant) {
+        self.heard = true;
+        self.mentioned = now;
+        if self.is_live() || self.triggered {
+            return;
+        }
+        let resting = self.sent >= CHECKS_PER_ROUND && !self.triggered;
+        let [first_gap, ..] = ROUND_GAPS;
+        if resting && now >= self.round_started + first_gap {
+            self.next_at = self.next_at.min(now); // the next round, early: somebody is there
+            return;
+        }
+        let just_sent = self.outstanding.back().is_some_and(|(_, at)| now < *at + TRIGGER_SPACING);
+        if !just_sent && self.triggered_left > 0 {
+            self.triggered_left -= 1;
+            self.triggered = true;
+        }
+    }
+
+    /// Since when a check is due; `None` if not at `now`.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.triggered || self.next_at <= now
+    }
+
+    /// When to look at the pair again.
+    pub(super) fn wake_at(&self, now_or_earlier: Instant) -> Instant {
+        let check = if self.triggered { now_or_earlier } else { self.next_at };
+        match &self.verified {
+            Some(v) if v.silent => check.min(v.confirmed + CONSENT_EXPIRY),
+            _ => check,
+        }
+    }
+
+    /// A live pair whose series of checks went unanswered turns silent: true when it does.
+    pub(super) fn turn_silent(&mut self, now: Instant) -> bool {
+        if self.next_at > now || self.sent < CHECKS_PER_ROUND {
+            return false;
+        }
+        let Some(verified) = self.verified.as_mut().filter(|v| !v.silent) else { return false };
+        verified.silent = true;
+        let [first_gap, ..] = ROUND_GAPS;
+        self.round = 0;
+        self.round_started = now;
+        self.triggered_left = TRIGGERED_PER_ROUND;
+        self.next_at = now + first_gap;
+        true
+    }
+
+    /// Whether consent is over; then it is an address like any other.
+    pub(super) fn expire(&mut self, now: Instant) -> bool {
+        let over =
+            self.verified.as_ref().is_some_and(|v| v.silent && now >= v.confirmed + CONSENT_EXPIRY);
+        if over {
+            self.verified = None;
+        }
+        over
+    }
+
+    /// A check is sent: plans the next. `beside_a_path`: another pair answers.
+    pub(super) fn record_check(&mut self, id: TransactionId, beside_a_path: bool, now: Instant) {
+        self.checks += 1;
+        if self.outstanding.len() >= MAX_OUTSTANDING {
+            self.outstanding.pop_front();
+        }
+        self.outstanding.push_back((id, now));
+        if std::mem::take(&mut self.triggered) {
+            return; // an extra one; the round goes on as planned
+        }
+        if self.sent >= CHECKS_PER_ROUND {
+            self.round = self.round.saturating_add(1);
+            self.round_started = now;
+            self.sent = 0;
+            self.triggered_left = TRIGGERED_PER_ROUND;
+        }
+        self.sent += 1;
+        self.next_at = match &self.verified {
+            Some(v) if !v.silent && self.sent == 1 => now + ANSWER_WAIT.max(v.rtt * 2),
+            Some(v) if !v.silent && self.sent == CHECKS_PER_ROUND => {
+                now + ANSWER_WAIT.max(v.rtt * 3)
+            }
+            _ if self.sent < CHECKS_PER_ROUND => {
+                // 50, 100, 200, 400 ms
+                now + Duration::from_millis(50) * (1 << (self.sent - 1).min(3))
+            }
+            _ => self.round_started + self.round_gap(beside_a_path),
+        };
+    }
+
+    /// An answer: the round trip if it is to an own outstanding check.
+    pub(super) fn take_answer(&mut self, id: TransactionId, now: Instant) -> Option<Duration> {
+        let at = self.outstanding.iter().position(|(known, _)| *known == id)?;
+        let (_, sent_at) = self.outstanding.drain(..=at).next_back()?;
+        let rtt = now.saturating_duration_since(sent_at);
+        (rtt <= OUTSTANDING_LIFE).then_some(rtt)
+    }
+
+    /// The pair answered after `rtt`; it is checked again after `interval`.
+    pub(super) fn confirm(
+        &mut self,
+        rtt: Duration,
+        mapped: SocketAddr,
+        interval: Duration,
+        now: Instant,
+    ) {
+        self.answers += 1;
+        self.sent = 0;
+        self.round = 0;
+        self.triggered = false;
+        self.next_at = now + interval;
+        // Smoothed as in RFC 9002 §5.3.
+        let rtt = self.verified.as_ref().map_or(rtt, |v| (v.rtt * 7 + rtt) / 8);
+        self.verified = Some(Verified { rtt, mapped, confirmed: now, silent: false });
+    }
+
+    pub(super) fn state(&self) -> PairState {
+        match &self.verified {
+            Some(v) if v.silent => PairState::Silent,
+            Some(v) => PairState::Valid { rtt: v.rtt },
+            None if self.checks == 0 => PairState::Waiting,
+            None if self.sent >= CHECKS_PER_ROUND => PairState::Unanswered,
+            None => PairState::Probing,
+        }
+    }
+
+    fn round_gap(&self, beside_a_path: bool) -> Duration {
+        if beside_a_path && self.round >= ROUNDS_BESIDE_A_PATH {
+            return LAST_ROUND_GAP;
+        }
+        let round = usize::try_from(self.round).unwrap_or(usize::MAX);
+        ROUND_GAPS.get(round).copied().unwrap_or(LAST_ROUND_GAP)
+    }
+}
