@@ -1,1 +1,6 @@
-//! stub
+//! Sockets, STUN, TLS, QUIC, Noise streams, proxies and interfaces: what programs do to networks.
+
+pub mod identity;
+pub mod noise;
+pub mod proxy;
+pub mod tls;

@@ -1,0 +1,241 @@
+//! The one way out over TCP: directly or through the configured proxy.
+//!
+//! Every outbound TCP connection of a program goes through its [`Dialer`], so that a proxy
+//! setting holds for all of them or the connection fails; nothing goes around it silently.
+
+mod connect;
+mod host;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use hyper_util::{
+    client::{
+        legacy::connect::proxy::{SocksV5, Tunnel},
+        proxy::matcher::{Intercept, Matcher},
+    },
+    rt::TokioIo,
+};
+use tokio::net::TcpStream;
+use tower_service::Service;
+
+use connect::{ConnectFailed, DirectConnector};
+pub use host::{InvalidHostPort, format_host_port, parse_host_port};
+
+/// Where the proxy setting comes from.
+#[derive(Clone, Default)]
+pub struct ProxyConfig {
+    /// A proxy's URL, from a flag or a configuration file; goes before the environment.
+    pub explicit: Option<String>,
+    /// Whether `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` count.
+    pub from_env: bool,
+}
+
+impl fmt::Debug for ProxyConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URL may hold a password.
+        f.debug_struct("ProxyConfig")
+            .field("explicit", &self.explicit.is_some())
+            .field("from_env", &self.from_env)
+            .finish()
+    }
+}
+
+/// The proxy setting cannot be used. The URL is not repeated: it may hold a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "proxy setting from {0} cannot be used: http://[user:password@]host:port or socks5:// is expected"
+)]
+pub struct InvalidProxy(&'static str);
+
+/// Why a connection was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The name does not resolve.
+    #[error("\"{0}\" cannot be resolved")]
+    NameNotFound(String),
+    /// Nobody listens there.
+    #[error("connection refused by {0}")]
+    Refused(String),
+    /// No route.
+    #[error("{0} cannot be reached")]
+    Unreachable(String),
+    /// No answer in time.
+    #[error("{0} did not answer in time")]
+    Timeout(String),
+    /// The proxy wants a user and password, or others.
+    #[error("proxy {0} demands a user and password: set them in the proxy url")]
+    ProxyAuth(String),
+    /// The proxy does not connect us.
+    #[error("proxy {proxy} refused the connection: {reason}")]
+    ProxyRefused {
+        /// Proxy's host and port.
+        proxy: String,
+        /// What the proxy protocol said.
+        reason: String,
+    },
+    /// The proxy itself could not be reached.
+    #[error("proxy cannot be used: {0}")]
+    Proxy(Box<DialError>),
+    /// Another failure of the system.
+    #[error("cannot connect to {host}: {error}")]
+    Io {
+        /// Host and port.
+        host: String,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// A TCP connection and how it came about.
+#[derive(Debug)]
+pub struct Dialed {
+    /// The connection, as if made directly: `TCP_NODELAY` and keepalive are set.
+    pub stream: TcpStream,
+    /// Whether a proxy is in between.
+    pub via_proxy: bool,
+    /// The target's address; unknown behind a proxy.
+    pub remote: Option<SocketAddr>,
+}
+
+/// Makes outbound TCP connections.
+#[derive(Clone)]
+pub struct Dialer {
+    matcher: Arc<Matcher>,
+}
+
+impl Dialer {
+    /// Reads the setting once.
+    pub fn new(config: &ProxyConfig) -> Result<Self, InvalidProxy> {
+        let env = |names: [&str; 2]| {
+            let value = names.into_iter().find_map(|n| std::env::var(n).ok());
+            value.filter(|v| config.from_env && !v.is_empty())
+        };
+        let (proxy, origin) = if let Some(url) = &config.explicit {
+            (Some(url.clone()), "the configuration")
+        } else if let Some(url) = env(["HTTPS_PROXY", "https_proxy"]) {
+            (Some(url), "HTTPS_PROXY")
+        } else {
+            (env(["ALL_PROXY", "all_proxy"]), "ALL_PROXY")
+        };
+        let Some(url) = proxy else { return Ok(Self::direct()) };
+        let no_proxy = env(["NO_PROXY", "no_proxy"]).unwrap_or_default();
+        let dialer = Self::with(url.clone(), no_proxy);
+        // The matcher drops what it cannot read, and everything would go around the proxy.
+        let probe = Matcher::builder().all(url).build();
+        let usable = http::Uri::try_from("https://host.invalid:1/").ok().and_then(|probe_uri| {
+            let proxy = probe.intercept(&probe_uri)?;
+            let scheme = proxy.uri().scheme_str()?;
+            proxy.uri().host().filter(|_| matches!(scheme, "http" | "socks5" | "socks5h"))?;
+            Some(())
+        });
+        usable.map(|()| dialer).ok_or(InvalidProxy(origin))
+    }
+
+    /// Without any proxy.
+    pub fn direct() -> Self {
+        Self { matcher: Arc::new(Matcher::builder().build()) }
+    }
+
+    fn with(url: String, no_proxy: String) -> Self {
+        Self { matcher: Arc::new(Matcher::builder().all(url).no(no_proxy).build()) }
+    }
+
+    /// Whether connections to this host go through a proxy.
+    pub fn uses_proxy(&self, host: &str, port: u16) -> bool {
+        target_uri(host, port).is_some_and(|uri| self.matcher.intercept(&uri).is_some())
+    }
+
+    /// Connects to a host (a name or an address, IPv6 with or without brackets).
+    pub async fn dial(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Duration,
+    ) -> Result<Dialed, DialError> {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let shown = format_host_port(host, port);
+        let attempt = async {
+            let uri =
+                target_uri(host, port).ok_or_else(|| DialError::NameNotFound(host.to_owned()))?;
+            match self.matcher.intercept(&uri) {
+                None => {
+                    let stream = connect::connect(host, port).await?;
+                    let remote = stream.peer_addr().ok();
+                    Ok(Dialed { stream, via_proxy: false, remote })
+                }
+                Some(proxy) => {
+                    let stream = through(&proxy, uri).await?;
+                    Ok(Dialed { stream, via_proxy: true, remote: None })
+                }
+            }
+        };
+        tokio::time::timeout(deadline, attempt).await.map_err(|_| DialError::Timeout(shown))?
+    }
+}
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dialer")
+    }
+}
+
+fn target_uri(host: &str, port: u16) -> Option<http::Uri> {
+    http::Uri::try_from(format!("https://{}/", format_host_port(host, port))).ok()
+}
+
+async fn through(proxy: &Intercept, target: http::Uri) -> Result<TcpStream, DialError> {
+    let shown = proxy.uri().authority().map(ToString::to_string).unwrap_or_default();
+    let socks = proxy.uri().scheme_str().is_some_and(|s| s.starts_with("socks5"));
+    let result: Result<TokioIo<TcpStream>, Box<dyn std::error::Error + Send + Sync>> = if socks {
+        let mut service = SocksV5::new(proxy.uri().clone(), DirectConnector::new(1080));
+        if let Some((user, password)) = proxy.raw_auth() {
+            service = service.with_auth(user.to_owned(), password.to_owned());
+        }
+        service.call(target).await.map_err(Into::into)
+    } else {
+        let mut service = Tunnel::new(proxy.uri().clone(), DirectConnector::new(80));
+        if let Some(auth) = proxy.basic_auth() {
+            service = service.with_auth(auth.clone());
+        }
+        service.call(target).await.map_err(Into::into)
+    };
+    result.map(TokioIo::into_inner).map_err(|error| explain(shown, error.as_ref()))
+}
+
+/// The library's error types are private; what tells them apart is source and text.
+fn explain(proxy: String, error: &(dyn std::error::Error + 'static)) -> DialError {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(ConnectFailed(dial)) = error.downcast_ref::<ConnectFailed>() {
+            return DialError::Proxy(Box::new(dial.copy()));
+        }
+        cause = error.source();
+    }
+    let text = error.to_string();
+    if text.contains("authorization required") || text.to_lowercase().contains("auth") {
+        return DialError::ProxyAuth(proxy);
+    }
+    DialError::ProxyRefused { proxy, reason: text }
+}
+
+impl DialError {
+    fn copy(&self) -> Self {
+        match self {
+            Self::NameNotFound(h) => Self::NameNotFound(h.clone()),
+            Self::Refused(h) => Self::Refused(h.clone()),
+            Self::Unreachable(h) => Self::Unreachable(h.clone()),
+            Self::Timeout(h) => Self::Timeout(h.clone()),
+            Self::ProxyAuth(p) => Self::ProxyAuth(p.clone()),
+            Self::ProxyRefused { proxy, reason } => {
+                Self::ProxyRefused { proxy: proxy.clone(), reason: reason.clone() }
+            }
+            Self::Proxy(inner) => Self::Proxy(Box::new(inner.copy())),
+            Self::Io { host, error } => Self::Io {
+                host: host.clone(),
+                error: io::Error::new(error.kind(), error.to_string()),
+            },
+        }
+    }
+}

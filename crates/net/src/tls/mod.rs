@@ -1,0 +1,65 @@
+//! TLS of every TCP port, and of QUIC carriers: one suite, one hybrid key exchange.
+//!
+//! - [`RootAuthority`]: the installation's root certificate, and the mediator's below it
+//! - [`ServerTls`]: one port, told apart by ALPN
+//! - [`connect_control`]: the client of the control connection
+//! - [`quic_client_config`], [`quic_server_config`]: direct carriers with raw public keys
+//!
+//! Never falls back: no older version, no other suite, no resumption, no early data, no
+//! certificate that is accepted "this once".
+
+mod authority;
+mod client;
+mod direct;
+mod server;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+use std::sync::Arc;
+
+use adit_protocol::keys::{KeyError, SigningKey};
+use rustls::{
+    crypto::{CryptoProvider, aws_lc_rs as lc},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+    sign::CertifiedKey,
+};
+
+pub use authority::{AuthorityError, IssuedCert, RootAuthority, read_pem_chain, read_pem_key};
+pub use client::{PeerInfo, TlsError, Trust, connect_control};
+pub use direct::{
+    AllowClient, QuicConfigError, peer_spki_sha256, quic_client_config, quic_server_config,
+};
+pub use server::{AcceptError, Accepted, InvalidCert, LiveCert, ServerTls};
+
+/// Only `TLS13_AES_256_GCM_SHA384`, only X25519MLKEM768: control connections and carriers.
+pub fn provider() -> Arc<CryptoProvider> {
+    with_groups(vec![lc::kx_group::X25519MLKEM768])
+}
+
+/// The same suite, for web clients that do not speak the hybrid exchange yet.
+pub fn web_provider() -> Arc<CryptoProvider> {
+    with_groups(vec![lc::kx_group::X25519MLKEM768, lc::kx_group::X25519])
+}
+
+fn with_groups(
+    kx_groups: Vec<&'static dyn rustls::crypto::SupportedKxGroup>,
+) -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![lc::cipher_suite::TLS13_AES_256_GCM_SHA384],
+        kx_groups,
+        ..lc::default_provider()
+    })
+}
+
+/// A key as TLS presents it without a certificate (RFC 7250).
+fn raw_public_key(key: &SigningKey) -> Result<Arc<CertifiedKey>, KeyError> {
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec()));
+    let signer = lc::sign::any_eddsa_type(match &der {
+        PrivateKeyDer::Pkcs8(key) => key,
+        _ => return Err(KeyError::InvalidKey),
+    })
+    .map_err(|_| KeyError::InvalidKey)?;
+    let spki = CertificateDer::from(key.public().to_spki().to_vec());
+    Ok(Arc::new(CertifiedKey::new(vec![spki], signer)))
+}
