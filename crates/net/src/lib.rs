@@ -1,6 +1,10 @@
 //! Sockets, STUN, TLS, QUIC, Noise streams, proxies and interfaces: what programs do to networks.
 
 pub mod identity;
+pub mod interfaces;
 pub mod noise;
 pub mod proxy;
+pub mod quic;
+pub mod stun;
 pub mod tls;
+pub mod udp;

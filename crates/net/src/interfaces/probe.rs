@@ -1,0 +1,147 @@
+//! Addresses that a peer may not make us send to (requirement R15).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::IpNet;
+
+/// Ports below this belong to services; in the own network they are not to be knocked at.
+const FIRST_PRIVATE_PORT: u16 = 1_024;
+/// Where clouds tell machines their secrets, as far as these are not link-local.
+const METADATA: &[IpAddr] = &[
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V6(Ipv6Addr::new(0xFD00, 0xEC2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xFD20, 0xCE, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xFD00, 0x42, 0, 0, 0, 0, 0, 0x42)),
+];
+
+/// Whether a candidate of a peer must not be probed. `own` are the subnets of this machine;
+/// `loopback` allows loopback, for peers whose mediator was reached over loopback.
+pub fn forbidden_probe_target(target: SocketAddr, own: &[IpNet], loopback: bool) -> bool {
+    let ip = innermost(target.ip());
+    if target.port() == 0 || METADATA.contains(&ip) {
+        return true;
+    }
+    if ip.is_loopback() {
+        return !loopback;
+    }
+    if never_a_peer(ip) {
+        return true;
+    }
+    let own_net = own.iter().find(|net| net.contains(&ip));
+    if own_net.is_some_and(|net| is_broadcast(net, ip)) {
+        return true;
+    }
+    is_private(ip) && (own_net.is_none() || target.port() < FIRST_PRIVATE_PORT)
+}
+
+/// RFC 1918 and RFC 4193.
+pub fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_private(),
+        IpAddr::V6(ip) => ip.is_unique_local(),
+    }
+}
+
+fn never_a_peer(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            // "This network" (RFC 791) and the reserved last eighth (RFC 1112 §4).
+            ip.octets()[0] == 0 || ip.octets()[0] >= 240 || ip.is_link_local() || ip.is_multicast()
+        }
+        IpAddr::V6(ip) => {
+            // The deprecated site-local range (RFC 3879) is treated like link-local.
+            let site_local = ip.segments()[0] & 0xFFC0 == 0xFEC0;
+            ip.is_unspecified() || ip.is_unicast_link_local() || ip.is_multicast() || site_local
+        }
+    }
+}
+
+fn is_broadcast(net: &IpNet, ip: IpAddr) -> bool {
+    net.addr().is_ipv4() && net.prefix_len() < 31 && (ip == net.broadcast() || ip == net.network())
+}
+
+/// The IPv4 address that an IPv6 one stands for: mapped, compatible (RFC 4291 §2.5.5), NAT64
+/// (RFC 6052 §2.1) and 6to4 (RFC 3056 §2).
+fn innermost(ip: IpAddr) -> IpAddr {
+    let IpAddr::V6(v6) = ip else { return ip };
+    let segments = v6.segments();
+    let embedded = |high: u16, low: u16| {
+        IpAddr::V4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
+    };
+    match segments {
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => ip,
+        [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low] | [0x64, 0xFF9B, 0, 0, 0, 0, high, low] => {
+            embedded(high, low)
+        }
+        [0x2002, high, low, ..] => embedded(high, low),
+        _ => ip,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forbidden(target: &str) -> bool {
+        let own = ["192.168.7.20/24".parse().unwrap(), "fd12::5/64".parse().unwrap()];
+        forbidden_probe_target(target.parse().unwrap(), &own, false)
+    }
+
+    #[test]
+    fn refuses_what_r15_names_in_every_spelling() {
+        for target in [
+            "127.0.0.1:5000",
+            "[::1]:5000",
+            "[::ffff:127.0.0.1]:5000",
+            "[::127.0.0.1]:5000",
+            "[64:ff9b::7f00:1]:5000",
+            "[2002:7f00:1::]:5000",
+            "169.254.169.254:5000",
+            "[::ffff:169.254.169.254]:5000",
+            "[fd00:ec2::254]:5000",
+            "100.100.100.200:5000",
+            "169.254.3.4:5000",
+            "[fe80::1]:5000",
+            "[fec0::1]:5000",
+            "224.0.0.251:5353",
+            "[ff02::fb]:5353",
+            "0.0.0.0:5000",
+            "0.1.2.3:5000",
+            "[::]:5000",
+            "255.255.255.255:5000",
+            "240.0.0.1:5000",
+            "203.0.113.9:0",
+        ] {
+            assert!(forbidden(target), "{target}");
+        }
+    }
+
+    #[test]
+    fn private_addresses_only_in_an_own_subnet_and_not_at_services() {
+        assert!(!forbidden("192.168.7.9:40000"));
+        assert!(!forbidden("[::ffff:192.168.7.9]:40000"));
+        assert!(!forbidden("[fd12::9]:40000"));
+        for target in [
+            "192.168.7.9:53",
+            "192.168.7.255:40000",
+            "192.168.8.9:40000",
+            "10.0.0.1:40000",
+            "[fd13::9]:40000",
+            "[fd12::9]:161",
+        ] {
+            assert!(forbidden(target), "{target}");
+        }
+        assert!(!forbidden("203.0.113.9:443"));
+        assert!(!forbidden("[2001:db8::9]:443"));
+        assert!(!forbidden("100.64.3.4:40000"));
+    }
+
+    #[test]
+    fn loopback_only_when_allowed_and_nothing_else_with_it() {
+        assert!(!forbidden_probe_target("127.0.0.1:5000".parse().unwrap(), &[], true));
+        assert!(!forbidden_probe_target("[::1]:5000".parse().unwrap(), &[], true));
+        assert!(forbidden_probe_target("169.254.169.254:80".parse().unwrap(), &[], true));
+    }
+}
