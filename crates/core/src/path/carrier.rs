@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Activity, CHECKS_GRACE, CarrierKind, DEAD_AFTER, HOLD_FIRST, HOLD_MAX, ONE_WAY_FACTOR,
-    SILENT_AFTER, SILENT_RTTS, TRUSTED_AFTER, V6_PREFERENCE,
+    PROBE_LEFT, SILENT_AFTER, SILENT_RTTS, TRUSTED_AFTER, V6_PREFERENCE,
 };
 use crate::punch::Family;
 
@@ -21,8 +21,10 @@ pub(super) struct Carrier {
     outstanding: Option<Instant>,
     /// Since when checks go unanswered.
     checks_lost: Option<Instant>,
-    /// How often it was left lately.
-    lapses: u32,
+    /// The next probe: one for each acknowledgement that is late, regularly when silent.
+    probe_at: Option<Instant>,
+    /// How often it, or its predecessors, were left lately.
+    pub(super) lapses: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,16 +51,18 @@ pub(super) enum Tier {
 }
 
 impl Carrier {
-    pub(super) fn new(kind: CarrierKind, rtt: Duration, now: Instant) -> Self {
+    /// `lapses`: of others of this kind, lately.
+    pub(super) fn new(kind: CarrierKind, rtt: Duration, lapses: u32, now: Instant) -> Self {
         Self {
             kind,
             rtt,
-            health: Health::Live { since: now, held_until: now },
+            health: Health::Live { since: now, held_until: now + hold(lapses) },
             last_sign: now,
             last_received: now,
             outstanding: None,
             checks_lost: None,
-            lapses: 0,
+            probe_at: None,
+            lapses,
         }
     }
 
@@ -100,12 +104,17 @@ impl Carrier {
             Activity::Received => self.sign_of_life(now),
             Activity::Acknowledged { outstanding } => {
                 self.outstanding = outstanding.then_some(now);
+                self.probe_at = outstanding.then(|| now + self.patience() / 2);
                 self.sign_of_life(now);
                 self.revive(now);
             }
-            Activity::Sent => {
-                self.outstanding.get_or_insert(now);
+            Activity::Sent if self.outstanding.is_none() => {
+                self.outstanding = Some(now);
+                if matches!(self.health, Health::Live { .. }) {
+                    self.probe_at = Some(now + self.patience() / 2);
+                }
             }
+            Activity::Sent => {}
         }
     }
 
@@ -113,7 +122,11 @@ impl Carrier {
         if answered {
             self.last_sign = now;
             self.checks_lost = None;
-            self.revive(now);
+            // Its path works; but if its data are stuck all the same, the connection is dead
+            // (a NAT gave its end another address): only an acknowledgement brings it back.
+            if self.outstanding.is_none() {
+                self.revive(now);
+            }
         } else {
             self.checks_lost.get_or_insert(now);
         }
@@ -136,30 +149,47 @@ impl Carrier {
         true
     }
 
+    /// True when it is time to probe.
+    pub(super) fn take_probe(&mut self, now: Instant) -> bool {
+        let due = self.probe_at.is_some_and(|at| at <= now);
+        if due {
+            let silent = matches!(self.health, Health::Silent { .. });
+            self.probe_at = silent.then_some(now + PROBE_LEFT);
+        }
+        due
+    }
+
     /// True once, when it has been silent for too long.
     pub(super) fn turn_dead(&mut self, now: Instant) -> bool {
         let dead = matches!(self.health, Health::Silent { .. }) && now >= self.dead_at();
         if dead {
             self.health = Health::Dead;
+            self.probe_at = None;
         }
         dead
     }
 
     /// When something changes by time alone.
     pub(super) fn wake_at(&self, now: Instant) -> Option<Instant> {
-        match self.health {
+        let change = match self.health {
             Health::Live { held_until, .. } => {
                 let held = (held_until > now).then_some(held_until);
                 [held, self.silent_at()].into_iter().flatten().min()
             }
             Health::Silent { .. } => Some(self.dead_at()),
             Health::Dead => None,
-        }
+        };
+        [change, self.probe_at].into_iter().flatten().min()
+    }
+
+    /// How long a sign of life may take.
+    fn patience(&self) -> Duration {
+        SILENT_AFTER.max(self.rtt * SILENT_RTTS)
     }
 
     /// When it will count as silent if nothing is heard of it.
     fn silent_at(&self) -> Option<Instant> {
-        let patience = SILENT_AFTER.max(self.rtt * SILENT_RTTS);
+        let patience = self.patience();
         let by_data = self.outstanding.map(|since| {
             let quiet = since.max(self.last_sign) + patience;
             quiet.min(since + patience * ONE_WAY_FACTOR)
@@ -185,10 +215,8 @@ impl Carrier {
     /// Packets pass both ways.
     fn revive(&mut self, now: Instant) {
         if !matches!(self.health, Health::Live { .. }) {
-            let hold = HOLD_FIRST * (1 << self.lapses.saturating_sub(1).min(16));
-            self.health = Health::Live { since: now, held_until: now + hold.min(HOLD_MAX) };
+            self.health = Health::Live { since: now, held_until: now + hold(self.lapses) };
             self.checks_lost = None;
-            self.outstanding = self.outstanding.map(|_| now);
         }
     }
 
@@ -196,5 +224,14 @@ impl Carrier {
         let trusted = now.saturating_duration_since(live_since) >= TRUSTED_AFTER;
         self.lapses = if trusted { 1 } else { self.lapses.saturating_add(1) };
         self.health = Health::Silent { since: now };
+        self.probe_at = Some(now + PROBE_LEFT);
+    }
+}
+
+/// The first lapse is forgiven: it may have been the network's only one.
+fn hold(lapses: u32) -> Duration {
+    match lapses.checked_sub(2) {
+        Some(doublings) => HOLD_MAX.min(HOLD_FIRST * (1 << doublings.min(16))),
+        None => Duration::ZERO,
     }
 }

@@ -8,7 +8,8 @@ use std::{
 use adit_protocol::{ids::CarrierNumber, limits::MAX_CARRIERS, ticket::Role};
 
 use super::{
-    Activity, BETTER_FOR, CarrierKind, PathEvent, RTT_HYSTERESIS, WANT_DIRECT_GAPS,
+    Activity, BETTER_FOR, CarrierKind, PathEvent, RTT_HYSTERESIS, TRUSTED_AFTER, WANT_DIRECT_GAPS,
+    WANT_DIRECT_MIN,
     carrier::{Carrier, Tier},
 };
 
@@ -22,6 +23,10 @@ pub struct PathChooser {
     challenger: Option<(CarrierNumber, Instant)>,
     /// Next time to ask for punching, and how often it was asked.
     want_direct: Option<(Instant, usize)>,
+    last_wanted: Option<Instant>,
+    /// Lapses of carriers by kind, with the last one's time: a new carrier over a path that
+    /// flaps is no better than the one before it.
+    lapses: BTreeMap<CarrierKind, (u32, Instant)>,
     events: VecDeque<PathEvent>,
     now: Instant,
 }
@@ -42,6 +47,8 @@ impl PathChooser {
             chosen: None,
             challenger: None,
             want_direct: (role == Role::Console).then_some((now + first, 0)),
+            last_wanted: None,
+            lapses: BTreeMap::new(),
             events: VecDeque::new(),
             now,
         }
@@ -60,7 +67,9 @@ impl PathChooser {
         if self.carriers.len() >= MAX_CARRIERS && !self.carriers.contains_key(&carrier) {
             return false;
         }
-        self.carriers.insert(carrier, Carrier::new(kind, rtt, now));
+        self.lapses.retain(|_, (_, at)| now < *at + TRUSTED_AFTER);
+        let lapses = self.lapses.get(&kind).map_or(0, |(lapses, _)| *lapses);
+        self.carriers.insert(carrier, Carrier::new(kind, rtt, lapses, now));
         self.decide(now);
         true
     }
@@ -95,9 +104,12 @@ impl PathChooser {
         let other = self.carriers.iter().any(|(n, c)| *n != carrier && c.tier(now) >= Tier::Held);
         // Without an alternative there is nothing to gain by believing it.
         if other && tier >= Some(Tier::Held) {
-            self.with(carrier, now, |c| {
-                c.handle_suspect(now);
-            });
+            if let Some(left) = self.carriers.get_mut(&carrier)
+                && left.handle_suspect(now)
+            {
+                self.lapses.insert(left.kind, (left.lapses, now));
+            }
+            self.decide(now);
         }
     }
 
@@ -144,7 +156,11 @@ impl PathChooser {
         self.now = self.now.max(now);
         for (number, carrier) in &mut self.carriers {
             if carrier.handle_timeout(now) {
+                self.lapses.insert(carrier.kind, (carrier.lapses, now));
                 self.events.push_back(PathEvent::Suspect(*number));
+            }
+            if carrier.take_probe(now) {
+                self.events.push_back(PathEvent::Probe(*number));
             }
             if carrier.turn_dead(now) {
                 self.events.push_back(PathEvent::Dead(*number));
@@ -178,7 +194,10 @@ impl PathChooser {
         let Some((current, carrier)) = current_in_top else {
             self.challenger = None;
             // Nothing answers: moving about would help nobody.
-            let stay = current.filter(|n| top.0 <= Tier::Silent && self.carriers.contains_key(n));
+            let stay = current.filter(|n| {
+                let tier = self.carriers.get(n).map(|c| c.tier(now));
+                top.0 <= Tier::Silent && tier == Some(top.0)
+            });
             return Some(stay.unwrap_or(best));
         };
         let current = *current;
@@ -221,6 +240,7 @@ impl PathChooser {
         }
         // The last direct carrier has just been lost: at once.
         let (at, asked) = self.want_direct.unwrap_or((now, 0));
+        let at = self.last_wanted.map_or(at, |last| at.max(last + WANT_DIRECT_MIN));
         if at > now {
             self.want_direct = Some((at, asked));
             return;
@@ -228,6 +248,7 @@ impl PathChooser {
         let [first, ..] = WANT_DIRECT_GAPS;
         let gap = WANT_DIRECT_GAPS.get(asked).or(WANT_DIRECT_GAPS.last()).copied();
         self.want_direct = Some((now + gap.unwrap_or(first), asked.saturating_add(1)));
+        self.last_wanted = Some(now);
         self.events.push_back(PathEvent::WantDirect);
     }
 }

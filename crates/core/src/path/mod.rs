@@ -9,8 +9,9 @@
 //! data, answered checks. Lost checks alone prove nothing while data flow. Without any sign for
 //! max(3 RTT, 500 ms) while data are outstanding a carrier is *left*: not used as long as there
 //! is a better one, but not closed, because it may come back; it is *dead* only after
-//! [`DEAD_AFTER`]. One that comes back is used again after a hold time that grows each time, so
-//! that a path that flaps does not make the session flap.
+//! [`DEAD_AFTER`]. Half way to being left a carrier is probed, so that a receiver who does not
+//! read is not taken for a dead path. One that comes back repeatedly is used again only after a
+//! hold time that grows, so that a path that flaps does not make the session flap.
 //!
 //! INVARIANTS:
 //! - A silent carrier is never chosen while a live one exists.
@@ -48,12 +49,16 @@ pub const RTT_HYSTERESIS: Duration = Duration::from_millis(5);
 pub const BETTER_FOR: Duration = Duration::from_secs(1);
 /// IPv6 counts as if its round trip were shorter by this: no NAT can forget it.
 pub const V6_PREFERENCE: Duration = Duration::from_millis(2);
-/// A carrier that came back waits this long, doubled each time ...
+/// A left carrier is probed so often, and so brought back once packets pass again.
+pub const PROBE_LEFT: Duration = Duration::from_secs(1);
+/// A carrier that came back for the second time waits this long, doubled each time ...
 pub const HOLD_FIRST: Duration = Duration::from_millis(500);
 /// ... up to this.
 pub const HOLD_MAX: Duration = Duration::from_secs(60);
-/// A carrier that was live for so long is as good as new.
+/// A carrier (or its kind of path) that did not lapse for so long is as good as new.
 pub const TRUSTED_AFTER: Duration = Duration::from_secs(60);
+/// Punching is not asked for more often than this, whatever happens.
+pub const WANT_DIRECT_MIN: Duration = Duration::from_secs(5);
 /// Without a direct carrier, punching is asked for after the first of these, and so on; the last
 /// repeats.
 pub const WANT_DIRECT_GAPS: [Duration; 5] = [
@@ -65,7 +70,7 @@ pub const WANT_DIRECT_GAPS: [Duration; 5] = [
 ];
 
 /// What a carrier goes over.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum CarrierKind {
     /// Straight to the peer.
     Direct {
@@ -106,6 +111,10 @@ pub enum PathEvent {
     /// The carrier does not answer. The agent tells the console (`Move`); the console has
     /// already chosen another if there is one. It is not closed.
     Suspect(CarrierNumber),
+    /// Send a `Ping` record over it: its data wait for an acknowledgement rather long (perhaps
+    /// because their receiver does not read), or it was left. The `Pong` is
+    /// [`Activity::Acknowledged`].
+    Probe(CarrierNumber),
     /// No sign of life for so long that it may be closed.
     Dead(CarrierNumber),
     /// Console only: no direct carrier is live; gather candidates again and punch.

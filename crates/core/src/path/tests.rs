@@ -1,1 +1,390 @@
-//! stub
+//! Rules one by one, and random lives of carriers against what is true of their paths.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use adit_protocol::{ids::CarrierNumber, ticket::Role};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use super::*;
+
+const RELAY: CarrierKind = CarrierKind::Relayed { slot: 0 };
+const BULK: CarrierKind = CarrierKind::Relayed { slot: 1 };
+const V4: CarrierKind = CarrierKind::Direct { family: Family::V4 };
+const V6: CarrierKind = CarrierKind::Direct { family: Family::V6 };
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// A carrier's path as it really is.
+#[derive(Clone, Copy, Debug)]
+struct Truth {
+    kind: CarrierKind,
+    rtt: Duration,
+    jitter_ms: u64,
+    alive_since: Option<Instant>,
+    dead_since: Option<Instant>,
+    /// The peer's program does not read: data are not acknowledged, pings are.
+    stuck: bool,
+}
+
+/// A chooser, and data sent over what it chooses, every 10 ms.
+struct Life {
+    chooser: PathChooser,
+    truth: BTreeMap<u64, Truth>,
+    t0: Instant,
+    now: Instant,
+    rng: StdRng,
+    /// Acknowledgements under way: when, on which, how long it took.
+    acks: Vec<(Instant, u64, Duration)>,
+    events: Vec<PathEvent>,
+    moves: usize,
+    moved_at: Instant,
+    checks: bool,
+    sending: bool,
+}
+
+const TICK: Duration = ms(10);
+
+impl Life {
+    fn new(role: Role, seed: u64) -> Self {
+        let now = Instant::now();
+        Self {
+            chooser: PathChooser::new(role, now),
+            truth: BTreeMap::new(),
+            t0: now,
+            now,
+            rng: StdRng::seed_from_u64(seed),
+            acks: Vec::new(),
+            events: Vec::new(),
+            moves: 0,
+            moved_at: now,
+            checks: true,
+            sending: true,
+        }
+    }
+
+    fn up(&mut self, n: u64, kind: CarrierKind, rtt: u64) {
+        let alive_since = Some(self.now);
+        let (rtt, jitter_ms) = (ms(rtt), 0);
+        let truth = Truth { kind, rtt, jitter_ms, alive_since, dead_since: None, stuck: false };
+        self.truth.insert(n, truth);
+        assert!(self.chooser.handle_carrier_up(CarrierNumber(n), kind, rtt, self.now));
+        self.drain();
+    }
+
+    fn down(&mut self, n: u64) {
+        self.truth.remove(&n);
+        self.chooser.handle_carrier_down(CarrierNumber(n), self.now);
+        self.drain();
+    }
+
+    fn kill(&mut self, n: u64) {
+        let now = self.now;
+        let truth = self.truth.get_mut(&n).unwrap();
+        (truth.alive_since, truth.dead_since) = (None, Some(now));
+        self.acks.retain(|(_, on, _)| *on != n);
+    }
+
+    fn heal(&mut self, n: u64) {
+        let now = self.now;
+        let truth = self.truth.get_mut(&n).unwrap();
+        (truth.alive_since, truth.dead_since) = (Some(now), None);
+    }
+
+    fn used(&self) -> Option<(u64, u64)> {
+        self.chooser.in_use().map(|(a, b)| (a.0, b.0))
+    }
+
+    fn drain(&mut self) {
+        while let Some(event) = self.chooser.poll_event() {
+            match event {
+                PathEvent::Use { .. } => {
+                    self.moves += 1;
+                    self.moved_at = self.now;
+                }
+                PathEvent::Probe(n) => {
+                    self.chooser.handle_activity(n, Activity::Sent, self.now);
+                    self.reply(n.0);
+                }
+                _ => {}
+            }
+            self.events.push(event);
+        }
+    }
+
+    fn reply(&mut self, n: u64) {
+        let Some(truth) = self.truth.get(&n).filter(|t| t.alive_since.is_some()) else { return };
+        let rtt = truth.rtt + ms(self.rng.random_range(0..=2 * truth.jitter_ms));
+        let rtt = rtt.saturating_sub(ms(truth.jitter_ms));
+        self.acks.push((self.now + rtt, n, rtt));
+    }
+
+    fn tick(&mut self) {
+        self.now += TICK;
+        if let Some((n, _)) = self.used().filter(|_| self.sending) {
+            self.chooser.handle_activity(CarrierNumber(n), Activity::Sent, self.now);
+            if self.truth.get(&n).is_some_and(|t| !t.stuck) {
+                self.reply(n);
+            }
+        }
+        let now = self.now;
+        let due: Vec<_> = self.acks.extract_if(.., |(at, ..)| *at <= now).collect();
+        for (_, n, rtt) in due {
+            let outstanding = self.sending && self.used().is_some_and(|(used, _)| used == n);
+            let acknowledged = Activity::Acknowledged { outstanding };
+            self.chooser.handle_rtt(CarrierNumber(n), rtt, now);
+            self.chooser.handle_activity(CarrierNumber(n), acknowledged, now);
+        }
+        if self.checks && (now - self.t0).as_millis().is_multiple_of(1000) {
+            for (n, truth) in &self.truth {
+                if matches!(truth.kind, CarrierKind::Direct { .. }) {
+                    let n = CarrierNumber(*n);
+                    self.chooser.handle_check(n, truth.alive_since.is_some(), now);
+                }
+            }
+        }
+        if self.chooser.poll_timeout().is_some_and(|at| at <= now) {
+            self.chooser.handle_timeout(now);
+            assert!(self.chooser.poll_timeout().is_none_or(|at| at > now), "busy loop");
+        }
+        self.drain();
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.tick();
+        }
+    }
+}
+
+#[test]
+fn direct_takes_over_and_relay_takes_back_in_time() {
+    let mut life = Life::new(Role::Console, 1);
+    life.up(1, RELAY, 20);
+    life.up(2, BULK, 20);
+    assert_eq!(life.used(), Some((1, 2)));
+    life.run(ms(300));
+    life.up(3, V4, 80);
+    assert_eq!(life.used(), Some((3, 3)), "direct before relayed, at once");
+    life.run(ms(2000));
+    life.kill(3);
+    life.run(ms(490));
+    assert_eq!(life.used(), Some((3, 3)), "not before 500 ms");
+    life.run(ms(100));
+    assert_eq!(life.used(), Some((1, 2)));
+    assert!(life.events.contains(&PathEvent::Suspect(CarrierNumber(3))));
+    assert!(life.events.contains(&PathEvent::WantDirect));
+    assert!(!life.events.contains(&PathEvent::Dead(CarrierNumber(3))));
+    life.heal(3);
+    life.run(ms(1200));
+    assert_eq!(life.used(), Some((3, 3)), "left is not closed: it came back");
+    life.kill(3);
+    life.run(ms(32_000));
+    assert!(life.events.contains(&PathEvent::Dead(CarrierNumber(3))));
+    life.down(3);
+    life.down(1);
+    assert_eq!(life.used(), Some((2, 2)));
+    life.down(2);
+    assert_eq!(life.events.last(), Some(&PathEvent::Stranded));
+}
+
+#[test]
+fn lost_checks_do_not_demote_while_data_flow() {
+    let mut life = Life::new(Role::Console, 2);
+    life.up(1, RELAY, 20);
+    life.up(2, V4, 30);
+    life.checks = false;
+    for _ in 0..60 {
+        life.chooser.handle_check(CarrierNumber(2), false, life.now);
+        life.run(ms(500));
+    }
+    assert_eq!((life.used(), life.moves), (Some((2, 2)), 2));
+    // Without data they are all there is to go by.
+    life.sending = false;
+    life.run(ms(2500));
+    life.chooser.handle_check(CarrierNumber(2), false, life.now);
+    life.run(ms(100));
+    assert_eq!(life.used(), Some((1, 1)));
+}
+
+#[test]
+fn a_receiver_that_does_not_read_is_not_a_dead_path() {
+    let mut life = Life::new(Role::Console, 3);
+    life.up(1, RELAY, 160);
+    life.up(2, V4, 160);
+    life.truth.get_mut(&2).unwrap().stuck = true;
+    life.run(Duration::from_secs(30));
+    assert_eq!((life.used(), life.moves), (Some((2, 2)), 2));
+    let probes = life.events.iter().filter(|e| matches!(e, PathEvent::Probe(_))).count();
+    assert!((10..=130).contains(&probes), "{probes}");
+}
+
+#[test]
+fn one_direction_dead_is_left_too() {
+    let mut life = Life::new(Role::Console, 4);
+    life.up(1, RELAY, 20);
+    life.up(2, V4, 30);
+    life.run(ms(1000));
+    life.kill(2);
+    for _ in 0..250 {
+        life.chooser.handle_activity(CarrierNumber(2), Activity::Received, life.now);
+        life.tick();
+    }
+    assert_eq!(life.used(), Some((1, 1)));
+}
+
+#[test]
+fn jitter_between_equal_paths_moves_nothing_and_a_better_path_wins() {
+    for seed in 0..20 {
+        let mut life = Life::new(Role::Console, seed);
+        life.up(1, V4, 30);
+        life.up(2, V6, 30);
+        life.up(3, V4, 30);
+        for n in 1..=3 {
+            life.truth.get_mut(&n).unwrap().jitter_ms = 5;
+        }
+        for _ in 0..600 {
+            for n in 1..=3 {
+                let sample = ms(life.rng.random_range(25..=35));
+                life.chooser.handle_rtt(CarrierNumber(n), sample, life.now);
+            }
+            life.run(ms(100));
+        }
+        assert_eq!((life.used(), life.moves), (Some((1, 1)), 1), "seed {seed}");
+        for _ in 0..40 {
+            life.chooser.handle_rtt(CarrierNumber(2), ms(15), life.now);
+            life.run(ms(100));
+        }
+        assert_eq!((life.used(), life.moves), (Some((2, 2)), 2), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_flapping_path_is_used_less_and_less() {
+    let mut life = Life::new(Role::Console, 5);
+    life.up(1, RELAY, 20);
+    life.up(2, V4, 30);
+    for _ in 0..60 {
+        life.run(ms(1000));
+        life.kill(2);
+        life.run(ms(1000));
+        life.heal(2);
+    }
+    assert!(life.moves < 20, "{} moves in 2 minutes", life.moves);
+    life.run(Duration::from_secs(61));
+    assert_eq!(life.used(), Some((2, 2)), "but it is forgiven");
+}
+
+#[test]
+fn new_carriers_over_a_flapping_path_do_not_flap_either() {
+    let mut life = Life::new(Role::Console, 6);
+    life.up(1, RELAY, 20);
+    for n in 2..62 {
+        life.up(n, V4, 30);
+        life.run(ms(1000));
+        life.kill(n);
+        life.run(ms(1000));
+        life.down(n);
+    }
+    assert!(life.moves < 20, "{} moves in 2 minutes", life.moves);
+    let wants = life.events.iter().filter(|e| **e == PathEvent::WantDirect).count();
+    assert!(wants <= 25, "{wants}");
+}
+
+#[test]
+fn the_agent_suspects_but_does_not_choose() {
+    let mut life = Life::new(Role::Agent, 7);
+    life.up(1, RELAY, 20);
+    life.up(2, V4, 30);
+    life.chooser.handle_activity(CarrierNumber(2), Activity::Sent, life.now);
+    life.kill(2);
+    life.run(ms(600));
+    let two = CarrierNumber(2);
+    assert_eq!(life.events, [PathEvent::Probe(two), PathEvent::Suspect(two)]);
+    // The console believes it, if it has another.
+    let mut life = Life::new(Role::Console, 8);
+    life.up(2, V4, 30);
+    life.chooser.handle_suspect(CarrierNumber(2), life.now);
+    assert_eq!(life.used(), Some((2, 2)));
+    life.up(1, RELAY, 20);
+    life.chooser.handle_suspect(CarrierNumber(2), life.now);
+    assert_eq!(life.used(), Some((1, 1)));
+}
+
+#[test]
+fn asks_for_punching_at_growing_intervals() {
+    let mut life = Life::new(Role::Console, 9);
+    life.up(1, RELAY, 20);
+    life.run(Duration::from_secs(1200));
+    let wants = life.events.iter().filter(|e| **e == PathEvent::WantDirect).count();
+    assert!((5..=8).contains(&wants), "{wants}");
+}
+
+/// Longest that data may wait on a dead path while another is known to work.
+fn limit(truth: &Truth) -> Duration {
+    let rtt = truth.rtt + ms(truth.jitter_ms);
+    ms(500).max(rtt * 3) + rtt + TICK * 2
+}
+
+fn random_life(seed: u64) {
+    let mut life = Life::new(Role::Console, seed);
+    let mut next = 1;
+    for step in 0..1500 {
+        match life.rng.random_range(0..120) {
+            0 | 1 if life.truth.len() < 6 => {
+                let kind = [RELAY, BULK, V4, V6][life.rng.random_range(0..4)];
+                let rtt = life.rng.random_range(1..300);
+                life.up(next, kind, rtt);
+                life.truth.get_mut(&next).unwrap().jitter_ms = life.rng.random_range(0..5).min(rtt);
+                next += 1;
+            }
+            action @ 2..=6 if !life.truth.is_empty() => {
+                let at = life.rng.random_range(0..life.truth.len());
+                let n = *life.truth.keys().nth(at).unwrap();
+                match action {
+                    2 => life.down(n),
+                    3 | 4 if life.truth[&n].dead_since.is_none() => life.kill(n),
+                    _ if life.truth[&n].dead_since.is_some() => life.heal(n),
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+        life.tick();
+        let Some((used, bulk)) = life.used() else {
+            assert!(life.truth.is_empty(), "seed {seed} step {step}: nothing chosen");
+            continue;
+        };
+        assert!(life.truth.contains_key(&bulk), "seed {seed} step {step}: bulk is closed");
+        let truth = life.truth.get(&used);
+        let truth = truth.unwrap_or_else(|| panic!("seed {seed} step {step}: chosen is closed"));
+        let Some(dead_since) = truth.dead_since else { continue };
+        // Each dead one has its time to be found out.
+        let over = life.now - dead_since.max(life.moved_at) > limit(truth);
+        // Alive so long that it must be known, held or not: probes come every second.
+        let alternative = life
+            .truth
+            .iter()
+            .find(|(_, t)| t.alive_since.is_some_and(|at| life.now - at > ms(1500) + t.rtt * 2));
+        if over {
+            assert_eq!(
+                alternative.map(|(n, _)| n),
+                None,
+                "seed {seed} step {step}: {used} is dead: {:#?}",
+                life.truth
+            );
+        }
+    }
+}
+
+#[test]
+fn never_stays_on_a_dead_carrier_while_another_lives() {
+    for seed in 0..300 {
+        random_life(seed);
+    }
+}

@@ -30,6 +30,8 @@ const ROUND_GAPS: [Duration; 7] = [
     LAST_ROUND_GAP,
 ];
 const LAST_ROUND_GAP: Duration = Duration::from_secs(300);
+/// Rounds of a pair that fell silent, until its consent is over.
+const SILENT_ROUND_GAP: Duration = Duration::from_secs(3);
 /// Rounds after which other addresses are left alone if one of them works.
 const ROUNDS_BESIDE_A_PATH: u32 = 2;
 /// After so many rounds punching counts as exhausted.
@@ -134,7 +136,7 @@ impl Pair {
         }
     }
 
-    /// Since when a check is due; `None` if not at `now`.
+    /// Whether a check is due.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.triggered || self.next_at <= now
     }
@@ -163,12 +165,13 @@ impl Pair {
         true
     }
 
-    /// Whether consent is over; then it is an address like any other.
+    /// Whether consent is over.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
         let over =
             self.verified.as_ref().is_some_and(|v| v.silent && now >= v.confirmed + CONSENT_EXPIRY);
         if over {
             self.verified = None;
+            self.round = 0; // an address like any other
         }
         over
     }
@@ -240,6 +243,9 @@ impl Pair {
     }
 
     fn round_gap(&self, beside_a_path: bool) -> Duration {
+        if self.verified.is_some() {
+            return SILENT_ROUND_GAP;
+        }
         if beside_a_path && self.round >= ROUNDS_BESIDE_A_PATH {
             return LAST_ROUND_GAP;
         }
