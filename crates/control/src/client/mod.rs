@@ -1,0 +1,298 @@
+//! The side that dials: agents, consoles and relays.
+//!
+//! [`connect`] makes one connection; [`Persistent`] keeps one up. The mediator's keys are
+//! accepted only under the root that the TLS handshake proved.
+
+mod persistent;
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use adit_net::{
+    identity::DeviceIdentity,
+    proxy::{DialError, Dialer, parse_host_port},
+    tls::{TlsError, Trust, connect_control},
+};
+use adit_protocol::{
+    code::failure as codes,
+    keys::{KeyCert, KeyError, PublicKey, Purpose},
+    limits::KEEPALIVE_IDLE,
+    wire::{self, Failure, frame::Body},
+};
+use futures_util::future::join_all;
+
+pub use persistent::{DownReason, Event, Persistent};
+
+use crate::{CloseReason, Incoming, MediatorClock, Options, Peer, RequestError, start};
+
+/// Port of a mediator unless another is given.
+pub const DEFAULT_PORT: u16 = 443;
+/// Time for one host: dialling, TLS, and the answer to `Hello`.
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bounds of the keepalive interval that a mediator may set.
+const KEEPALIVE_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// Whom to call and what to say.
+#[derive(Debug, Clone)]
+pub struct ConnectConfig {
+    /// Mediator addresses, `host` or `host:port`, tried in this order.
+    pub hosts: Vec<String>,
+    /// Whom to believe.
+    pub trust: Trust,
+    /// Who we are.
+    pub identity: Arc<DeviceIdentity>,
+    /// The way out.
+    pub dialer: Dialer,
+    /// The first request.
+    pub hello: wire::Hello,
+    /// Requests sent right behind it, in the same flight.
+    pub pipelined: Vec<Body>,
+    /// Time for one host.
+    pub timeout: Duration,
+}
+
+/// The mediator's certified keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MediatorKeys {
+    /// Signs grants and leases.
+    pub grant: PublicKey,
+    /// Signs relay tickets.
+    pub ticket: PublicKey,
+    /// Signs tree heads.
+    pub log: PublicKey,
+}
+
+impl MediatorKeys {
+    /// The newest key of each purpose that `root` certified for `now_ms`.
+    pub fn open(root: PublicKey, certs: &[wire::Signed], now_ms: u64) -> Result<Self, KeyError> {
+        let newest = |purpose| {
+            certs
+                .iter()
+                .filter_map(|signed| KeyCert::open(root, purpose, signed).ok())
+                .filter(|cert| cert.check_time(now_ms).is_ok())
+                .max_by_key(|cert| cert.not_before_ms)
+                .map(|cert| cert.key)
+                .ok_or(KeyError::WrongPurpose)
+        };
+        Ok(Self {
+            grant: newest(Purpose::Grant)?,
+            ticket: newest(Purpose::Ticket)?,
+            log: newest(Purpose::Log)?,
+        })
+    }
+}
+
+/// Drives one connection until it ends; the caller owns it.
+pub type Driver = Pin<Box<dyn Future<Output = CloseReason> + Send>>;
+
+/// A connection that was welcomed.
+#[derive(Debug)]
+pub struct Connected {
+    /// For requests and pushes.
+    pub peer: Peer,
+    /// What the mediator asks and tells.
+    pub incoming: Incoming,
+    /// The mediator's welcome.
+    pub welcome: wire::Welcome,
+    /// Its keys, certified by the root.
+    pub keys: MediatorKeys,
+    /// Its time.
+    pub clock: MediatorClock,
+    /// Answers to the pipelined requests, in their order.
+    pub replies: Vec<Result<Body, RequestError>>,
+    /// The entry of `hosts` that answered.
+    pub host: String,
+    /// Its address; unknown behind a proxy.
+    pub remote: Option<SocketAddr>,
+    /// Whether a proxy is in between.
+    pub via_proxy: bool,
+    /// The installation's root key.
+    pub root: PublicKey,
+}
+
+/// Why no mediator welcomed us.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No host is configured.
+    #[error("no mediator address is configured")]
+    NoHost,
+    /// A host is not `host:port`.
+    #[error("mediator address {0}")]
+    InvalidHost(#[from] adit_net::proxy::InvalidHostPort),
+    /// No TCP connection.
+    #[error("mediator {host}: {error}")]
+    Dial {
+        /// Which.
+        host: String,
+        /// Why.
+        error: DialError,
+    },
+    /// No TLS, or not with whom we trust.
+    #[error("mediator {host}: {error}")]
+    Tls {
+        /// Which.
+        host: String,
+        /// Why.
+        error: TlsError,
+    },
+    /// The mediator said no.
+    #[error("mediator {host} refused: {}", failure.message)]
+    Refused {
+        /// Which.
+        host: String,
+        /// What it said.
+        failure: Failure,
+    },
+    /// The connection ended before the welcome.
+    #[error("mediator {host}: {reason}")]
+    Closed {
+        /// Which.
+        host: String,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// No answer in time.
+    #[error("mediator {host} did not answer within {} s", timeout.as_secs())]
+    Timeout {
+        /// Which.
+        host: String,
+        /// How long we waited.
+        timeout: Duration,
+    },
+    /// The answer to `Hello` is not what the root vouches for.
+    #[error("mediator {host} presents keys that its root does not certify: {error}")]
+    Keys {
+        /// Which.
+        host: String,
+        /// Why.
+        error: KeyError,
+    },
+    /// The answer to `Hello` is none.
+    #[error("mediator {host} did not answer hello with a welcome")]
+    NoWelcome {
+        /// Which.
+        host: String,
+    },
+}
+
+impl ConnectError {
+    /// Will trying again soon not help? Somebody has to enrol again, or change a setting.
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            Self::NoHost | Self::InvalidHost(_) | Self::Keys { .. } => true,
+            Self::Tls { error, .. } => {
+                matches!(error, TlsError::UnknownRoot { .. } | TlsError::Key(_))
+            }
+            Self::Refused { failure, .. } => matches!(
+                failure.code.as_str(),
+                codes::NOT_ENROLLED | codes::NOT_LOGGED_IN | codes::UNSUPPORTED_VERSION
+            ),
+            _ => false,
+        }
+    }
+
+    /// What the mediator said, if it said something.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Refused { failure, .. } => Some(failure),
+            _ => None,
+        }
+    }
+}
+
+/// Connects to the first host that welcomes us. The second value drives the connection and must
+/// be polled from now on.
+pub async fn connect(config: &ConnectConfig) -> Result<(Connected, Driver), ConnectError> {
+    let mut worst = ConnectError::NoHost;
+    for host in &config.hosts {
+        let attempt = tokio::time::timeout(config.timeout, connect_one(config, host)).await;
+        let error = match attempt {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => error,
+            Err(_) => ConnectError::Timeout { host: host.clone(), timeout: config.timeout },
+        };
+        // What tells most: a refusal or a wrong key rather than a host that is down.
+        if matches!(worst, ConnectError::NoHost) || error.is_fatal() && !worst.is_fatal() {
+            worst = error;
+        }
+    }
+    Err(worst)
+}
+
+async fn connect_one(
+    config: &ConnectConfig,
+    host: &str,
+) -> Result<(Connected, Driver), ConnectError> {
+    let (name, port) = parse_host_port(host, DEFAULT_PORT)?;
+    let dialed = config
+        .dialer
+        .dial(&name, port, config.timeout)
+        .await
+        .map_err(|error| ConnectError::Dial { host: host.to_owned(), error })?;
+    let (stream, info) =
+        connect_control(dialed.stream, &name, config.trust, &config.identity.signing)
+            .await
+            .map_err(|error| ConnectError::Tls { host: host.to_owned(), error })?;
+    let (peer, incoming, driver) = start(stream, Options::client());
+    let mut driver: Driver = Box::pin(driver);
+
+    let (welcome, replies) = say_hello(config, host, &peer, &mut driver).await?;
+    let clock = MediatorClock::new(welcome.now_ms, Instant::now());
+    let not_certified = |error| ConnectError::Keys { host: host.to_owned(), error };
+    let root = info.root.ok_or(KeyError::InvalidKey).map_err(not_certified)?;
+    let keys =
+        MediatorKeys::open(root, &welcome.key_certs, welcome.now_ms).map_err(not_certified)?;
+    peer.set_keepalive(match welcome.keepalive_ms {
+        0 => KEEPALIVE_IDLE,
+        ms => Duration::from_millis(ms.into()).clamp(KEEPALIVE_BOUNDS.0, KEEPALIVE_BOUNDS.1),
+    });
+    let connected = Connected {
+        peer,
+        incoming,
+        welcome,
+        keys,
+        clock,
+        replies,
+        host: host.to_owned(),
+        remote: dialed.remote,
+        via_proxy: dialed.via_proxy,
+        root,
+    };
+    Ok((connected, driver))
+}
+
+async fn say_hello(
+    config: &ConnectConfig,
+    host: &str,
+    peer: &Peer,
+    driver: &mut Driver,
+) -> Result<(wire::Welcome, Vec<Result<Body, RequestError>>), ConnectError> {
+    let ask = |body: &Body| peer.request(body.clone(), config.timeout);
+    let hello = Body::Hello(config.hello.clone());
+    // Polled in this order, so that `Hello` is the first in the queue and all leave together.
+    let flight = async {
+        tokio::try_join!(biased; ask(&hello), async {
+            Ok(join_all(config.pipelined.iter().map(ask)).await)
+        })
+    };
+    tokio::pin!(flight);
+    let (answers, ended) = tokio::select! {
+        biased;
+        answers = &mut flight => (answers, None),
+        // Whoever waits is told so when the driver ends; an answer may have come just before.
+        reason = driver => (flight.await, Some(reason)),
+    };
+    match (answers, ended) {
+        (Err(RequestError::Failed(failure)), _) => {
+            Err(ConnectError::Refused { host: host.to_owned(), failure })
+        }
+        (_, Some(reason)) => Err(ConnectError::Closed { host: host.to_owned(), reason }),
+        (Ok((Body::Welcome(welcome), replies)), None) => Ok((welcome, replies)),
+        _ => Err(ConnectError::NoWelcome { host: host.to_owned() }),
+    }
+}
