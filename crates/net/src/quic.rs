@@ -8,7 +8,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use adit_protocol::limits::MAX_CHANNELS_PER_SESSION;
 use quinn::{
     ClientConfig, Connecting, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig,
-    ServerConfig, TokioRuntime, TransportConfig, VarInt, congestion::CubicConfig,
+    ServerConfig, TokioRuntime, TransportConfig, ValidationTokenConfig, VarInt,
+    congestion::CubicConfig,
 };
 use tokio::time::timeout;
 
@@ -167,7 +168,11 @@ impl Drop for QuicEndpoint {
 const SERVER_NAME: &str = "adit.invalid";
 
 fn restrict(mut config: ServerConfig, transport: Arc<TransportConfig>) -> ServerConfig {
+    // Address tokens have no use where addresses are proved before the first packet.
+    let mut tokens = ValidationTokenConfig::default();
+    tokens.sent(0);
     config
+        .validation_token_config(tokens)
         .transport_config(transport)
         .migration(false)
         .max_incoming(MAX_INCOMING)

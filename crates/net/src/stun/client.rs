@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::codec::{StunClass, StunPacket, encode_binding_request};
+use crate::udp::normalise;
 
 /// First wait for an answer; RFC 8489 §6.2.1 has 500 ms, which is longer than a session may take
 /// to open. Requests are 20 bytes: an early repetition costs nothing.
@@ -88,7 +89,8 @@ impl StunClient {
     /// Asks `servers` (the first [`MAX_SERVERS`]); `random` gives the transaction ids, which must
     /// be unpredictable.
     pub fn new(servers: &[SocketAddr], mut random: impl FnMut() -> [u8; 12], now: Instant) -> Self {
-        let servers: BTreeSet<_> = servers.iter().take(MAX_SERVERS).copied().collect();
+        let servers: BTreeSet<_> =
+            servers.iter().take(MAX_SERVERS).copied().map(normalise).collect();
         let mut client =
             Self { transactions: Vec::new(), transmits: VecDeque::new(), events: VecDeque::new() };
         for server in servers {

@@ -287,4 +287,5 @@ fn nibble(digit: u8) -> Option<u8> {
 
 #[cfg(test)]
 #[path = "codec_tests.rs"]
+#[expect(clippy::cast_possible_truncation, reason = "test data")]
 mod tests;

@@ -6,10 +6,7 @@ use stun_rs::{
     attributes::stun::{Fingerprint, MessageIntegritySha256},
 };
 
-use super::{
-    super::{verify_integrity, *},
-    *,
-};
+use super::{super::verify_integrity, *};
 
 const ID: [u8; 12] = *b"transaction!";
 const TAG: [u8; 16] = [0xA5; 16];

@@ -96,6 +96,7 @@ impl Bucket {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "test data")]
 mod tests {
     use super::*;
 

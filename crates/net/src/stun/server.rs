@@ -37,6 +37,8 @@ const BUFFERS: usize = 4;
 const BUFFER_LEN: usize = 65_535;
 /// Kernel buffers asked for: a burst of requests from a fleet that reconnects.
 const SOCKET_BUFFER: usize = 1024 * 1024;
+/// XOR-MAPPED-ADDRESS and RESPONSE-ORIGIN for IPv4: shorter requests are plain ones.
+const SMALLEST_BEHAVIOUR_ANSWER: usize = 44;
 /// A socket that fails this often in a row is given up.
 const MAX_RECEIVE_ERRORS: u32 = 100;
 
@@ -123,7 +125,7 @@ impl StunSockets {
             .partner(index, Change { ip: true, port: true })
             .and_then(|other| self.address_of(other, None));
         let id = packet.transaction_id;
-        if request.len() >= 48 {
+        if request.len() >= SMALLEST_BEHAVIOUR_ANSWER {
             let answer = encode_behaviour_response(id, from, origin, other);
             if answer.len() <= request.len() {
                 return Some((via, answer));

@@ -77,6 +77,11 @@ impl Hold {
         self.released.pop_front()
     }
 
+    #[cfg(test)]
+    pub(super) fn addresses(&self) -> usize {
+        self.kept.len()
+    }
+
     pub(super) fn has_released(&self) -> bool {
         !self.released.is_empty()
     }

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use quinn::{
     AsyncUdpSocket, Runtime as _, TokioRuntime, UdpPoller,
-    udp::{RecvMeta, Transmit},
+    udp::{RecvMeta, Transmit, UdpSocketState},
 };
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::mpsc;
@@ -68,6 +68,9 @@ pub struct Dropped {
 /// [`QuicEndpoint`](crate::quic::QuicEndpoint) on it nothing arrives.
 pub struct DemuxSocket {
     inner: Arc<dyn AsyncUdpSocket>,
+    /// The same socket, for STUN: tokio refuses to send on a socket until its reactor has looked
+    /// at it once, and the first check of a session must not wait for its repetition.
+    direct: (std::net::UdpSocket, UdpSocketState),
     local: SocketAddr,
     stun: mpsc::Sender<StunDatagram>,
     /// How many holders each address has: two sessions may share one peer address.
@@ -98,16 +101,20 @@ impl DemuxSocket {
         socket: std::net::UdpSocket,
     ) -> io::Result<(Arc<Self>, mpsc::Receiver<StunDatagram>)> {
         raise_buffers(&socket);
-        Self::from_socket(TokioRuntime.wrap_udp_socket(socket)?)
+        let direct = socket.try_clone()?;
+        Self::from_parts(TokioRuntime.wrap_udp_socket(socket)?, direct)
     }
 
-    fn from_socket(
+    fn from_parts(
         inner: Arc<dyn AsyncUdpSocket>,
+        direct: std::net::UdpSocket,
     ) -> io::Result<(Arc<Self>, mpsc::Receiver<StunDatagram>)> {
         let local = inner.local_addr()?;
         let (stun, stun_queue) = mpsc::channel(STUN_QUEUE);
+        let state = UdpSocketState::new((&direct).into())?;
         let socket = Self {
             inner,
+            direct: (direct, state),
             local,
             stun,
             admitted: RwLock::default(),
@@ -181,7 +188,8 @@ impl DemuxSocket {
             segment_size: None,
             src_ip: from,
         };
-        match self.inner.try_send(&transmit) {
+        let (socket, state) = &self.direct;
+        match state.try_send(socket.into(), &transmit) {
             Ok(()) => true,
             Err(error) => {
                 trace!(%error, %to, "STUN message not sent");
@@ -196,6 +204,11 @@ impl DemuxSocket {
             stun: self.dropped_stun.load(Ordering::Relaxed),
             dark: self.dropped_dark.load(Ordering::Relaxed),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.hold().addresses()
     }
 
     /// Takes STUN out of a receive, and all of it if the sender is not admitted.
@@ -240,12 +253,14 @@ impl DemuxSocket {
         }
         let mut hold = self.hold();
         let mut count = 0;
-        for (buffer, meta) in bufs.iter_mut().zip(metas.iter_mut()) {
+        let mut slots = bufs.iter_mut().zip(metas.iter_mut()).peekable();
+        while let Some((buffer, meta)) = slots.peek_mut() {
             let Some(Held { packet, meta: held }) = hold.next_released() else { break };
             let Some(space) = buffer.get_mut(..packet.len()) else { continue };
             space.copy_from_slice(&packet);
-            *meta = held;
+            **meta = held;
             count += 1;
+            slots.next();
         }
         self.released.store(hold.has_released(), Ordering::Release);
         count
@@ -378,4 +393,5 @@ fn raise_buffers(socket: &std::net::UdpSocket) {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "test data")]
 mod tests;

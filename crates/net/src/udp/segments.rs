@@ -37,6 +37,7 @@ pub fn split_segments(buffer: &mut [u8], meta: &mut RecvMeta, mut stun: impl FnM
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "test data")]
 mod tests {
     use super::*;
     use crate::stun::{encode_binding_request, encode_check};

@@ -7,9 +7,12 @@ use quinn::udp::EcnCodepoint;
 use super::*;
 use crate::stun::{encode_binding_request, encode_check, parse};
 
+/// Sender, bytes, stride.
+type Receive = io::Result<(SocketAddr, Vec<u8>, usize)>;
+
 /// A socket whose receives are scripted.
 #[derive(Debug, Default)]
-struct Scripted(Mutex<VecDeque<io::Result<(SocketAddr, Vec<u8>, usize)>>>);
+struct Scripted(Mutex<VecDeque<Receive>>);
 
 #[derive(Debug)]
 struct Ready;
@@ -48,6 +51,11 @@ impl AsyncUdpSocket for Scripted {
     }
 }
 
+fn scripted(script: &Arc<Scripted>) -> (Arc<DemuxSocket>, mpsc::Receiver<StunDatagram>) {
+    let direct = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    DemuxSocket::from_parts(script.clone(), direct).unwrap()
+}
+
 fn peer() -> SocketAddr {
     "192.0.2.7:40000".parse().unwrap()
 }
@@ -56,8 +64,10 @@ fn mapped_peer() -> SocketAddr {
     "[::ffff:192.0.2.7]:40000".parse().unwrap()
 }
 
+type Seen = (RecvMeta, Vec<u8>);
+
 /// What quinn would see of the next receive, or `None` if it has to wait.
-fn receive(socket: &DemuxSocket) -> Option<io::Result<Vec<(RecvMeta, Vec<u8>)>>> {
+fn receive(socket: &DemuxSocket) -> Option<io::Result<Vec<Seen>>> {
     let mut space = [vec![0; 4096], vec![0; 4096]];
     let mut metas = [RecvMeta::default(); 2];
     let [a, b] = &mut space;
@@ -73,7 +83,7 @@ fn receive(socket: &DemuxSocket) -> Option<io::Result<Vec<(RecvMeta, Vec<u8>)>>>
 #[test]
 fn mixed_receives_are_sorted_and_strangers_wait() {
     let script = Arc::new(Scripted::default());
-    let (socket, mut stun) = DemuxSocket::from_socket(script.clone()).unwrap();
+    let (socket, mut stun) = scripted(&script);
     let check = encode_check([1; 12], &[2; 16], &[3; 32], 4);
     let quic = |n: u8| vec![0x40 | n; check.len()];
     let mixed = [quic(1), check.clone(), quic(2), check.clone()].concat();
@@ -107,7 +117,7 @@ fn mixed_receives_are_sorted_and_strangers_wait() {
 #[test]
 fn an_address_stays_admitted_until_its_last_holder_leaves() {
     let script = Arc::new(Scripted::default());
-    let (socket, _stun) = DemuxSocket::from_socket(script).unwrap();
+    let (socket, _stun) = scripted(&script);
     socket.revoke(peer());
     assert!(socket.admit(peer()) && socket.admit(mapped_peer()));
     socket.revoke(peer());
@@ -123,7 +133,7 @@ fn an_address_stays_admitted_until_its_last_holder_leaves() {
 #[test]
 fn errors_of_the_network_end_nothing() {
     let script = Arc::new(Scripted::default());
-    let (socket, _stun) = DemuxSocket::from_socket(script.clone()).unwrap();
+    let (socket, _stun) = scripted(&script);
     assert!(socket.admit(peer()));
     for kind in [
         io::ErrorKind::ConnectionRefused,
@@ -144,13 +154,14 @@ fn errors_of_the_network_end_nothing() {
         src_ip: None,
     };
     assert!(AsyncUdpSocket::try_send(&*socket, &transmit).is_ok());
-    assert!(!socket.send_stun(peer(), &[0; 20]));
+    // This one is bound to IPv4.
+    assert!(!socket.send_stun("[2001:db8::1]:9".parse().unwrap(), &[0; 20]));
 }
 
 #[test]
 fn a_stun_flood_is_dropped_not_queued_without_end() {
     let script = Arc::new(Scripted::default());
-    let (socket, mut stun) = DemuxSocket::from_socket(script.clone()).unwrap();
+    let (socket, mut stun) = scripted(&script);
     for _ in 0..STUN_QUEUE + 10 {
         script.0.lock().unwrap().push_back(Ok((peer(), encode_binding_request([1; 12]), 20)));
     }
