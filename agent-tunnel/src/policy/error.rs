@@ -1,0 +1,55 @@
+//! Why a policy file is not accepted, and why a policy says no. Texts of denials reach consoles
+//! and the audit: they say what was refused, and nothing else about the policy.
+
+use std::net::IpAddr;
+
+use adit_protocol::{keys::Fingerprint, target::Target};
+
+/// Why `policy.toml` is not in force.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// It cannot be read as a policy.
+    #[error("line {line}: {reason}")]
+    Invalid {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// It cannot be read at all.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+/// Why something is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denial {
+    /// `[trust].consoles` does not name the console.
+    #[error("the endpoint owner does not trust the console {0}")]
+    Console(Fingerprint),
+    /// No entry names the target.
+    #[error("the endpoint owner's policy does not allow {0:?}")]
+    Unlisted(Target),
+    /// The target leads to an address that must be named by itself (requirement R15).
+    #[error("the endpoint owner's policy does not name {1}, to which {0:?} leads, by its address")]
+    Special(Target, IpAddr),
+    /// The entry that names the target does so at other hours.
+    #[error("the endpoint owner's policy does not allow {0:?} at this hour")]
+    Hours(Target),
+    /// The entry wants the consent of a person, who cannot be asked.
+    #[error("{0:?} needs the consent of the person at the computer, who cannot be asked yet")]
+    Consent(Target),
+}
+
+impl Denial {
+    /// Short stable name of the rule, for audit records.
+    pub fn rule(&self) -> &'static str {
+        match self {
+            Self::Console(_) => "trust.consoles",
+            Self::Unlisted(_) => "not_allowed",
+            Self::Special(..) => "special_address",
+            Self::Hours(_) => "hours",
+            Self::Consent(_) => "consent",
+        }
+    }
+}
