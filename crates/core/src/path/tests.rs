@@ -225,6 +225,22 @@ fn a_receiver_that_does_not_read_is_not_a_dead_path() {
 }
 
 #[test]
+fn answered_checks_do_not_bring_back_a_connection_that_is_stuck() {
+    // The NAT gave this end another address: the pair works, the old connection never will.
+    let mut life = Life::new(Role::Console, 10);
+    life.up(1, RELAY, 20);
+    life.up(2, V4, 30);
+    life.run(ms(1000));
+    life.kill(2);
+    life.checks = false;
+    for _ in 0..40 {
+        life.run(ms(500));
+        life.chooser.handle_check(CarrierNumber(2), true, life.now);
+    }
+    assert_eq!((life.used(), life.moves), (Some((1, 1)), 3));
+}
+
+#[test]
 fn one_direction_dead_is_left_too() {
     let mut life = Life::new(Role::Console, 4);
     life.up(1, RELAY, 20);

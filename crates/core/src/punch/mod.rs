@@ -11,6 +11,9 @@
 //!   junk addresses of one class delays the best of another. What the peer was heard from is first.
 //! - A *round* is at most [`CHECKS_PER_ROUND`] checks at growing gaps; rounds follow each other at
 //!   growing gaps as long as the session lives, and start afresh when the network changes.
+//! - Candidates announced again start the rounds anew, at most every [`REANNOUNCE_GAP`]. So an end
+//!   that begins seconds after its candidates were sent, or that wants to try again, announces
+//!   them again: both ends then send at the same time, which some NATs need.
 //! - A request from an address that is not verified yet makes the next check go there.
 //! - Answered pairs are checked on for liveness, round trip and the NAT's memory; silence is
 //!   reported quickly, consent (RFC 7675) ends after [`CONSENT_EXPIRY`].

@@ -19,11 +19,15 @@ const MAX_OUTSTANDING: usize = (CHECKS_PER_ROUND + TRIGGERED_PER_ROUND) as usize
 const OUTSTANDING_LIFE: Duration = Duration::from_secs(5);
 /// No triggered check if another went there so recently.
 const TRIGGER_SPACING: Duration = Duration::from_millis(20);
-/// Rounds of a pair that never answered start at these gaps; the last one repeats.
-const ROUND_GAPS: [Duration; 7] = [
+/// Rounds of a pair that never answered start at these gaps; the last one repeats. Dense for some
+/// seconds: with some NATs only one end's packets get through, and only after the other began.
+const ROUND_GAPS: [Duration; 10] = [
     Duration::from_millis(1500),
+    Duration::from_millis(1500),
+    Duration::from_secs(2),
     Duration::from_secs(3),
-    Duration::from_secs(10),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
     Duration::from_secs(30),
     Duration::from_secs(60),
     Duration::from_secs(120),
@@ -123,7 +127,7 @@ impl Pair {
         if self.is_live() || self.triggered {
             return;
         }
-        let resting = self.sent >= CHECKS_PER_ROUND && !self.triggered;
+        let resting = self.sent >= CHECKS_PER_ROUND;
         let [first_gap, ..] = ROUND_GAPS;
         if resting && now >= self.round_started + first_gap {
             self.next_at = self.next_at.min(now); // the next round, early: somebody is there
