@@ -170,6 +170,7 @@ async fn a_real_client_that_is_not_admitted_gets_no_handshake() {
     let bare = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let mut config = client_config();
     let mut transport = TransportConfig::default();
+    transport.initial_rtt(Duration::from_millis(30));
     transport.max_idle_timeout(Some(Duration::from_millis(400).try_into().unwrap()));
     config.transport_config(Arc::new(transport));
     let ended = timeout(SOON, bare.connect_with(config, server_addr, SERVER_NAME).unwrap()).await;

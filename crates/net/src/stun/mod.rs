@@ -7,6 +7,7 @@
 
 pub mod client;
 mod codec;
+mod filtering;
 mod integrity;
 mod rate;
 pub mod server;
@@ -17,5 +18,6 @@ pub use codec::{
     encode_binding_request, encode_binding_response, encode_check, encode_check_response,
     looks_like_stun, parse,
 };
+pub use filtering::{FilteringBehaviour, FilteringProbe};
 pub use integrity::verify_integrity;
 pub use server::{StunSockets, serve};
