@@ -196,6 +196,17 @@ impl ConnectError {
         }
     }
 
+    /// How much it tells, when several hosts failed: the further we came, the more.
+    fn rank(&self) -> u8 {
+        match self {
+            _ if self.is_fatal() => 3,
+            Self::Refused { .. } | Self::NoWelcome { .. } => 2,
+            Self::Tls { error, .. } if error.is_trust() => 2,
+            Self::Dial { .. } => 0,
+            _ => 1,
+        }
+    }
+
     /// What the mediator said, if it said something.
     pub fn failure(&self) -> Option<&Failure> {
         match self {
@@ -217,7 +228,7 @@ pub async fn connect(config: &ConnectConfig) -> Result<(Connected, Driver), Conn
             Err(_) => ConnectError::Timeout { host: host.clone(), timeout: config.timeout },
         };
         // What tells most: a refusal or a wrong key rather than a host that is down.
-        if matches!(worst, ConnectError::NoHost) || error.is_fatal() && !worst.is_fatal() {
+        if matches!(worst, ConnectError::NoHost) || error.rank() > worst.rank() {
             worst = error;
         }
     }
