@@ -38,7 +38,7 @@ pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 const KEEPALIVE_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
 /// Whom to call and what to say.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ConnectConfig {
     /// Mediator addresses, `host` or `host:port`, tried in this order.
     pub hosts: Vec<String>,
@@ -54,6 +54,16 @@ pub struct ConnectConfig {
     pub pipelined: Vec<Body>,
     /// Time for one host.
     pub timeout: Duration,
+}
+
+impl std::fmt::Debug for ConnectConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // `hello` and `pipelined` may hold a session token or a password.
+        f.debug_struct("ConnectConfig")
+            .field("hosts", &self.hosts)
+            .field("trust", &self.trust)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The mediator's certified keys.

@@ -214,7 +214,7 @@ fn explain(proxy: String, error: &(dyn std::error::Error + 'static)) -> DialErro
         cause = error.source();
     }
     let text = error.to_string();
-    if text.contains("authorization required") || text.to_lowercase().contains("auth") {
+    if text.to_lowercase().contains("auth") {
         return DialError::ProxyAuth(proxy);
     }
     DialError::ProxyRefused { proxy, reason: text }
