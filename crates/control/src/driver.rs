@@ -232,15 +232,20 @@ async fn keep_alive(shared: &Shared, pings: bool) -> CloseReason {
     let mut setting = shared.keepalive.subscribe();
     let mut since = Instant::now();
     let mut pinged = since;
+    let mut current = *setting.borrow();
     loop {
-        let Some(interval) = *setting.borrow_and_update() else {
+        let wanted = *setting.borrow_and_update();
+        if wanted != current {
+            // A shorter interval counts from its setting, or the past would end the connection.
+            current = wanted;
+            since = Instant::now();
+        }
+        let Some(interval) = current else {
             if setting.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
-            since = Instant::now();
             continue;
         };
-        // A shorter interval counts from its setting, or the past would end the connection.
         let silent_at = shared.last_received().max(since) + interval.mul_f32(2.5);
         let ping_at = pinged + interval;
         let now = Instant::now();
@@ -255,9 +260,8 @@ async fn keep_alive(shared: &Shared, pings: bool) -> CloseReason {
         let wake = if pings { silent_at.min(ping_at) } else { silent_at };
         tokio::select! {
             () = sleep_until(wake) => {}
-            changed = setting.changed() => match changed {
-                Ok(()) => since = Instant::now(),
-                Err(_) => std::future::pending().await,
+            changed = setting.changed() => if changed.is_err() {
+                std::future::pending::<()>().await;
             }
         }
     }
