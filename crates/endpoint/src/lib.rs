@@ -1,1 +1,264 @@
-//! stub
+//! What console and agent share: sessions with their channels and carriers.
+//!
+//! [`Endpoint`] is one for each process. The console [opens](Endpoint::open) sessions, the agent
+//! [answers](Endpoint::answer) offers; both get a [`Session`]. Inside, each session has a driver
+//! task that follows the sans-IO machines of `adit-core`, and tasks that move bytes between local
+//! connections, the resumable channels, and the carriers.
+//!
+//! Invariants:
+//! - nothing has an effect before the peer proved possession of the session's keys: no dial, no
+//!   carrier, no admitted address;
+//! - a channel leads only where handshake, grant and the agent's [`Gate`] all agree;
+//! - every task belongs to the endpoint's tracker and stops with its token;
+//! - a panic or error in one session ends that session.
+
+mod carrier;
+mod connect;
+mod direct;
+mod driver;
+mod events;
+mod handshake;
+mod join;
+mod lease;
+mod link;
+mod local;
+mod opening;
+mod punching;
+mod relayed;
+mod report;
+mod session;
+mod shared;
+mod target;
+mod udp;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use adit_net::{
+    identity::DeviceIdentity, proxy::Dialer, stun::MappingBehaviour, tls::QuicConfigError,
+};
+use adit_protocol::{
+    ids::SessionId,
+    keys::KeyError,
+    limits::{KEEPALIVE_BUSY, KEEPALIVE_IDLE},
+    ticket::Role,
+    wire,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use events::{CarrierKind, CarrierState, ChannelState, SessionEvent, SessionInfo};
+pub use link::{ControlLink, Link};
+pub use opening::{CarrierChoice, OpenError, OpenRequest};
+pub use session::{PendingChannel, Session, SessionHandle, UdpFlow};
+pub use target::{Gate, Permit};
+
+use driver::Message;
+use report::Reports;
+use udp::UdpStack;
+
+/// Relays of a session that are joined: one in use, one in hand.
+pub(crate) const MAX_RELAYS: usize = 2;
+/// Sessions of one process.
+pub const MAX_SESSIONS: usize = 256;
+/// First messages remembered against replay.
+const MAX_SEEN: usize = 8192;
+
+/// How an endpoint is set up.
+pub struct EndpointConfig {
+    /// Console or agent.
+    pub role: Role,
+    /// The device's keys.
+    pub identity: Arc<DeviceIdentity>,
+    /// For every TCP connection.
+    pub dialer: Arc<Dialer>,
+    /// Whether direct carriers are wanted: without, there is no UDP at all.
+    pub direct: bool,
+    /// How long a session waits without any carrier.
+    pub resume_window: Duration,
+    /// How long sessions last without the mediator.
+    pub offline_grace: Duration,
+}
+
+/// Why an endpoint could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No socket.
+    #[error("cannot open a UDP socket: {0}")]
+    Io(#[from] std::io::Error),
+    /// No key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// No configuration.
+    #[error(transparent)]
+    Quic(#[from] QuicConfigError),
+}
+
+/// What is known of the NAT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NatInfo {
+    /// Mapping behaviour (RFC 4787 §4.1), or `unknown`.
+    pub mapping: &'static str,
+    /// Filtering behaviour (RFC 4787 §5), or `unknown`.
+    pub filtering: &'static str,
+}
+
+#[derive(Default)]
+struct State {
+    sessions: BTreeMap<SessionId, SessionHandle>,
+    seen: VecDeque<([u8; 32], Instant)>,
+    grace: Duration,
+}
+
+/// Everything that the sessions of a process share.
+pub struct Endpoint {
+    role: Role,
+    identity: Arc<DeviceIdentity>,
+    dialer: Arc<Dialer>,
+    resume_window: Duration,
+    control: ControlLink,
+    udp: Option<Arc<UdpStack>>,
+    reports: Arc<Reports>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    state: Mutex<State>,
+}
+
+impl Endpoint {
+    /// Starts without sessions. Must be called within a tokio runtime.
+    pub async fn start(
+        config: EndpointConfig,
+        control: ControlLink,
+        cancel: CancellationToken,
+    ) -> Result<Arc<Self>, StartError> {
+        let tasks = TaskTracker::new();
+        let udp = match config.direct {
+            true => Some(UdpStack::start(config.role, control.clone(), &tasks, &cancel)?),
+            false => None,
+        };
+        let reports = Arc::new(Reports::default());
+        let (send, link, token) = (reports.clone(), control.clone(), cancel.child_token());
+        tasks.spawn(async move { send.run(link, token).await });
+        let state = State { grace: config.offline_grace, ..State::default() };
+        Ok(Arc::new(Self {
+            role: config.role,
+            identity: config.identity,
+            dialer: config.dialer,
+            resume_window: config.resume_window,
+            control,
+            udp,
+            reports,
+            tasks,
+            cancel,
+            state: Mutex::new(state),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the mediator's requests and pushes that belong to sessions; gives others back.
+    pub fn handle_request(&self, request: adit_control::Request) -> Option<adit_control::Request> {
+        match &request.body {
+            wire::frame::Body::Signal(signal) => {
+                if let Some(session) = self.find(&signal.session_id) {
+                    session.tell(Message::Signal(signal.clone()));
+                }
+            }
+            wire::frame::Body::EndSession(end) => {
+                // Unknown means over: the answer is the same.
+                if let Some(session) = self.find(&end.session_id) {
+                    session.tell(Message::End(end.reason.clone()));
+                }
+            }
+            _ => return Some(request),
+        }
+        if !request.is_push() {
+            request.reply(wire::frame::Body::Done(wire::Done {}));
+        }
+        None
+    }
+
+    fn find(&self, id: &[u8]) -> Option<SessionHandle> {
+        let id = SessionId::from_slice(id).ok()?;
+        self.state().sessions.get(&id).cloned()
+    }
+
+    /// For the check-in.
+    pub fn live_sessions(&self) -> Vec<wire::LiveSession> {
+        self.state().sessions.values().map(SessionHandle::live).collect()
+    }
+
+    /// For `status`.
+    pub fn sessions(&self) -> Vec<SessionInfo> {
+        self.state().sessions.values().map(SessionHandle::info).collect()
+    }
+
+    /// Ends a session; `false` if there is none with this id.
+    pub fn end_session(&self, id: SessionId, reason: &str) -> bool {
+        let session = self.state().sessions.get(&id).cloned();
+        session.inspect(|s| s.close(reason)).is_some()
+    }
+
+    /// Ends all sessions.
+    pub fn end_all(&self, reason: &str) {
+        let sessions: Vec<_> = self.state().sessions.values().cloned().collect();
+        sessions.iter().for_each(|s| s.close(reason));
+    }
+
+    /// The owner changed how long sessions last without the mediator.
+    pub fn set_offline_grace(&self, grace: Duration) {
+        let mut state = self.state();
+        state.grace = grace;
+        state.sessions.values().for_each(|s| s.tell(Message::Grace(grace)));
+    }
+
+    /// What is known of the NAT.
+    pub fn nat(&self) -> NatInfo {
+        let mapping = self.udp.as_ref().and_then(|u| u.addresses().borrow().mapping);
+        let mapping = mapping.map_or("unknown", MappingBehaviour::as_str);
+        NatInfo { mapping, filtering: "unknown" }
+    }
+
+    /// The machine's network changed.
+    pub fn network_changed(&self) {
+        if let Some(udp) = &self.udp {
+            udp.network_changed();
+        }
+        let state = self.state();
+        state.sessions.values().for_each(|s| s.tell(Message::NetworkChanged));
+    }
+
+    /// Ends all sessions, tells the mediator, stops all tasks.
+    pub async fn shutdown(&self, reason: &str, deadline: Duration) {
+        let sessions: Vec<_> = self.state().sessions.values().cloned().collect();
+        let end = async {
+            for session in &sessions {
+                session.close(reason);
+            }
+            for session in &sessions {
+                session.ended().await;
+            }
+            self.reports.flush(deadline).await;
+        };
+        // What does not end in time is cut off.
+        let _ = tokio::time::timeout(deadline, end).await;
+        if let Some(udp) = &self.udp {
+            udp.shutdown(Duration::from_millis(100)).await;
+        }
+        self.cancel.cancel();
+        self.tasks.close();
+        let _ = tokio::time::timeout(deadline, self.tasks.wait()).await;
+    }
+
+    /// Keepalive is quick while sessions live: a revocation must get through in seconds.
+    fn adapt_keepalive(&self) {
+        if let Some(peer) = self.control.peer() {
+            let busy = !self.state().sessions.is_empty();
+            peer.set_keepalive(if busy { KEEPALIVE_BUSY } else { KEEPALIVE_IDLE });
+        }
+    }
+}

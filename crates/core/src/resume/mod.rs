@@ -168,6 +168,7 @@ pub struct Resume {
     bulk: Option<CarrierNumber>,
     windows: u64,
     next_judgement: Option<Instant>,
+    timer_moved: bool,
     events: VecDeque<Event>,
 }
 
@@ -185,6 +186,7 @@ impl Resume {
             bulk: None,
             windows: 0,
             next_judgement: None,
+            timer_moved: false,
             events: VecDeque::new(),
         }
     }
@@ -241,8 +243,7 @@ impl Resume {
     pub fn prefer(&mut self, interactive: CarrierNumber, bulk: CarrierNumber, now: Instant) {
         debug_assert_eq!(self.role, Role::Console);
         (self.interactive, self.bulk) = (Some(interactive), Some(bulk));
-        self.next_judgement =
-            (interactive != bulk).then(|| self.next_judgement.unwrap_or(now + BULK_INTERVAL));
+        self.next_judgement.get_or_insert(now + BULK_INTERVAL);
         let ids: Vec<_> = self.channels.keys().copied().collect();
         for id in ids {
             self.place(id, now);
@@ -317,6 +318,7 @@ impl Resume {
             }
             Transport::Udp => {
                 self.flows.insert(id, Flow::new(id, target.clone(), now));
+                self.timer_moved = true;
                 if let Some(carrier) = self.interactive {
                     self.control(carrier, Record::Open { channel: id, target, credit: 0 });
                 }
@@ -399,6 +401,7 @@ impl Resume {
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let rtt = channel.tx.and_then(|c| self.carriers.get(&c)?.rtt).unwrap_or(DEFAULT_RTT);
         let before = channel.recv.window();
+        self.timer_moved |= channel.recv.ack_due().is_none();
         channel.delivered_bytes(n, rtt, MAX_SESSION_WINDOW.saturating_sub(self.windows), now);
         self.windows += channel.recv.window() - before;
         if channel.recv.fin_ready() {
@@ -622,7 +625,8 @@ impl Resume {
         let acks =
             self.channels.values().filter(|c| c.tx.is_some()).filter_map(|c| c.recv.ack_due());
         let flows = self.flows.values().map(Flow::idle_at);
-        acks.chain(flows).chain(self.next_judgement).min()
+        let judge = self.next_judgement.filter(|_| !self.channels.is_empty());
+        acks.chain(flows).chain(judge).min()
     }
 
     /// Time has passed.
@@ -654,6 +658,26 @@ impl Resume {
     /// Channels and flows that are alive.
     pub fn live_channels(&self) -> usize {
         self.channels.len() + self.flows.len()
+    }
+
+    /// The carrier for what a person waits for, if there is one.
+    pub fn in_use(&self) -> Option<CarrierNumber> {
+        self.interactive
+    }
+
+    /// Has [`Resume::poll_timeout`] perhaps become earlier since this was asked last?
+    pub fn take_timer_moved(&mut self) -> bool {
+        std::mem::take(&mut self.timer_moved)
+    }
+
+    /// Is the channel or flow alive?
+    pub fn is_live(&self, id: ChannelId) -> bool {
+        self.channels.contains_key(&id) || self.flows.contains_key(&id)
+    }
+
+    /// Is some channel moving much?
+    pub fn has_bulk(&self) -> bool {
+        self.channels.values().any(|c| c.bulk)
     }
 
     /// Is there data that a carrier has been given and the peer has not delivered?
@@ -716,6 +740,7 @@ impl Resume {
             Transport::Udp => {
                 self.interactive = Some(carrier);
                 self.flows.insert(id, Flow::new(id, target.clone(), now));
+                self.timer_moved = true;
             }
         }
         self.events.push_back(Event::Connect(id, target.clone()));

@@ -1,0 +1,144 @@
+//! Direct connections of a session: dialled by the console, accepted by the agent.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use adit_core::{path::CarrierKind as PathKind, punch::Family, resume::Shape};
+use adit_net::tls::quic_client_config;
+use adit_protocol::ids::CarrierNumber;
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
+
+use crate::{
+    carrier::{CarrierEnd, Life},
+    direct::{self, Direct, GREETING},
+    driver::{CarrierUp, Driver, Message},
+    punching::Validated,
+    shared::Shared,
+};
+
+/// Direct carriers that a session holds at once.
+const MAX_DIRECT: usize = 3;
+/// Time for a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// What a connection's task needs.
+struct Runner {
+    shared: Arc<Shared>,
+    driver: mpsc::Sender<Message>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Driver {
+    fn runner(&self) -> Runner {
+        Runner {
+            shared: self.p.shared.clone(),
+            driver: self.p.message_in.clone(),
+            tasks: self.p.tasks.clone(),
+            stop: self.p.cancel.child_token(),
+        }
+    }
+
+    /// Console: a pair works both ways.
+    pub(crate) fn dial_direct(&mut self, pair: Validated) {
+        let now = Instant::now();
+        if self.direct_count() >= MAX_DIRECT {
+            self.punching.dial_failed(pair.remote, now);
+            return;
+        }
+        let (Some(udp), Some(key)) = (self.p.udp.clone(), &self.p.quic_key) else { return };
+        let Ok(config) = quic_client_config(key, self.p.peer_quic_sha256) else { return };
+        let Some(connecting) = udp.dial(pair.socket, pair.remote, config) else {
+            self.punching.dial_failed(pair.remote, now);
+            return;
+        };
+        let (runner, number) = (self.runner(), self.numbers().next());
+        let stop = runner.stop.clone();
+        self.p.tasks.spawn(async move {
+            let dial = async {
+                let connection = timeout(HANDSHAKE, connecting).await.ok()?.ok()?;
+                let greeting = timeout(GREETING, direct::greet(&connection, number));
+                let (send, recv) = greeting.await.ok()?.ok()?;
+                Some((connection, send, recv))
+            };
+            match stop.run_until_cancelled(dial).await {
+                Some(Some((connection, send, recv))) => {
+                    runner.run(number, connection, send, recv).await;
+                }
+                Some(None) => {
+                    debug!(remote = %pair.remote, "direct dial failed");
+                    let _ = runner.driver.send(Message::DialFailed(pair.remote)).await;
+                }
+                None => {}
+            }
+        });
+    }
+
+    /// Agent: a connection that presented this session's key.
+    pub(crate) fn accept_direct(&mut self, connection: Connection) {
+        if self.direct_count() >= MAX_DIRECT {
+            connection.close(quinn::VarInt::from_u32(2), b"too many");
+            return;
+        }
+        let (runner, numbers) = (self.runner(), self.numbers());
+        let stop = runner.stop.clone();
+        self.p.tasks.spawn(async move {
+            let greeting =
+                timeout(GREETING, direct::be_greeted(&connection, |n| numbers.accept(n)));
+            match stop.run_until_cancelled(greeting).await {
+                Some(Ok(Ok((number, send, recv)))) => {
+                    runner.run(number, connection, send, recv).await;
+                }
+                _ => connection.close(quinn::VarInt::from_u32(1), b"greeting"),
+            }
+        });
+    }
+}
+
+impl Runner {
+    async fn run(
+        self,
+        number: CarrierNumber,
+        connection: Connection,
+        send: SendStream,
+        recv: RecvStream,
+    ) {
+        let remote = connection.remote_address();
+        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+        let transmit = self.shared.register_carrier(number);
+        if !self.shared.with(|resume, _| resume.carrier_up(number, Shape::Streams)) {
+            self.shared.forget_carrier(number);
+            connection.close(quinn::VarInt::from_u32(2), b"too many");
+            return;
+        }
+        transmit.notify_one(); // last words may be waiting
+        let life = Arc::new(Life::default());
+        let tasks = self.tasks.clone();
+        let direct = Direct { number, connection: connection.clone(), life: life.clone(), tasks };
+        let up = CarrierUp {
+            number,
+            kind: PathKind::Direct { family: Family::of(remote) },
+            rtt: connection.rtt(),
+            local: connection.local_ip().map(|ip| SocketAddr::new(ip, 0)),
+            remote: Some(remote),
+            relay: None,
+            life,
+            direct: Some(direct.clone()),
+            stop: self.stop.clone(),
+        };
+        let _ = self.driver.send(Message::Up(Box::new(up))).await;
+        let run = direct::run(&self.shared, direct, send, recv, transmit);
+        let end = self.stop.run_until_cancelled(run).await.unwrap_or(CarrierEnd::Stopped);
+        // What was given to the connection last gets a moment to leave.
+        connection.close(quinn::VarInt::from_u32(0), b"");
+        self.shared.with(|resume, _| resume.carrier_down(number));
+        self.shared.forget_carrier(number);
+        let _ = self.driver.send(Message::Down(number, end.to_string())).await;
+    }
+}

@@ -1,0 +1,150 @@
+//! The local connection of a channel: the application's at the console, the target's at the
+//! agent. Bytes are read when the session has room and written as they arrive; an irregular end
+//! of the channel becomes a reset, so that a cut stream never looks complete.
+
+use std::{io::IoSlice, sync::Arc, time::Duration};
+
+use adit_core::resume::Deliverable;
+use adit_protocol::code::ChannelCode;
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    sync::watch,
+};
+
+use crate::shared::{ChannelTap, ChannelWake, Progress, Shared};
+
+/// Bytes read at once.
+const READ_SIZE: usize = 64 * 1024;
+/// A read buffer with less room than this is replaced.
+const MIN_ROOM: usize = 8 * 1024;
+/// Pieces written at once.
+const MAX_SLICES: usize = 64;
+
+/// Moves bytes between a local connection and its channel until the channel is over.
+pub(crate) async fn run(shared: Arc<Shared>, tap: ChannelTap, mut stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let ChannelTap { id, wake, mut progress } = tap;
+    let (read, write) = stream.split();
+    let over = wait_over(&mut progress);
+    let broken = tokio::select! {
+        biased;
+        () = over => false,
+        () = async {
+            // One direction may end regularly long before the other; an error ends both.
+            let up = read_local(&shared, id, &wake, read);
+            let down = write_local(&shared, id, &wake, write);
+            if tokio::try_join!(up, down).is_ok() {
+                // Both regular ends are on their way; the machine says when they have arrived.
+                std::future::pending::<()>().await;
+            }
+        } => true,
+    };
+    if broken {
+        shared.with(|resume, _| resume.reset(id, ChannelCode::LocalReset));
+    }
+    if progress.borrow().code().is_some() || broken {
+        // RST instead of FIN (SO_LINGER 0). tokio deprecates it for non-zero times only.
+        let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    }
+}
+
+pub(crate) async fn wait_over(progress: &mut watch::Receiver<Progress>) {
+    // An error means that the entry is gone, which happens only after the end.
+    let _ = progress.wait_for(|p| matches!(p, Progress::Over(_))).await;
+}
+
+/// The local connection failed.
+struct Broken;
+
+async fn read_local(
+    shared: &Shared,
+    id: adit_protocol::ids::ChannelId,
+    wake: &ChannelWake,
+    mut read: ReadHalf<'_>,
+) -> Result<(), Broken> {
+    let mut buffer = BytesMut::new();
+    loop {
+        let capacity = shared.with(|resume, _| resume.local_capacity(id));
+        if capacity == 0 {
+            wake.capacity.notified().await;
+            continue;
+        }
+        if buffer.capacity() < MIN_ROOM {
+            buffer.reserve(READ_SIZE);
+        }
+        let n =
+            (&mut read).take(capacity as u64).read_buf(&mut buffer).await.map_err(|_| Broken)?;
+        if n == 0 {
+            shared.with(|resume, now| resume.handle_local_fin(id, now));
+            return Ok(());
+        }
+        let data = buffer.split().freeze();
+        shared.with(|resume, now| resume.handle_local_data(id, data, now));
+    }
+}
+
+async fn write_local(
+    shared: &Shared,
+    id: adit_protocol::ids::ChannelId,
+    wake: &ChannelWake,
+    mut write: WriteHalf<'_>,
+) -> Result<(), Broken> {
+    let mut pieces: Vec<Bytes> = Vec::with_capacity(MAX_SLICES);
+    loop {
+        let fin = shared.with(|resume, _| {
+            while pieces.len() < MAX_SLICES {
+                match resume.take_deliverable(id) {
+                    Some(Deliverable::Bytes(bytes)) => pieces.push(bytes),
+                    Some(Deliverable::Fin) => return pieces.is_empty(),
+                    None => break,
+                }
+            }
+            false
+        });
+        if fin {
+            write.shutdown().await.map_err(|_| Broken)?;
+            shared.with(|resume, now| resume.handle_fin_delivered(id, now));
+            return Ok(());
+        }
+        if pieces.is_empty() {
+            wake.deliver.notified().await;
+            continue;
+        }
+        let n = write_all(&mut write, &mut pieces).await?;
+        shared.with(|resume, now| resume.handle_delivered(id, n, now));
+    }
+}
+
+async fn write_all(write: &mut WriteHalf<'_>, pieces: &mut Vec<Bytes>) -> Result<usize, Broken> {
+    let mut written = 0;
+    if let [only] = pieces.as_slice() {
+        write.write_all(only).await.map_err(|_| Broken)?;
+        written = only.len();
+        pieces.clear();
+        return Ok(written);
+    }
+    let mut done = 0;
+    while done < pieces.len() {
+        let slices: Vec<IoSlice<'_>> = pieces.iter().skip(done).map(|p| IoSlice::new(p)).collect();
+        let mut n = write.write_vectored(&slices).await.map_err(|_| Broken)?;
+        if n == 0 {
+            return Err(Broken);
+        }
+        written += n;
+        while let Some(piece) = pieces.get_mut(done) {
+            if n < piece.len() {
+                piece.advance(n);
+                break;
+            }
+            n -= piece.len();
+            done += 1;
+        }
+    }
+    pieces.clear();
+    Ok(written)
+}

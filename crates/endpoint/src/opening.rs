@@ -1,0 +1,448 @@
+//! Opening a session: the console's request, the agent's answer, and what both check.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use adit_control::RequestError;
+use adit_core::punch::{CHECK_INTERVAL, Punch, PunchConfig};
+use adit_protocol::{
+    code::failure,
+    grant::Grant,
+    handshake::HandshakeContext,
+    ids::{ComputerId, SessionId},
+    keys::{KeyError, PublicKey, SigningKey, random},
+    limits::OPEN_TIMEOUT,
+    target::Target,
+    ticket::Role,
+    wire,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Endpoint, MAX_SEEN, MAX_SESSIONS,
+    driver::{Driver, MESSAGES, Parts},
+    events::Totals,
+    handshake::{self, Established, HandshakeError, Offer, Own},
+    join::{Joiner, Numbers, Relay},
+    session::{HandleInner, Session, SessionHandle},
+    shared::Shared,
+    target::Gate,
+};
+
+/// Events that wait for the program.
+const EVENTS: usize = 512;
+
+/// Which carriers the technician wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CarrierChoice {
+    /// Whatever is best.
+    #[default]
+    Auto,
+    /// Only direct.
+    Direct,
+    /// Only relayed.
+    Relayed,
+}
+
+/// What a console asks for.
+#[derive(Debug, Clone)]
+pub struct OpenRequest {
+    /// Which computer.
+    pub computer: ComputerId,
+    /// Its partner's id.
+    pub tenant: String,
+    /// The agent's identity, as known or pinned.
+    pub agent: PublicKey,
+    /// The agent's Noise key, certified by that identity.
+    pub agent_noise: wire::Signed,
+    /// Name of the redirector.
+    pub redirector: String,
+    /// Where its channels may lead.
+    pub targets: Vec<Target>,
+    /// Anywhere that is audited first (SOCKS).
+    pub any_target: bool,
+    /// For the audit.
+    pub reason: String,
+    /// For the audit.
+    pub ticket: String,
+    /// For the audit.
+    pub viewer: String,
+    /// Which carriers.
+    pub carrier: CarrierChoice,
+}
+
+/// Why a session was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The mediator or the agent said no.
+    #[error("{}", .0.message)]
+    Refused(wire::Failure),
+    /// The mediator could not be asked.
+    #[error("mediator did not answer: {0}")]
+    Control(RequestError),
+    /// Mediator or agent answered something that does not verify.
+    #[error("answer is not acceptable: {0}")]
+    BadAnswer(String),
+    /// No carrier of the wanted kind can come about.
+    #[error("{0}")]
+    NoPath(String),
+}
+
+impl From<KeyError> for OpenError {
+    fn from(error: KeyError) -> Self {
+        Self::BadAnswer(error.to_string())
+    }
+}
+
+impl From<HandshakeError> for OpenError {
+    fn from(error: HandshakeError) -> Self {
+        Self::BadAnswer(error.to_string())
+    }
+}
+
+impl Endpoint {
+    /// Console: asks the mediator for a session and starts it.
+    pub async fn open(self: &Arc<Self>, request: OpenRequest) -> Result<Session, OpenError> {
+        let direct = request.carrier != CarrierChoice::Relayed && self.udp.is_some();
+        if request.carrier == CarrierChoice::Direct && !direct {
+            return Err(OpenError::NoPath("direct carriers are switched off".into()));
+        }
+        let session = SessionId(random()?);
+        let quic_key = SigningKey::generate()?;
+        let candidates = self.candidates(direct);
+        let own = Own {
+            identity: &self.identity,
+            quic_key_sha256: quic_key.public().fingerprint().0,
+            candidates: &candidates,
+            direct,
+        };
+        let context = HandshakeContext {
+            session,
+            tenant: &request.tenant,
+            computer: request.computer,
+            console: self.identity.signing.public(),
+            agent: request.agent,
+            redirector: &request.redirector,
+            targets: &request.targets,
+            any_target: request.any_target,
+        };
+        let (offer, message1) = Offer::begin(&context, &own, &request.agent_noise)?;
+        let granted = self.ask(&request, session, message1.clone()).await?;
+
+        let (keys, clock) = self.control.last().ok_or(OpenError::Control(RequestError::Closed))?;
+        let grant = open_grant(granted.grant.as_ref(), keys.grant)?;
+        require_granted(&grant, &context, &request, &message1)?;
+        let established = offer.finish(&granted.noise_msg2)?;
+        let relayed = request.carrier != CarrierChoice::Direct;
+        if relayed && !direct && granted.relays.is_empty() {
+            return Err(OpenError::NoPath("no relay is registered at the mediator".into()));
+        }
+        let left = Duration::from_millis(grant.expires_ms.saturating_sub(clock.now_ms()));
+        let opening = Opening {
+            grant,
+            established,
+            relays: granted.relays,
+            candidates,
+            direct,
+            relayed,
+            quic_key: Some(quic_key),
+            gate: None,
+            lease_left: left,
+        };
+        let mut session = self.launch(opening)?;
+        session.audit = Duration::from_micros(granted.audit_us.into());
+        Ok(session)
+    }
+
+    async fn ask(
+        &self,
+        request: &OpenRequest,
+        session: SessionId,
+        message1: Vec<u8>,
+    ) -> Result<wire::Granted, OpenError> {
+        let body = wire::frame::Body::Open(wire::Open {
+            session_id: session.to_bytes(),
+            computer_id: request.computer.to_bytes(),
+            redirector: request.redirector.clone(),
+            targets: request.targets.iter().map(Target::to_wire).collect(),
+            any_target: request.any_target,
+            reason: request.reason.clone(),
+            ticket: request.ticket.clone(),
+            viewer: request.viewer.clone(),
+            noise_msg1: message1.into(),
+            agent_identity: request.agent.to_bytes(),
+        });
+        let peer = self.control.peer().ok_or(OpenError::Control(RequestError::Closed))?;
+        match peer.request(body, OPEN_TIMEOUT).await {
+            Ok(wire::frame::Body::Granted(granted)) => Ok(granted),
+            Ok(_) => Err(OpenError::BadAnswer("mediator answered something else".into())),
+            Err(RequestError::Failed(failure)) => Err(OpenError::Refused(failure)),
+            Err(error) => Err(OpenError::Control(error)),
+        }
+    }
+
+    /// Agent: checks an offer and starts its session. The console still has to prove that it
+    /// holds the session's keys before anything happens.
+    pub async fn answer(
+        self: &Arc<Self>,
+        offer: wire::Offer,
+        gate: Arc<dyn Gate>,
+    ) -> Result<(wire::Answer, Session), wire::Failure> {
+        let (keys, clock) =
+            self.control.last().ok_or_else(|| refuse(failure::INTERNAL, "no mediator keys"))?;
+        let grant = open_grant(offer.grant.as_ref(), keys.grant)
+            .map_err(|e| refuse(failure::AGENT_REFUSED, &e.to_string()))?;
+        let left = grant.expires_ms.saturating_sub(clock.now_ms());
+        if left == 0 {
+            return Err(refuse(failure::AGENT_REFUSED, "grant is expired"));
+        }
+        if grant.agent != self.identity.signing.public() {
+            return Err(refuse(failure::STALE_KEY, "grant names another agent identity"));
+        }
+        if grant.msg1_sha256 != handshake::message_hash(&offer.noise_msg1) {
+            return Err(refuse(failure::AGENT_REFUSED, "grant is for another handshake"));
+        }
+        gate.admit(&grant).map_err(|why| refuse(failure::POLICY_REFUSED, &why))?;
+        self.remember(grant.msg1_sha256)?;
+
+        let direct = self.udp.is_some();
+        let candidates = self.candidates(direct);
+        let quic_key_sha256 = self.udp.as_ref().map_or([0; 32], |u| u.key_sha256());
+        let own =
+            Own { identity: &self.identity, quic_key_sha256, candidates: &candidates, direct };
+        let context = HandshakeContext {
+            session: grant.session,
+            tenant: &grant.tenant,
+            computer: grant.computer,
+            console: grant.console,
+            agent: grant.agent,
+            redirector: &grant.redirector,
+            targets: &grant.targets,
+            any_target: grant.any_target,
+        };
+        let (established, message2) = handshake::answer(&context, &own, &offer.noise_msg1)
+            .map_err(|e| {
+                let code = match e {
+                    HandshakeError::Noise(_) => failure::STALE_KEY,
+                    _ => failure::AGENT_REFUSED,
+                };
+                refuse(code, &e.to_string())
+            })?;
+        let direct = direct && established.direct;
+        let opening = Opening {
+            grant,
+            established,
+            relays: offer.relays,
+            candidates,
+            direct,
+            relayed: true,
+            quic_key: None,
+            gate: Some(gate),
+            lease_left: Duration::from_millis(left),
+        };
+        let session = self.launch(opening).map_err(|e| refuse(failure::BUSY, &e.to_string()))?;
+        Ok((wire::Answer { noise_msg2: message2.into() }, session))
+    }
+
+    /// A first message is answered once during the grant's life.
+    fn remember(&self, message1: [u8; 32]) -> Result<(), wire::Failure> {
+        let mut state = self.state();
+        let now = Instant::now();
+        let life = adit_protocol::limits::LEASE * 2;
+        while state.seen.front().is_some_and(|(_, at)| now > *at + life) {
+            state.seen.pop_front();
+        }
+        if state.seen.iter().any(|(hash, _)| *hash == message1) {
+            return Err(refuse(failure::AGENT_REFUSED, "handshake was answered before"));
+        }
+        if state.seen.len() >= MAX_SEEN {
+            return Err(refuse(failure::BUSY, "too many sessions in a short time"));
+        }
+        state.seen.push_back((message1, now));
+        Ok(())
+    }
+
+    fn candidates(&self, direct: bool) -> Vec<adit_protocol::candidate::Candidate> {
+        match &self.udp {
+            Some(udp) if direct => {
+                udp.refresh();
+                udp.addresses().borrow().all()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn launch(self: &Arc<Self>, opening: Opening) -> Result<Session, OpenError> {
+        let id = opening.grant.session;
+        let now = Instant::now();
+        let shared = Shared::new(self.role);
+        let cancel = self.cancel.child_token();
+        let (message_in, messages) = mpsc::channel(MESSAGES);
+        let (event_in, events) = mpsc::channel(EVENTS);
+        let totals = watch::Sender::new(Totals::default());
+        let over = CancellationToken::new();
+        let handle = SessionHandle(Arc::new(HandleInner {
+            grant: opening.grant.clone(),
+            shared: shared.clone(),
+            messages: message_in.clone(),
+            totals: totals.subscribe(),
+            started: now,
+            tasks: self.tasks.clone(),
+            cancel: cancel.clone(),
+            over: over.clone(),
+        }));
+        {
+            let mut state = self.state();
+            if state.sessions.len() >= MAX_SESSIONS {
+                return Err(OpenError::NoPath("too many sessions are open".into()));
+            }
+            if state.sessions.contains_key(&id) {
+                return Err(OpenError::BadAnswer("session exists already".into()));
+            }
+            state.sessions.insert(id, handle.clone());
+        }
+        self.adapt_keepalive();
+        let session =
+            Session { handle, grant: opening.grant.clone(), audit: Duration::ZERO, events };
+        let parts = self.parts(opening, shared, cancel, messages, message_in, event_in, totals);
+        let endpoint = self.clone();
+        self.tasks.spawn(async move {
+            // Whatever happens to the driver, the session is struck off.
+            let _end = OnDrop(Some(move || {
+                endpoint.state().sessions.remove(&id);
+                endpoint.adapt_keepalive();
+                over.cancel();
+            }));
+            Driver::new(parts, now).run().await;
+        });
+        Ok(session)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one caller; a struct would repeat `Parts`")]
+    fn parts(
+        &self,
+        opening: Opening,
+        shared: Arc<Shared>,
+        cancel: CancellationToken,
+        messages: mpsc::Receiver<crate::driver::Message>,
+        message_in: mpsc::Sender<crate::driver::Message>,
+        events: mpsc::Sender<crate::SessionEvent>,
+        totals: watch::Sender<Totals>,
+    ) -> Parts {
+        let session = opening.grant.session;
+        let established = opening.established;
+        let udp = self.udp.clone().filter(|_| opening.direct);
+        let punch = udp.as_ref().and_then(|udp| {
+            let addresses = udp.addresses().borrow().clone();
+            let config = PunchConfig {
+                seed: random().ok()?,
+                filter: addresses.filter.clone(),
+                check_interval: CHECK_INTERVAL,
+            };
+            let now = Instant::now();
+            let mut punch = Punch::new(config, now);
+            for ((socket, family), own) in udp.sockets().zip(
+                addresses.candidates.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..])),
+            ) {
+                punch.handle_local_candidates(socket, family, own, now);
+            }
+            punch.handle_remote_candidates(&established.candidates, false, now);
+            Some(punch)
+        });
+        let accepts = (self.role == Role::Agent).then_some(established.peer_quic_sha256);
+        let inbox = udp.as_ref().map(|u| u.register(established.keys.stun_tag, accepts));
+        let joiner = Joiner {
+            shared: shared.clone(),
+            session,
+            keys: established.keys.clone(),
+            identity: self.identity.clone(),
+            dialer: self.dialer.clone(),
+            control: self.control.clone(),
+            numbers: Arc::new(Numbers::default()),
+            driver: message_in.clone(),
+        };
+        Parts {
+            session,
+            role: self.role,
+            grant: opening.grant,
+            keys: established.keys,
+            cipher: established.cipher,
+            relays: Relay::list(&opening.relays),
+            shared,
+            joiner,
+            udp,
+            punch,
+            inbox,
+            quic_key: opening.quic_key,
+            peer_quic_sha256: established.peer_quic_sha256,
+            sent_candidates: opening.candidates,
+            gate: opening.gate,
+            control: self.control.clone(),
+            lease_left: opening.lease_left,
+            grace: self.state().grace,
+            resume_window: self.resume_window,
+            relayed: opening.relayed,
+            messages,
+            message_in,
+            events,
+            totals,
+            reports: self.reports.clone(),
+            tasks: self.tasks.clone(),
+            cancel,
+        }
+    }
+}
+
+/// What both ways of opening lead to.
+struct Opening {
+    grant: Grant,
+    established: Established,
+    relays: Vec<wire::RelayGrant>,
+    candidates: Vec<adit_protocol::candidate::Candidate>,
+    direct: bool,
+    relayed: bool,
+    quic_key: Option<SigningKey>,
+    gate: Option<Arc<dyn Gate>>,
+    lease_left: Duration,
+}
+
+struct OnDrop<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        if let Some(f) = self.0.take() {
+            f();
+        }
+    }
+}
+
+fn open_grant(signed: Option<&wire::Signed>, key: PublicKey) -> Result<Grant, OpenError> {
+    let signed = signed.ok_or_else(|| OpenError::BadAnswer("no grant in the answer".into()))?;
+    Grant::open(key, signed).map_err(|e| OpenError::BadAnswer(e.to_string()))
+}
+
+/// Console: the mediator must have granted what was asked, to us, about this agent.
+fn require_granted(
+    grant: &Grant,
+    context: &HandshakeContext<'_>,
+    request: &OpenRequest,
+    message1: &[u8],
+) -> Result<(), OpenError> {
+    let same = grant.session == context.session
+        && grant.tenant == context.tenant
+        && grant.computer == context.computer
+        && grant.console == context.console
+        && grant.agent == context.agent
+        && grant.redirector == request.redirector
+        && grant.targets == request.targets
+        && grant.any_target == request.any_target
+        && grant.msg1_sha256 == handshake::message_hash(message1);
+    if same { Ok(()) } else { Err(OpenError::BadAnswer("mediator granted something else".into())) }
+}
+
+fn refuse(code: &str, message: &str) -> wire::Failure {
+    wire::Failure { code: code.into(), message: message.into(), hint: String::new() }
+}

@@ -1,0 +1,124 @@
+//! The relayed carrier: records in Noise messages over a joined TCP stream.
+
+use std::{io, sync::Arc};
+
+use adit_net::noise::{
+    RecordOpener, RecordSealer,
+    records::{FRAME_HEADER, take_frame},
+};
+use adit_protocol::{
+    ids::CarrierNumber,
+    limits::{MAX_NOISE_MESSAGE, MAX_NOISE_PAYLOAD},
+};
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::Notify,
+};
+
+use crate::{
+    carrier::{CarrierEnd, Life, fill_message, take_in_message},
+    shared::Shared,
+};
+
+/// Bytes read from the connection at once.
+const READ_SIZE: usize = 256 * 1024;
+/// Bytes not yet sent that the kernel may hold. More would stand before a keystroke, and before
+/// everything else when the path gets worse.
+const NOT_SENT_LOWAT: u32 = 128 * 1024;
+
+/// A relayed carrier after its handshake.
+pub(crate) struct Relayed<S> {
+    pub(crate) number: CarrierNumber,
+    pub(crate) stream: S,
+    pub(crate) sealer: RecordSealer,
+    pub(crate) opener: RecordOpener,
+    /// Bytes that were read along with the handshake.
+    pub(crate) received: BytesMut,
+    pub(crate) transmit: Arc<Notify>,
+    pub(crate) life: Arc<Life>,
+}
+
+/// Runs until the connection ends or breaks a rule.
+pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &Shared,
+    carrier: Relayed<S>,
+) -> CarrierEnd {
+    let Relayed { number, stream, sealer, opener, received, transmit, life } = carrier;
+    let (read, write) = tokio::io::split(stream);
+    let end = tokio::select! {
+        end = receive(shared, number, read, opener, received, &life) => end,
+        end = send(shared, number, write, sealer, &transmit, &life) => end,
+    };
+    end.err().unwrap_or(CarrierEnd::Closed)
+}
+
+async fn receive(
+    shared: &Shared,
+    number: CarrierNumber,
+    mut read: impl AsyncRead + Unpin,
+    mut opener: RecordOpener,
+    mut buffer: BytesMut,
+    life: &Life,
+) -> Result<(), CarrierEnd> {
+    loop {
+        while let Some(body) = opener.open_next(&mut buffer)? {
+            let body = body.freeze();
+            shared.with(|resume, now| take_in_message(resume, number, body, life, now))?;
+        }
+        if buffer.capacity() - buffer.len() < MAX_NOISE_MESSAGE {
+            buffer.reserve(READ_SIZE);
+        }
+        if read.read_buf(&mut buffer).await? == 0 {
+            return Err(CarrierEnd::Closed);
+        }
+    }
+}
+
+async fn send(
+    shared: &Shared,
+    number: CarrierNumber,
+    mut write: impl AsyncWrite + Unpin,
+    mut sealer: RecordSealer,
+    transmit: &Notify,
+    life: &Life,
+) -> Result<(), CarrierEnd> {
+    let mut frame = BytesMut::with_capacity(FRAME_HEADER + MAX_NOISE_MESSAGE);
+    loop {
+        frame.clear();
+        frame.resize(FRAME_HEADER, 0);
+        let some = shared
+            .with(|resume, now| fill_message(resume, number, &mut frame, MAX_NOISE_PAYLOAD, now));
+        if !some {
+            transmit.notified().await;
+            continue;
+        }
+        sealer.seal_in_place(&mut frame, 0)?;
+        life.count_sent();
+        write.write_all(&frame).await?;
+        write.flush().await?;
+    }
+}
+
+/// Reads one whole frame of the handshake.
+pub(crate) async fn read_frame(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+) -> io::Result<BytesMut> {
+    loop {
+        if let Some(frame) = take_frame(buffer) {
+            return Ok(frame);
+        }
+        buffer.reserve(MAX_NOISE_MESSAGE + FRAME_HEADER);
+        if stream.read_buf(buffer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Keeps queues in the kernel short.
+pub(crate) fn tune(stream: &tokio::net::TcpStream) {
+    let _ = stream.set_nodelay(true);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let _ = socket2::SockRef::from(stream).set_tcp_notsent_lowat(NOT_SENT_LOWAT);
+}
