@@ -39,14 +39,25 @@ pub enum Denial {
     /// The entry wants the consent of a person, who cannot be asked.
     #[error("{0:?} needs the consent of the person at the computer, who cannot be asked yet")]
     Consent(Target),
+    /// The session is for nothing that could be reached now.
+    #[error("the endpoint owner's policy allows nothing of what is asked for")]
+    Nothing,
 }
 
 impl Denial {
+    /// The target that is refused, if it is about one.
+    pub fn target(&self) -> Option<&Target> {
+        match self {
+            Self::Console(_) | Self::Nothing => None,
+            Self::Unlisted(t) | Self::Special(t, _) | Self::Hours(t) | Self::Consent(t) => Some(t),
+        }
+    }
+
     /// Short stable name of the rule, for audit records.
     pub fn rule(&self) -> &'static str {
         match self {
             Self::Console(_) => "trust.consoles",
-            Self::Unlisted(_) => "not_allowed",
+            Self::Unlisted(_) | Self::Nothing => "not_allowed",
             Self::Special(..) => "special_address",
             Self::Hours(_) => "hours",
             Self::Consent(_) => "consent",

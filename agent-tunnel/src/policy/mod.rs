@@ -154,6 +154,13 @@ impl Policy {
         }
     }
 
+    /// Is anything reachable at all at this time?
+    pub fn open_at(&self, now: LocalTime) -> bool {
+        self.allow.iter().any(|entry| {
+            !entry.consent && entry.hours.as_ref().is_none_or(|hours| hours.contains(now))
+        })
+    }
+
     /// Goes through the entries; the first that allows wins. If none does, the denial is the
     /// one of the entry that came nearest, so that the owner learns which condition failed.
     fn decide(

@@ -1,0 +1,81 @@
+//! Failures of the mediator connection in the words and exit codes of the contract. The only
+//! place where they are mapped; text of the mediator is passed on escaped by whoever prints it.
+
+use adit_control::{RequestError, client::ConnectError};
+use adit_net::identity::IdentityError;
+use adit_protocol::{code::failure, limits::MAX_TEXT, wire};
+use adit_runtime::cli::{CliError, Exit};
+
+/// Codes of the mediator that a command passes on, with exit code and hint.
+const KNOWN: &[(&str, Exit, &str)] = &[
+    (failure::TOKEN_INVALID, Exit::Refused, "ask the mediator's administrator for a new token"),
+    (failure::TOKEN_EXPIRED, Exit::Refused, "ask the mediator's administrator for a new token"),
+    (failure::TOKEN_SPENT, Exit::Refused, "each token enrols once: ask for a new one"),
+    (failure::TOKEN_WRONG_ROLE, Exit::Refused, "ask for a token made by mediator token agent"),
+    (failure::NOT_ENROLLED, Exit::Refused, "the mediator removed this computer: enrol it again"),
+    (failure::NAME_TAKEN, Exit::Failed, "choose another name with --name"),
+    (failure::NOT_PERMITTED, Exit::Refused, "ask the mediator's administrator"),
+    (failure::BUSY, Exit::Failed, "try again in a minute"),
+    (
+        failure::AUDIT_UNAVAILABLE,
+        Exit::Failed,
+        "the mediator cannot write its audit: tell its administrator",
+    ),
+    (failure::UNSUPPORTED_VERSION, Exit::Failed, "install a version that the mediator speaks"),
+    (failure::BAD_REQUEST, Exit::Failed, "install matching versions of agent and mediator"),
+    (failure::INTERNAL, Exit::Failed, "look into the mediator's log"),
+];
+
+/// A refusal of the mediator.
+pub fn refused(failure: &wire::Failure) -> CliError {
+    let message: String = failure.message.chars().take(MAX_TEXT).collect();
+    match KNOWN.iter().find(|(code, ..)| *code == failure.code) {
+        Some((code, exit, hint)) => CliError::new(code, *exit, message).hint(*hint),
+        None => CliError::refused("mediator_refused", message),
+    }
+}
+
+/// No connection to the mediator.
+pub fn connect(error: &ConnectError) -> CliError {
+    let text = error.to_string();
+    match error {
+        ConnectError::Refused { failure, .. } => refused(failure),
+        ConnectError::Tls { error, .. } if error.is_trust() => {
+            CliError::refused("wrong_mediator_key", text)
+                .hint("the token is of another installation, or somebody is in between: compare fingerprints with its administrator")
+        }
+        ConnectError::Keys { .. } => CliError::refused("wrong_mediator_key", text)
+            .hint("tell the mediator's administrator"),
+        ConnectError::NoHost | ConnectError::InvalidHost(_) => {
+            CliError::usage("mediator_address_invalid", text)
+        }
+        ConnectError::Dial { .. }
+        | ConnectError::Tls { .. }
+        | ConnectError::Closed { .. }
+        | ConnectError::Timeout { .. }
+        | ConnectError::NoWelcome { .. } => CliError::no_path("mediator_unreachable", text)
+            .hint("check address, firewall and proxy (--proxy), and that the mediator runs"),
+    }
+}
+
+/// A request to the mediator that got no good answer.
+pub fn request(error: &RequestError) -> CliError {
+    match error {
+        RequestError::Failed(failure) => refused(failure),
+        other => CliError::no_path("mediator_unreachable", format!("mediator: {other}"))
+            .hint("try again"),
+    }
+}
+
+/// The device's keys cannot be used.
+pub fn identity(error: &IdentityError) -> CliError {
+    let text = error.to_string();
+    match error {
+        IdentityError::Io { what: "read", .. } => CliError::failed("data_dir_unreadable", text)
+            .hint("check the owner and mode of the data directory"),
+        IdentityError::Io { .. } => CliError::failed("data_dir_unwritable", text)
+            .hint("check owner, mode and free space, or choose another --data-dir"),
+        IdentityError::Damaged { .. } => CliError::failed("identity_damaged", text),
+        IdentityError::Key(_) => CliError::failed("crypto_failed", text),
+    }
+}

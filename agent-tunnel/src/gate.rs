@@ -1,0 +1,223 @@
+//! The agent's last word on every session and channel: kill switch, trusted consoles, policy,
+//! name resolution, audit of targets that the grant does not name.
+//!
+//! Order matters: nothing is resolved that the policy excludes by itself, nothing is audited as
+//! dialled that the policy refuses, nothing is dialled that is not audited. Addresses are handed
+//! on as decided: whoever dials never resolves again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+};
+
+use adit_protocol::{code::ChannelCode, grant::Grant, ids::SessionId, target::Target};
+use tokio::sync::OnceCell;
+use tracing::{info, warn};
+
+use crate::{
+    kill_switch::{KillSwitch, LOCKED},
+    policy::{Denial, Loaded, LocalTime, Policy, is_localhost, localhost},
+};
+
+/// Targets of one session that were audited one by one.
+const MAX_KNOWN_TARGETS: usize = 4096;
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 16;
+
+/// A boxed future.
+pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What the gate needs of the world.
+pub trait Outside: Send + Sync + 'static {
+    /// The computer's clock.
+    fn now(&self) -> LocalTime;
+    /// Addresses of a name; empty if it does not resolve.
+    fn resolve(&self, host: String) -> Boxed<Vec<IpAddr>>;
+    /// Asks the mediator for a durable audit record of the target; `false` without one.
+    fn audit(&self, session: SessionId, target: Target) -> Boxed<bool>;
+    /// Tells the mediator what was refused, if it can be told.
+    fn report_refusal(&self, session: SessionId, target: Target, rule: &'static str);
+}
+
+/// The policy in force, shared by all sessions.
+#[derive(Debug)]
+pub struct Rules {
+    loaded: RwLock<Arc<Loaded>>,
+    kill_switch: KillSwitch,
+}
+
+impl Rules {
+    /// These rules until others are [set](Self::set).
+    pub fn new(loaded: Loaded, kill_switch: KillSwitch) -> Self {
+        Self { loaded: RwLock::new(Arc::new(loaded)), kill_switch }
+    }
+
+    /// The policy in force.
+    pub fn loaded(&self) -> Arc<Loaded> {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts another policy in force.
+    pub fn set(&self, loaded: Loaded) {
+        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+    }
+
+    /// The kill switch.
+    pub fn kill_switch(&self) -> &KillSwitch {
+        &self.kill_switch
+    }
+}
+
+/// The gate of one session.
+pub struct SessionGate {
+    rules: Arc<Rules>,
+    outside: Arc<dyn Outside>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Targets with their audit, under way or done. INVARIANT: at most `MAX_KNOWN_TARGETS`.
+    known: BTreeMap<Target, Arc<OnceCell<()>>>,
+    /// What channels were let through to, to be judged again when the rules change.
+    passed: BTreeSet<(Target, IpAddr)>,
+}
+
+impl SessionGate {
+    /// For one session.
+    pub fn new(rules: Arc<Rules>, outside: Arc<dyn Outside>) -> Arc<Self> {
+        Arc::new(Self { rules, outside, state: Mutex::default() })
+    }
+
+    /// May a session with this grant start? The text of the refusal reaches the console.
+    pub fn admit(&self, grant: &Grant) -> Result<(), String> {
+        if self.rules.kill_switch.is_locked() {
+            return Err(LOCKED.to_owned());
+        }
+        let loaded = self.rules.loaded();
+        admissible(&loaded.policy, grant, self.outside.now()).map_err(|denial| {
+            warn!(session_id = %grant.session, user = %grant.user, rule = denial.rule(), %denial,
+                "session refused");
+            denial.to_string()
+        })
+    }
+
+    /// The addresses that a channel may dial, in order of preference. Never empty.
+    pub async fn permit(
+        self: Arc<Self>,
+        grant: Grant,
+        target: Target,
+    ) -> Result<Vec<SocketAddr>, ChannelCode> {
+        self.check_target(&grant, &target).map_err(|denial| self.refuse(&grant, &denial))?;
+        let resolved = match target.ip() {
+            Some(ip) => vec![ip],
+            None if is_localhost(target.host()) => localhost().to_vec(),
+            None => self.outside.resolve(target.host().to_owned()).await,
+        };
+        if resolved.is_empty() {
+            return Err(ChannelCode::TargetUnresolved);
+        }
+        let policy = self.rules.loaded();
+        let mut addresses = policy
+            .policy
+            .filter(&target, &resolved, self.outside.now())
+            .map_err(|denial| self.refuse(&grant, &Refusal::Denied(denial)))?;
+        addresses.truncate(MAX_ADDRESSES);
+        self.audited(&grant, &target).await?;
+        // Minutes may have passed since the first look; the owner may have turned the key.
+        self.check_target(&grant, &target).map_err(|denial| self.refuse(&grant, &denial))?;
+        self.state().passed.extend(addresses.iter().map(|ip| (target.clone(), *ip)));
+        Ok(addresses.into_iter().map(|ip| SocketAddr::new(ip, target.port())).collect())
+    }
+
+    /// Do the rules as they are now still allow the session, with all it was let through to?
+    /// The reason if not.
+    pub fn still_admitted(&self, grant: &Grant) -> Result<(), &'static str> {
+        if self.rules.kill_switch.is_locked() {
+            return Err("locked_by_owner");
+        }
+        let (loaded, now) = (self.rules.loaded(), self.outside.now());
+        let policy = &loaded.policy;
+        let passed = &self.state().passed;
+        let fits = admissible(policy, grant, now).is_ok()
+            && passed.iter().all(|(target, ip)| policy.filter(target, &[*ip], now).is_ok());
+        if fits { Ok(()) } else { Err("policy_changed") }
+    }
+
+    fn check_target(&self, grant: &Grant, target: &Target) -> Result<(), Refusal> {
+        if self.rules.kill_switch.is_locked() {
+            return Err(Refusal::Locked(target.clone()));
+        }
+        let loaded = self.rules.loaded();
+        let console = loaded.policy.check_console(grant.console);
+        console
+            .and_then(|()| loaded.policy.check_target(target, self.outside.now()))
+            .map_err(Refusal::Denied)
+    }
+
+    /// Targets named in the grant were audited with it; others one by one, once a session.
+    async fn audited(&self, grant: &Grant, target: &Target) -> Result<(), ChannelCode> {
+        if grant.targets.contains(target) {
+            return Ok(());
+        }
+        let cell = {
+            let known = &mut self.state().known;
+            // Refused and given-up audits leave empty cells behind.
+            if known.len() >= MAX_KNOWN_TARGETS {
+                known.retain(|_, cell| cell.initialized() || Arc::strong_count(cell) > 1);
+            }
+            if known.len() >= MAX_KNOWN_TARGETS && !known.contains_key(target) {
+                return Err(ChannelCode::TooMany);
+            }
+            known.entry(target.clone()).or_default().clone()
+        };
+        let audit = || async {
+            let asked = self.outside.audit(grant.session, target.clone());
+            if asked.await { Ok(()) } else { Err(ChannelCode::Audit) }
+        };
+        cell.get_or_try_init(audit).await.copied()
+    }
+
+    fn refuse(&self, grant: &Grant, refusal: &Refusal) -> ChannelCode {
+        let (target, rule) = match refusal {
+            Refusal::Locked(target) => (Some(target), "locked"),
+            Refusal::Denied(denial) => (denial.target(), denial.rule()),
+        };
+        info!(session_id = %grant.session, user = %grant.user, ?target, rule, "channel refused");
+        if let Some(target) = target {
+            self.outside.report_refusal(grant.session, target.clone(), rule);
+        }
+        ChannelCode::Policy
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Refusal {
+    Locked(Target),
+    Denied(Denial),
+}
+
+/// The console is trusted and at least one target could be reached now.
+fn admissible(policy: &Policy, grant: &Grant, now: LocalTime) -> Result<(), Denial> {
+    policy.check_console(grant.console)?;
+    if grant.any_target && policy.open_at(now) {
+        return Ok(());
+    }
+    let mut first = None;
+    for target in &grant.targets {
+        match policy.check_target(target, now) {
+            Ok(()) => return Ok(()),
+            Err(denial) => first = first.or(Some(denial)),
+        }
+    }
+    Err(first.unwrap_or(Denial::Nothing))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use adit_protocol::{ids::ComputerId, keys::SigningKey, target::Transport};
+use adit_runtime::datadir::DataDir;
+
+use super::*;
+use crate::policy::Source;
+
+#[derive(Default)]
+struct World {
+    addresses: Mutex<Vec<IpAddr>>,
+    resolved: AtomicUsize,
+    mediator_away: AtomicBool,
+    audited: Mutex<Vec<Target>>,
+    refused: Mutex<Vec<&'static str>>,
+}
+
+struct Shown(Arc<World>);
+
+impl Outside for Shown {
+    fn now(&self) -> LocalTime {
+        LocalTime { weekday: 0, minute: 600 }
+    }
+    fn resolve(&self, _host: String) -> Boxed<Vec<IpAddr>> {
+        self.0.resolved.fetch_add(1, Ordering::Relaxed);
+        let found = self.0.addresses.lock().unwrap().clone();
+        Box::pin(async move { found })
+    }
+    fn audit(&self, _session: SessionId, target: Target) -> Boxed<bool> {
+        let away = self.0.mediator_away.load(Ordering::Relaxed);
+        if !away {
+            self.0.audited.lock().unwrap().push(target);
+        }
+        Box::pin(async move { !away })
+    }
+    fn report_refusal(&self, _session: SessionId, _target: Target, rule: &'static str) {
+        self.0.refused.lock().unwrap().push(rule);
+    }
+}
+
+struct Bench {
+    world: Arc<World>,
+    rules: Arc<Rules>,
+    gate: Arc<SessionGate>,
+    grant: Grant,
+    _dir: tempfile::TempDir,
+}
+
+fn loaded(policy: &str) -> Loaded {
+    Loaded { policy: Policy::parse(policy).unwrap(), source: Source::File, problem: None }
+}
+
+fn tcp(text: &str) -> Target {
+    Target::parse(text, Transport::Tcp).unwrap()
+}
+
+fn bench(policy: &str, targets: &[&str], any_target: bool) -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let switch = KillSwitch::new(DataDir::open(dir.path()).unwrap());
+    let rules = Arc::new(Rules::new(loaded(policy), switch));
+    let world = Arc::<World>::default();
+    let gate = SessionGate::new(rules.clone(), Arc::new(Shown(world.clone())));
+    let console = SigningKey::generate().unwrap().public();
+    let grant = Grant {
+        session: SessionId([1; 16]),
+        tenant: "p".into(),
+        computer: ComputerId([2; 16]),
+        console,
+        agent: console,
+        redirector: "x".into(),
+        targets: targets.iter().map(|t| tcp(t)).collect(),
+        any_target,
+        msg1_sha256: [0; 32],
+        issued_ms: 0,
+        expires_ms: 1,
+        user: "u".into(),
+        reason: String::new(),
+        ticket: String::new(),
+        audit_seq: 1,
+        audit_leaf: [0; 32],
+    };
+    Bench { world, rules, gate, grant, _dir: dir }
+}
+
+impl Bench {
+    async fn permit(&self, target: &str) -> Result<Vec<String>, ChannelCode> {
+        let permit = self.gate.clone().permit(self.grant.clone(), tcp(target));
+        permit.await.map(|a| a.iter().map(ToString::to_string).collect())
+    }
+}
+
+const LAN: &str = "[[allow]]\ntargets = ['10.0.0.0/8', '*.lab.example']\nports = [22]";
+
+#[tokio::test]
+async fn admits_when_one_target_is_allowed_and_permits_only_those() {
+    let bench = bench(LAN, &["10.0.0.1:22", "192.168.0.1:22"], false);
+    assert_eq!(bench.gate.admit(&bench.grant), Ok(()));
+    assert_eq!(bench.permit("10.0.0.1:22").await.unwrap(), ["10.0.0.1:22"]);
+    assert_eq!(bench.permit("192.168.0.1:22").await, Err(ChannelCode::Policy));
+    assert_eq!(*bench.world.refused.lock().unwrap(), ["not_allowed"]);
+    assert!(bench.world.audited.lock().unwrap().is_empty(), "the grant was the audit");
+    let mut other = bench.grant.clone();
+    other.targets.remove(0);
+    assert!(bench.gate.admit(&other).unwrap_err().contains("192.168.0.1:22"));
+}
+
+#[tokio::test]
+async fn unknown_targets_wait_for_their_audit_and_are_remembered() {
+    let bench = bench(LAN, &[], true);
+    assert_eq!(bench.gate.admit(&bench.grant), Ok(()));
+    assert_eq!(bench.permit("10.0.0.1:22").await.unwrap(), ["10.0.0.1:22"]);
+    bench.world.mediator_away.store(true, Ordering::Relaxed);
+    assert!(bench.permit("10.0.0.1:22").await.is_ok(), "known targets need no mediator");
+    assert_eq!(bench.permit("10.0.0.2:22").await, Err(ChannelCode::Audit));
+    bench.world.mediator_away.store(false, Ordering::Relaxed);
+    assert!(bench.permit("10.0.0.2:22").await.is_ok());
+    let audited = bench.world.audited.lock().unwrap().clone();
+    assert_eq!(audited, [tcp("10.0.0.1:22"), tcp("10.0.0.2:22")]);
+    assert_eq!(bench.permit("11.0.0.1:22").await, Err(ChannelCode::Policy));
+    assert_eq!(bench.world.audited.lock().unwrap().len(), 2, "refused targets are not audited");
+}
+
+#[tokio::test]
+async fn names_are_resolved_once_and_only_if_they_could_be_allowed() {
+    let bench = bench(LAN, &[], true);
+    let set = |ips: &[&str]| {
+        *bench.world.addresses.lock().unwrap() = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    };
+    set(&["203.0.113.1", "127.0.0.1", "10.0.0.9"]);
+    assert_eq!(bench.permit("a.lab.example:22").await.unwrap(), ["203.0.113.1:22", "10.0.0.9:22"]);
+    assert_eq!(bench.permit("other.example:22").await.unwrap(), ["10.0.0.9:22"]);
+    assert_eq!(bench.world.resolved.load(Ordering::Relaxed), 2);
+    assert_eq!(bench.permit("a.lab.example:23").await, Err(ChannelCode::Policy));
+    assert_eq!(bench.permit("localhost:22").await, Err(ChannelCode::Policy));
+    assert_eq!(bench.world.resolved.load(Ordering::Relaxed), 2, "ports exclude before asking");
+    set(&["169.254.169.254"]);
+    assert_eq!(bench.permit("b.lab.example:22").await, Err(ChannelCode::Policy));
+    assert_eq!(bench.world.refused.lock().unwrap().last(), Some(&"special_address"));
+    set(&[]);
+    assert_eq!(bench.permit("b.lab.example:22").await, Err(ChannelCode::TargetUnresolved));
+}
+
+#[tokio::test]
+async fn localhost_is_the_computer_itself_without_asking() {
+    let bench = bench("[[allow]]\ntargets = ['localhost']\nports = [22]", &["localhost:22"], false);
+    *bench.world.addresses.lock().unwrap() = vec!["10.0.0.1".parse().unwrap()];
+    assert_eq!(bench.permit("localhost:22").await.unwrap(), ["127.0.0.1:22", "[::1]:22"]);
+    assert_eq!(bench.world.resolved.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn the_kill_switch_holds_at_once_for_offers_channels_and_live_sessions() {
+    let bench = bench(LAN, &["10.0.0.1:22"], false);
+    assert!(bench.permit("10.0.0.1:22").await.is_ok());
+    assert_eq!(bench.gate.still_admitted(&bench.grant), Ok(()));
+    bench.rules.kill_switch().lock().unwrap();
+    assert_eq!(bench.gate.admit(&bench.grant), Err(LOCKED.to_owned()));
+    assert_eq!(bench.permit("10.0.0.1:22").await, Err(ChannelCode::Policy));
+    assert_eq!(bench.gate.still_admitted(&bench.grant), Err("locked_by_owner"));
+    bench.rules.kill_switch().unlock().unwrap();
+    assert!(bench.permit("10.0.0.1:22").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_narrower_policy_ends_sessions_that_used_what_it_took_away() {
+    let bench = bench(LAN, &["10.0.0.1:22", "10.0.0.2:22"], false);
+    bench.permit("10.0.0.1:22").await.unwrap();
+    bench.rules.set(loaded("[[allow]]\ntargets = ['10.0.0.1']\nports = [22]"));
+    assert_eq!(bench.gate.still_admitted(&bench.grant), Ok(()));
+    bench.rules.set(loaded("[[allow]]\ntargets = ['10.0.0.2']\nports = [22]"));
+    assert_eq!(bench.gate.still_admitted(&bench.grant), Err("policy_changed"));
+    bench.rules.set(loaded("[trust]\nconsoles = []\n[[allow]]\ntargets=['10.0.0.1']\nports=[22]"));
+    assert_eq!(bench.gate.still_admitted(&bench.grant), Err("policy_changed"));
+}
+
+#[tokio::test]
+async fn grants_without_targets_are_not_admitted() {
+    let bench = bench(LAN, &[], false);
+    assert!(bench.gate.admit(&bench.grant).is_err());
+    bench.rules.set(loaded("[[allow]]\ntargets=['10.0.0.1']\nports=[22]\nconsent=true"));
+    let mut any = bench.grant.clone();
+    any.any_target = true;
+    assert!(bench.gate.admit(&any).is_err(), "nothing is open without consent");
+}
