@@ -5,17 +5,15 @@
 //! one and give `LISTEN=ADDRESS:PORT`.
 
 use std::{
-    io,
-    net::SocketAddr,
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
     process::{Child, Command},
+    sync::Arc,
     time::Instant,
 };
 
 use adit_relay::splice::{Engine, Leg, Meter, prepare, run};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-};
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 const CHUNK: usize = 256 * 1024;
@@ -29,7 +27,7 @@ async fn main() -> io::Result<()> {
         |i: usize, default: u64| args.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
     if args.get(1).is_some_and(|a| a == "load") {
         let addr = args.get(2).cloned().unwrap_or_default();
-        return load(&addr, number(3, 4) * GB).await;
+        return load(&addr, number(3, 4) * GB);
     }
     let (gb, rounds) = (number(1, 4), number(2, 3));
     let listen = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:0".into());
@@ -43,10 +41,16 @@ async fn main() -> io::Result<()> {
             prepare(&agent)?;
             let mut engine = Engine::new(64);
             engine.splice = splice;
-            let meter = Meter::default();
+            let meter = Arc::new(Meter::default());
             let (start, cpu) = (Instant::now(), cpu_seconds());
             let (console, agent) = (Leg::Raw(console), Leg::Raw(agent));
-            let outcome = run(console, agent, &engine, &meter, &CancellationToken::new()).await;
+            // On a worker, as in the relay: the main thread does not drive the sockets itself.
+            let mut pair = JoinSet::new();
+            let metered = Arc::clone(&meter);
+            pair.spawn(async move {
+                run(console, agent, &engine, &metered, &CancellationToken::new()).await
+            });
+            let outcome = pair.join_next().await;
             let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
             if let Some(child) = &mut child {
                 child.wait()?;
@@ -72,43 +76,41 @@ fn spawn_load(addr: SocketAddr, gb: u64) -> io::Result<Option<Child>> {
     Command::new(me).args(["load", &addr.to_string(), &gb.to_string()]).spawn().map(Some)
 }
 
-/// Source and sink: one-byte round trips first, then bulk.
-async fn load(addr: &str, bytes: u64) -> io::Result<()> {
-    let mut source = TcpStream::connect(addr).await?;
-    let mut sink = TcpStream::connect(addr).await?;
+/// Source and sink, blocking and one thread each: one-byte round trips first, then bulk.
+fn load(addr: &str, bytes: u64) -> io::Result<()> {
+    let mut source = TcpStream::connect(addr)?;
+    let mut sink = TcpStream::connect(addr)?;
     source.set_nodelay(true)?;
     sink.set_nodelay(true)?;
     let (start, mut byte) = (Instant::now(), [7]);
     for _ in 0..ROUND_TRIPS {
-        source.write_all(&byte).await?;
-        sink.read_exact(&mut byte).await?;
-        sink.write_all(&byte).await?;
-        source.read_exact(&mut byte).await?;
+        source.write_all(&byte)?;
+        sink.read_exact(&mut byte)?;
+        sink.write_all(&byte)?;
+        source.read_exact(&mut byte)?;
     }
     println!("one-byte round trip {:?}", start.elapsed() / ROUND_TRIPS);
-    let send = async {
+    let sending = std::thread::spawn(move || {
         let buffer = vec![0x5a; CHUNK];
         let mut left = bytes;
         while left > 0 {
             let n = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-            source.write_all(buffer.get(..n).unwrap_or_default()).await?;
+            source.write_all(buffer.get(..n).unwrap_or_default())?;
             left -= n as u64;
         }
-        source.shutdown().await?;
-        source.read(&mut [0]).await.map(drop)
-    };
-    let receive = async {
-        let (mut buffer, mut got) = (vec![0; CHUNK], 0u64);
-        loop {
-            match sink.read(&mut buffer).await? {
-                0 => break,
-                n => got += n as u64,
-            }
+        source.shutdown(Shutdown::Write)?;
+        source.read(&mut [0]).map(drop)
+    });
+    let (mut buffer, mut got) = (vec![0; CHUNK], 0u64);
+    loop {
+        match sink.read(&mut buffer)? {
+            0 => break,
+            n => got += n as u64,
         }
-        sink.shutdown().await?;
-        if got == bytes { Ok(()) } else { Err(io::Error::other("bytes were lost")) }
-    };
-    tokio::try_join!(send, receive).map(drop)
+    }
+    sink.shutdown(Shutdown::Write)?;
+    sending.join().map_err(|_| io::Error::other("source failed"))??;
+    if got == bytes { Ok(()) } else { Err(io::Error::other("bytes were lost")) }
 }
 
 /// User and system time of this process, from clock ticks of 10 ms.

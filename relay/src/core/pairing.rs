@@ -258,16 +258,18 @@ impl Pairing {
         JoinStatus::Accepted
     }
 
-    /// The joiner proved that it is there: now the join counts.
-    pub fn handle_confirmed(&mut self, conn: ConnId, now: Instant) {
+    /// The joiner proved that it is there: now the join counts. False if the connection had
+    /// been told to close already.
+    pub fn handle_confirmed(&mut self, conn: ConnId, now: Instant) -> bool {
         let Some(&Conn { state: ConnState::Answered(join), deadline }) = self.conns.get(&conn)
         else {
-            return;
+            return false;
         };
         let key = (join.session, join.slot);
         if !self.has_room(&join) || self.cut.contains_key(&join.session) {
             let cut = self.cut.contains_key(&join.session);
-            return self.close(conn, if cut { Reason::Cut } else { Reason::Full });
+            self.close(conn, if cut { Reason::Cut } else { Reason::Full });
+            return true;
         }
         self.forget_answered(conn, &join);
         self.timers.remove(&(deadline, Timer::Conn(conn)));
@@ -283,6 +285,7 @@ impl Pairing {
             Some((_, other)) => self.pair(key, join.role, conn, other, now),
             None => self.wait(conn, join, now),
         }
+        true
     }
 
     /// A connection that is not paired ended by itself or broke a rule.

@@ -1,17 +1,22 @@
 //! Bytes of each session, kept until the mediator has acknowledged them.
 //!
-//! Figures are totals of the session's stay at this relay: from its first pair until the report
-//! that says `ended`. A session that comes back begins a new stay at zero. Must never grow
-//! without bound while the mediator is away.
+//! Figures are totals since the session first came here, also over several pairs; they are
+//! forgotten a ticket's life after its last pair, when it cannot come back without the mediator.
+//! Must never grow without bound while the mediator is away.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
 
-use adit_protocol::ids::SessionId;
+use adit_protocol::{ids::SessionId, limits::TICKET_LIFE};
 
-/// Sessions remembered at most; beyond it ended ones that were never reported are given up.
+/// Sessions remembered at most; beyond it those without pairs are given up, the oldest first.
 pub const MAX_ACCOUNTS: usize = 65_536;
 /// Sessions in one report: keeps it far below the control connection's frame limit.
 pub const MAX_SESSIONS_PER_REPORT: usize = 2_000;
+/// How long a session without pairs is remembered.
+const REMEMBER: Duration = TICKET_LIFE;
 
 /// What a report says of one session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,33 +38,38 @@ struct Account {
     /// Of live pairs, as last seen.
     live: (u64, u64),
     pairs: usize,
-    acknowledged: Option<(u64, u64)>,
+    /// Since when there is no pair.
+    idle_since: Option<Instant>,
+    acknowledged: Option<Statement>,
 }
 
 impl Account {
-    fn total(&self) -> (u64, u64) {
-        (self.closed.0.saturating_add(self.live.0), self.closed.1.saturating_add(self.live.1))
-    }
-
-    fn is_due(&self) -> bool {
-        self.pairs == 0 || self.acknowledged != Some(self.total())
+    fn statement(&self, session: SessionId) -> Statement {
+        Statement {
+            session,
+            bytes_up: self.closed.0.saturating_add(self.live.0),
+            bytes_down: self.closed.1.saturating_add(self.live.1),
+            ended: self.pairs == 0,
+        }
     }
 }
 
-/// Accounts of sessions that are here or not yet reported to the end.
+/// Accounts of sessions that are here or were not long ago.
 #[derive(Debug, Default)]
 pub struct Usage {
     accounts: BTreeMap<SessionId, Account>,
+    /// Sessions in the order in which they lost their last pair; some have come back since.
+    idle: VecDeque<(Instant, SessionId)>,
     given_up: u64,
 }
 
 impl Usage {
     /// A pair of the session began.
-    pub fn handle_pair_begun(&mut self, session: SessionId) {
-        if self.accounts.len() >= MAX_ACCOUNTS && !self.accounts.contains_key(&session) {
-            self.give_one_up();
-        }
-        self.accounts.entry(session).or_default().pairs += 1;
+    pub fn handle_pair_begun(&mut self, session: SessionId, now: Instant) {
+        self.forget(now);
+        let account = self.accounts.entry(session).or_default();
+        account.pairs += 1;
+        account.idle_since = None;
     }
 
     /// Current bytes of all live pairs of a session together.
@@ -70,58 +80,68 @@ impl Usage {
     }
 
     /// A pair ended with these bytes; the sum of the live ones follows with `handle_live`.
-    pub fn handle_pair_ended(&mut self, session: SessionId, up: u64, down: u64) {
-        if let Some(a) = self.accounts.get_mut(&session) {
-            a.pairs = a.pairs.saturating_sub(1);
-            a.closed = (a.closed.0.saturating_add(up), a.closed.1.saturating_add(down));
+    pub fn handle_pair_ended(&mut self, session: SessionId, up: u64, down: u64, now: Instant) {
+        let Some(a) = self.accounts.get_mut(&session) else { return };
+        a.pairs = a.pairs.saturating_sub(1);
+        a.closed = (a.closed.0.saturating_add(up), a.closed.1.saturating_add(down));
+        if a.pairs == 0 {
+            a.live = (0, 0);
+            a.idle_since = Some(now);
+            self.idle.push_back((now, session));
+        } else {
             // Until the next `handle_live` the pair must not be counted twice.
-            a.live = if a.pairs == 0 {
-                (0, 0)
-            } else {
-                (a.live.0.saturating_sub(up), a.live.1.saturating_sub(down))
-            };
+            a.live = (a.live.0.saturating_sub(up), a.live.1.saturating_sub(down));
         }
+        self.forget(now);
     }
 
     /// What the mediator does not know yet.
     pub fn poll_report(&self) -> Vec<Statement> {
-        let due = self.accounts.iter().filter(|(_, a)| a.is_due());
-        due.take(MAX_SESSIONS_PER_REPORT)
-            .map(|(session, a)| {
-                let (bytes_up, bytes_down) = a.total();
-                Statement { session: *session, bytes_up, bytes_down, ended: a.pairs == 0 }
-            })
+        self.accounts
+            .iter()
+            .map(|(session, a)| (a.statement(*session), a.acknowledged))
+            .filter(|(statement, known)| known.as_ref() != Some(statement))
+            .map(|(statement, _)| statement)
+            .take(MAX_SESSIONS_PER_REPORT)
             .collect()
     }
 
     /// The mediator has these.
     pub fn handle_acknowledged(&mut self, statements: &[Statement]) {
         for s in statements {
-            let Some(a) = self.accounts.get_mut(&s.session) else { continue };
-            let same = a.total() == (s.bytes_up, s.bytes_down);
-            if s.ended && a.pairs == 0 && same {
-                self.accounts.remove(&s.session);
-            } else {
-                if s.ended {
-                    // It came back while the report was under way: a new stay begins.
-                    a.closed.0 = a.closed.0.saturating_sub(s.bytes_up);
-                    a.closed.1 = a.closed.1.saturating_sub(s.bytes_down);
-                }
-                a.acknowledged = (!s.ended).then_some((s.bytes_up, s.bytes_down));
+            if let Some(a) = self.accounts.get_mut(&s.session) {
+                a.acknowledged = Some(*s);
             }
         }
     }
 
-    /// Accounts dropped because the mediator was away for too long.
+    /// Another mediator, or one that restarted, may have forgotten what it was told.
+    pub fn handle_reconnected(&mut self) {
+        for account in self.accounts.values_mut() {
+            account.acknowledged = None;
+        }
+    }
+
+    /// Accounts dropped before the mediator had acknowledged them.
     pub fn given_up(&self) -> u64 {
         self.given_up
     }
 
-    fn give_one_up(&mut self) {
-        let victim = self.accounts.iter().find(|(_, a)| a.pairs == 0).map(|(s, _)| *s);
-        if let Some(victim) = victim.or_else(|| self.accounts.keys().next().copied()) {
-            self.accounts.remove(&victim);
-            self.given_up += 1;
+    /// Drops what is old, and the oldest beyond the limit.
+    fn forget(&mut self, now: Instant) {
+        while let Some(&(since, session)) = self.idle.front() {
+            let old = now.duration_since(since) > REMEMBER;
+            if !old && self.accounts.len() <= MAX_ACCOUNTS && self.idle.len() <= MAX_ACCOUNTS {
+                return;
+            }
+            self.idle.pop_front();
+            // It came back since, and perhaps left again: then there is a later entry.
+            if self.accounts.get(&session).is_some_and(|a| a.idle_since == Some(since))
+                && let Some(a) = self.accounts.remove(&session)
+                && a.acknowledged != Some(a.statement(session))
+            {
+                self.given_up += 1;
+            }
         }
     }
 }
@@ -132,63 +152,66 @@ mod tests {
 
     const S: SessionId = SessionId([1; 16]);
 
-    fn only(u: &Usage) -> Statement {
+    fn only(u: &Usage) -> (u64, u64, bool) {
         let all = u.poll_report();
         assert_eq!(all.len(), 1);
-        all[0]
+        (all[0].bytes_up, all[0].bytes_down, all[0].ended)
+    }
+
+    fn acknowledge(u: &mut Usage) {
+        let all = u.poll_report();
+        u.handle_acknowledged(&all);
     }
 
     #[test]
     fn reports_changes_once_and_the_end_until_acknowledged() {
-        let mut u = Usage::default();
-        u.handle_pair_begun(S);
+        let (mut u, now) = (Usage::default(), Instant::now());
+        u.handle_pair_begun(S, now);
         u.handle_live(S, 10, 20);
-        let first = only(&u);
-        assert_eq!((first.bytes_up, first.bytes_down, first.ended), (10, 20, false));
-        u.handle_acknowledged(&[first]);
+        assert_eq!(only(&u), (10, 20, false));
+        acknowledge(&mut u);
         assert!(u.poll_report().is_empty());
-        u.handle_pair_ended(S, 15, 20);
-        let last = only(&u);
-        assert_eq!((last.bytes_up, last.bytes_down, last.ended), (15, 20, true));
-        assert_eq!(only(&u), last);
-        u.handle_acknowledged(&[last]);
+        u.handle_pair_ended(S, 15, 20, now);
+        assert_eq!(only(&u), (15, 20, true));
+        assert_eq!(only(&u), (15, 20, true));
+        acknowledge(&mut u);
         assert!(u.poll_report().is_empty());
+        u.handle_reconnected();
+        assert_eq!(only(&u), (15, 20, true));
     }
 
     #[test]
-    fn pair_that_replaces_another_adds_to_the_same_stay() {
-        let mut u = Usage::default();
-        u.handle_pair_begun(S);
-        u.handle_pair_begun(S);
+    fn totals_go_on_over_pairs_that_overlap_and_that_follow() {
+        let (mut u, now) = (Usage::default(), Instant::now());
+        u.handle_pair_begun(S, now);
+        u.handle_pair_begun(S, now);
         u.handle_live(S, 30, 3);
-        u.handle_pair_ended(S, 10, 1);
-        assert_eq!((only(&u).bytes_up, only(&u).bytes_down), (30, 3));
+        u.handle_pair_ended(S, 10, 1, now);
+        assert_eq!(only(&u), (30, 3, false));
         u.handle_live(S, 25, 2);
-        assert_eq!((only(&u).bytes_up, only(&u).bytes_down), (35, 3));
-    }
-
-    #[test]
-    fn session_that_returns_during_its_last_report_is_not_lost() {
-        let mut u = Usage::default();
-        u.handle_pair_begun(S);
-        u.handle_pair_ended(S, 5, 5);
-        let last = only(&u);
-        u.handle_pair_begun(S);
-        u.handle_live(S, 1, 2);
-        u.handle_acknowledged(&[last]);
-        let again = only(&u);
-        assert_eq!((again.bytes_up, again.bytes_down, again.ended), (1, 2, false));
+        assert_eq!(only(&u), (35, 3, false));
+        u.handle_pair_ended(S, 25, 2, now);
+        acknowledge(&mut u);
+        u.handle_pair_begun(S, now + REMEMBER);
+        u.handle_live(S, 1, 1);
+        assert_eq!(only(&u), (36, 4, false));
+        u.handle_pair_ended(S, 1, 1, now + REMEMBER);
+        acknowledge(&mut u);
+        u.handle_pair_begun(S, now + REMEMBER * 3);
+        assert_eq!(only(&u), (0, 0, false));
     }
 
     #[test]
     fn accounts_are_bounded_while_the_mediator_is_away() {
-        let mut u = Usage::default();
+        let (mut u, now) = (Usage::default(), Instant::now());
+        u.handle_pair_begun(S, now);
         for i in 0..MAX_ACCOUNTS as u128 + 5 {
-            let s = SessionId(i.to_be_bytes());
-            u.handle_pair_begun(s);
-            u.handle_pair_ended(s, 1, 1);
+            let s = SessionId((i << 32).to_be_bytes());
+            u.handle_pair_begun(s, now);
+            u.handle_pair_ended(s, 1, 1, now);
         }
         assert_eq!(u.accounts.len(), MAX_ACCOUNTS);
-        assert_eq!(u.given_up(), 5);
+        assert!(u.accounts.contains_key(&S), "a live one was given up");
+        assert_eq!(u.given_up(), 6);
     }
 }

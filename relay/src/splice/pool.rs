@@ -77,7 +77,7 @@ mod pipes {
 
     /// Size of a large pipe. A pipe holds one page fragment a slot, with 1,500-byte packets
     /// hardly more than a packet: 256 slots carry a full receive window at once.
-    pub const LARGE: usize = 1024 * 1024;
+    const LARGE: usize = 1024 * 1024;
     /// Large pipes at once: half of an ordinary user's budget, the rest is for small ones.
     const MAX_LARGE: usize = 32;
     /// What the kernel gives unasked.

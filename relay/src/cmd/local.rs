@@ -1,0 +1,131 @@
+//! `relay status` and `relay drain`: both sides of the local socket.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use adit_runtime::{
+    cli::{CliError, GlobalArgs, escape_text},
+    config::parse_duration,
+    local::{LocalClient, socket_path},
+};
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::{config::PROGRAM, control::Control, hub::Hub};
+
+/// Longest drain.
+const MAX_DEADLINE: Duration = Duration::from_secs(7 * 86_400);
+/// What the local call may take beyond the drain itself.
+const CALL_SLACK: Duration = Duration::from_secs(10);
+
+/// Options of `relay drain`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  relay drain\n  relay drain --deadline 1h && systemctl stop relay"
+)]
+pub struct DrainArgs {
+    /// How long to wait for pairs to end
+    #[arg(long, default_value = "10m", value_parser = parse_duration)]
+    deadline: Duration,
+}
+
+pub(super) async fn drain(global: &GlobalArgs, args: &DrainArgs) -> Result<(), CliError> {
+    let deadline = args.deadline.min(MAX_DEADLINE);
+    let ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+    let path = socket_path(&global.data_dir(&PROGRAM)?, PROGRAM.name);
+    let request = json!({"command": "drain", "deadline_ms": ms});
+    let replies = LocalClient::call_within(&path, request, deadline + CALL_SLACK).await?;
+    let reply = replies.into_iter().next().unwrap_or_default();
+    let left = reply.get("pairs_left").and_then(Value::as_u64).unwrap_or_default();
+    global.output().emit(&reply)?;
+    if left == 0 {
+        return global.output().human("drained: no pair is left, no join is taken");
+    }
+    Err(CliError::failed("drain_incomplete", format!("{left} pairs are left"))
+        .hint("wait longer with --deadline, or stop the relay: its sessions move elsewhere"))
+}
+
+pub(super) async fn status(global: &GlobalArgs) -> Result<(), CliError> {
+    let path = socket_path(&global.data_dir(&PROGRAM)?, PROGRAM.name);
+    let replies = LocalClient::call(&path, json!({"command": "status"})).await?;
+    let reply = replies.into_iter().next().unwrap_or_default();
+    global.output().emit(&reply)?;
+    let text = |key: &str| match reply.get(key) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(items)) => {
+            items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+        }
+        Some(Value::Null) | None => "-".to_owned(),
+        Some(other) => other.to_string(),
+    };
+    let lines: Vec<String> = [
+        ("state", "state"),
+        ("relay", "relay_id"),
+        ("mediator", "mediator"),
+        ("listening on", "listen"),
+        ("advertised as", "advertised"),
+        ("pairs", "pairs"),
+        ("waiting joins", "waiting"),
+        ("unjoined connections", "unjoined"),
+    ]
+    .iter()
+    .map(|(label, key)| format!("{label:22}{}", escape_text(&text(key))))
+    .collect();
+    global.output().human(lines.join("\n"))
+}
+
+/// The answering side.
+pub(super) struct Responder {
+    pub(super) hub: Arc<Hub>,
+    pub(super) control: Arc<Control>,
+    pub(super) relay_id: String,
+    pub(super) listen: Vec<String>,
+    pub(super) started: Instant,
+}
+
+impl Responder {
+    pub(super) async fn answer(self: Arc<Self>, request: Value) -> Result<Vec<Value>, CliError> {
+        match request.get("command").and_then(Value::as_str) {
+            Some("status") => Ok(vec![self.status()]),
+            Some("drain") => {
+                let ms = request.get("deadline_ms").and_then(Value::as_u64).unwrap_or_default();
+                self.drain(Duration::from_millis(ms).min(MAX_DEADLINE)).await
+            }
+            _ => Err(CliError::usage("local_bad_request", "no such command")),
+        }
+    }
+
+    fn status(&self) -> Value {
+        let counts = self.hub.counts();
+        let control = self.control.status().borrow().clone();
+        let state = match (self.hub.is_draining(), control.registered) {
+            (true, _) => "draining",
+            (false, true) => "serving",
+            (false, false) => "connecting",
+        };
+        json!({
+            "state": state,
+            "registered": control.registered,
+            "relay_id": self.relay_id,
+            "mediator": control.mediator,
+            "listen": self.listen,
+            "advertised": control.advertised,
+            "pairs": counts.pairs,
+            "waiting": counts.waiting,
+            "unjoined": counts.unjoined,
+            "uptime_ms": u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    async fn drain(&self, deadline: Duration) -> Result<Vec<Value>, CliError> {
+        if !self.hub.is_draining() {
+            self.hub.handle_drain();
+            self.control.register_again();
+        }
+        let _ = tokio::time::timeout(deadline, self.hub.emptied()).await;
+        let left = self.hub.counts().pairs;
+        Ok(vec![json!({"drained": left == 0, "pairs_left": left})])
+    }
+}

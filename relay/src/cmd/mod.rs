@@ -1,0 +1,93 @@
+//! The relay's commands.
+
+mod enrol;
+mod local;
+mod serve;
+
+use adit_runtime::{
+    cli::{CliError, Generate, GlobalArgs},
+    config::{ConfigCommand, Sources},
+};
+use clap::{Parser, Subcommand};
+
+use crate::config::{KEYS, PROGRAM};
+
+pub use enrol::JoinArgs;
+pub use local::DrainArgs;
+pub use serve::ServeArgs;
+
+/// Blind relay for sessions that cannot go directly: checks a ticket, pairs two connections,
+/// copies ciphertext
+#[derive(Debug, Parser)]
+#[command(
+    name = "relay",
+    after_help = "Examples:\n  \
+        echo \"$TOKEN\" | relay join - --advertise relay.example:443 --region eu\n  \
+        relay serve\n  \
+        relay status --json"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Join an installation with a token from "mediator token relay"
+    Join(JoinArgs),
+    /// Relay sessions until stopped
+    Serve(ServeArgs),
+    /// Take no new joins and wait for the running relay's pairs to end
+    Drain(DrainArgs),
+    /// Tell what the running relay does
+    #[command(
+        after_help = "Examples:\n  relay status\n  relay status --json --data-dir /srv/relay"
+    )]
+    Status,
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    #[command(flatten)]
+    Generate(Generate),
+}
+
+impl Cli {
+    /// Is the output to be JSON?
+    pub fn json(&self) -> bool {
+        self.global.json
+    }
+
+    /// Does what was asked.
+    pub fn run(self) -> Result<(), CliError> {
+        let Self { global, command } = self;
+        match command {
+            Command::Generate(generate) => generate.run::<Self>(),
+            Command::Config(config) => {
+                config.run(&PROGRAM, KEYS, &sources(&global, None)?, global.output())
+            }
+            Command::Join(args) => block_on(enrol::run(&global, &args)),
+            Command::Serve(args) => block_on(serve::run(&global, &args)),
+            Command::Drain(args) => block_on(local::drain(&global, &args)),
+            Command::Status => block_on(local::status(&global)),
+        }
+    }
+}
+
+/// Where the configuration comes from.
+fn sources(global: &GlobalArgs, listen: Option<&str>) -> Result<Sources, CliError> {
+    let dir = global.data_dir(&PROGRAM)?;
+    Ok(Sources::new(global.config.as_deref(), &dir)
+        .flag("relay.listen", "--listen", listen)
+        .flag("log.level", "--log-level", global.log_level.as_deref())
+        .flag("proxy.url", "--proxy", global.proxy.as_deref()))
+}
+
+fn block_on(work: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::failed("internal", format!("cannot start: {e}")))?
+        .block_on(work)
+}
