@@ -1,2 +1,70 @@
-//! stub
-fn main() {}
+//! Build, check, test and demonstrate: what people and CI run, as one program.
+//!
+//! `cargo xtask ci` holds the rules of the house, `cargo xtask test` everything CI runs,
+//! `cargo xtask demo` the main job on this machine. Nothing here may be imported by a program,
+//! and it stays small: it is compiled before anything else can be.
+
+mod ci;
+mod demo;
+mod fuzz;
+mod packages;
+mod process;
+mod test;
+
+use std::{env, process::ExitCode};
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+
+  demo [--once] [--release]   the main job on this machine: mediator, relay, agent and console
+                              on loopback, a redirector opened and used; stays up until Ctrl-C
+                              (--once: stop after the first round)
+  test [STAGE…]               everything that CI runs (Linux, root); stages: packages, ci, unit,
+                              programs, e2e; more arguments after -- go to the end-to-end tests
+  ci [CHECK…]                 formatting, lints, docs, dependencies, licences, house rules
+  fuzz [--seconds N] [TARGET…]  runs the fuzz targets (needs cargo-fuzz)
+  bench [ARGS…]               side-by-side benchmarks, writes target/bench/report.md
+
+Examples
+  cargo xtask demo --once
+  cargo xtask ci tidy edges
+  cargo xtask test e2e -- loopback::
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    match run(&args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result<ExitCode> {
+    let Some((command, rest)) = args.split_first() else {
+        eprint!("{USAGE}");
+        return Ok(ExitCode::from(2));
+    };
+    if rest.iter().take_while(|a| *a != "--").any(|a| a == "--help" || a == "-h") {
+        print!("{USAGE}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    match command.as_str() {
+        "demo" => demo::run(rest)?,
+        "test" => test::run(rest)?,
+        "ci" => ci::run(rest)?,
+        "fuzz" => fuzz::run(rest)?,
+        "bench" => {
+            let mut args = vec!["run", "--release", "--locked", "--package", "adit-benches", "--"];
+            args.extend(rest.iter().map(String::as_str));
+            process::cargo(&args)?;
+        }
+        "help" | "--help" | "-h" => print!("{USAGE}"),
+        other => bail!("no such command: {other}\n\n{USAGE}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}

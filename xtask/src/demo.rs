@@ -1,0 +1,4 @@
+//! stub
+pub(crate) fn run(_: &[String]) -> anyhow::Result<()> {
+    Ok(())
+}

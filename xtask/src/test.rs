@@ -1,0 +1,190 @@
+//! `cargo xtask test`: everything that CI runs, in stages; the first that fails ends it.
+//!
+//! Nothing is ever skipped: a stage that cannot run on this machine fails and says why.
+
+mod count;
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use count::Count;
+
+use crate::{ci, packages, process};
+
+struct Stage {
+    name: &'static str,
+    what: &'static str,
+    needs_root: bool,
+    run: fn(&[String]) -> Result<Count>,
+}
+
+const STAGES: &[Stage] = &[
+    Stage {
+        name: "packages",
+        what: "servers, clients and tools of the end-to-end tests",
+        needs_root: true,
+        run: |_| packages::install().map(|()| Count::default()),
+    },
+    Stage { name: "ci", what: "cargo xtask ci", needs_root: false, run: |_| checks() },
+    Stage { name: "unit", what: "tests of all crates", needs_root: false, run: |_| unit() },
+    Stage { name: "programs", what: "the four programs", needs_root: false, run: |_| programs() },
+    Stage {
+        name: "e2e",
+        what: "the programs on loopback, in network namespaces, with real clients",
+        needs_root: true,
+        run: end_to_end,
+    },
+];
+
+/// Packages of the four programs.
+pub(crate) const PROGRAMS: &[&str] = &["adit-mediator", "adit-relay", "adit-agent", "adit-console"];
+/// Test binaries of `adit-tests` that need the feature `e2e`.
+const E2E: &[&str] = &["loopback", "refusals", "faults", "natlab", "clients"];
+
+/// Runs the named stages, or all.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let split = args.iter().position(|a| a == "--").unwrap_or(args.len());
+    let (names, rest) = args.split_at(split);
+    if let Some(name) = names.iter().find(|n| !STAGES.iter().any(|s| s.name == n.as_str())) {
+        let known: Vec<_> = STAGES.iter().map(|s| s.name).collect();
+        bail!("no such stage: {name}; there are {}", known.join(", "));
+    }
+    let chosen = |s: &&Stage| names.is_empty() || names.iter().any(|n| n == s.name);
+    let stages: Vec<_> = STAGES.iter().filter(chosen).collect();
+    demand_root(&stages)?;
+    let (mut total, mut times) = (Count::default(), Vec::new());
+    let mut broken = None;
+    for stage in stages {
+        println!("\n==> {}: {}", stage.name, stage.what);
+        let start = Instant::now();
+        let result = (stage.run)(rest.get(1..).unwrap_or_default());
+        times.push((stage.name, start.elapsed()));
+        match result {
+            Ok(count) => total.add(&count),
+            Err(error) => {
+                // A stage that could not even count is one failure.
+                total.add(&Count { failed: 1, ..Count::default() });
+                broken = Some((stage.name, format!("{error:#}")));
+            }
+        }
+        if broken.is_none() && total.failed + total.skipped > 0 {
+            broken = Some((stage.name, "see above".to_owned()));
+        }
+        if broken.is_some() {
+            break;
+        }
+    }
+    report(&times, &total, broken)
+}
+
+fn report(times: &[(&str, Duration)], total: &Count, broken: Option<(&str, String)>) -> Result<()> {
+    println!();
+    for (name, time) in times {
+        println!("{name:<10} {:7.1} s", time.as_secs_f32());
+    }
+    println!("{} passed, {} failed", total.passed, total.failed);
+    match broken {
+        None => Ok(()),
+        Some((stage, why)) if total.failed == 0 => {
+            bail!("stage {stage} failed: {} tests were skipped ({why})", total.skipped)
+        }
+        Some((stage, why)) => bail!("stage {stage} failed: {why}"),
+    }
+}
+
+/// Says which stages need root, with the command, instead of leaving them out.
+fn demand_root(stages: &[&Stage]) -> Result<()> {
+    let needy: Vec<_> = stages.iter().filter(|s| s.needs_root).map(|s| s.name).collect();
+    if needy.is_empty() {
+        return Ok(());
+    }
+    let rest: Vec<_> = STAGES.iter().filter(|s| !s.needs_root).map(|s| s.name).collect();
+    let rest = format!("the others run without: cargo xtask test {}", rest.join(" "));
+    let needy = needy.join(", ");
+    if !cfg!(target_os = "linux") {
+        bail!("the stages {needy} need Linux (network namespaces, Debian packages); {rest}");
+    }
+    let uid = process::output(Command::new("id").arg("-u"))?;
+    if uid.trim() != "0" {
+        bail!(
+            "the stages {needy} need root (network namespaces, packages): \
+             sudo -E env \"PATH=$PATH\" cargo xtask test; {rest}"
+        );
+    }
+    Ok(())
+}
+
+fn checks() -> Result<Count> {
+    let (passed, failed) = ci::run_counted(&[])?;
+    Ok(Count { passed, failed, skipped: 0 })
+}
+
+fn unit() -> Result<Count> {
+    let mut count = tests(&["--workspace"], &[])?;
+    // nextest leaves them out.
+    if count.failed == 0 && nextest() {
+        let mut docs = process::cargo_command();
+        docs.args(["test", "--doc", "--workspace", "--locked", "--quiet"]);
+        count.add(&count::run(&mut docs)?);
+    }
+    Ok(count)
+}
+
+fn programs() -> Result<Count> {
+    build(&[])?;
+    Ok(Count::default())
+}
+
+/// Builds the four programs in the dev profile (or what `more` says): dependencies are optimised
+/// enough there, and it shares its artifacts with the tests.
+pub(crate) fn build(more: &[&str]) -> Result<()> {
+    let mut args = vec!["build", "--locked"];
+    PROGRAMS.iter().for_each(|program| args.extend(["--package", program]));
+    args.extend(more);
+    process::cargo(&args)
+}
+
+fn end_to_end(rest: &[String]) -> Result<Count> {
+    let mut args = vec!["--package", "adit-tests", "--features", "e2e"];
+    E2E.iter().for_each(|test| args.extend(["--test", test]));
+    // One at a time: they measure times, use fixed ports and share two cores with what they test.
+    if nextest() {
+        args.extend(["--test-threads", "1"]);
+        args.extend(rest.iter().map(String::as_str));
+        tests(&args, &[])
+    } else {
+        let rest = rest.iter().map(String::as_str);
+        tests(&args, &["--test-threads=1"].into_iter().chain(rest).collect::<Vec<_>>())
+    }
+}
+
+fn nextest() -> bool {
+    process::on_path("cargo-nextest")
+}
+
+/// Runs tests of the workspace and counts them. Where there is `tini`, it adopts and reaps what
+/// tests leave behind: PID 1 of a container often does not.
+fn tests(args: &[&str], own: &[&str]) -> Result<Count> {
+    let cargo = process::cargo_command();
+    let mut command = if cfg!(target_os = "linux") && process::on_path("tini") {
+        let mut command = Command::new("tini");
+        command.args(["-s", "--"]).arg(cargo.get_program());
+        command
+    } else {
+        Command::new(cargo.get_program())
+    };
+    command.current_dir(process::root());
+    let target = process::target_dir();
+    command.env("ADIT_BIN_DIR", target.join("debug"));
+    command.env("ADIT_E2E_DIR", target.join("e2e"));
+    command.env("VNCDOTOOL", packages::venv_bin().join("vncdotool"));
+    if nextest() {
+        command.args(["nextest", "run", "--locked"]).args(args);
+    } else {
+        command.args(["test", "--locked"]).args(args).arg("--").args(own);
+    }
+    count::run(&mut command).context("cargo test")
+}
