@@ -31,6 +31,9 @@ mod shared;
 mod target;
 mod udp;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
