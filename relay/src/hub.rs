@@ -184,6 +184,12 @@ impl Hub {
         self.lock().machine.is_draining()
     }
 
+    /// Pipes in existence, and those of them that no pair uses.
+    #[cfg(target_os = "linux")]
+    pub fn pipes(&self) -> (usize, usize) {
+        self.engine.pipes.counts()
+    }
+
     /// Waits until no pair is left.
     pub async fn emptied(&self) {
         loop {
