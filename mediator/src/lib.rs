@@ -1,1 +1,26 @@
-//! stub
+//! The mediator: authenticates agents, consoles and relays, decides, writes the audit record,
+//! and brokers sessions.
+//!
+//! - [`core`]: the broker, a state machine without IO
+//! - [`store`]: SQLite, the one writer, the audit log on disk
+//! - [`serve`]: sockets; drives the broker and answers devices
+//! - [`admin`]: what the machine's administrator may do, through one request type
+//! - [`cli`]: the command line
+//!
+//! Invariants: nothing is granted before its audit record is durable; session data never comes
+//! here; what a peer sends is bounded, and nobody who is not authenticated gets more than a
+//! refusal.
+
+pub(crate) mod admin;
+pub(crate) mod authz;
+pub mod cli;
+pub(crate) mod config;
+pub(crate) mod core;
+pub(crate) mod init;
+pub(crate) mod installation;
+pub(crate) mod names;
+pub(crate) mod password;
+pub(crate) mod place;
+pub(crate) mod restore;
+pub(crate) mod serve;
+pub(crate) mod store;

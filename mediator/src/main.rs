@@ -1,2 +1,5 @@
-//! stub
-fn main() {}
+//! The mediator program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    adit_mediator::cli::main()
+}

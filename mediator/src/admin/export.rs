@@ -1,0 +1,238 @@
+//! The audit log out of the database: exports, verification, copies. Reads only, beside a
+//! running server too.
+
+use std::{
+    io::{BufReader, Read, Write},
+    path::Path,
+};
+
+use adit_ledger::{
+    Entry, GapKind, Report, Trust, VerifyError,
+    export::{cef, csv, jsonl::JsonlExport, ocsf},
+    verify_export,
+};
+use adit_runtime::cli::CliError;
+use tokio::sync::mpsc;
+
+use crate::{
+    place::store_error,
+    store::{Store, audit},
+};
+
+/// Version of this program in exports.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Entries read at once.
+const PAGE: u32 = 500;
+/// Pieces of an export that may wait for the verifier.
+const PIECES: usize = 16;
+
+/// Forms of an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// Verifiable: one event a line, then the signed head
+    Jsonl,
+    /// For spreadsheets
+    Csv,
+    /// ArcSight Common Event Format
+    Cef,
+    /// Open Cybersecurity Schema Framework
+    Ocsf,
+}
+
+/// Which entries, in which form.
+#[derive(Clone, Debug)]
+pub(crate) struct Selection {
+    pub(crate) format: Format,
+    /// Milliseconds since 1970.
+    pub(crate) since_ms: u64,
+    /// Milliseconds since 1970.
+    pub(crate) until_ms: u64,
+    /// Name of the only partner.
+    pub(crate) partner: Option<String>,
+}
+
+impl Selection {
+    /// All there is, verifiable.
+    pub(crate) fn everything() -> Self {
+        Self { format: Format::Jsonl, since_ms: 0, until_ms: u64::MAX, partner: None }
+    }
+}
+
+/// Writes an export piece by piece; gives the number of entries shown.
+pub(crate) async fn export(
+    store: &Store,
+    selection: &Selection,
+    mut out: impl FnMut(String) -> Result<(), CliError>,
+) -> Result<u64, CliError> {
+    let trees = audit::trees(&store.readers).await.map_err(store_error)?;
+    let wanted = |name: &str| selection.partner.as_deref().is_none_or(|p| p.eq_ignore_ascii_case(name));
+    let trees: Vec<_> = trees.into_iter().filter(|tree| wanted(&tree.partner)).collect();
+    if trees.is_empty() {
+        return Err(CliError::not_there("not_found", "there is no audit log of such a partner"));
+    }
+    if selection.format == Format::Csv {
+        out(csv::header())?;
+    }
+    let mut shown = 0;
+    for tree in trees {
+        shown += export_tree(store, selection, &tree, &mut out).await?;
+    }
+    Ok(shown)
+}
+
+async fn export_tree(
+    store: &Store,
+    selection: &Selection,
+    tree: &audit::TreeRow,
+    out: &mut impl FnMut(String) -> Result<(), CliError>,
+) -> Result<u64, CliError> {
+    let broken = |reason: String| {
+        let text = format!("audit log {}: {reason}", tree.id);
+        CliError::failed("audit_corrupt", text).hint("run mediator audit verify")
+    };
+    let mut lines = JsonlExport::new(&[]);
+    let (mut next, mut shown) = (0, 0);
+    while next < tree.head.size {
+        let page = audit::entries(&store.readers, &tree.id, next, tree.head.size, PAGE)
+            .await
+            .map_err(store_error)?;
+        let Some(last) = page.last() else { break };
+        next = last.seq.saturating_add(1);
+        let mut text = String::new();
+        for row in &page {
+            let inside = (selection.since_ms..selection.until_ms).contains(&row.time_ms);
+            shown += u64::from(inside);
+            match (selection.format, inside) {
+                (Format::Jsonl, true) => lines
+                    .line(row.seq, &row.line, &mut text)
+                    .map_err(|error| broken(error.to_string()))?,
+                (Format::Jsonl, false) => lines.skip(GapKind::Omitted, row.leaf, &mut text),
+                (_, false) => {}
+                (format, true) => {
+                    let entry = Entry::parse(row.line.as_bytes())
+                        .map_err(|error| broken(format!("entry {}: {error}", row.seq)))?;
+                    text.push_str(&readable(format, &entry));
+                }
+            }
+        }
+        out(text)?;
+    }
+    if selection.format == Format::Jsonl {
+        let mut text = String::new();
+        lines.finish(&tree.head, &mut text).map_err(|error| broken(error.to_string()))?;
+        out(text)?;
+    }
+    Ok(shown)
+}
+
+fn readable(format: Format, entry: &Entry) -> String {
+    match format {
+        Format::Csv => csv::row(entry),
+        Format::Cef => format!("{}\n", cef::line(entry, VERSION).trim_end()),
+        Format::Ocsf => format!("{}\n", ocsf::line(entry, VERSION).trim_end()),
+        Format::Jsonl => String::new(),
+    }
+}
+
+/// Verifies what the database holds, as if it had been exported in full.
+pub(crate) async fn verify_store(
+    store: &Store,
+    trust: Trust,
+) -> Result<Result<Report, VerifyError>, CliError> {
+    let (sender, receiver) = mpsc::channel::<String>(PIECES);
+    let verifier = tokio::task::spawn_blocking(move || {
+        verify_export(BufReader::new(Pieces { receiver, piece: Vec::new(), at: 0 }), &trust)
+    });
+    let sent = raw(store, sender).await;
+    let verified = verifier
+        .await
+        .map_err(|_| CliError::failed("internal", "the verifier stopped unexpectedly"))?;
+    sent?;
+    Ok(verified)
+}
+
+/// All lines as they are stored, without any check, then each head. A verifier that found a
+/// fault stops listening.
+async fn raw(store: &Store, out: mpsc::Sender<String>) -> Result<(), CliError> {
+    for tree in audit::trees(&store.readers).await.map_err(store_error)? {
+        let (mut next, end) = (0, tree.head.size);
+        loop {
+            let page = audit::entries(&store.readers, &tree.id, next, end, PAGE)
+                .await
+                .map_err(store_error)?;
+            let Some(last) = page.last() else { break };
+            next = last.seq.saturating_add(1);
+            let text = page.iter().map(|row| format!("{}\n", row.line)).collect();
+            if out.send(text).await.is_err() {
+                return Ok(());
+            }
+        }
+        if out.send(format!("{}\n", tree.head.to_line())).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+struct Pieces {
+    receiver: mpsc::Receiver<String>,
+    piece: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.at >= self.piece.len() {
+            match self.receiver.blocking_recv() {
+                Some(piece) => (self.piece, self.at) = (piece.into_bytes(), 0),
+                None => return Ok(0),
+            }
+        }
+        let rest = self.piece.get(self.at..).unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        self.at += count;
+        Ok(count)
+    }
+}
+
+/// Copies the database to a new file that only its owner can read.
+pub(crate) async fn copy_database(store: &Store, file: &Path) -> Result<(), CliError> {
+    let failed = |what: &str| {
+        CliError::failed("backup_failed", format!("cannot write {}: {what}", file.display()))
+            .hint("give the path of a file that does not exist yet")
+    };
+    if file.exists() {
+        return Err(failed("it exists"));
+    }
+    let mut name = file.file_name().ok_or_else(|| failed("it has no name"))?.to_owned();
+    name.push(".part");
+    let part = file.with_file_name(name);
+    private_file(&part).map_err(|error| failed(&error.to_string()))?;
+    let copied = store.copy_to(&part).await.map_err(store_error);
+    let moved = copied.and_then(|()| {
+        std::fs::File::open(&part)
+            .and_then(|copy| copy.sync_all())
+            .and_then(|()| std::fs::rename(&part, file))
+            .map_err(|error| failed(&error.to_string()))
+    });
+    if moved.is_err() {
+        // Best effort: what is left is named .part.
+        let _ = std::fs::remove_file(&part);
+    }
+    moved
+}
+
+/// An empty file of mode 0600, which the database fills.
+fn private_file(path: &Path) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    options.open(path)?.flush()
+}

@@ -1,0 +1,80 @@
+//! What the machine's administrator may do: one request type, one handler.
+//!
+//! The command line sends a request to the running server through the local socket, or handles
+//! it itself under the data directory's lock when no server runs. Every act is recorded in the
+//! transaction that does it.
+
+pub(crate) mod export;
+pub(crate) mod handle;
+mod tokens;
+mod users;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+pub(crate) use handle::{AdminContext, handle};
+
+/// A secret on its way through the local socket; never printed.
+#[derive(Clone)]
+pub(crate) struct Secret(Zeroizing<String>);
+
+impl Secret {
+    pub(crate) fn new(text: Zeroizing<String>) -> Self {
+        Self(text)
+    }
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// An act of the machine's administrator.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "act", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum AdminRequest {
+    /// Adds a client, and its partner if it is new.
+    ClientAdd { path: String },
+    /// Lists clients.
+    ClientList,
+    /// Deletes a client and its personal data.
+    ClientErase { path: String },
+    /// Makes a token for agents of a client.
+    TokenAgent { client: String, uses: u64, ttl_ms: u64 },
+    /// Makes a token for a relay.
+    TokenRelay { region: String, uses: u64, ttl_ms: u64 },
+    /// Adds a user.
+    UserAdd { user: String, partner: Option<String>, role: String, password: Option<Secret> },
+    /// Lists users.
+    UserList,
+    /// Disables or enables a user; disabling ends sessions.
+    UserDisable { user: String, disabled: bool },
+    /// Sets a password.
+    UserPassword { user: String, password: Option<Secret> },
+    /// Ends a session.
+    SessionEnd { session: String },
+    /// Lists open sessions.
+    SessionList,
+    /// Records that the log was read.
+    AuditRead { how: String },
+    /// Writes a copy of the database.
+    Backup { file: String },
+    /// Tells what runs.
+    Status,
+}

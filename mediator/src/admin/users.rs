@@ -1,0 +1,163 @@
+//! Accounts of technicians.
+
+use adit_runtime::cli::CliError;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use super::{
+    Secret,
+    handle::{AdminContext, bad_name, event},
+};
+use crate::{
+    authz,
+    core::types::Affected,
+    names, password,
+    place::store_error,
+    store::{StoreError, accounts, tenants},
+};
+
+/// Adds a user, with the given or a generated password.
+pub(super) async fn add(
+    context: &AdminContext,
+    user: String,
+    partner: Option<String>,
+    role: String,
+    secret: Option<Secret>,
+) -> Result<Vec<Value>, CliError> {
+    names::check(&user).map_err(bad_name)?;
+    check_role(&role)?;
+    let (hash, generated) = hashed(&user, secret).await?;
+    let home = context.home().await.map_err(store_error)?;
+    let (name, role_name) = (user.clone(), role.clone());
+    let added = context
+        .writer
+        .write(move |tx| {
+            Box::pin(async move {
+                let partner = match partner {
+                    Some(name) => {
+                        tenants::partner(tx, &name).await?.ok_or(StoreError::Missing("partner"))?
+                    }
+                    None => tenants::partner_by_id(tx, &home).await?,
+                };
+                accounts::insert(tx, &partner, &name, &role_name, &hash).await?;
+                let added = event("user.added", &partner.name)
+                    .extra("role", role_name)
+                    .extra_personal("user", name);
+                tx.append(&partner.id, added).await?;
+                Ok(partner.name)
+            })
+        })
+        .await;
+    let partner = added.map_err(store_error)?;
+    let mut told = json!({"user": user, "partner": partner, "role": role});
+    show_generated(&mut told, generated);
+    Ok(vec![told])
+}
+
+/// All users.
+pub(super) async fn list(context: &AdminContext) -> Result<Vec<Value>, CliError> {
+    let rows = accounts::list(&context.store.readers).await.map_err(store_error)?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            json!({
+                "user": row.name,
+                "partner": row.partner,
+                "role": row.role,
+                "enabled": !row.disabled,
+            })
+        })
+        .collect())
+}
+
+/// Disables or enables a user.
+pub(super) async fn disable(
+    context: &AdminContext,
+    user: String,
+    disabled: bool,
+) -> Result<Vec<Value>, CliError> {
+    let name = user.clone();
+    let account = context
+        .writer
+        .write(move |tx| {
+            Box::pin(async move {
+                let account = accounts::find(tx, &name).await?;
+                accounts::set_disabled(tx, &account.id, disabled).await?;
+                let what = if disabled { "user.disabled" } else { "user.enabled" };
+                let done = event(what, &account.partner).extra_personal("user", name);
+                tx.append(&account.partner_id, done).await?;
+                Ok(account.id)
+            })
+        })
+        .await
+        .map_err(store_error)?;
+    let mut ended = 0;
+    if disabled {
+        ended = context.end_sessions(Affected::Account(account), "user_disabled").await;
+    }
+    Ok(vec![json!({"user": user, "enabled": !disabled, "sessions_ended": ended})])
+}
+
+/// Sets a user's password; logins and live sessions end.
+pub(super) async fn password(
+    context: &AdminContext,
+    user: String,
+    secret: Option<Secret>,
+) -> Result<Vec<Value>, CliError> {
+    let (hash, generated) = hashed(&user, secret).await?;
+    let name = user.clone();
+    let account = context
+        .writer
+        .write(move |tx| {
+            Box::pin(async move {
+                let account = accounts::find(tx, &name).await?;
+                accounts::set_password(tx, &account.id, &hash).await?;
+                let done = event("user.password_set", &account.partner)
+                    .extra_personal("user", name);
+                tx.append(&account.partner_id, done).await?;
+                Ok(account.id)
+            })
+        })
+        .await
+        .map_err(store_error)?;
+    context.end_sessions(Affected::Account(account), "password_changed").await;
+    let mut told = json!({"user": user});
+    show_generated(&mut told, generated);
+    Ok(vec![told])
+}
+
+fn check_role(role: &str) -> Result<(), CliError> {
+    if authz::ROLES.contains(&role) {
+        return Ok(());
+    }
+    let text = format!("there is no role \"{role}\": {} is expected", authz::ROLES.join(" or "));
+    Err(CliError::usage("usage", text))
+}
+
+async fn hashed(
+    user: &str,
+    secret: Option<Secret>,
+) -> Result<(String, Option<Zeroizing<String>>), CliError> {
+    let crypto = || CliError::failed("crypto_failed", "cannot hash the password");
+    let generated = match &secret {
+        Some(secret) => {
+            password::check(secret.expose(), user)
+                .map_err(|error| CliError::usage("weak_password", error.to_string()))?;
+            None
+        }
+        None => Some(password::generate().ok_or_else(crypto)?),
+    };
+    let text = match (secret, &generated) {
+        (Some(secret), _) => Zeroizing::new(secret.expose().to_owned()),
+        (None, Some(generated)) => generated.clone(),
+        (None, None) => return Err(crypto()),
+    };
+    let hash = tokio::task::spawn_blocking(move || password::hash(&text)).await;
+    Ok((hash.ok().flatten().ok_or_else(crypto)?, generated))
+}
+
+fn show_generated(told: &mut Value, generated: Option<Zeroizing<String>>) {
+    if let (Some(object), Some(password)) = (told.as_object_mut(), generated) {
+        object.insert("password".to_owned(), password.as_str().into());
+    }
+}

@@ -1,0 +1,564 @@
+//! The command line.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use adit_ledger::{SignedHead, Trust, verify_export};
+use adit_protocol::keys::Fingerprint;
+use adit_runtime::{
+    cli::{CliError, Generate, GlobalArgs, parse, report},
+    config::{ConfigCommand, Sources, parse_duration},
+    local::{LocalClient, LocalError, socket_path},
+    secretio,
+    time::unix_ms,
+};
+use clap::{Parser, Subcommand};
+use serde_json::{Value, json};
+
+use crate::{
+    admin::{
+        AdminContext, AdminRequest, Secret,
+        export::{self, Format, Selection},
+        handle,
+    },
+    authz,
+    config::{KEYS, PROGRAM},
+    init::{self, InitOptions},
+    place::{MediatorDir, store_error},
+    serve,
+    store::{Mode, Writer},
+};
+
+/// Authorises and audits sessions, and brokers them between console and agent
+#[derive(Parser)]
+#[command(name = "mediator", arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Set up a mediator: keys, certificate, database, first partner and administrator
+    #[command(after_help = "Example: mediator init --data-dir /srv/adit --host adit.example.com")]
+    Init(InitArgs),
+    /// Run the mediator
+    #[command(after_help = "Example: mediator serve --data-dir /srv/adit")]
+    Serve,
+    /// Clients of partners
+    #[command(subcommand, after_help = "Example: mediator client add acme/headquarters")]
+    Client(ClientCommand),
+    /// Enrolment tokens
+    #[command(subcommand, after_help = "Example: mediator token agent --client acme/headquarters")]
+    Token(TokenCommand),
+    /// Technicians and administrators
+    #[command(subcommand, after_help = "Example: mediator user add jane")]
+    User(UserCommand),
+    /// Roles (built-in ones only in this version)
+    #[command(subcommand, after_help = "Example: mediator role list")]
+    Role(RoleCommand),
+    /// Open sessions
+    #[command(subcommand, after_help = "Example: mediator session list")]
+    Session(SessionCommand),
+    /// The audit log
+    #[command(subcommand, after_help = "Example: mediator audit export --format jsonl")]
+    Audit(AuditCommand),
+    /// Copy the database to a new file, without keys
+    #[command(after_help = "Example: mediator backup /backup/adit-2026-03-01.db\n\nThe key files of \
+        the data directory are not in it: keep a copy of root.key elsewhere.")]
+    Backup {
+        /// File to write; must not exist
+        file: PathBuf,
+    },
+    /// Put a backup in the place of the database; the mediator must be stopped
+    #[command(after_help = "Example: mediator restore /backup/adit-2026-03-01.db")]
+    Restore {
+        /// File that `backup` wrote
+        file: PathBuf,
+    },
+    /// Whether it runs, and how much is connected
+    #[command(after_help = "Example: mediator status --json")]
+    Status,
+    /// The configuration
+    #[command(subcommand, after_help = "Example: mediator config show")]
+    Config(ConfigCommand),
+    #[command(flatten)]
+    Generate(Generate),
+}
+
+#[derive(clap::Args)]
+struct InitArgs {
+    /// Names and addresses by which it is reached, comma-separated
+    #[arg(long, value_name = "NAME_OR_IP", value_delimiter = ',', required = true)]
+    host: Vec<String>,
+    /// TCP port; 0: any free one
+    #[arg(long, default_value_t = 443)]
+    port: u16,
+    /// UDP port for STUN, and the next one; 0: any free pair
+    #[arg(long, default_value_t = 3478, value_parser = clap::value_parser!(u16).range(0..65535))]
+    stun_port: u16,
+    /// Name of the first administrator
+    #[arg(long, default_value = "admin")]
+    admin: String,
+    /// Name of the first partner
+    #[arg(long, default_value = "main")]
+    partner: String,
+}
+
+#[derive(Subcommand)]
+enum ClientCommand {
+    /// Add a client, and its partner if it is new
+    #[command(after_help = "Example: mediator client add acme/headquarters")]
+    Add {
+        /// PARTNER/CLIENT
+        path: String,
+    },
+    /// List clients
+    #[command(after_help = "Example: mediator client list --json")]
+    List,
+    /// Delete a client with its computers and personal data
+    #[command(after_help = "Example: mediator client erase acme/headquarters --yes")]
+    Erase {
+        /// PARTNER/CLIENT
+        path: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// A token that enrols agents of a client
+    #[command(after_help = "Example: mediator token agent --client acme/headquarters --uses 20")]
+    Agent {
+        /// PARTNER/CLIENT
+        #[arg(long)]
+        client: String,
+        /// How many agents it enrols
+        #[arg(long, default_value_t = 1)]
+        uses: u64,
+        /// How long it is good
+        #[arg(long, default_value = "24h", value_parser = parse_duration)]
+        ttl: std::time::Duration,
+    },
+    /// A token that enrols a relay
+    #[command(after_help = "Example: mediator token relay --region eu-west")]
+    Relay {
+        /// Region of the relay
+        #[arg(long, default_value = "")]
+        region: String,
+        /// How many relays it enrols
+        #[arg(long, default_value_t = 1)]
+        uses: u64,
+        /// How long it is good
+        #[arg(long, default_value = "1h", value_parser = parse_duration)]
+        ttl: std::time::Duration,
+    },
+}
+
+#[derive(Subcommand)]
+enum UserCommand {
+    /// Add a user; without --password-stdin a password is generated and shown once
+    #[command(after_help = "Example: mediator user add jane --role technician")]
+    Add {
+        /// Name to log in with
+        user: String,
+        /// Partner the user belongs to [default: the first one]
+        #[arg(long)]
+        partner: Option<String>,
+        /// technician or administrator
+        #[arg(long, default_value = authz::TECHNICIAN)]
+        role: String,
+        /// Read the password from stdin
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// List users
+    #[command(after_help = "Example: mediator user list --json")]
+    List,
+    /// Disable a user; sessions end
+    #[command(after_help = "Example: mediator user disable jane")]
+    Disable {
+        /// Name
+        user: String,
+    },
+    /// Enable a disabled user
+    #[command(after_help = "Example: mediator user enable jane")]
+    Enable {
+        /// Name
+        user: String,
+    },
+    /// Set a password, or generate one and show it once
+    #[command(after_help = "Example: mediator user password jane")]
+    Password {
+        /// Name
+        user: String,
+        /// Read the password from stdin
+        #[arg(long)]
+        password_stdin: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum RoleCommand {
+    /// List roles
+    #[command(after_help = "Example: mediator role list --json")]
+    List,
+}
+
+#[derive(Subcommand)]
+enum SessionCommand {
+    /// List open sessions
+    #[command(after_help = "Example: mediator session list --json")]
+    List,
+    /// End a session
+    #[command(after_help = "Example: mediator session end 0190a0a0-0000-7000-8000-000000000000")]
+    End {
+        /// Session id
+        session: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum AuditCommand {
+    /// Check that nothing was altered, dropped, reordered or rolled back
+    #[command(after_help = "Example: mediator audit verify --key sha256:…")]
+    Verify {
+        /// An export instead of the database
+        #[arg(long)]
+        file: Option<PathBuf>,
+        /// Fingerprint of the root or log key that is trusted
+        #[arg(long, value_name = "FINGERPRINT")]
+        key: Vec<Fingerprint>,
+        /// File with signed heads seen earlier, one a line
+        #[arg(long, value_name = "FILE")]
+        head: Option<PathBuf>,
+        /// Receipts to compare with (not in this version)
+        #[arg(long, value_name = "FILE")]
+        receipts: Option<PathBuf>,
+    },
+    /// Write the log to stdout or a file
+    #[command(after_help = "Example: mediator audit export --format csv --since 24h --output log.csv")]
+    Export {
+        /// jsonl can be verified; csv, cef and ocsf are for other programs
+        #[arg(long, value_enum, default_value_t = Format::Jsonl)]
+        format: Format,
+        /// From this time on: RFC 3339, or how long ago, e.g. 24h
+        #[arg(long, value_parser = parse_when)]
+        since: Option<u64>,
+        /// Before this time
+        #[arg(long, value_parser = parse_when)]
+        until: Option<u64>,
+        /// Only this partner's log
+        #[arg(long)]
+        partner: Option<String>,
+        /// File to write
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+}
+
+fn parse_when(text: &str) -> Result<u64, String> {
+    if let Ok(ago) = parse_duration(text) {
+        let ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+        return Ok(unix_ms().saturating_sub(ms));
+    }
+    let time: jiff::Timestamp = text
+        .parse()
+        .map_err(|_| "a time like 2026-03-01T12:00:00Z or 24h is expected".to_owned())?;
+    Ok(u64::try_from(time.as_millisecond()).unwrap_or(0))
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli: Cli = match parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let json = cli.global.json;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(CliError::failed("runtime_failed", error.to_string())),
+    };
+    report(result, json)
+}
+
+async fn run(cli: Cli) -> Result<(), CliError> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Init(args) => {
+            let InitArgs { host, port, stun_port, admin, partner } = args;
+            init::run(global, InitOptions { hosts: host, port, stun_port, admin, partner }).await
+        }
+        Command::Serve => serve::run(global).await,
+        Command::Client(command) => client(global, command).await,
+        Command::Token(command) => token(global, command).await,
+        Command::User(command) => user(global, command).await,
+        Command::Role(RoleCommand::List) => roles(global),
+        Command::Session(SessionCommand::List) => ask(global, AdminRequest::SessionList).await,
+        Command::Session(SessionCommand::End { session }) => {
+            ask(global, AdminRequest::SessionEnd { session }).await
+        }
+        Command::Audit(command) => audit(global, command).await,
+        Command::Backup { file } => {
+            let file = std::path::absolute(&file)
+                .ok()
+                .and_then(|path| path.to_str().map(str::to_owned))
+                .ok_or_else(|| CliError::usage("usage", "the path of the backup is no text"))?;
+            ask(global, AdminRequest::Backup { file }).await
+        }
+        Command::Restore { file } => crate::restore::run(global, &file).await,
+        Command::Status => ask(global, AdminRequest::Status).await,
+        Command::Config(command) => {
+            let data_dir = global.data_dir(&PROGRAM)?;
+            let sources = Sources::new(global.config.as_deref(), &data_dir);
+            command.run(&PROGRAM, KEYS, &sources, global.output())
+        }
+        Command::Generate(generate) => generate.run::<Cli>(),
+    }
+}
+
+async fn client(global: &GlobalArgs, command: ClientCommand) -> Result<(), CliError> {
+    match command {
+        ClientCommand::Add { path } => ask(global, AdminRequest::ClientAdd { path }).await,
+        ClientCommand::List => ask(global, AdminRequest::ClientList).await,
+        ClientCommand::Erase { path, yes } => {
+            if !yes {
+                let text = format!("this deletes {path} with its computers and personal data");
+                return Err(CliError::usage("usage", text).hint("add --yes if you mean it"));
+            }
+            ask(global, AdminRequest::ClientErase { path }).await
+        }
+    }
+}
+
+async fn token(global: &GlobalArgs, command: TokenCommand) -> Result<(), CliError> {
+    let ms = |ttl: std::time::Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    let request = match command {
+        TokenCommand::Agent { client, uses, ttl } => {
+            AdminRequest::TokenAgent { client, uses, ttl_ms: ms(ttl) }
+        }
+        TokenCommand::Relay { region, uses, ttl } => {
+            AdminRequest::TokenRelay { region, uses, ttl_ms: ms(ttl) }
+        }
+    };
+    let output = global.output();
+    for reply in call(global, request).await? {
+        output.emit(&reply)?;
+        // The token alone, so that a script can take it.
+        output.human(reply.get("token").and_then(Value::as_str).unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+async fn user(global: &GlobalArgs, command: UserCommand) -> Result<(), CliError> {
+    let secret = |from_stdin: bool| {
+        let text = from_stdin.then(|| secretio::from_stdin("password")).transpose();
+        text.map(|text| text.map(Secret::new))
+    };
+    let request = match command {
+        UserCommand::Add { user, partner, role, password_stdin } => {
+            AdminRequest::UserAdd { user, partner, role, password: secret(password_stdin)? }
+        }
+        UserCommand::List => AdminRequest::UserList,
+        UserCommand::Disable { user } => AdminRequest::UserDisable { user, disabled: true },
+        UserCommand::Enable { user } => AdminRequest::UserDisable { user, disabled: false },
+        UserCommand::Password { user, password_stdin } => {
+            AdminRequest::UserPassword { user, password: secret(password_stdin)? }
+        }
+    };
+    ask(global, request).await
+}
+
+fn roles(global: &GlobalArgs) -> Result<(), CliError> {
+    let output = global.output();
+    let known = [
+        (authz::TECHNICIAN, "opens redirectors on computers of the own partner"),
+        (authz::ADMINISTRATOR, "also sees and ends sessions of others"),
+    ];
+    for (role, help) in known {
+        output.emit(&json!({"role": role, "description": help, "builtin": true}))?;
+        output.human(format_args!("{role}\t{help}"))?;
+    }
+    Ok(())
+}
+
+async fn audit(global: &GlobalArgs, command: AuditCommand) -> Result<(), CliError> {
+    match command {
+        AuditCommand::Verify { receipts: Some(_), .. } => {
+            Err(CliError::failed("not_implemented", "this version does not compare receipts yet"))
+        }
+        AuditCommand::Verify { file, key, head, receipts: None } => {
+            verify(global, file, key, head).await
+        }
+        AuditCommand::Export { format, since, until, partner, output } => {
+            let selection = Selection {
+                format,
+                since_ms: since.unwrap_or(0),
+                until_ms: until.unwrap_or(u64::MAX),
+                partner,
+            };
+            export_to(global, &selection, output).await
+        }
+    }
+}
+
+async fn verify(
+    global: &GlobalArgs,
+    file: Option<PathBuf>,
+    keys: Vec<Fingerprint>,
+    head: Option<PathBuf>,
+) -> Result<(), CliError> {
+    let heads = head.map(|path| read_heads(&path)).transpose()?.unwrap_or_default();
+    let trust = Trust { keys, heads, complete: false };
+    let verified = match file {
+        Some(path) => {
+            let opened = std::fs::File::open(&path).map_err(|error| {
+                CliError::failed("file_unreadable", format!("{}: {error}", path.display()))
+            })?;
+            verify_export(std::io::BufReader::new(opened), &trust)
+        }
+        None => {
+            let place = MediatorDir::open(global)?;
+            let store = place.store(Mode::Read).await?;
+            call(global, AdminRequest::AuditRead { how: "verify".to_owned() }).await?;
+            export::verify_store(&store, trust).await?
+        }
+    };
+    let report = verified.map_err(|error| {
+        CliError::failed("audit_invalid", format!("the audit log does not verify: {error}"))
+            .hint("compare with an export or backup made earlier")
+    })?;
+    let trees = report.trees.iter().map(|tree| {
+        json!({
+            "tree": tree.head.tree,
+            "size": tree.head.size,
+            "root": tree.head.root.to_string(),
+            "log_key": tree.head.log_fingerprint().to_string(),
+            "entries": tree.entries,
+            "erased": tree.erased,
+            "pruned": tree.pruned,
+            "omitted": tree.omitted,
+            "anchor": format!("{:?}", tree.anchor).to_lowercase(),
+        })
+    });
+    let output = global.output();
+    output.emit(&json!({
+        "valid": true,
+        "internally_consistent_only": report.is_internally_consistent_only(),
+        "trees": trees.collect::<Vec<_>>(),
+    }))?;
+    output.human(&report)
+}
+
+fn read_heads(path: &std::path::Path) -> Result<Vec<SignedHead>, CliError> {
+    let bad = |reason: String| {
+        CliError::usage("head_invalid", format!("{}: {reason}", path.display()))
+            .hint("give a file with signed heads, e.g. the last line of an export")
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
+    text.lines()
+        .filter(|line| line.starts_with("{\"head\":"))
+        .map(|line| SignedHead::parse(line.as_bytes()).map_err(|error| bad(error.to_string())))
+        .collect::<Result<Vec<_>, _>>()
+        .and_then(|heads| {
+            if heads.is_empty() { Err(bad("it has no head".to_owned())) } else { Ok(heads) }
+        })
+}
+
+async fn export_to(
+    global: &GlobalArgs,
+    selection: &Selection,
+    output: Option<PathBuf>,
+) -> Result<(), CliError> {
+    use std::io::Write;
+    let place = MediatorDir::open(global)?;
+    let how = format!("export {:?}", selection.format).to_lowercase();
+    call(global, AdminRequest::AuditRead { how }).await?;
+    let store = place.store(Mode::Read).await?;
+    let Some(path) = output else {
+        let mut stdout = std::io::stdout().lock();
+        let failed = |error: std::io::Error| {
+            CliError::failed("output_failed", format!("cannot write to stdout: {error}"))
+        };
+        export::export(&store, selection, |piece| {
+            stdout.write_all(piece.as_bytes()).map_err(failed)
+        })
+        .await?;
+        return stdout.flush().map_err(failed);
+    };
+    let failed = |error: std::io::Error| {
+        CliError::failed("output_failed", format!("cannot write {}: {error}", path.display()))
+    };
+    let part = path.with_added_extension("part");
+    let mut file = std::fs::File::create(&part).map_err(failed)?;
+    let shown = export::export(&store, selection, |piece| {
+        file.write_all(piece.as_bytes()).map_err(failed)
+    })
+    .await?;
+    file.sync_all().and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
+    global.output().emit(&json!({"file": path.display().to_string(), "entries": shown}))?;
+    global.output().human(format_args!("{shown} entries written to {}", path.display()))
+}
+
+/// Asks and prints the replies.
+async fn ask(global: &GlobalArgs, request: AdminRequest) -> Result<(), CliError> {
+    let output = global.output();
+    for reply in call(global, request).await? {
+        output.emit(&reply)?;
+        output.human(human(&reply))?;
+    }
+    Ok(())
+}
+
+/// `key value` pairs of an object, on one line.
+fn human(reply: &Value) -> String {
+    let Some(object) = reply.as_object() else { return reply.to_string() };
+    let pairs = object.iter().map(|(key, value)| match value {
+        Value::String(text) => format!("{key} {}", adit_runtime::cli::escape_text(text)),
+        other => format!("{key} {other}"),
+    });
+    pairs.collect::<Vec<_>>().join("  ")
+}
+
+/// Through the running server, or under the lock when none runs.
+async fn call(global: &GlobalArgs, request: AdminRequest) -> Result<Vec<Value>, CliError> {
+    let place = MediatorDir::open(global)?;
+    let value = serde_json::to_value(&request)
+        .map_err(|error| CliError::failed("internal", error.to_string()))?;
+    let socket = socket_path(place.dir.path(), PROGRAM.name);
+    match LocalClient::call(&socket, value).await {
+        Err(LocalError::NotRunning(_)) => directly(&place, request).await,
+        answer => answer.map_err(CliError::from),
+    }
+}
+
+async fn directly(place: &MediatorDir, request: AdminRequest) -> Result<Vec<Value>, CliError> {
+    let _lock = place.dir.lock(PROGRAM.name)?;
+    let installation = place.installation()?;
+    let store = place.store(Mode::Write).await?;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let signer = installation.log_signer()?;
+    let (writer, task) = Writer::start(&store, signer, stop.clone()).await.map_err(store_error)?;
+    let context = Arc::new(AdminContext {
+        store: store.clone(),
+        writer,
+        root: installation.root().fingerprint(),
+        hosts: place.settings.hosts.clone(),
+        port: place.public_port(),
+        broker: None,
+    });
+    let (done, ()) = tokio::join!(
+        async {
+            let done = handle(context, request).await;
+            stop.cancel();
+            done
+        },
+        task
+    );
+    store.close().await;
+    done
+}

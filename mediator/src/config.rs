@@ -1,0 +1,126 @@
+//! What can be configured, and its checked form.
+
+use std::net::{IpAddr, SocketAddr};
+
+use adit_runtime::{
+    cli::{CliError, Program},
+    config::{Config, Key, Kind},
+};
+
+/// The program.
+pub(crate) const PROGRAM: Program = Program { name: "mediator" };
+
+const fn key(
+    path: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> Key {
+    Key { path, kind, default, secret: false, help }
+}
+
+/// Every key of `mediator.toml`.
+pub(crate) const KEYS: &[Key] = &[
+    key("server.hosts", Kind::StringList, None, "names and addresses by which it is reached"),
+    key("server.port", Kind::Integer, Some("443"), "TCP port; 0: any free one"),
+    key("server.listen", Kind::StringList, None, "addresses to listen on [default: all]"),
+    key("server.stun_port", Kind::Integer, Some("3478"), "UDP port, and the next one; 0: any"),
+    key("server.certificate", Kind::String, None, "PEM chain for web pages instead of its own"),
+    key("server.private_key", Kind::String, None, "PEM key of that certificate"),
+    key("limits.connections", Kind::Integer, Some("16000"), "connections at a time"),
+    key("limits.half_open", Kind::Integer, Some("4096"), "not yet authenticated connections"),
+    key("limits.half_open_per_source", Kind::Integer, Some("512"), "of one source address"),
+    key("limits.logins", Kind::Integer, Some("2"), "passwords checked at the same time"),
+    key("control.check_in", Kind::Duration, Some("1m"), "how often agents report their status"),
+    key("metrics.listen", Kind::String, None, "address of /metrics, e.g. 127.0.0.1:9464"),
+    key("log.level", Kind::String, Some("info"), "error, warn, info, debug, trace"),
+];
+
+/// Largest number of host names in tokens and certificates.
+const MAX_HOSTS: usize = 16;
+
+/// Checked configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) hosts: Vec<String>,
+    pub(crate) port: u16,
+    pub(crate) listen: Vec<IpAddr>,
+    pub(crate) stun_port: u16,
+    pub(crate) certificate: Option<(String, String)>,
+    pub(crate) connections: usize,
+    pub(crate) half_open: usize,
+    pub(crate) half_open_per_source: usize,
+    pub(crate) logins: usize,
+    pub(crate) check_in_ms: u32,
+    pub(crate) metrics: Option<SocketAddr>,
+    pub(crate) log_level: String,
+}
+
+impl Settings {
+    /// Checks the configuration as a whole.
+    pub(crate) fn of(config: &Config) -> Result<Self, CliError> {
+        let hosts = config.list("server.hosts")?;
+        if hosts.is_empty() {
+            return Err(CliError::usage("config_missing", "server.hosts is not set")
+                .hint("set it in mediator.toml, or run mediator init"));
+        }
+        check_hosts(&hosts).map_err(|reason| config.invalid("server.hosts", &reason))?;
+        let certificate = config.opt_string("server.certificate")?;
+        let certificate = match (certificate, config.opt_string("server.private_key")?) {
+            (Some(chain), Some(key)) => Some((chain, key)),
+            (None, None) => None,
+            _ => {
+                let reason = "certificate and private_key belong together";
+                return Err(config.invalid("server.certificate", reason));
+            }
+        };
+        let check_in = config.duration("control.check_in")?.as_millis();
+        let check_in_ms = u32::try_from(check_in)
+            .ok()
+            .filter(|ms| (1_000..=86_400_000).contains(ms))
+            .ok_or_else(|| config.invalid("control.check_in", "1s to 24h is expected"))?;
+        Ok(Self {
+            hosts,
+            port: config.integer_in("server.port", 0..=u16::MAX)?,
+            listen: config.parsed_list("server.listen")?,
+            stun_port: config.integer_in("server.stun_port", 0..=u16::MAX - 1)?,
+            certificate,
+            connections: config.integer_in("limits.connections", 16..=1_000_000_u32)? as usize,
+            half_open: config.integer_in("limits.half_open", 16..=1_000_000_u32)? as usize,
+            half_open_per_source: config
+                .integer_in("limits.half_open_per_source", 4..=1_000_000_u32)?
+                as usize,
+            logins: config.integer_in("limits.logins", 1..=64_u32)? as usize,
+            check_in_ms,
+            metrics: config.opt_parsed("metrics.listen")?,
+            log_level: config.string("log.level")?,
+        })
+    }
+}
+
+/// Names and addresses that can stand in a certificate and in a token.
+pub(crate) fn check_hosts(hosts: &[String]) -> Result<(), String> {
+    if hosts.len() > MAX_HOSTS {
+        return Err(format!("more than {MAX_HOSTS} names"));
+    }
+    for host in hosts {
+        if host.parse::<IpAddr>().is_ok() {
+            continue;
+        }
+        let probe = adit_protocol::target::Target::new(
+            host,
+            1,
+            adit_protocol::target::Transport::Tcp,
+        );
+        let plain = rustls::pki_types::DnsName::try_from(host.as_str()).is_ok();
+        if probe.is_err() || !plain {
+            return Err(format!("\"{host}\" is neither a host name nor an address"));
+        }
+    }
+    Ok(())
+}
+
+/// `host:port` as tokens carry it.
+pub(crate) fn host_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}

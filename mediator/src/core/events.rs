@@ -1,0 +1,90 @@
+//! Audit records of sessions. Every record names person, device, computer and redirector, so
+//! that each can be understood alone.
+
+use adit_ledger::{Event, Level};
+
+use super::{
+    session::{Session, target_text},
+    types::{Attempt, Refusal},
+};
+
+/// The attempt, whatever becomes of it.
+pub(super) fn requested(attempt: &Attempt) -> Event {
+    of_attempt("session.requested", Level::Informational, attempt).outcome("requested")
+}
+
+/// Refused before there was a session.
+pub(super) fn refused_attempt(attempt: &Attempt, refusal: &Refusal, rule: &str) -> Event {
+    let event = of_attempt("session.refused", Level::Significant, attempt)
+        .outcome("refused")
+        .end_reason(refusal.code);
+    if rule.is_empty() { event } else { event.rule(rule) }
+}
+
+fn of_attempt(name: &str, level: Level, attempt: &Attempt) -> Event {
+    let mut event = Event::new(name, level)
+        .partner(&attempt.who.partner)
+        .session_id(attempt.session.to_string())
+        .redirector(&attempt.redirector)
+        .actor(&attempt.who.account)
+        .device(attempt.who.device.fingerprint().to_string())
+        .source(&attempt.who.source)
+        .target(target_text(&attempt.targets, attempt.any_target));
+    event.viewer = some(&attempt.viewer);
+    event.reason = some(&attempt.reason);
+    event.ticket = some(&attempt.ticket);
+    match &attempt.place {
+        Some(place) => event
+            .client(&place.client)
+            .computer(&place.computer)
+            .computer_id(place.computer_id.to_string()),
+        // Not even a hint whether it exists elsewhere: what was asked for, nothing else.
+        None => event.computer_id(&attempt.computer_id),
+    }
+}
+
+/// An event about a session.
+pub(super) fn of_session(name: &str, level: Level, session: &Session) -> Event {
+    let mut event = Event::new(name, level)
+        .partner(&session.who.partner)
+        .client(&session.place.client)
+        .computer(&session.place.computer)
+        .computer_id(session.place.computer_id.to_string())
+        .session_id(session.id.to_string())
+        .redirector(&session.redirector)
+        .actor(&session.who.account)
+        .device(session.who.device.fingerprint().to_string())
+        .source(&session.who.source)
+        .target(&session.target);
+    event.viewer = some(&session.viewer);
+    event.reason = some(&session.reason);
+    event.ticket = some(&session.ticket);
+    event.rule = some(&session.rule);
+    event
+}
+
+pub(super) fn granted(session: &Session) -> Event {
+    of_session("session.granted", Level::Significant, session).outcome("granted")
+}
+
+pub(super) fn refused(session: &Session, refusal: &Refusal) -> Event {
+    of_session("session.refused", Level::Significant, session)
+        .outcome("refused")
+        .end_reason(refusal.code)
+        .extra("message", refusal.message.as_str())
+}
+
+pub(super) fn ended(session: &Session, reason: &str, duration_ms: u64) -> Event {
+    let mut event = of_session("session.ended", Level::Significant, session)
+        .outcome("ended")
+        .end_reason(reason)
+        .bytes_up(session.bytes.0)
+        .bytes_down(session.bytes.1)
+        .duration_ms(duration_ms);
+    event.carriers = session.kinds().to_vec();
+    event
+}
+
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}

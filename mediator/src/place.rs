@@ -1,0 +1,106 @@
+//! A mediator's data directory as a whole: configuration, keys, database.
+
+use adit_protocol::keys::Fingerprint;
+use adit_runtime::{
+    cli::{CliError, GlobalArgs},
+    config::{Config, Sources},
+    datadir::DataDir,
+    time::unix_ms,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{KEYS, PROGRAM, Settings},
+    installation::{Installation, ROOT_KEY},
+    store::{Mode, Store, StoreError},
+};
+
+/// The database.
+pub(crate) const DATABASE: &str = "mediator.db";
+/// There while `init` is under way.
+pub(crate) const INIT_MARK: &str = "init.incomplete";
+/// Ports that were bound last.
+const PORTS: &str = "ports.json";
+
+/// Ports in use, for port 0 in the configuration.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ports {
+    pub(crate) port: u16,
+    pub(crate) stun_port: u16,
+}
+
+/// An initialised data directory.
+pub(crate) struct MediatorDir {
+    pub(crate) dir: DataDir,
+    pub(crate) settings: Settings,
+}
+
+impl MediatorDir {
+    /// Opens what `init` made.
+    pub(crate) fn open(global: &GlobalArgs) -> Result<Self, CliError> {
+        let dir = DataDir::open_existing(global.data_dir(&PROGRAM)?)?;
+        if dir.has(INIT_MARK) || !dir.has(ROOT_KEY) {
+            let text = format!("{} holds no mediator", dir.path().display());
+            return Err(CliError::not_there("not_initialised", text)
+                .hint("run mediator init, or give the right --data-dir"));
+        }
+        let sources = Sources::new(global.config.as_deref(), dir.path())
+            .flag("log.level", "--log-level", global.log_level.as_deref());
+        let config = Config::load(&PROGRAM, KEYS, &sources)?;
+        Ok(Self { settings: Settings::of(&config)?, dir })
+    }
+
+    /// Keys and certificates.
+    pub(crate) fn installation(&self) -> Result<Installation, CliError> {
+        Installation::load(&self.dir, &self.settings.hosts, unix_ms())
+    }
+
+    /// The database.
+    pub(crate) async fn store(&self, mode: Mode) -> Result<Store, CliError> {
+        Store::open(&self.dir.file(DATABASE)?, mode).await.map_err(store_error)
+    }
+
+    /// Ports that were bound last.
+    pub(crate) fn last_ports(&self) -> Option<Ports> {
+        let bytes = self.dir.read(PORTS, 1024).ok().flatten()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Notes the bound ports.
+    pub(crate) fn note_ports(&self, ports: Ports) -> Result<(), CliError> {
+        let text = serde_json::to_vec(&ports)
+            .map_err(|error| CliError::failed("internal", error.to_string()))?;
+        self.dir.write_atomic(PORTS, &text, 0o600)
+    }
+
+    /// The port that tokens name.
+    pub(crate) fn public_port(&self) -> Result<u16, CliError> {
+        match self.settings.port {
+            0 => self.last_ports().map(|ports| ports.port).ok_or_else(|| {
+                CliError::failed("port_unknown", "the port is chosen when the mediator starts")
+                    .hint("start mediator serve once, or set server.port")
+            }),
+            port => Ok(port),
+        }
+    }
+}
+
+/// A store's failure in words for the administrator.
+pub(crate) fn store_error(error: StoreError) -> CliError {
+    let message = error.to_string();
+    match error {
+        StoreError::Corrupt(_) => CliError::failed("database_corrupt", message)
+            .hint("run mediator audit verify; restore a backup if it was not you"),
+        StoreError::Taken(_) => CliError::failed("name_taken", message),
+        StoreError::Missing(_) => CliError::not_there("not_found", message),
+        StoreError::Unavailable(_) => CliError::failed("audit_unavailable", message)
+            .hint("check free space and the disk; nothing was changed"),
+        _ => CliError::failed("database_failed", message)
+            .hint("check owner, mode and free space of the data directory"),
+    }
+}
+
+/// Text of a fingerprint of the root key.
+pub(crate) fn fingerprint(installation: &Installation) -> Fingerprint {
+    installation.root().fingerprint()
+}

@@ -1,0 +1,216 @@
+//! What agents say.
+
+use adit_control::failure as fail;
+use adit_protocol::{
+    code::failure,
+    ids::{RelayId, SessionId},
+    limits::MAX_NOISE_MESSAGE,
+    target::Target,
+    wire::{self, frame::Body},
+};
+use adit_runtime::time::unix_ms;
+use serde_json::json;
+
+use super::{
+    connection::{Line, encoded, fact},
+    run::Shared,
+};
+use crate::{
+    core::{report::code_text, types::{Device, EndAs}},
+    store::{accounts, computers},
+};
+
+/// Sessions in one check-in.
+const MAX_LISTED: usize = 4096;
+/// Addresses in one check-in.
+const MAX_ADDRESSES: usize = 32;
+/// Relays that do not answer, in one request.
+const MAX_NOT_RELAYS: usize = 16;
+
+/// Serves a known agent.
+pub(super) async fn serve(
+    mut line: Line,
+    computer: computers::ComputerRow,
+    device: Device,
+    hello: &wire::Hello,
+) {
+    let (id, peer) = (line.id, line.peer.clone());
+    let broker = line.shared.broker.clone();
+    tracing::info!(computer = %computer.name, client = %computer.client_path(),
+        version = %fact(&hello.version), "agent online");
+    let cert = hello.noise_cert.as_ref().map(encoded).filter(|c| *c != computer.noise_cert);
+    let computer_id = computer.id;
+    // Wins over an older connection of the same agent.
+    broker.act(move |driver, now| driver.connected(id, device, peer, now)).await;
+    seen(&line.shared, computer_id, cert).await;
+    while let Some(request) = line.next().await {
+        handle(&line, &computer, request).await;
+    }
+    broker.act(move |driver, now| driver.disconnected(id, Some(computer_id), now)).await;
+    seen(&line.shared, computer_id, None).await;
+    tracing::info!(computer = %computer.name, "agent offline");
+}
+
+async fn seen(shared: &Shared, id: adit_protocol::ids::ComputerId, cert: Option<Vec<u8>>) {
+    let written = shared
+        .writer
+        .write(move |tx| Box::pin(async move { computers::seen(tx, id, cert).await }))
+        .await;
+    if let Err(error) = written {
+        tracing::warn!(%error, "last contact not written");
+    }
+}
+
+async fn handle(line: &Line, computer: &computers::ComputerRow, request: adit_control::Request) {
+    let (body, responder) = request.into_parts();
+    let (id, broker) = (line.id, &line.shared.broker);
+    match body {
+        Body::CheckIn(check_in) => {
+            if check_in.sessions.len() > MAX_LISTED {
+                return responder.fail(fail(failure::BAD_REQUEST, "too many sessions are listed"));
+            }
+            store_status(&line.shared, computer, &check_in).await;
+            let live = check_in.sessions;
+            broker
+                .act(move |driver, now| {
+                    let request = driver.request(responder);
+                    driver.broker.handle_check_in(request, id, &live, now);
+                })
+                .await;
+        }
+        Body::TargetRequest(asked) => {
+            let session = SessionId::from_slice(&asked.session_id);
+            let target = asked.target.as_ref().map(Target::from_wire);
+            let (Ok(session), Some(Ok(target))) = (session, target) else {
+                return responder.fail(fail(failure::BAD_REQUEST, "session or target is no such"));
+            };
+            broker
+                .act(move |driver, _| {
+                    let request = driver.request(responder);
+                    driver.broker.handle_target(request, id, session, &target);
+                })
+                .await;
+        }
+        body => of_session(line, body, responder).await,
+    }
+}
+
+/// What both ends of a session say.
+pub(super) async fn of_session(line: &Line, body: Body, responder: adit_control::Responder) {
+    let (id, broker) = (line.id, line.shared.broker.clone());
+    let no_session = || fail(failure::NO_SUCH_SESSION, "there is no such session");
+    match body {
+        Body::Renew(asked) => match SessionId::from_slice(&asked.session_id) {
+            Ok(session) => renew(line, session, responder).await,
+            Err(_) => responder.fail(no_session()),
+        },
+        Body::SessionReport(report) => match SessionId::from_slice(&report.session_id) {
+            Ok(session) => {
+                broker
+                    .act(move |driver, now| {
+                        let request = driver.request(responder);
+                        driver.broker.handle_report(request, id, session, &report.events, now);
+                    })
+                    .await;
+            }
+            Err(_) => responder.fail(no_session()),
+        },
+        Body::Signal(signal) => {
+            if signal.sealed.len() <= MAX_NOISE_MESSAGE {
+                broker.act(move |driver, _| driver.broker.handle_signal(id, signal)).await;
+            }
+            responder.reply(Body::Done(wire::Done {}));
+        }
+        Body::TicketRequest(asked) => match SessionId::from_slice(&asked.session_id) {
+            Ok(session) => {
+                let not: Vec<RelayId> = asked
+                    .not_relays
+                    .iter()
+                    .take(MAX_NOT_RELAYS)
+                    .filter_map(|relay| RelayId::from_slice(relay).ok())
+                    .collect();
+                broker
+                    .act(move |driver, now| {
+                        let request = driver.request(responder);
+                        driver.broker.handle_tickets(request, id, session, &not, now);
+                    })
+                    .await;
+            }
+            Err(_) => responder.fail(no_session()),
+        },
+        Body::EndSession(asked) => match SessionId::from_slice(&asked.session_id) {
+            Ok(session) => {
+                let reason = code_text(&asked.reason);
+                broker
+                    .act(move |driver, now| {
+                        let request = driver.request(responder);
+                        driver.broker.handle_end(request, session, &reason, &EndAs::End(id), now);
+                    })
+                    .await;
+            }
+            Err(_) => responder.fail(no_session()),
+        },
+        Body::Ping(_) => responder.reply(Body::Done(wire::Done {})),
+        _ => responder.fail(fail(failure::BAD_REQUEST, "this message does not belong here")),
+    }
+}
+
+/// Decides anew whether the technician may go on, then renews.
+async fn renew(line: &Line, session: SessionId, responder: adit_control::Responder) {
+    let broker = &line.shared.broker;
+    let id = line.id;
+    let holder = broker.ask(move |driver, _| driver.broker.holder(session)).await.flatten();
+    let allowed = match holder {
+        None => Ok(false),
+        Some((account, login)) => may_go_on(&line.shared, &account, login).await,
+    };
+    let Ok(allowed) = allowed else {
+        // Not a decision: the lease runs on, and the end asks again.
+        return responder.fail(fail(failure::INTERNAL, "the right to go on cannot be read"));
+    };
+    broker
+        .act(move |driver, now| {
+            let request = driver.request(responder);
+            driver.broker.handle_renew(request, id, session, allowed, now);
+        })
+        .await;
+}
+
+async fn may_go_on(
+    shared: &Shared,
+    account: &str,
+    login: accounts::LoginId,
+) -> Result<bool, crate::store::StoreError> {
+    let pool = &shared.store.readers;
+    let enabled = accounts::enabled(pool, account).await?;
+    Ok(enabled && accounts::login_lives(pool, login, unix_ms()).await?)
+}
+
+async fn store_status(
+    shared: &Shared,
+    computer: &computers::ComputerRow,
+    check_in: &wire::CheckIn,
+) {
+    let status = json!({
+        "os_version": fact(&check_in.os_version),
+        "arch": fact(&check_in.arch),
+        "hostname": fact(&check_in.hostname),
+        "addresses": check_in.addresses.iter().take(MAX_ADDRESSES).map(|a| fact(a)).collect::<Vec<_>>(),
+        "nat_mapping": fact(&check_in.nat_mapping),
+        "nat_filtering": fact(&check_in.nat_filtering),
+        "load_permille": check_in.load_permille,
+        "uptime_s": check_in.uptime_s,
+        "sessions": check_in.sessions.len(),
+    })
+    .to_string();
+    let (id, os, version) = (computer.id, fact(&check_in.os), fact(&check_in.version));
+    let written = shared
+        .writer
+        .write(move |tx| {
+            Box::pin(async move { computers::status(tx, id, &os, &version, &status).await })
+        })
+        .await;
+    if let Err(error) = written {
+        tracing::warn!(%error, "status of a computer not written");
+    }
+}

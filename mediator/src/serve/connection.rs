@@ -1,0 +1,195 @@
+//! One control connection: its `Hello`, then the messages of its role.
+//!
+//! The identity that TLS proved must be the one that is enrolled under the device id; whoever
+//! only claims gets a failure and nothing else.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use adit_control::{Incoming, Options, Peer, Responder, failure as fail, server::expect_hello};
+use adit_protocol::{
+    code::failure,
+    ids::{ComputerId, RelayId},
+    keys::{NoiseCert, PublicKey},
+    limits::KEEPALIVE_IDLE,
+    wire::{self, frame::Body},
+};
+use adit_runtime::time::unix_ms;
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{agent, console, enroll, half_open::Admitted, relay, run::Shared};
+use crate::{
+    core::types::{ConnectionId, Device},
+    store::{computers, relays},
+};
+
+/// Time for the `Hello`.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// Time to log in or enrol.
+const PROOF_DEADLINE: Duration = Duration::from_secs(120);
+/// Bytes of free text that a device tells of itself.
+pub(super) const MAX_FACT: usize = 128;
+
+/// What is known of a connection.
+pub(super) struct Line {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: ConnectionId,
+    pub(super) identity: PublicKey,
+    pub(super) source: SocketAddr,
+    pub(super) peer: Peer,
+    pub(super) incoming: Incoming,
+    /// Until the device proved that it belongs here.
+    pub(super) unproved: Option<Admitted>,
+}
+
+impl Line {
+    /// The next request. Those who have proved nothing have a deadline and give way to others.
+    pub(super) async fn next(&mut self) -> Option<adit_control::Request> {
+        match &self.unproved {
+            None => self.incoming.recv().await,
+            Some(admitted) => {
+                let must_go = admitted.must_go();
+                let recv = tokio::time::timeout(PROOF_DEADLINE, self.incoming.recv());
+                must_go.run_until_cancelled(recv).await?.ok()?
+            }
+        }
+    }
+}
+
+/// Speaks the control protocol on an authenticated stream until it ends.
+pub(super) async fn serve<S>(
+    shared: Arc<Shared>,
+    stream: S,
+    identity: PublicKey,
+    source: SocketAddr,
+    admitted: Admitted,
+) where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (peer, incoming, driver) = adit_control::start(stream, Options::server());
+    let id = ConnectionId(shared.next_connection.fetch_add(1, Ordering::Relaxed));
+    let line =
+        Line { shared, id, identity, source, peer: peer.clone(), incoming, unproved: Some(admitted) };
+    let speak = async {
+        speak(line).await;
+        peer.close();
+    };
+    let (reason, ()) = tokio::join!(driver, speak);
+    tracing::debug!(connection = id.0, %source, %reason, "control connection ended");
+}
+
+async fn speak(mut line: Line) {
+    let hello = expect_hello(&mut line.incoming, HELLO_DEADLINE);
+    let must_go = line.unproved.as_ref().map(Admitted::must_go).unwrap_or_default();
+    let Some(Ok((hello, responder))) = must_go.run_until_cancelled(hello).await else { return };
+    match hello.role {
+        1 => match known_agent(&line, &hello).await {
+            Ok((computer, device)) => {
+                line.unproved = None;
+                welcome(&line, responder).await;
+                agent::serve(line, computer, device, &hello).await;
+            }
+            Err(failure) => responder.fail(failure),
+        },
+        2 => match noise_key(&line, hello.noise_cert.as_ref()) {
+            Ok(noise) => {
+                welcome(&line, responder).await;
+                console::serve(line, noise, &hello).await;
+            }
+            Err(failure) => responder.fail(failure),
+        },
+        3 => match known_relay(&line, &hello).await {
+            Ok((relay, device)) => {
+                line.unproved = None;
+                welcome(&line, responder).await;
+                relay::serve(line, relay, device).await;
+            }
+            Err(failure) => responder.fail(failure),
+        },
+        4 => {
+            welcome(&line, responder).await;
+            enroll::serve(line).await;
+        }
+        _ => responder.fail(fail(failure::BAD_REQUEST, "no such role")),
+    }
+}
+
+async fn welcome(line: &Line, responder: Responder) {
+    let shared = &line.shared;
+    let relays = shared.broker.ask(|driver, _| driver.broker.relay_infos()).await;
+    responder.reply(Body::Welcome(wire::Welcome {
+        now_ms: unix_ms(),
+        key_certs: shared.installation.key_certs(),
+        stun_ports: shared.stun_ports.iter().copied().map(u32::from).collect(),
+        stun_addrs: Vec::new(),
+        keepalive_ms: u32::try_from(KEEPALIVE_IDLE.as_millis()).unwrap_or(45_000),
+        check_in_ms: shared.check_in_ms,
+        relays: relays.unwrap_or_default(),
+        installation: shared.installation.root().fingerprint().to_string(),
+    }));
+}
+
+fn not_enrolled() -> wire::Failure {
+    fail(failure::NOT_ENROLLED, "this device is not enrolled here (any more); enrol it again")
+}
+
+async fn known_agent(
+    line: &Line,
+    hello: &wire::Hello,
+) -> Result<(computers::ComputerRow, Device), wire::Failure> {
+    let id = ComputerId::from_slice(&hello.device_id).map_err(|_| not_enrolled())?;
+    let row = computers::by_id(&line.shared.store.readers, id).await.map_err(|error| {
+        tracing::error!(%error, "cannot read computers");
+        fail(failure::INTERNAL, "computers cannot be read")
+    })?;
+    let row = row.filter(|row| row.identity == line.identity).ok_or_else(not_enrolled)?;
+    let noise = noise_key(line, hello.noise_cert.as_ref())?;
+    Ok((row, Device::Agent { computer: id, noise }))
+}
+
+async fn known_relay(
+    line: &Line,
+    hello: &wire::Hello,
+) -> Result<(relays::RelayRow, Device), wire::Failure> {
+    let id = RelayId::from_slice(&hello.device_id).map_err(|_| not_enrolled())?;
+    let row = relays::by_id(&line.shared.store.readers, id).await.map_err(|error| {
+        tracing::error!(%error, "cannot read relays");
+        fail(failure::INTERNAL, "relays cannot be read")
+    })?;
+    let row = row.filter(|row| row.identity == line.identity).ok_or_else(not_enrolled)?;
+    let told = hello.relay.clone().unwrap_or_default();
+    // A relay's Noise key comes with its description or with the hello.
+    let cert = told.noise_cert.clone().or_else(|| hello.noise_cert.clone());
+    noise_key(line, cert.as_ref())?;
+    let addresses = relay::addresses(&told.addresses)?;
+    let region = if told.region.is_empty() { row.region.clone() } else { fact(&told.region) };
+    let info = wire::RelayInfo {
+        relay_id: id.to_bytes(),
+        identity: line.identity.to_bytes(),
+        noise_cert: cert,
+        addresses,
+        region,
+    };
+    Ok((row, Device::Relay { id, identity: line.identity, info }))
+}
+
+/// The Noise key that the connection's own identity certified.
+fn noise_key(line: &Line, cert: Option<&wire::Signed>) -> Result<[u8; 32], wire::Failure> {
+    cert.and_then(|cert| NoiseCert::open(line.identity, cert).ok()).ok_or_else(|| {
+        fail(failure::BAD_REQUEST, "the Noise key is not certified by this device's identity")
+    })
+}
+
+/// An encoded certificate for the store.
+pub(super) fn encoded(cert: &wire::Signed) -> Vec<u8> {
+    cert.encode_to_vec()
+}
+
+/// Text that a device tells of itself: bounded, without anything that acts.
+pub(super) fn fact(text: &str) -> String {
+    adit_runtime::cli::escape_text(&text.chars().take(MAX_FACT).collect::<String>())
+}

@@ -1,0 +1,251 @@
+//! What consoles say. Everything but `Login` needs a login that holds at that moment.
+
+use adit_control::{Responder, failure as fail};
+use adit_protocol::{
+    code::failure,
+    ids::SessionId,
+    target::{BUILTIN_REDIRECTORS, Target, Transport},
+    wire::{self, frame::Body},
+};
+use prost::Message;
+
+use super::{agent, connection::Line, logins, open};
+use crate::{
+    authz,
+    core::{
+        report::code_text,
+        types::{Affected, Device, EndAs, Refusal},
+    },
+    names,
+    store::{
+        StoreError,
+        accounts::{LoginId, LoginRow},
+        computers,
+    },
+};
+
+/// Computers in one page of a list; each takes about 600 bytes of a frame.
+const MAX_PAGE: u32 = 200;
+const DEFAULT_PAGE: u32 = 100;
+/// Pages read to find computers that are online.
+const MAX_PAGES_READ: usize = 50;
+/// Bytes of a search text.
+const MAX_QUERY: usize = 256;
+/// Wrong passwords on one connection.
+const MAX_LOGIN_FAILURES: u32 = 20;
+
+/// Serves a console.
+pub(super) async fn serve(mut line: Line, noise: [u8; 32], hello: &wire::Hello) {
+    let (id, peer, identity) = (line.id, line.peer.clone(), line.identity);
+    let broker = line.shared.broker.clone();
+    let device = Device::Console { identity, noise };
+    broker.act(move |driver, now| driver.connected(id, device, peer, now)).await;
+    let mut login = None;
+    if !hello.session_token.is_empty() {
+        let token = logins::token_id(&hello.session_token);
+        if line.shared.logins.session(token, identity).await.is_ok() {
+            login = Some(token);
+            line.unproved = None;
+        }
+    }
+    let mut failures = 0;
+    while failures < MAX_LOGIN_FAILURES {
+        let Some(request) = line.next().await else { break };
+        let (body, responder) = request.into_parts();
+        match body {
+            Body::Login(wish) => {
+                match line.shared.logins.login(wish, identity, line.source).await {
+                    Ok((told, token)) => {
+                        login = Some(token);
+                        line.unproved = None;
+                        responder.reply(Body::LoggedIn(told));
+                    }
+                    Err(refusal) => {
+                        failures += 1;
+                        refuse(responder, refusal);
+                    }
+                }
+            }
+            Body::Ping(_) => responder.reply(Body::Done(wire::Done {})),
+            body => handle(&line, &mut login, body, responder).await,
+        }
+    }
+    broker.act(move |driver, now| driver.disconnected(id, None, now)).await;
+}
+
+fn refuse(responder: Responder, refusal: Refusal) {
+    responder.fail(fail(refusal.code, refusal.message));
+}
+
+async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder: Responder) {
+    let shared = &line.shared;
+    let session = match *login {
+        Some(token) => shared.logins.session(token, line.identity).await,
+        None => Err(Refusal::new(failure::NOT_LOGGED_IN, "not logged in")),
+    };
+    let row = match session {
+        Ok(row) => row,
+        Err(refusal) => return refuse(responder, refusal),
+    };
+    match body {
+        Body::WhoAmI(_) => responder.reply(Body::Me(wire::Me {
+            user: row.account.name,
+            partner: row.account.partner,
+            expires_ms: row.expires_ms,
+        })),
+        Body::Logout(_) => match shared.logins.logout(&row, line.identity, line.source).await {
+            Ok(()) => {
+                *login = None;
+                let affected = Affected::Login(row.id);
+                shared
+                    .broker
+                    .act(move |driver, now| {
+                        driver.broker.handle_revoked(&affected, "logged_out", now);
+                    })
+                    .await;
+                responder.reply(Body::Done(wire::Done {}));
+            }
+            Err(refusal) => refuse(responder, refusal),
+        },
+        Body::ListComputers(wish) => match list(line, &row, &wish).await {
+            Ok(found) => responder.reply(Body::Computers(found)),
+            Err(error) => {
+                tracing::error!(%error, "cannot list computers");
+                responder.fail(fail(failure::INTERNAL, "computers cannot be read"));
+            }
+        },
+        Body::Open(wish) => open::open(line, &row, wish, responder).await,
+        Body::ListSessions(_) => responder.reply(Body::Sessions(sessions(line, &row).await)),
+        Body::EndSession(wish) => end(line, &row, &wish, responder).await,
+        body => agent::of_session(line, body, responder).await,
+    }
+}
+
+async fn list(
+    line: &Line,
+    row: &LoginRow,
+    wish: &wire::ListComputers,
+) -> Result<wire::Computers, StoreError> {
+    let mut found = wire::Computers::default();
+    let client = match wish.client.as_str() {
+        "" => None,
+        path => match names::client_path(path) {
+            Ok((partner, client)) if same_name(partner, &row.account.partner) => Some(client),
+            // Another partner's clients do not exist.
+            _ => return Ok(found),
+        },
+    };
+    if wish.query.len() > MAX_QUERY || wish.after.len() > 4 * MAX_QUERY {
+        return Ok(found);
+    }
+    let limit = match wish.limit {
+        0 => DEFAULT_PAGE,
+        limit => limit.min(MAX_PAGE),
+    };
+    let mut after = wish.after.clone();
+    for _ in 0..MAX_PAGES_READ {
+        let page = computers::list(
+            &line.shared.store.readers,
+            &row.account.partner_id,
+            &wish.query,
+            client,
+            &after,
+            limit,
+        )
+        .await?;
+        let full = page.len() >= limit as usize;
+        for computer in page {
+            after = computer.cursor();
+            let online = line.shared.broker.is_online(computer.id);
+            if online || !wish.online {
+                found.computers.push(computer_info(computer, online));
+            }
+            if found.computers.len() >= limit as usize {
+                found.next = after;
+                return Ok(found);
+            }
+        }
+        if !full {
+            return Ok(found);
+        }
+    }
+    found.next = after;
+    Ok(found)
+}
+
+fn same_name(a: &str, b: &str) -> bool {
+    a.to_lowercase() == b.to_lowercase()
+}
+
+fn computer_info(row: computers::ComputerRow, online: bool) -> wire::Computer {
+    let redirectors = BUILTIN_REDIRECTORS.iter().filter_map(|known| {
+        let target = Target::new("127.0.0.1", known.port, Transport::Tcp).ok()?;
+        Some(wire::Redirector {
+            name: known.name.to_owned(),
+            target: Some(target.to_wire()),
+            viewer: known.viewer.to_owned(),
+        })
+    });
+    wire::Computer {
+        computer_id: row.id.to_bytes(),
+        client: row.client_path(),
+        name: row.name,
+        partner_id: row.partner_id,
+        online,
+        os: row.os,
+        last_seen_ms: row.last_seen_ms,
+        identity: row.identity.to_bytes(),
+        noise_cert: wire::Signed::decode(row.noise_cert.as_slice()).ok(),
+        redirectors: redirectors.collect(),
+    }
+}
+
+/// Own sessions; all of the partner for those who may end them.
+async fn sessions(line: &Line, row: &LoginRow) -> wire::Sessions {
+    let (partner, account) = (row.account.partner_id.clone(), row.account.id.clone());
+    let all = authz::may_end_others(&row.account.role);
+    let listed = line.shared.broker.ask(move |driver, _| {
+        driver
+            .broker
+            .open_sessions()
+            .filter(|s| s.who.partner_id == partner && (all || s.who.account_id == account))
+            .take(MAX_PAGE as usize * 4)
+            .map(|session| wire::Session {
+                session_id: session.id.to_bytes(),
+                user: session.who.account.clone(),
+                computer: session.place.computer.clone(),
+                client: session.place.client.clone(),
+                redirector: session.redirector.clone(),
+                started_ms: session.started_ms,
+                carrier: session.kinds().last().cloned().unwrap_or_default(),
+            })
+            .collect()
+    });
+    wire::Sessions { sessions: listed.await.unwrap_or_default() }
+}
+
+async fn end(line: &Line, row: &LoginRow, wish: &wire::EndSession, responder: Responder) {
+    let Ok(session) = SessionId::from_slice(&wish.session_id) else {
+        return responder.fail(fail(failure::NO_SUCH_SESSION, "there is no such session"));
+    };
+    let reason = match code_text(&wish.reason).as_str() {
+        "other" => "ended_by_user".to_owned(),
+        reason => reason.to_owned(),
+    };
+    let by = EndAs::Account {
+        partner_id: row.account.partner_id.clone(),
+        account_id: row.account.id.clone(),
+        account: row.account.name.clone(),
+        all: authz::may_end_others(&row.account.role),
+    };
+    let id = line.id;
+    line.shared
+        .broker
+        .act(move |driver, now| {
+            let request = driver.request(responder);
+            // The console that holds the session needs not be told.
+            let by = if driver.broker.speaks_for(id, session) { EndAs::End(id) } else { by };
+            driver.broker.handle_end(request, session, &reason, &by, now);
+        })
+        .await;
+}

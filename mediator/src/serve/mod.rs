@@ -1,0 +1,22 @@
+//! The running mediator: sockets, devices' connections, and the task that drives the broker.
+//!
+//! - [`listen`]: accepting, TLS, limits on those who have not proved anything yet
+//! - [`connection`]: the `Hello` and what each role may say
+//! - [`driver`]: the broker with its clock, store and connections
+//! - [`web`]: what a browser gets
+
+mod agent;
+mod connection;
+mod console;
+mod driver;
+mod enroll;
+mod half_open;
+mod listen;
+mod logins;
+mod open;
+mod relay;
+mod run;
+mod web;
+
+pub(crate) use driver::BrokerHandle;
+pub(crate) use run::run;

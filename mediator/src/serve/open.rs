@@ -1,0 +1,238 @@
+//! A console's wish to open a session: every field checked, the decision taken, the broker told.
+
+use adit_protocol::{
+    code::failure,
+    ids::{ComputerId, SessionId},
+    keys::PublicKey,
+    limits::{MAX_NOISE_MESSAGE, MAX_TARGETS_PER_GRANT, MAX_TEXT},
+    target::{BUILTIN_REDIRECTORS, Target, Transport},
+    wire,
+};
+
+use super::connection::Line;
+use crate::{
+    authz::{self, Decision},
+    core::types::{Attempt, Place, Refusal, Who},
+    store::{accounts::LoginRow, computers},
+};
+
+/// Bytes of names of redirectors and viewers.
+const MAX_NAME: usize = 64;
+/// Shortest Noise IK message 1: ephemeral key, encrypted static key, tag of the payload.
+const MIN_MSG1: usize = 96;
+
+/// Hands the attempt to the broker, allowed or not: either way it is recorded.
+pub(super) async fn open(
+    line: &Line,
+    login: &LoginRow,
+    open: wire::Open,
+    responder: adit_control::Responder,
+) {
+    let Ok(session) = SessionId::from_slice(&open.session_id) else {
+        let text = "a session id has 16 bytes";
+        return responder.fail(adit_control::failure(failure::BAD_REQUEST, text));
+    };
+    let computer_id = ComputerId::from_slice(&open.computer_id);
+    let mut place = None;
+    let mut verdict = checked(&open);
+    if let (Ok(id), true) = (computer_id, verdict.is_ok()) {
+        let pool = &line.shared.store.readers;
+        match computers::of_partner(pool, &login.account.partner_id, id).await {
+            Ok(found) => {
+                let decided = decide(login, &open, found.as_ref());
+                verdict = decided;
+                place = found.map(place_of);
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot read computers");
+                let refusal = Refusal::new(failure::INTERNAL, "computers cannot be read");
+                verdict = Err((refusal, String::new()));
+            }
+        }
+    }
+    let who = Who {
+        account_id: login.account.id.clone(),
+        account: login.account.name.clone(),
+        partner_id: login.account.partner_id.clone(),
+        partner: login.account.partner.clone(),
+        login: login.id,
+        device: line.identity,
+        source: line.source.to_string(),
+    };
+    let (targets, _) = targets(&open);
+    let connection = line.id;
+    let act = move |driver: &mut super::driver::Driver, now| {
+        let attempt = Attempt {
+            request: driver.request(responder),
+            connection,
+            who,
+            session,
+            place,
+            computer_id: computer_id.map(|id| id.to_string()).unwrap_or_default(),
+            redirector: bounded(&open.redirector, MAX_NAME),
+            targets,
+            any_target: open.any_target,
+            reason: bounded(&open.reason, MAX_TEXT),
+            ticket: bounded(&open.ticket, MAX_TEXT),
+            viewer: bounded(&open.viewer, MAX_NAME),
+            noise_msg1: open.noise_msg1,
+            verdict,
+        };
+        driver.broker.handle_open(attempt, now);
+    };
+    line.shared.broker.act(act).await;
+}
+
+type Verdict = Result<String, (Refusal, String)>;
+
+fn decide(
+    login: &LoginRow,
+    open: &wire::Open,
+    found: Option<&computers::ComputerRow>,
+) -> Verdict {
+    let Some(found) = found else {
+        let refusal = Refusal::new(failure::NO_SUCH_COMPUTER, "there is no such computer");
+        return Err((refusal, String::new()));
+    };
+    let subject = authz::Subject {
+        partner_id: &login.account.partner_id,
+        role: &login.account.role,
+        disabled: login.account.disabled,
+    };
+    let object =
+        authz::Object { partner_id: &found.partner_id, redirector: &open.redirector };
+    match authz::decide(&subject, &object) {
+        Decision::Deny { rule, refusal } => Err((refusal, rule)),
+        Decision::Allow { rule } if PublicKey::from_slice(&open.agent_identity) != Ok(found.identity) => {
+            let text = "the agent has another key than the console holds";
+            Err((Refusal::new(failure::STALE_KEY, text), rule))
+        }
+        Decision::Allow { rule } => Ok(rule),
+    }
+}
+
+fn place_of(row: computers::ComputerRow) -> Place {
+    Place {
+        computer_id: row.id,
+        client: row.client_path(),
+        computer: row.name,
+        client_id: row.client_id,
+        agent: row.identity,
+    }
+}
+
+/// Checks what does not depend on the computer.
+fn checked(open: &wire::Open) -> Verdict {
+    let refuse = |code, text: &str| Err((Refusal::new(code, text), "malformed".to_owned()));
+    let (targets, all_good) = targets(open);
+    let texts = [(&open.reason, MAX_TEXT), (&open.ticket, MAX_TEXT), (&open.viewer, MAX_NAME)];
+    if texts.iter().any(|(text, max)| text.len() > *max) {
+        return refuse(failure::BAD_REQUEST, "reason, ticket or viewer is too long");
+    }
+    if !(MIN_MSG1..=MAX_NOISE_MESSAGE).contains(&open.noise_msg1.len()) {
+        return refuse(failure::BAD_REQUEST, "the handshake's first message is malformed");
+    }
+    if !all_good || open.targets.len() > MAX_TARGETS_PER_GRANT {
+        return refuse(failure::BAD_REQUEST, "a target is not HOST:PORT, or there are too many");
+    }
+    if ComputerId::from_slice(&open.computer_id).is_err() {
+        return refuse(failure::NO_SUCH_COMPUTER, "there is no such computer");
+    }
+    let all = |transport| {
+        !targets.is_empty() && targets.iter().all(|target| target.transport() == transport)
+    };
+    let fits = match open.redirector.as_str() {
+        "tcp" => all(Transport::Tcp) && !open.any_target,
+        "udp" => all(Transport::Udp) && !open.any_target,
+        "socks" => open.any_target,
+        name => match BUILTIN_REDIRECTORS.iter().find(|known| known.name == name) {
+            Some(known) => !open.any_target && is_builtin(known.port, &targets),
+            None => {
+                return refuse(failure::NO_SUCH_REDIRECTOR, "there is no such redirector");
+            }
+        },
+    };
+    if fits {
+        Ok(String::new())
+    } else {
+        refuse(failure::BAD_REQUEST, "the targets do not fit the redirector")
+    }
+}
+
+/// A built-in redirector leads to its own port on the computer's loopback address.
+fn is_builtin(port: u16, targets: &[Target]) -> bool {
+    match targets {
+        [target] => {
+            target.port() == port
+                && target.transport() == Transport::Tcp
+                && target.ip().is_some_and(|ip| ip.is_loopback())
+        }
+        _ => false,
+    }
+}
+
+/// The targets that are well-formed, and whether all are in canonical form.
+fn targets(open: &wire::Open) -> (Vec<Target>, bool) {
+    let mut good = Vec::new();
+    let mut all = true;
+    for told in open.targets.iter().take(MAX_TARGETS_PER_GRANT) {
+        match Target::from_wire(told) {
+            Ok(target) if target.host() == told.host => good.push(target),
+            _ => all = false,
+        }
+    }
+    (good, all)
+}
+
+fn bounded(text: &str, max: usize) -> String {
+    let end = text.floor_char_boundary(max);
+    text.get(..end).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(redirector: &str, targets: &[(&str, u32, u32)], any: bool) -> wire::Open {
+        wire::Open {
+            session_id: vec![1; 16].into(),
+            computer_id: vec![2; 16].into(),
+            redirector: redirector.into(),
+            targets: targets
+                .iter()
+                .map(|(host, port, protocol)| wire::Target {
+                    host: (*host).into(),
+                    port: *port,
+                    protocol: *protocol,
+                })
+                .collect(),
+            any_target: any,
+            noise_msg1: vec![0; 200].into(),
+            ..wire::Open::default()
+        }
+    }
+
+    #[test]
+    fn targets_must_fit_the_redirector_and_be_canonical() {
+        let local = [("127.0.0.1", 22, 6)];
+        for (wish, good) in [
+            (wish("ssh", &local, false), true),
+            (wish("ssh", &[("::1", 22, 6)], false), true),
+            (wish("ssh", &[("10.0.0.1", 22, 6)], false), false),
+            (wish("ssh", &[("127.0.0.1", 23, 6)], false), false),
+            (wish("ssh", &local, true), false),
+            (wish("ssh", &[], false), false),
+            (wish("ssh", &[local[0], local[0]], false), false),
+            (wish("tcp", &[("db.lab.example", 5432, 6)], false), true),
+            (wish("tcp", &[("DB.lab.example", 5432, 6)], false), false),
+            (wish("tcp", &[("::ffff:127.0.0.1", 5432, 6)], false), false),
+            (wish("tcp", &[("a", 53, 17)], false), false),
+            (wish("udp", &[("a", 53, 17)], false), true),
+            (wish("socks", &[], true), true),
+            (wish("socks", &[], false), false),
+            (wish("telnet", &local, false), false),
+        ] {
+            assert_eq!(checked(&wish).is_ok(), good, "{wish:?}");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Technicians' accounts and their logins.
+
+use adit_protocol::keys::PublicKey;
+use sqlx::{AnyPool, any::AnyRow};
+
+use super::{Columns, StoreError, WriteTx, bigint, fresh_id, tenants};
+
+/// Hash of a session token.
+pub(crate) type LoginId = [u8; 32];
+
+/// An account with its partner.
+#[derive(Clone)]
+pub(crate) struct AccountRow {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) partner_id: String,
+    pub(crate) partner: String,
+    pub(crate) role: String,
+    /// PHC string.
+    pub(crate) password: String,
+    pub(crate) failures: u64,
+    pub(crate) retry_ms: u64,
+    pub(crate) disabled: bool,
+}
+
+/// A login that may be used.
+#[derive(Clone)]
+pub(crate) struct LoginRow {
+    pub(crate) id: LoginId,
+    pub(crate) account: AccountRow,
+    pub(crate) used_ms: u64,
+    pub(crate) expires_ms: u64,
+}
+
+const ACCOUNT: &str = "a.id AS id, a.name AS name, a.role AS role, a.password AS password, \
+     a.failures AS failures, a.retry_ms AS retry_ms, a.disabled AS disabled, \
+     p.id AS partner_id, p.name AS partner";
+
+fn read(row: &AnyRow) -> Result<AccountRow, StoreError> {
+    Ok(AccountRow {
+        id: row.text("id")?,
+        name: row.text("name")?,
+        partner_id: row.text("partner_id")?,
+        partner: row.text("partner")?,
+        role: row.text("role")?,
+        password: row.text("password")?,
+        failures: row.number("failures")?,
+        retry_ms: row.number("retry_ms")?,
+        disabled: row.flag("disabled")?,
+    })
+}
+
+/// Adds an account and gives its id.
+pub(crate) async fn insert(
+    tx: &mut WriteTx,
+    partner: &tenants::Partner,
+    name: &str,
+    role: &str,
+    password: &str,
+) -> Result<String, StoreError> {
+    let id = fresh_id()?;
+    let now = bigint(tx.now_ms());
+    sqlx::query(
+        "INSERT INTO account (id, partner_id, name, name_key, role, password, failures, \
+         retry_ms, disabled, created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    )
+    .bind(id.clone())
+    .bind(partner.id.clone())
+    .bind(name.to_owned())
+    .bind(tenants::name_key(name))
+    .bind(role.to_owned())
+    .bind(password.to_owned())
+    .bind(0_i64)
+    .bind(0_i64)
+    .bind(0_i16)
+    .bind(now)
+    .execute(tx.sql())
+    .await
+    .map_err(|error| tenants::taken(error, "name of the user"))?;
+    Ok(id)
+}
+
+/// By name.
+pub(crate) async fn by_name(
+    pool: &AnyPool,
+    name: &str,
+) -> Result<Option<AccountRow>, StoreError> {
+    let statement = format!(
+        "SELECT {ACCOUNT} FROM account a JOIN partner p ON p.id = a.partner_id \
+         WHERE a.name_key = $1"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(tenants::name_key(name))
+        .fetch_optional(pool)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// By name, inside a transaction.
+pub(crate) async fn find(tx: &mut WriteTx, name: &str) -> Result<AccountRow, StoreError> {
+    let statement = format!(
+        "SELECT {ACCOUNT} FROM account a JOIN partner p ON p.id = a.partner_id \
+         WHERE a.name_key = $1"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(tenants::name_key(name))
+        .fetch_optional(tx.sql())
+        .await?;
+    read(&row.ok_or(StoreError::Missing("user"))?)
+}
+
+/// All accounts.
+pub(crate) async fn list(pool: &AnyPool) -> Result<Vec<AccountRow>, StoreError> {
+    let statement = format!(
+        "SELECT {ACCOUNT} FROM account a JOIN partner p ON p.id = a.partner_id \
+         ORDER BY p.name_key, a.name_key"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(statement)).fetch_all(pool).await?;
+    rows.iter().map(read).collect()
+}
+
+/// Whether the account is enabled now.
+pub(crate) async fn enabled(pool: &AnyPool, id: &str) -> Result<bool, StoreError> {
+    let row = sqlx::query("SELECT disabled FROM account WHERE id = $1")
+        .bind(id.to_owned())
+        .fetch_optional(pool)
+        .await?;
+    row.map_or(Ok(false), |row| Ok(!row.flag("disabled")?))
+}
+
+/// Sets failures in a row and the time before which no password is accepted.
+pub(crate) async fn set_failures(
+    tx: &mut WriteTx,
+    id: &str,
+    failures: u64,
+    retry_ms: u64,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE account SET failures = $1, retry_ms = $2 WHERE id = $3")
+        .bind(bigint(failures))
+        .bind(bigint(retry_ms))
+        .bind(id.to_owned())
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
+/// Counts one more failure and gives their number.
+pub(crate) async fn add_failure(tx: &mut WriteTx, id: &str) -> Result<u64, StoreError> {
+    let row = sqlx::query(
+        "UPDATE account SET failures = failures + 1 WHERE id = $1 RETURNING failures",
+    )
+    .bind(id.to_owned())
+    .fetch_optional(tx.sql())
+    .await?;
+    row.map_or(Ok(1), |row| row.number("failures"))
+}
+
+/// Disables or enables an account; disabling ends its logins.
+pub(crate) async fn set_disabled(
+    tx: &mut WriteTx,
+    id: &str,
+    disabled: bool,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE account SET disabled = $1 WHERE id = $2")
+        .bind(i16::from(disabled))
+        .bind(id.to_owned())
+        .execute(tx.sql())
+        .await?;
+    if disabled { end_logins(tx, id).await } else { Ok(()) }
+}
+
+/// Sets a password; ends the account's logins.
+pub(crate) async fn set_password(
+    tx: &mut WriteTx,
+    id: &str,
+    password: &str,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE account SET password = $1, failures = 0, retry_ms = 0 WHERE id = $2")
+        .bind(password.to_owned())
+        .bind(id.to_owned())
+        .execute(tx.sql())
+        .await?;
+    end_logins(tx, id).await
+}
+
+async fn end_logins(tx: &mut WriteTx, account: &str) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM login WHERE account_id = $1")
+        .bind(account.to_owned())
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
+/// Adds a login and forgets expired ones.
+pub(crate) async fn insert_login(
+    tx: &mut WriteTx,
+    login: LoginId,
+    account: &str,
+    device: PublicKey,
+    expires_ms: u64,
+) -> Result<(), StoreError> {
+    let now = bigint(tx.now_ms());
+    sqlx::query("DELETE FROM login WHERE expires_ms < $1").bind(now).execute(tx.sql()).await?;
+    sqlx::query(
+        "INSERT INTO login (token_hash, account_id, device, created_ms, used_ms, expires_ms) \
+         VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(login.to_vec())
+    .bind(account.to_owned())
+    .bind(device.0.to_vec())
+    .bind(now)
+    .bind(now)
+    .bind(bigint(expires_ms))
+    .execute(tx.sql())
+    .await?;
+    Ok(())
+}
+
+/// A login of this device. Expiry is for the caller to judge.
+pub(crate) async fn login(
+    pool: &AnyPool,
+    login: LoginId,
+    device: PublicKey,
+) -> Result<Option<LoginRow>, StoreError> {
+    let statement = format!(
+        "SELECT l.used_ms AS used_ms, l.expires_ms AS expires_ms, {ACCOUNT} FROM login l \
+         JOIN account a ON a.id = l.account_id JOIN partner p ON p.id = a.partner_id \
+         WHERE l.token_hash = $1 AND l.device = $2"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(login.to_vec())
+        .bind(device.0.to_vec())
+        .fetch_optional(pool)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(LoginRow {
+        id: login,
+        account: read(&row)?,
+        used_ms: row.number("used_ms")?,
+        expires_ms: row.number("expires_ms")?,
+    }))
+}
+
+/// Whether a login still exists and its absolute end has not come.
+pub(crate) async fn login_lives(
+    pool: &AnyPool,
+    login: LoginId,
+    now_ms: u64,
+) -> Result<bool, StoreError> {
+    let row = sqlx::query("SELECT expires_ms FROM login WHERE token_hash = $1")
+        .bind(login.to_vec())
+        .fetch_optional(pool)
+        .await?;
+    row.map_or(Ok(false), |row| Ok(now_ms < row.number("expires_ms")?))
+}
+
+/// Notes that a login was used.
+pub(crate) async fn touch_login(tx: &mut WriteTx, login: LoginId) -> Result<(), StoreError> {
+    let now = bigint(tx.now_ms());
+    sqlx::query("UPDATE login SET used_ms = $1 WHERE token_hash = $2")
+        .bind(now)
+        .bind(login.to_vec())
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
+/// Ends a login.
+pub(crate) async fn delete_login(tx: &mut WriteTx, login: LoginId) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM login WHERE token_hash = $1")
+        .bind(login.to_vec())
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! The audit log on disk: one Merkle tree per partner, its entries, its frontier, its signed head.
+//!
+//! Only ever adds, inside the transaction of whatever is being recorded. Frontier and head are
+//! written once per transaction. When the trees are loaded, head, frontier and last entry must
+//! agree, or nothing is written: a log that was tampered with or rolled back is not continued.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use adit_ledger::{Entry, Event, Hash, MerkleTree, RootCert, SignedHead};
+use adit_protocol::keys::{SigningKey, random};
+use sqlx::{AnyConnection, AnyPool};
+
+use super::{Columns, StoreError, bigint};
+
+/// Signs heads: the log key and the root's certificate of it.
+#[derive(Clone)]
+pub(crate) struct LogSigner {
+    pub(crate) key: Arc<SigningKey>,
+    pub(crate) cert: RootCert,
+}
+
+/// Where an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Appended {
+    /// Its sequence number.
+    pub(crate) seq: u64,
+    /// Its leaf hash.
+    pub(crate) leaf: Hash,
+}
+
+#[derive(Clone)]
+struct TreeState {
+    id: String,
+    tree: MerkleTree,
+    touched: bool,
+}
+
+/// The trees that are added to, by partner id.
+pub(crate) struct Trees {
+    signer: LogSigner,
+    by_partner: BTreeMap<String, TreeState>,
+    /// States before the running job, first change first.
+    undo: Vec<(String, Option<TreeState>)>,
+}
+
+impl Trees {
+    /// Reads and checks all current trees.
+    pub(super) async fn load(
+        connection: &mut AnyConnection,
+        signer: LogSigner,
+    ) -> Result<Self, StoreError> {
+        let rows = sqlx::query(
+            "SELECT id, partner_id, frontier, head FROM audit_tree WHERE current = $1",
+        )
+        .bind(1_i16)
+        .fetch_all(&mut *connection)
+        .await?;
+        let mut by_partner = BTreeMap::new();
+        for row in rows {
+            let id = row.text("id")?;
+            let tree = load_tree(connection, &signer, &id, &row).await?;
+            let state = TreeState { id, tree, touched: false };
+            by_partner.insert(row.text("partner_id")?, state);
+        }
+        Ok(Self { signer, by_partner, undo: Vec::new() })
+    }
+
+    pub(super) fn signer(&self) -> LogSigner {
+        self.signer.clone()
+    }
+
+    /// The job's changes stay.
+    pub(super) fn keep(&mut self) {
+        self.undo.clear();
+    }
+
+    /// The job's changes are undone.
+    pub(super) fn undo(&mut self) {
+        while let Some((partner, before)) = self.undo.pop() {
+            match before {
+                Some(state) => self.by_partner.insert(partner, state),
+                None => self.by_partner.remove(&partner),
+            };
+        }
+    }
+
+    pub(super) async fn append(
+        &mut self,
+        connection: &mut AnyConnection,
+        partner: &str,
+        event: Event,
+        now_ms: u64,
+    ) -> Result<Appended, StoreError> {
+        let state = self.by_partner.get_mut(partner).ok_or(StoreError::Missing("audit log"))?;
+        let salt = random().map_err(|_| StoreError::Random)?;
+        let entry = Entry::seal(state.tree.size(), now_ms, event, salt);
+        sqlx::query(
+            "INSERT INTO audit_entry (tree, seq, time_ms, event, session_id, leaf, line) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        )
+        .bind(state.id.clone())
+        .bind(bigint(entry.seq()))
+        .bind(bigint(entry.time_ms()))
+        .bind(entry.event().name.clone())
+        .bind(entry.event().session_id.clone())
+        .bind(entry.leaf().0.to_vec())
+        .bind(entry.to_line())
+        .execute(connection)
+        .await?;
+        self.undo.push((partner.to_owned(), Some(state.clone())));
+        state.tree.append(entry.leaf());
+        state.touched = true;
+        Ok(Appended { seq: entry.seq(), leaf: entry.leaf() })
+    }
+
+    pub(super) async fn start(
+        &mut self,
+        connection: &mut AnyConnection,
+        partner: &str,
+        previous: Option<&SignedHead>,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        sqlx::query("UPDATE audit_tree SET current = $1 WHERE partner_id = $2")
+            .bind(0_i16)
+            .bind(partner.to_owned())
+            .execute(&mut *connection)
+            .await?;
+        let id = super::fresh_id()?;
+        sqlx::query(
+            "INSERT INTO audit_tree (id, partner_id, current, frontier, head) \
+             VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(id.clone())
+        .bind(partner.to_owned())
+        .bind(1_i16)
+        .bind(Vec::new())
+        .bind(String::new())
+        .execute(&mut *connection)
+        .await?;
+        let state = TreeState { id, tree: MerkleTree::new(), touched: true };
+        let before = self.by_partner.insert(partner.to_owned(), state);
+        self.undo.push((partner.to_owned(), before));
+        let event = Event::tree_started(previous).partner(partner);
+        self.append(connection, partner, event, now_ms).await?;
+        Ok(())
+    }
+
+    /// Writes frontier and signed head of each tree that grew.
+    pub(super) async fn sign(
+        &mut self,
+        connection: &mut AnyConnection,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        for state in self.by_partner.values().filter(|state| state.touched) {
+            let (size, root) = (state.tree.size(), state.tree.root());
+            let cert = Some(self.signer.cert.clone());
+            let head = SignedHead::sign(&self.signer.key, &state.id, size, root, now_ms, cert)
+                .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+            sqlx::query("UPDATE audit_tree SET frontier = $1, head = $2 WHERE id = $3")
+                .bind(state.tree.to_bytes())
+                .bind(head.to_line())
+                .bind(state.id.clone())
+                .execute(&mut *connection)
+                .await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn committed(&mut self) {
+        self.by_partner.values_mut().for_each(|state| state.touched = false);
+    }
+}
+
+async fn load_tree(
+    connection: &mut AnyConnection,
+    signer: &LogSigner,
+    id: &str,
+    row: &sqlx::any::AnyRow,
+) -> Result<MerkleTree, StoreError> {
+    let wrong = |what: &str| {
+        StoreError::Corrupt(format!("audit log {id}: {what}; run mediator audit verify"))
+    };
+    let tree = MerkleTree::from_bytes(&row.blob("frontier")?)
+        .ok_or_else(|| wrong("its frontier cannot be read"))?;
+    let head = SignedHead::parse(row.text("head")?.as_bytes())
+        .map_err(|_| wrong("its head cannot be read"))?;
+    head.verify().map_err(|_| wrong("its head is not signed by the log key"))?;
+    if head.key_cert.as_ref().map(|cert| cert.root) != Some(signer.cert.root) {
+        return Err(wrong("its head is of another installation"));
+    }
+    if head.tree != id || head.size != tree.size() || head.root != tree.root() {
+        return Err(wrong("head and frontier do not agree"));
+    }
+    let last = sqlx::query("SELECT seq, leaf, line FROM audit_entry WHERE tree = $1 ORDER BY seq DESC LIMIT 1")
+        .bind(id.to_owned())
+        .fetch_optional(connection)
+        .await?;
+    let Some(last) = last else { return Err(wrong("it has no entries")) };
+    if last.number("seq")?.checked_add(1) != Some(tree.size()) {
+        return Err(wrong("entries are missing at its end, or there are too many"));
+    }
+    let entry = Entry::parse(last.text("line")?.as_bytes())
+        .map_err(|error| wrong(&format!("its last entry: {error}")))?;
+    let leaf = Hash::from_slice(&last.blob("leaf")?);
+    // The last leaf is a node of the frontier or completes one.
+    if leaf != Some(entry.leaf()) {
+        return Err(wrong("its last entry does not fit its leaf"));
+    }
+    Ok(tree)
+}
+
+/// A tree's place in the list of logs.
+pub(crate) struct TreeRow {
+    pub(crate) id: String,
+    pub(crate) partner: String,
+    pub(crate) head: SignedHead,
+}
+
+/// All logs, oldest generation of each partner first.
+pub(crate) async fn trees(pool: &AnyPool) -> Result<Vec<TreeRow>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT t.id AS id, COALESCE(p.name, t.partner_id) AS partner, t.head AS head \
+         FROM audit_tree t LEFT JOIN partner p ON p.id = t.partner_id \
+         ORDER BY COALESCE(p.created_ms, 0), t.partner_id, t.current, t.id",
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let head = SignedHead::parse(row.text("head")?.as_bytes())
+                .map_err(|error| StoreError::Corrupt(format!("head of a log: {error}")))?;
+            Ok(TreeRow { id: row.text("id")?, partner: row.text("partner")?, head })
+        })
+        .collect()
+}
+
+/// Partner id and head of each log that is added to.
+pub(crate) async fn current(pool: &AnyPool) -> Result<Vec<(String, SignedHead)>, StoreError> {
+    let rows = sqlx::query("SELECT partner_id, head FROM audit_tree WHERE current = $1")
+        .bind(1_i16)
+        .fetch_all(pool)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let head = SignedHead::parse(row.text("head")?.as_bytes())
+                .map_err(|error| StoreError::Corrupt(format!("head of a log: {error}")))?;
+            Ok((row.text("partner_id")?, head))
+        })
+        .collect()
+}
+
+/// One stored entry.
+pub(crate) struct EntryRow {
+    pub(crate) seq: u64,
+    pub(crate) time_ms: u64,
+    pub(crate) leaf: Hash,
+    pub(crate) line: String,
+}
+
+/// Entries of a log from `from` on, at most `limit`, none at or beyond `end`.
+pub(crate) async fn entries(
+    pool: &AnyPool,
+    tree: &str,
+    from: u64,
+    end: u64,
+    limit: u32,
+) -> Result<Vec<EntryRow>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT seq, time_ms, leaf, line FROM audit_entry \
+         WHERE tree = $1 AND seq >= $2 AND seq < $3 ORDER BY seq LIMIT $4",
+    )
+    .bind(tree.to_owned())
+    .bind(bigint(from))
+    .bind(bigint(end))
+    .bind(i64::from(limit))
+    .fetch_all(pool)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let leaf = Hash::from_slice(&row.blob("leaf")?)
+                .ok_or_else(|| StoreError::Corrupt("leaf of an entry".into()))?;
+            Ok(EntryRow {
+                seq: row.number("seq")?,
+                time_ms: row.number("time_ms")?,
+                leaf,
+                line: row.text("line")?,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,210 @@
+//! Computers with an agent.
+
+use adit_protocol::{ids::ComputerId, keys::PublicKey};
+use sqlx::{AnyPool, any::AnyRow};
+
+use super::{Columns, StoreError, WriteTx, bigint, like_contains, tenants};
+
+/// A computer with its client and partner.
+#[derive(Clone, Debug)]
+pub(crate) struct ComputerRow {
+    pub(crate) id: ComputerId,
+    pub(crate) name: String,
+    pub(crate) partner_id: String,
+    pub(crate) partner: String,
+    pub(crate) client_id: String,
+    pub(crate) client: String,
+    pub(crate) identity: PublicKey,
+    /// An encoded `Signed`.
+    pub(crate) noise_cert: Vec<u8>,
+    pub(crate) os: String,
+    pub(crate) last_seen_ms: u64,
+}
+
+impl ComputerRow {
+    /// `partner/client`.
+    pub(crate) fn client_path(&self) -> String {
+        format!("{}/{}", self.partner, self.client)
+    }
+
+    /// Where a page of a list goes on.
+    pub(crate) fn cursor(&self) -> String {
+        format!("{}\n{}", tenants::name_key(&self.name), self.id)
+    }
+}
+
+/// What is known of a new computer.
+pub(crate) struct NewComputer {
+    pub(crate) client: tenants::Client,
+    pub(crate) name: String,
+    pub(crate) identity: PublicKey,
+    pub(crate) noise_cert: Vec<u8>,
+    pub(crate) tags: String,
+    pub(crate) os: String,
+    pub(crate) version: String,
+}
+
+const SELECT: &str = "SELECT k.id AS id, k.name AS name, k.identity AS identity, \
+     k.noise_cert AS noise_cert, k.os AS os, k.last_seen_ms AS last_seen_ms, \
+     p.id AS partner_id, p.name AS partner, c.id AS client_id, c.name AS client \
+     FROM computer k JOIN partner p ON p.id = k.partner_id JOIN client c ON c.id = k.client_id";
+
+fn read(row: &AnyRow) -> Result<ComputerRow, StoreError> {
+    let identity = PublicKey::from_slice(&row.blob("identity")?)
+        .map_err(|_| StoreError::Corrupt("identity of a computer".into()))?;
+    Ok(ComputerRow {
+        id: row.parsed("id")?,
+        name: row.text("name")?,
+        partner_id: row.text("partner_id")?,
+        partner: row.text("partner")?,
+        client_id: row.text("client_id")?,
+        client: row.text("client")?,
+        identity,
+        noise_cert: row.blob("noise_cert")?,
+        os: row.text("os")?,
+        last_seen_ms: row.number("last_seen_ms")?,
+    })
+}
+
+/// Adds a computer.
+pub(crate) async fn insert(
+    tx: &mut WriteTx,
+    new: &NewComputer,
+) -> Result<ComputerId, StoreError> {
+    let id = super::fresh_id()?;
+    let now = bigint(tx.now_ms());
+    sqlx::query(
+        "INSERT INTO computer (id, partner_id, client_id, name, name_key, identity, noise_cert, \
+         tags, os, version, status, enrolled_ms, last_seen_ms) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+    )
+    .bind(id.clone())
+    .bind(new.client.partner_id.clone())
+    .bind(new.client.id.clone())
+    .bind(new.name.clone())
+    .bind(tenants::name_key(&new.name))
+    .bind(new.identity.0.to_vec())
+    .bind(new.noise_cert.clone())
+    .bind(new.tags.clone())
+    .bind(new.os.clone())
+    .bind(new.version.clone())
+    .bind(String::new())
+    .bind(now)
+    .bind(now)
+    .execute(tx.sql())
+    .await
+    .map_err(|error| tenants::taken(error, "name of the computer"))?;
+    id.parse().map_err(|_| StoreError::Corrupt("fresh id".into()))
+}
+
+/// By its identity, inside a transaction.
+pub(crate) async fn by_identity(
+    tx: &mut WriteTx,
+    identity: PublicKey,
+) -> Result<Option<ComputerRow>, StoreError> {
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE k.identity = $1")))
+        .bind(identity.0.to_vec())
+        .fetch_optional(tx.sql())
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// By its id, whatever the partner: for the agent's own connection.
+pub(crate) async fn by_id(
+    pool: &AnyPool,
+    id: ComputerId,
+) -> Result<Option<ComputerRow>, StoreError> {
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE k.id = $1")))
+        .bind(id.to_string())
+        .fetch_optional(pool)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// By its id, if it belongs to this partner.
+pub(crate) async fn of_partner(
+    pool: &AnyPool,
+    partner_id: &str,
+    id: ComputerId,
+) -> Result<Option<ComputerRow>, StoreError> {
+    let statement = format!("{SELECT} WHERE k.id = $1 AND k.partner_id = $2");
+    let row = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(id.to_string())
+        .bind(partner_id.to_owned())
+        .fetch_optional(pool)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// A page of a partner's computers whose name or id contains `query`, after a cursor.
+pub(crate) async fn list(
+    pool: &AnyPool,
+    partner_id: &str,
+    query: &str,
+    client: Option<&str>,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<ComputerRow>, StoreError> {
+    let (after_name, after_id) = after.split_once('\n').unwrap_or((after, ""));
+    let statement = format!(
+        "{SELECT} WHERE k.partner_id = $1 \
+         AND (k.name_key LIKE $2 ESCAPE '\\' OR k.id LIKE $2 ESCAPE '\\') \
+         AND ($3 = '' OR c.name_key = $3) \
+         AND (k.name_key > $4 OR (k.name_key = $4 AND k.id > $5)) \
+         ORDER BY k.name_key, k.id LIMIT $6"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(partner_id.to_owned())
+        .bind(like_contains(query))
+        .bind(client.map(tenants::name_key).unwrap_or_default())
+        .bind(after_name.to_owned())
+        .bind(after_id.to_owned())
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// Notes that the agent was here, and its Noise key.
+pub(crate) async fn seen(
+    tx: &mut WriteTx,
+    id: ComputerId,
+    noise_cert: Option<Vec<u8>>,
+) -> Result<(), StoreError> {
+    let now = bigint(tx.now_ms());
+    sqlx::query("UPDATE computer SET last_seen_ms = $1 WHERE id = $2")
+        .bind(now)
+        .bind(id.to_string())
+        .execute(tx.sql())
+        .await?;
+    if let Some(cert) = noise_cert {
+        sqlx::query("UPDATE computer SET noise_cert = $1 WHERE id = $2")
+            .bind(cert)
+            .bind(id.to_string())
+            .execute(tx.sql())
+            .await?;
+    }
+    Ok(())
+}
+
+/// Stores what the agent reported of its computer.
+pub(crate) async fn status(
+    tx: &mut WriteTx,
+    id: ComputerId,
+    os: &str,
+    version: &str,
+    status: &str,
+) -> Result<(), StoreError> {
+    let now = bigint(tx.now_ms());
+    sqlx::query(
+        "UPDATE computer SET os = $1, version = $2, status = $3, last_seen_ms = $4 WHERE id = $5",
+    )
+    .bind(os.to_owned())
+    .bind(version.to_owned())
+    .bind(status.to_owned())
+    .bind(now)
+    .bind(id.to_string())
+    .execute(tx.sql())
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! Sessions that were granted, so that a restarted mediator knows which are open.
+
+use adit_protocol::{ids::SessionId, keys::PublicKey};
+use sqlx::AnyPool;
+
+use super::{Columns, StoreError, WriteTx, bigint};
+use crate::core::types::{Effect, Place, SessionRow, Who};
+
+/// Does what a record stands for.
+pub(crate) async fn apply(tx: &mut WriteTx, effect: Effect) -> Result<(), StoreError> {
+    match effect {
+        Effect::None => Ok(()),
+        Effect::Begin(row) => begin(tx, *row).await,
+        Effect::Lease { session, lease_ms } => {
+            sqlx::query("UPDATE session SET lease_ms = $1 WHERE id = $2")
+                .bind(bigint(lease_ms))
+                .bind(session.to_string())
+                .execute(tx.sql())
+                .await?;
+            Ok(())
+        }
+        Effect::End { session, reason, bytes_up, bytes_down, relay_bytes } => {
+            let now = bigint(tx.now_ms());
+            sqlx::query(
+                "UPDATE session SET ended_ms = $1, end_reason = $2, bytes_up = $3, \
+                 bytes_down = $4, relay_bytes = $5 WHERE id = $6 AND ended_ms IS NULL",
+            )
+            .bind(now)
+            .bind(reason)
+            .bind(bigint(bytes_up))
+            .bind(bigint(bytes_down))
+            .bind(bigint(relay_bytes))
+            .bind(session.to_string())
+            .execute(tx.sql())
+            .await?;
+            Ok(())
+        }
+    }
+}
+
+async fn begin(tx: &mut WriteTx, row: SessionRow) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO session (id, partner_id, client_id, client, computer_id, computer, \
+         account_id, account, login, console, agent, source, redirector, target, any_target, \
+         started_ms, lease_ms, bytes_up, bytes_down, relay_bytes) VALUES \
+         ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
+         $18, $19, $20)",
+    )
+    .bind(row.id.to_string())
+    .bind(row.who.partner_id)
+    .bind(row.place.client_id)
+    .bind(row.place.client)
+    .bind(row.place.computer_id.to_string())
+    .bind(row.place.computer)
+    .bind(row.who.account_id)
+    .bind(row.who.account)
+    .bind(row.who.login.to_vec())
+    .bind(row.who.device.0.to_vec())
+    .bind(row.place.agent.0.to_vec())
+    .bind(row.who.source)
+    .bind(row.redirector)
+    .bind(row.target)
+    .bind(i16::from(row.any_target))
+    .bind(bigint(row.started_ms))
+    .bind(bigint(row.lease_ms))
+    .bind(0_i64)
+    .bind(0_i64)
+    .bind(0_i64)
+    .execute(tx.sql())
+    .await
+    .map_err(|error| super::tenants::taken(error, "session id"))?;
+    Ok(())
+}
+
+/// Sessions that were not ended.
+pub(crate) async fn open(pool: &AnyPool) -> Result<Vec<SessionRow>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT s.id AS id, s.partner_id AS partner_id, s.client_id AS client_id, \
+         s.client AS client, s.computer_id AS computer_id, s.computer AS computer, \
+         s.account_id AS account_id, s.account AS account, s.login AS login, \
+         s.console AS console, s.agent AS agent, s.source AS source, \
+         s.redirector AS redirector, s.target AS target, s.any_target AS any_target, \
+         s.started_ms AS started_ms, s.lease_ms AS lease_ms, \
+         COALESCE(p.name, s.partner_id) AS partner \
+         FROM session s LEFT JOIN partner p ON p.id = s.partner_id WHERE s.ended_ms IS NULL",
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let corrupt = |what: &str| StoreError::Corrupt(format!("session: {what}"));
+            let key = |column: &str| {
+                PublicKey::from_slice(&row.blob(column)?).map_err(|_| corrupt(column))
+            };
+            Ok(SessionRow {
+                id: row.parsed::<SessionId>("id")?,
+                who: Who {
+                    account_id: row.text("account_id")?,
+                    account: row.text("account")?,
+                    partner_id: row.text("partner_id")?,
+                    partner: row.text("partner")?,
+                    login: row.blob("login")?.try_into().map_err(|_| corrupt("login"))?,
+                    device: key("console")?,
+                    source: row.text("source")?,
+                },
+                place: Place {
+                    computer_id: row.parsed("computer_id")?,
+                    computer: row.text("computer")?,
+                    client_id: row.text("client_id")?,
+                    client: row.text("client")?,
+                    agent: key("agent")?,
+                },
+                redirector: row.text("redirector")?,
+                target: row.text("target")?,
+                any_target: row.flag("any_target")?,
+                started_ms: row.number("started_ms")?,
+                lease_ms: row.number("lease_ms")?,
+            })
+        })
+        .collect()
+}
