@@ -310,8 +310,10 @@ impl Endpoint {
         let parts = self.parts(opening, shared, cancel, messages, message_in, event_in, totals);
         let endpoint = self.clone();
         self.tasks.spawn(async move {
-            // Whatever happens to the driver, the session is struck off.
+            // Whatever happens to the driver, its tasks stop and the session is struck off.
+            let cancel = parts.cancel.clone();
             let _end = OnDrop(Some(move || {
+                cancel.cancel();
                 endpoint.state().sessions.remove(&id);
                 endpoint.adapt_keepalive();
                 over.cancel();

@@ -393,7 +393,8 @@ impl UdpStack {
             .await
             .inspect_err(|error| tracing::warn!(%error, "interfaces are not watched"))
             .ok();
-        let mut asked: Option<SocketAddr> = None;
+        // The link for which the STUN servers were asked.
+        let mut asked: Option<(Option<SocketAddr>, String)> = None;
         loop {
             let current = link.borrow_and_update().clone();
             let loopback = current
@@ -401,10 +402,11 @@ impl UdpStack {
                 .and_then(|l| l.remote)
                 .is_some_and(|r| r.ip().to_canonical().is_loopback());
             self.set_hosts(&interfaces, loopback);
+            let link_now = current.as_ref().map(|l| (l.remote, l.host.clone()));
             if let Some(current) = &current
-                && asked != current.remote
+                && asked != link_now
             {
-                asked = current.remote;
+                asked = link_now;
                 self.begin_discovery(current).await;
             }
             tokio::select! {
