@@ -54,7 +54,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Settings of a running agent.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Settings {
     /// Whether UDP may be used.
     pub direct: bool,
@@ -92,6 +92,11 @@ impl Settings {
             metrics: config.opt_parsed("metrics.listen")?,
             proxy: proxy.map(|url| url.as_str().to_owned()),
         })
+    }
+
+    /// The configured proxy.
+    pub fn proxy(&self) -> Option<String> {
+        self.proxy.clone()
     }
 
     /// The way out: what is configured, else what was given at enrolment, else the environment.

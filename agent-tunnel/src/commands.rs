@@ -1,0 +1,139 @@
+//! Commands that look at the data directory and ask the running agent: `status`, `policy`,
+//! `lock`, `unlock`. Whatever they change is on disk before the agent hears of it.
+
+use std::path::{Path, PathBuf};
+
+use adit_runtime::{
+    cli::CliError,
+    datadir::DataDir,
+    local::{LocalClient, LocalError, socket_path},
+    output::Output,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    enrollment::Enrollment,
+    kill_switch::KillSwitch,
+    policy::{Policy, PolicyStore},
+    run::{status_text, stopped_status},
+    settings::PROGRAM,
+};
+
+/// Largest file that `policy check` reads.
+const MAX_POLICY_BYTES: u64 = 1024 * 1024;
+
+/// `status`.
+pub async fn status(dir: DataDir, output: Output) -> Result<(), CliError> {
+    let call = ask(&dir, "status").await;
+    let error = match call {
+        Ok(status) => {
+            output.emit(&status)?;
+            return output.human(status_text(&status));
+        }
+        Err(error @ LocalError::NotRunning(_)) => error,
+        Err(error) => return Err(error.into()),
+    };
+    // The files tell what would hold if it ran.
+    if let Some(enrollment) = Enrollment::load(&dir)? {
+        let loaded = PolicyStore::new(dir.clone()).look();
+        let status = stopped_status(&enrollment, &KillSwitch::new(dir), &loaded);
+        output.emit(&status)?;
+        output.human(status_text(&status))?;
+        let error = CliError::from(error);
+        return Err(error.hint("start it with agent-tunnel run, or agent-tunnel service start"));
+    }
+    let error = CliError::from(error);
+    Err(error.hint("this data directory is not enrolled: run agent-tunnel enroll first"))
+}
+
+/// `lock` and `unlock`.
+pub async fn lock(dir: DataDir, on: bool, output: Output) -> Result<(), CliError> {
+    let switch = KillSwitch::new(dir.clone());
+    if on {
+        switch.lock()?
+    } else {
+        switch.unlock()?
+    };
+    let command = if on { "lock" } else { "unlock" };
+    let (running, ended) = match ask(&dir, command).await {
+        Ok(answer) => (true, answer.get("ended_sessions").and_then(Value::as_u64)),
+        Err(LocalError::NotRunning(_)) => (false, None),
+        Err(error) => {
+            let error = CliError::from(error);
+            let hint = format!("the kill switch is {}; the agent looks within 5 s", state(on));
+            return Err(error.hint(hint));
+        }
+    };
+    let ended = ended.unwrap_or(0);
+    output.emit(&json!({"locked": on, "running": running, "ended_sessions": ended}))?;
+    let more = match (on, running) {
+        (true, true) => format!("{ended} sessions ended, new ones are refused"),
+        (true, false) => "the agent does not run; it will refuse every session".to_owned(),
+        (false, true) => "sessions are possible again".to_owned(),
+        (false, false) => "the agent does not run".to_owned(),
+    };
+    output.human(format_args!("The kill switch is {}: {more}.", state(on)))
+}
+
+fn state(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+/// `policy show`.
+pub fn policy_show(dir: DataDir, output: Output) -> Result<(), CliError> {
+    let loaded = PolicyStore::new(dir).look();
+    let problem = loaded.problem.as_ref().map(ToString::to_string);
+    output.emit(&json!({
+        "source": loaded.source.as_str(),
+        "error": problem,
+        "policy": loaded.policy.to_json(),
+    }))?;
+    if let Some(problem) = problem {
+        output.human(format_args!("# policy.toml is invalid and not in force: {problem}"))?;
+    }
+    output.human(format_args!("# source: {}", loaded.source.as_str()))?;
+    output.human(loaded.policy.to_toml().trim_end())
+}
+
+/// `policy check`.
+pub fn policy_check(dir: PathBuf, file: Option<&Path>, output: Output) -> Result<(), CliError> {
+    let (shown, found) = match file {
+        Some(file) => (file.to_owned(), check_file(file).map(|()| true)),
+        None => {
+            let store = PolicyStore::new(DataDir::open_existing(dir.clone())?);
+            let checked = store.check().map_err(|error| error.to_string());
+            (dir.join(crate::policy::POLICY_FILE), checked)
+        }
+    };
+    let shown = shown.display();
+    let there = found.map_err(|reason| {
+        CliError::usage("policy_invalid", format!("{shown}: {reason}"))
+            .hint("until it is corrected, the last valid policy stays in force")
+    })?;
+    output.emit(&json!({"valid": true, "file": there.then(|| shown.to_string())}))?;
+    if there {
+        output.human(format_args!("{shown} is valid."))
+    } else {
+        output.human(format_args!("There is no {shown}: the built-in default holds."))
+    }
+}
+
+fn check_file(file: &Path) -> Result<(), String> {
+    use std::io::Read;
+    let mut text = String::new();
+    let opened = std::fs::File::open(file).map_err(|error| error.to_string())?;
+    let read = opened.take(MAX_POLICY_BYTES + 1).read_to_string(&mut text);
+    let read = read.map_err(|error| error.to_string())?;
+    if u64::try_from(read).unwrap_or(u64::MAX) > MAX_POLICY_BYTES {
+        return Err(format!("it is larger than {MAX_POLICY_BYTES} bytes"));
+    }
+    Policy::parse(&text).map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// One question to the running agent, one answer.
+async fn ask(dir: &DataDir, command: &str) -> Result<Value, LocalError> {
+    let path = socket_path(dir.path(), PROGRAM.name);
+    let replies = LocalClient::call(&path, json!({ "command": command })).await?;
+    let first = replies.into_iter().next();
+    first.ok_or_else(|| LocalError::Protocol("the answer is empty".to_owned()))
+}

@@ -1,0 +1,156 @@
+//! What `status` tells of a running agent, and of the files of one that does not run.
+
+use std::time::Instant;
+
+use adit_runtime::cli::escape_text;
+use serde_json::{Value, json};
+
+use super::Agent;
+use crate::{enrollment::Enrollment, kill_switch::KillSwitch, policy::Loaded, sessions::Sessions};
+
+/// The control connection as last seen.
+#[derive(Debug, Clone, Default)]
+pub enum LinkState {
+    /// The first attempt is under way.
+    #[default]
+    Connecting,
+    /// Welcomed.
+    Online {
+        /// By this entry of the hosts.
+        host: String,
+        /// Whether a proxy is in between.
+        via_proxy: bool,
+        /// Since then.
+        since: Instant,
+    },
+    /// Between attempts.
+    Offline {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl LinkState {
+    /// Stable name for JSON.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Online { .. } => "online",
+            Self::Offline { .. } => "offline",
+        }
+    }
+}
+
+/// Of the running agent.
+pub(crate) fn running(agent: &Agent, sessions: &Sessions) -> Value {
+    let link = agent.link().clone();
+    let (host, via_proxy, online_ms, problem) = match &link {
+        LinkState::Online { host, via_proxy, since } => {
+            (Some(host.clone()), Some(*via_proxy), Some(millis(*since)), None)
+        }
+        LinkState::Offline { reason } => (None, None, None, Some(reason.clone())),
+        LinkState::Connecting => (None, None, None, None),
+    };
+    let host = host.or_else(|| agent.enrollment.hosts.first().cloned());
+    let nat = sessions.nat();
+    let mut status = json!({
+        "state": link.as_str(),
+        "mediator": host,
+        "via_proxy": via_proxy,
+        "nat": {"mapping": nat.0, "filtering": nat.1},
+        "sessions": sessions.list(),
+        "online_ms": online_ms,
+        "problem": problem,
+        "uptime_ms": millis(agent.started),
+    });
+    add_common(&mut status, &agent.enrollment, agent.rules.kill_switch(), &agent.rules.loaded());
+    status
+}
+
+/// Of an agent that does not run.
+pub(crate) fn stopped(enrollment: &Enrollment, kill_switch: &KillSwitch, loaded: &Loaded) -> Value {
+    let mut status = json!({
+        "state": "stopped",
+        "mediator": enrollment.hosts.first(),
+        "via_proxy": null,
+        "nat": {"mapping": "unknown", "filtering": "unknown"},
+        "sessions": [],
+    });
+    add_common(&mut status, enrollment, kill_switch, loaded);
+    status
+}
+
+fn add_common(
+    status: &mut Value,
+    enrollment: &Enrollment,
+    kill_switch: &KillSwitch,
+    loaded: &Loaded,
+) {
+    let Value::Object(fields) = status else { return };
+    let problem = loaded.problem.as_ref().map(ToString::to_string);
+    let common = json!({
+        "locked": kill_switch.is_locked(),
+        "policy": {"source": loaded.source.as_str(), "error": problem},
+        "computer_id": enrollment.computer.to_string(),
+        "name": enrollment.name,
+        "client": enrollment.client,
+        "agent_key": enrollment.agent_key.to_string(),
+        "fingerprint": enrollment.root.to_string(),
+    });
+    if let Value::Object(common) = common {
+        fields.extend(common);
+    }
+}
+
+/// The same for people.
+pub(crate) fn human(status: &Value) -> String {
+    let text = |value: &Value| match value {
+        Value::String(text) => escape_text(text),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let field = |name: &str| text(status.get(name).unwrap_or(&Value::Null));
+    let inner = |name: &str, key: &str| {
+        text(status.get(name).and_then(|v| v.get(key)).unwrap_or(&Value::Null))
+    };
+    let mut lines = vec![
+        format!("State:     {}", field("state")),
+        format!("Computer:  {} of {} ({})", field("name"), field("client"), field("computer_id")),
+        format!("Key:       {}", field("agent_key")),
+        format!("Mediator:  {} ({})", field("mediator"), field("fingerprint")),
+        format!(
+            "NAT:       mapping {}, filtering {}",
+            inner("nat", "mapping"),
+            inner("nat", "filtering")
+        ),
+        format!("Policy:    {}", inner("policy", "source")),
+    ];
+    if status.get("problem").is_some_and(Value::is_string) {
+        lines.push(format!("Problem:   {}", field("problem")));
+    }
+    if status.pointer("/policy/error").is_some_and(Value::is_string) {
+        let error = inner("policy", "error");
+        lines.push(format!("           policy.toml is invalid and not in force: {error}"));
+    }
+    if status.get("locked") == Some(&Value::Bool(true)) {
+        lines.push("LOCKED by the endpoint owner: every session is refused".to_owned());
+    }
+    let sessions = status.get("sessions").and_then(Value::as_array);
+    for session in sessions.into_iter().flatten() {
+        let field = |name: &str| text(session.get(name).unwrap_or(&Value::Null));
+        lines.push(format!(
+            "Session:   {} {} by {}, {}, {} bytes up, {} bytes down",
+            field("session_id"),
+            field("redirector"),
+            field("user"),
+            field("carrier"),
+            field("bytes_up"),
+            field("bytes_down")
+        ));
+    }
+    lines.join("\n")
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
