@@ -1,4 +1,11 @@
 //! What a pair does with bytes, ends and resets, spliced and copied, raw and in TLS.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops where it fails"
+)]
 
 mod support;
 

@@ -1,4 +1,11 @@
 //! Who joins and who does not, over real sockets with the join client of the endpoints.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops where it fails"
+)]
 
 mod support;
 

@@ -1,5 +1,12 @@
 //! The program itself, against a small mediator of the test: join, serve, report, cut, drain.
 #![cfg(unix)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops where it fails"
+)]
 
 mod support;
 
@@ -39,7 +46,7 @@ const LIFE_MS: u64 = 3_600_000;
 
 /// What the relay told, in order.
 enum Told {
-    Hello(wire::Hello, Peer),
+    Hello(Box<wire::Hello>, Peer),
     Report(wire::RelayReport),
 }
 
@@ -118,7 +125,7 @@ impl Mediator {
     ) {
         let Ok((hello, responder)) = expect_hello(&mut incoming, PATIENCE).await else { return };
         responder.reply(Body::Welcome(self.welcome()));
-        told.send(Told::Hello(hello, peer)).await.unwrap();
+        told.send(Told::Hello(Box::new(hello), peer)).await.unwrap();
         while let Some(request) = incoming.recv().await {
             let (body, responder) = request.into_parts();
             match body {
@@ -194,7 +201,7 @@ impl Serving {
 async fn hello(told: &mut mpsc::Receiver<Told>) -> (wire::Hello, Peer) {
     loop {
         match timeout(PATIENCE, told.recv()).await.unwrap().unwrap() {
-            Told::Hello(hello, peer) => return (hello, peer),
+            Told::Hello(hello, peer) => return (*hello, peer),
             Told::Report(_) => {}
         }
     }

@@ -1,5 +1,12 @@
 //! Two thousand pairs as an ordinary user, whose pipes share a budget of 64 MiB.
 #![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops where it fails"
+)]
 
 mod support;
 

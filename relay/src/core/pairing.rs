@@ -1,7 +1,7 @@
 //! Who may wait, who is paired with whom, who must go: the relay's rules in one place.
 //!
 //! A connection is *unjoined* until it confirmed a join: first unproven, counted in
-//! [`Admission`](super::admission::Admission), then *answered* once its message 1 carried a valid
+//! [`Admission`], then *answered* once its message 1 carried a valid
 //! ticket. Confirmed, it *waits* for the other role of the same session and slot; together they
 //! are a *pair*. Whoever drives this machine does the reading, the cryptography and the copying.
 //!

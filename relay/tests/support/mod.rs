@@ -1,6 +1,7 @@
 //! A relay on loopback with a mediator's keys in the test's own hands.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops where it fails")]
 
 use std::{
     net::SocketAddr,
