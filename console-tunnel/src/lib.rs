@@ -1,1 +1,139 @@
-//! stub
+//! The technician's console: finds a computer, opens a redirector on it, starts the viewer.
+//!
+//! `console-tunnel open web01 rdp` binds a local port, asks the mediator for a session, proves
+//! itself to the agent end to end, and carries the viewer's bytes. This crate is the command
+//! line; sessions live in `adit-endpoint`.
+//!
+//! - [`cli`], [`config`]: arguments and configuration
+//! - [`commands`]: what is over quickly; [`open`]: `open` and `forward`
+//! - [`link`]: the control connection; [`session`]: sessions, the only user of the endpoint
+//! - [`forward`]: local ports and SOCKS; [`viewer`]: programs that show a redirector
+//! - [`state`]: account, known agents, computers; [`events`], [`failure`]: what is told
+//!
+//! Invariants: no session with an agent whose key is not the known one; programs that are
+//! started come from the build or this console's configuration, never from a server; nothing but
+//! the asked-for output on stdout.
+
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod events;
+pub mod failure;
+pub mod forward;
+pub mod link;
+pub mod open;
+pub mod session;
+pub mod state;
+pub mod viewer;
+
+use std::{
+    io::IsTerminal,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use adit_runtime::{
+    cli::{CliError, GlobalArgs, parse, report},
+    shutdown::Shutdown,
+};
+use clap::CommandFactory;
+
+use cli::{AuditCommand, Cli, Command, SessionsCommand};
+use config::{Context, KEYS, PROGRAM, sources};
+
+/// Time for what still runs in the background, such as a name being resolved, when we are done.
+const BACKGROUND: Duration = Duration::from_millis(50);
+
+/// Runs the program with this process's arguments.
+pub fn run() -> ExitCode {
+    let started = Instant::now();
+    let cli: Cli = match parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let json = cli.global.json;
+    report(dispatch(cli, started), json)
+}
+
+fn dispatch(cli: Cli, started: Instant) -> Result<(), CliError> {
+    let Cli { global, command } = cli;
+    match command {
+        None => no_command(),
+        Some(Command::Generate(generate)) => generate.run::<Cli>(),
+        Some(Command::Config(command)) => {
+            let sources = sources(&global)?;
+            let config = adit_runtime::config::Config::load(&PROGRAM, KEYS, &sources)?;
+            viewer::check_config(&config)?;
+            command.run(&PROGRAM, KEYS, &sources, global.output())
+        }
+        Some(Command::Audit(AuditCommand::Verify { file, key, head, complete })) => {
+            commands::audit::verify(global.output(), &file, key, &head, complete)
+        }
+        Some(command) => with_runtime(global, command, started),
+    }
+}
+
+/// Nothing was asked for: help on a terminal, an error for a script.
+fn no_command() -> Result<(), CliError> {
+    if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
+        return Cli::command().print_help().map_err(|error| {
+            CliError::failed("output_failed", format!("cannot write to stdout: {error}"))
+        });
+    }
+    Err(CliError::usage("usage", "a command is expected").hint("see --help"))
+}
+
+fn with_runtime(global: GlobalArgs, command: Command, started: Instant) -> Result<(), CliError> {
+    let context = Context::load(global)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| {
+        CliError::failed("runtime_failed", format!("cannot start the runtime: {error}"))
+    })?;
+    let result = runtime.block_on(execute(&context, command, started));
+    runtime.shutdown_timeout(BACKGROUND);
+    result
+}
+
+async fn execute(context: &Context, command: Command, started: Instant) -> Result<(), CliError> {
+    // `login` asks on the terminal, where Ctrl-C must work as everywhere.
+    if let Command::Login(args) = command {
+        return commands::login::login(context, args).await;
+    }
+    let shutdown = Shutdown::install()?;
+    let quick = match command {
+        Command::Open(args) => return open::open(context, &args, &shutdown, started).await,
+        Command::Forward(args) => return open::forward(context, &args, &shutdown, started).await,
+        quick => quick,
+    };
+    tokio::select! {
+        result = quickly(context, quick) => result,
+        () = shutdown.token().cancelled_owned() => Err(CliError::interrupted()),
+    }
+}
+
+async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Logout => commands::login::logout(context).await,
+        Command::Whoami => commands::login::whoami(context).await,
+        Command::Computers(args) => commands::computers::list(context, &args).await,
+        Command::Trust { computer, fingerprint } => {
+            commands::trust::trust(context, &computer, fingerprint).await
+        }
+        Command::Sessions(args) => match args.command {
+            None => commands::sessions::list(context).await,
+            Some(SessionsCommand::End { id, reason }) => {
+                commands::sessions::end(context, id, &reason).await
+            }
+        },
+        Command::Audit(AuditCommand::Export { since, until, output }) => {
+            commands::audit::export(context, since, until, output.as_deref()).await
+        }
+        // INVARIANT: these were handled before; see `dispatch` and `execute`.
+        Command::Login(_)
+        | Command::Open(_)
+        | Command::Forward(_)
+        | Command::Audit(AuditCommand::Verify { .. })
+        | Command::Config(_)
+        | Command::Generate(_) => Err(CliError::failed("internal", "command in the wrong place")),
+    }
+}

@@ -1,2 +1,7 @@
-//! stub
-fn main() {}
+//! `console-tunnel`: see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    adit_console::run()
+}

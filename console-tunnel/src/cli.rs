@@ -1,0 +1,352 @@
+//! The command line: commands, options, help with examples.
+
+use std::path::PathBuf;
+
+use adit_protocol::keys::Fingerprint;
+use adit_runtime::{
+    cli::{Generate, GlobalArgs},
+    config::ConfigCommand,
+};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    forward::spec::{ForwardSpec, ListenSpec},
+    viewer::UserName,
+};
+use std::net::SocketAddr;
+
+/// Longest reason or ticket on the command line, bytes.
+const MAX_TEXT: usize = adit_protocol::limits::MAX_TEXT;
+
+/// Open remote desktops, shells and ports of computers where an Adit agent runs
+#[derive(Debug, Parser)]
+#[command(
+    name = "console-tunnel",
+    after_help = "Examples:
+  console-tunnel login mediator.example --user ann
+  console-tunnel computers web
+  console-tunnel open web01 rdp
+  console-tunnel forward web01 -L 8080:127.0.0.1:80"
+)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Log in to a mediator
+    Login(LoginArgs),
+    /// Log out
+    #[command(after_help = "Example:\n  console-tunnel logout")]
+    Logout,
+    /// Show who is logged in, and where
+    #[command(after_help = "Example:\n  console-tunnel whoami --json")]
+    Whoami,
+    /// List computers
+    Computers(ComputersArgs),
+    /// Trust a key of a computer's agent: before first contact, or after it changed
+    #[command(after_help = "Examples:
+  console-tunnel trust acme/berlin/web01 sha256:9f86…
+  console-tunnel trust 3f2a…-… sha256:9f86…
+
+The fingerprint is what `agent-tunnel enroll` and `agent-tunnel status` show on that computer.")]
+    Trust {
+        /// Id, name, or client/name
+        computer: String,
+        /// Fingerprint of the agent's key
+        fingerprint: Fingerprint,
+    },
+    /// Open a redirector of a computer and its viewer
+    Open(OpenArgs),
+    /// Forward ports to a computer or the hosts that it reaches
+    Forward(ForwardArgs),
+    /// List live sessions, or end one
+    Sessions(SessionsArgs),
+    /// Export or verify the audit log
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Check or show the configuration
+    #[command(subcommand, after_help = "Example:\n  console-tunnel config show")]
+    Config(ConfigCommand),
+    /// For packagers.
+    #[command(flatten)]
+    Generate(Generate),
+}
+
+// Arguments of `login`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  console-tunnel login https://mediator.example --user ann
+  console-tunnel login 192.0.2.7:8443 --user ann --fingerprint sha256:9f86…
+  pass adit | console-tunnel login mediator.example --user ann --password-stdin")]
+#[expect(missing_docs, reason = "clap would show it as the command's description")]
+pub struct LoginArgs {
+    /// Mediator: https://HOST[:PORT] or HOST[:PORT]
+    pub url: String,
+    /// User
+    #[arg(long)]
+    pub user: String,
+    /// Read the password from the first line of stdin
+    #[arg(long, conflicts_with = "password_file")]
+    pub password_stdin: bool,
+    /// Read the password from the first line of a file
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// Read the one-time code from stdin, after the password if that comes from there too
+    #[arg(long)]
+    pub totp_stdin: bool,
+    /// Fingerprint of the installation's root key, as `mediator init` printed it
+    #[arg(long)]
+    pub fingerprint: Option<Fingerprint>,
+}
+
+// Arguments of `computers`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  console-tunnel computers
+  console-tunnel computers web --online
+  console-tunnel computers --client acme/berlin --json")]
+#[expect(missing_docs, reason = "clap would show it as the command's description")]
+pub struct ComputersArgs {
+    /// Part of a name or id
+    #[arg(default_value = "", hide_default_value = true)]
+    pub query: String,
+    /// Only those of this client: PARTNER/CLIENT
+    #[arg(long, value_name = "P/C", default_value = "", hide_default_value = true)]
+    pub client: String,
+    /// Only those that are online
+    #[arg(long)]
+    pub online: bool,
+}
+
+/// Which carriers a session may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Carrier {
+    /// Both; the best one is used.
+    Auto,
+    /// Only UDP between the two ends.
+    Direct,
+    /// Only through a relay.
+    Relayed,
+}
+
+// Options of `open` and `forward`.
+#[derive(Debug, Args)]
+#[expect(missing_docs, reason = "clap would show it as the command's description")]
+pub struct SessionArgs {
+    /// Why; for the audit record
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = text)]
+    pub reason: String,
+    /// Ticket number; for the audit record
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true, value_parser = text)]
+    pub ticket: String,
+    /// Which carriers to use
+    #[arg(long, value_enum, default_value_t = Carrier::Auto)]
+    pub carrier: Carrier,
+}
+
+// Arguments of `open`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  console-tunnel open web01 rdp
+  console-tunnel open acme/berlin/web01 ssh --user root --reason 'disk full' --ticket T-17
+  console-tunnel open web01 http --no-launch --local 127.0.0.1:8080
+
+Runs until the viewer exits, Ctrl-C, or the end of the grant. Viewers are configured in
+console-tunnel.toml: [viewers.rdp] command = [\"program\", \"/v:{host}:{port}\"]")]
+#[expect(missing_docs, reason = "clap would show it as the command's description")]
+pub struct OpenArgs {
+    /// Id, name, or client/name
+    pub computer: String,
+    /// rdp, vnc, ssh, http, https, or another one of the computer
+    pub redirector: String,
+    /// Local address to listen on; port 0 means any free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
+    pub local: SocketAddr,
+    /// Do not start a viewer
+    #[arg(long)]
+    pub no_launch: bool,
+    /// Stay open after the viewer exits
+    #[arg(long)]
+    pub keep: bool,
+    /// User at the computer, given to the viewer
+    #[arg(long)]
+    pub user: Option<UserName>,
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+// Arguments of `forward`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  console-tunnel forward web01 -L 8080:127.0.0.1:80
+  console-tunnel forward web01 -L 0:db.lab.example:5432 -L '[::1]:2222:[fd00::7]:22'
+  console-tunnel forward web01 -U 5353:192.168.7.1:53
+  console-tunnel forward web01 -D 1080")]
+#[group(id = "forwards", required = true, multiple = true, args = ["tcp", "udp", "socks"])]
+#[expect(missing_docs, reason = "clap would show it as the command's description")]
+pub struct ForwardArgs {
+    /// Id, name, or client/name
+    pub computer: String,
+    /// Forward a local TCP port to a host and port as the computer reaches them
+    #[arg(short = 'L', value_name = "[ADDR:]PORT:HOST:PORT")]
+    pub tcp: Vec<ForwardSpec>,
+    /// Forward a local UDP port
+    #[arg(short = 'U', value_name = "[ADDR:]PORT:HOST:PORT")]
+    pub udp: Vec<ForwardSpec>,
+    /// Run a local SOCKS5 server
+    #[arg(short = 'D', value_name = "[ADDR:]PORT")]
+    pub socks: Vec<ListenSpec>,
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+// Arguments of `sessions`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  console-tunnel sessions --json
+  console-tunnel sessions end 3f2a…-…")]
+#[expect(missing_docs, reason = "clap would show it as the command's description")]
+pub struct SessionsArgs {
+    #[command(subcommand)]
+    pub command: Option<SessionsCommand>,
+}
+
+/// What to do with sessions.
+#[derive(Debug, Subcommand)]
+pub enum SessionsCommand {
+    /// End a session
+    End {
+        /// Id of the session
+        id: adit_protocol::ids::SessionId,
+        /// Why; for the audit record
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = text)]
+        reason: String,
+    },
+}
+
+/// What to do with the audit log.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Export the audit log as JSON lines that can be verified
+    #[command(after_help = "Example:
+  console-tunnel audit export --since 2026-01-01T00:00:00Z --output audit.jsonl")]
+    Export {
+        /// From this time on (RFC 3339)
+        #[arg(long, value_name = "T", value_parser = time)]
+        since: Option<u64>,
+        /// Until this time (RFC 3339)
+        #[arg(long, value_name = "T", value_parser = time)]
+        until: Option<u64>,
+        /// File to write instead of stdout; must not exist
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Verify an export without any server
+    #[command(after_help = "Example:
+  console-tunnel audit verify audit.jsonl --key sha256:9f86…
+
+Without --key or --head it can only say that the export is consistent in itself.")]
+    Verify {
+        /// The export
+        file: PathBuf,
+        /// Fingerprint of the root or log key
+        #[arg(long)]
+        key: Vec<Fingerprint>,
+        /// File with a head seen earlier (the last line of an export)
+        #[arg(long, value_name = "HEAD")]
+        head: Vec<PathBuf>,
+        /// Refuse exports that leave entries out
+        #[arg(long)]
+        complete: bool,
+    },
+}
+
+fn text(text: &str) -> Result<String, String> {
+    if text.len() > MAX_TEXT {
+        return Err(format!("longer than {MAX_TEXT} bytes"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err("control characters are not allowed".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Milliseconds since 1970.
+fn time(text: &str) -> Result<u64, String> {
+    let time: jiff::Timestamp =
+        text.parse().map_err(|error| format!("not a time like 2026-01-31T12:00:00Z: {error}"))?;
+    u64::try_from(time.as_millisecond()).map_err(|_| "before 1970".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn command_line_is_consistent_and_every_command_has_an_example() {
+        Cli::command().debug_assert();
+        for command in Cli::command().get_subcommands() {
+            if command.is_hide_set() || command.get_name() == "audit" {
+                continue;
+            }
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("console-tunnel "), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn lines_of_the_contract_are_understood() {
+        let fingerprint = format!("sha256:{}", "0a".repeat(32));
+        for line in [
+            "console-tunnel",
+            "console-tunnel login https://h:1 --user u --password-stdin --totp-stdin --data-dir d",
+            &format!("console-tunnel login h --user u --fingerprint {fingerprint}"),
+            "console-tunnel logout",
+            "console-tunnel whoami",
+            "console-tunnel computers",
+            "console-tunnel computers web --client p/c --online --json",
+            &format!("console-tunnel trust c/pc {fingerprint}"),
+            "console-tunnel open pc rdp --local 127.0.0.1:0 --no-launch --reason x --ticket y --json",
+            "console-tunnel open pc rdp --carrier relayed --keep",
+            "console-tunnel forward pc -L 0:127.0.0.1:80 -L 1:[::1]:80 -U 0:a:53 -D 0 --carrier direct",
+            "console-tunnel forward pc -D [::1]:1080 --json",
+            "console-tunnel sessions --json",
+            "console-tunnel sessions end 01010101-0101-0101-0101-010101010101",
+            "console-tunnel audit export --since 2026-01-01T00:00:00Z --output f",
+            &format!("console-tunnel audit verify f --key {fingerprint}"),
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn wrong_lines_are_refused() {
+        for line in [
+            "console-tunnel login h",
+            "console-tunnel forward pc",
+            "console-tunnel forward pc -L 80",
+            "console-tunnel forward pc -D host:1",
+            "console-tunnel open pc",
+            "console-tunnel open pc rdp --local 80",
+            "console-tunnel open pc rdp --carrier tcp",
+            "console-tunnel open pc rdp --user=-x",
+            "console-tunnel trust pc sha256:12",
+            "console-tunnel sessions end x",
+            "console-tunnel audit export --since yesterday",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! `audit export` and `audit verify`.
+//!
+//! The export is written byte for byte as the mediator sends it: hashes are over these bytes.
+//! Verification asks nobody.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use adit_ledger::{Anchor, MAX_LINE_LEN, Report, SignedHead, Trust, verify_export};
+use adit_protocol::{
+    keys::Fingerprint,
+    wire::{self, frame::Body},
+};
+use adit_runtime::{cli::CliError, output::Output};
+use serde_json::json;
+
+use crate::{
+    config::Context,
+    failure,
+    link::{Caller, Online},
+};
+
+/// `audit export`.
+pub async fn export(
+    context: &Context,
+    since_ms: Option<u64>,
+    until_ms: Option<u64>,
+    output: Option<&Path>,
+) -> Result<(), CliError> {
+    let caller = Caller::load(context)?;
+    let online = caller.connect(Vec::new()).await?;
+    let request = wire::AuditExport {
+        since_ms: since_ms.unwrap_or(0),
+        until_ms: until_ms.unwrap_or(0),
+        from_seq: 0,
+    };
+    let Some(path) = output else {
+        return copy(&online, request, &mut std::io::stdout().lock(), "stdout").await;
+    };
+    let shown = path.display().to_string();
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path).map_err(|error| cannot_write(&shown, &error))?;
+    let copied = copy(&online, request, &mut file, &shown).await;
+    let synced =
+        copied.and_then(|()| file.sync_all().map_err(|error| cannot_write(&shown, &error)));
+    if synced.is_err() {
+        // Half an export would look like a truncated log.
+        let _ = std::fs::remove_file(path);
+    }
+    synced
+}
+
+async fn copy(
+    online: &Online,
+    mut request: wire::AuditExport,
+    to: &mut impl Write,
+    shown: &str,
+) -> Result<(), CliError> {
+    loop {
+        let answer = online.ask(Body::AuditExport(request)).await?;
+        let Body::AuditChunk(chunk) = answer else { return Err(failure::unexpected()) };
+        to.write_all(&chunk.lines).map_err(|error| cannot_write(shown, &error))?;
+        match chunk.next_seq {
+            0 => break,
+            next if next > request.from_seq => request.from_seq = next,
+            // It would go on for ever.
+            _ => return Err(failure::unexpected()),
+        }
+    }
+    to.flush().map_err(|error| cannot_write(shown, &error))
+}
+
+fn cannot_write(shown: &str, error: &std::io::Error) -> CliError {
+    CliError::failed("output_failed", format!("cannot write {shown}: {error}"))
+}
+
+/// `audit verify FILE`.
+pub fn verify(
+    output: Output,
+    file: &Path,
+    keys: Vec<Fingerprint>,
+    heads: &[PathBuf],
+    complete: bool,
+) -> Result<(), CliError> {
+    let heads = heads.iter().map(|path| read_head(path)).collect::<Result<_, _>>()?;
+    let trust = Trust { keys, heads, complete };
+    let reader = BufReader::new(open(file)?);
+    let report = verify_export(reader, &trust).map_err(|error| {
+        CliError::failed("audit_invalid", error.to_string())
+            .hint("the export is not what the log holds: export again, or ask who changed it")
+    })?;
+    output.emit(&describe(&report))?;
+    output.human(&report)
+}
+
+fn describe(report: &Report) -> serde_json::Value {
+    let trees: Vec<_> = report
+        .trees
+        .iter()
+        .map(|tree| {
+            json!({
+                "tree": tree.head.tree,
+                "size": tree.head.size,
+                "entries": tree.entries,
+                "erased": tree.erased,
+                "pruned": tree.pruned,
+                "omitted": tree.omitted,
+                "anchor": match tree.anchor {
+                    Anchor::None => "none",
+                    Anchor::Head => "head",
+                    Anchor::Key => "key",
+                },
+            })
+        })
+        .collect();
+    json!({
+        "consistent": true,
+        "authentic": !report.is_internally_consistent_only(),
+        "trees": trees,
+    })
+}
+
+fn open(path: &Path) -> Result<File, CliError> {
+    File::open(path).map_err(|error| {
+        CliError::not_there("file_unreadable", format!("cannot read {}: {error}", path.display()))
+    })
+}
+
+/// The last line of a file, which is where exports have their head.
+fn read_head(path: &Path) -> Result<SignedHead, CliError> {
+    let wrong = |reason: String| {
+        CliError::usage("head_invalid", format!("{} holds no head: {reason}", path.display()))
+    };
+    let mut file = open(path)?;
+    let length = file.metadata().map_err(|error| wrong(error.to_string()))?.len();
+    let tail = length.saturating_sub(u64::try_from(MAX_LINE_LEN + 2).unwrap_or(u64::MAX));
+    file.seek(SeekFrom::Start(tail)).map_err(|error| wrong(error.to_string()))?;
+    let mut last = Vec::new();
+    for line in BufReader::new(file.take(2 * MAX_LINE_LEN as u64)).split(b'\n') {
+        let line = line.map_err(|error| wrong(error.to_string()))?;
+        if !line.is_empty() {
+            last = line;
+        }
+    }
+    SignedHead::parse(&last).map_err(|error| wrong(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adit_ledger::{Entry, Event, Level, MerkleTree, export::JsonlExport};
+    use adit_protocol::keys::SigningKey;
+
+    /// A log of three entries and its key.
+    fn exported() -> (String, SigningKey) {
+        let key = SigningKey::generate().unwrap();
+        let (mut tree, mut out) = (MerkleTree::new(), String::new());
+        let mut export = JsonlExport::new(&[]);
+        for seq in 0..3 {
+            let event = Event::new("session.granted", Level::Significant).actor("ann");
+            let entry = Entry::seal(seq, 1_000 + seq, event, [7; 16]);
+            tree.append(entry.leaf());
+            export.entry(&entry, &mut out).unwrap();
+        }
+        let head = SignedHead::sign(&key, "t", &tree, 2_000, None);
+        export.finish(&head, &mut out).unwrap();
+        (out, key)
+    }
+
+    #[test]
+    fn exports_verify_offline_and_altered_ones_do_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let (text, key) = exported();
+        let path = directory.path().join("audit.jsonl");
+        std::fs::write(&path, &text).unwrap();
+        let output = Output::new(false);
+        let keys = vec![key.public().fingerprint()];
+        verify(output, &path, keys.clone(), std::slice::from_ref(&path), true).unwrap();
+        verify(output, &path, vec![], &[], false).unwrap();
+        let other = vec![SigningKey::generate().unwrap().public().fingerprint()];
+        assert_eq!(verify(output, &path, other, &[], false).unwrap_err().code, "audit_invalid");
+
+        std::fs::write(&path, text.replace("ann", "bob")).unwrap();
+        let error = verify(output, &path, keys, &[], false).unwrap_err();
+        assert_eq!((error.code, error.exit.code()), ("audit_invalid", 1));
+        assert!(error.message.contains("line 1"), "{}", error.message);
+        let missing = directory.path().join("none");
+        assert_eq!(verify(output, &missing, vec![], &[], false).unwrap_err().exit.code(), 4);
+        std::fs::write(&path, "x\n").unwrap();
+        let heads = [path.clone()];
+        assert_eq!(verify(output, &path, vec![], &heads, false).unwrap_err().code, "head_invalid");
+    }
+}

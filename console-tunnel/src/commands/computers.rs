@@ -1,0 +1,86 @@
+//! `computers`.
+
+use adit_runtime::{
+    cli::{CliError, escape_text},
+    time::format_ms,
+};
+use serde_json::json;
+
+use super::table;
+use crate::{
+    cli::ComputersArgs,
+    config::Context,
+    link::{Caller, list_computers},
+    state::KnownComputer,
+};
+
+/// `computers [QUERY]`.
+pub async fn list(context: &Context, args: &ComputersArgs) -> Result<(), CliError> {
+    let caller = Caller::load(context)?;
+    let online = caller.connect(Vec::new()).await?;
+    let computers = list_computers(&online.peer, &args.query, &args.client, args.online)
+        .await
+        .map_err(|error| caller.explain(error))?;
+    let output = context.global.output();
+    if output.json {
+        return computers.iter().try_for_each(|computer| output.emit(&object(computer)));
+    }
+    if computers.is_empty() {
+        eprintln!("no computer matches");
+        return Ok(());
+    }
+    let mut rows = table(&["NAME", "CLIENT", "STATE", "OS", "LAST SEEN", "REDIRECTORS"]);
+    for computer in &computers {
+        let names: Vec<&str> = computer.redirectors.iter().map(|r| r.name.as_str()).collect();
+        rows.add_row([
+            escape_text(&computer.name),
+            escape_text(&computer.client),
+            if computer.online { "online" } else { "offline" }.to_owned(),
+            escape_text(&computer.os),
+            format_ms(computer.last_seen_ms),
+            escape_text(&names.join(" ")),
+        ]);
+    }
+    output.human(rows)
+}
+
+fn object(computer: &KnownComputer) -> serde_json::Value {
+    let names: Vec<&str> = computer.redirectors.iter().map(|r| r.name.as_str()).collect();
+    json!({
+        "computer_id": computer.id.to_string(),
+        "name": computer.name,
+        "client": computer.client,
+        "online": computer.online,
+        "os": computer.os,
+        "last_seen": format_ms(computer.last_seen_ms),
+        "agent_key": computer.identity.fingerprint().to_string(),
+        "redirectors": names,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::computer::tests::computer;
+
+    #[test]
+    fn objects_have_the_keys_of_the_contract() {
+        let object = object(&computer(1, "p/c", "pc"));
+        let keys: Vec<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(
+            keys,
+            [
+                "computer_id",
+                "name",
+                "client",
+                "online",
+                "os",
+                "last_seen",
+                "agent_key",
+                "redirectors"
+            ]
+        );
+        assert_eq!(object["redirectors"], json!(["ssh"]));
+        assert!(object["agent_key"].as_str().unwrap().starts_with("sha256:"));
+    }
+}

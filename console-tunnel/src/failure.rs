@@ -1,0 +1,145 @@
+//! From what mediator, network and certificates say to codes, exit codes and advice.
+//!
+//! The one place that maps; a code that this version does not know is still reported, as
+//! `mediator_refused`.
+
+use adit_control::{RequestError, client::ConnectError};
+use adit_net::{proxy::DialError, tls::TlsError};
+use adit_protocol::{code::failure as codes, wire::Failure};
+use adit_runtime::cli::{CliError, Exit};
+
+/// Known codes of the mediator, their exit code and what to do if the mediator does not say.
+const FAILURES: &[(&str, Exit, &str)] = &[
+    (codes::LOGIN_FAILED, Exit::Refused, "check user, password and second factor"),
+    (codes::NOT_LOGGED_IN, Exit::Refused, "console-tunnel login HOST --user USER"),
+    (codes::NOT_PERMITTED, Exit::Refused, "ask your administrator for the permission"),
+    (codes::NO_SUCH_COMPUTER, Exit::NotThere, "console-tunnel computers"),
+    (codes::AMBIGUOUS_COMPUTER, Exit::Failed, "give client/name or the id"),
+    (codes::AGENT_OFFLINE, Exit::NotThere, "check that the computer is on and agent-tunnel runs"),
+    (codes::AGENT_TIMEOUT, Exit::NotThere, "try again; check that agent-tunnel runs well there"),
+    (codes::AGENT_REFUSED, Exit::Refused, "see the log of agent-tunnel on that computer"),
+    (codes::POLICY_REFUSED, Exit::Refused, "the computer's owner decides in its policy.toml"),
+    (codes::STALE_KEY, Exit::Refused, "try again"),
+    (codes::NO_SUCH_REDIRECTOR, Exit::NotThere, "console-tunnel computers shows what there is"),
+    (codes::NO_SUCH_SESSION, Exit::NotThere, "console-tunnel sessions"),
+    (codes::BAD_REQUEST, Exit::Failed, "console and mediator may be of different versions"),
+    (codes::BUSY, Exit::Failed, "try again in a moment"),
+    (codes::AUDIT_UNAVAILABLE, Exit::Failed, "the mediator's administrator must see to its disk"),
+    (codes::INTERNAL, Exit::Failed, "see the mediator's log"),
+    (codes::NOT_ENROLLED, Exit::Refused, "log in again"),
+    (codes::UNSUPPORTED_VERSION, Exit::Failed, "install the version that the mediator speaks"),
+    (codes::NO_RELAY, Exit::NoPath, "the mediator's administrator must join a relay"),
+];
+
+/// What the mediator answered.
+pub fn refused(failure: &Failure) -> CliError {
+    let known = FAILURES.iter().find(|(code, ..)| *code == failure.code);
+    let (code, exit, advice) = match known {
+        Some((code, exit, advice)) => (*code, *exit, *advice),
+        None => ("mediator_refused", Exit::Failed, ""),
+    };
+    let message = match (failure.message.as_str(), known) {
+        ("", _) => format!("mediator refused: {}", failure.code),
+        (message, Some(_)) => message.to_owned(),
+        (message, None) => format!("{message} ({})", failure.code),
+    };
+    let hint = if failure.hint.is_empty() { advice } else { &failure.hint };
+    let error = CliError::new(code, exit, message);
+    if hint.is_empty() { error } else { error.hint(hint) }
+}
+
+/// Why a request on the control connection came to nothing.
+pub fn request(error: &RequestError) -> CliError {
+    match error {
+        RequestError::Failed(failure) => refused(failure),
+        RequestError::Timeout(_) | RequestError::Closed => {
+            CliError::no_path("mediator_unreachable", format!("mediator: {error}"))
+                .hint("try again; check the network")
+        }
+        RequestError::Busy => CliError::failed(codes::BUSY, error.to_string()),
+        RequestError::TooLarge => CliError::usage("usage", error.to_string()),
+        RequestError::UnknownAnswer => unexpected(),
+    }
+}
+
+/// An answer of another kind than the question's.
+pub fn unexpected() -> CliError {
+    CliError::failed("unexpected_answer", "mediator gave an answer that does not fit the question")
+        .hint("console and mediator may be of different versions")
+}
+
+/// Why there is no control connection.
+pub fn connect(error: &ConnectError) -> CliError {
+    let text = error.to_string();
+    match error {
+        ConnectError::NoHost => crate::state::account::not_logged_in(None),
+        ConnectError::InvalidHost(_) => CliError::usage("address_invalid", text),
+        ConnectError::Dial { error, .. } => dial(error, text),
+        ConnectError::Tls { error, .. } => tls(error, text),
+        ConnectError::Refused { failure, .. } => refused(failure),
+        ConnectError::Closed { .. } | ConnectError::Timeout { .. } => {
+            CliError::no_path("mediator_unreachable", text).hint("try again; check the network")
+        }
+        ConnectError::Keys { .. } => CliError::refused("mediator_untrusted", text)
+            .hint("check this computer's clock; ask the mediator's administrator"),
+        ConnectError::NoWelcome { .. } => {
+            CliError::failed("not_a_mediator", text).hint("check host and port")
+        }
+    }
+}
+
+fn dial(error: &DialError, text: String) -> CliError {
+    match error {
+        DialError::ProxyAuth(_) | DialError::ProxyRefused { .. } | DialError::Proxy(_) => {
+            CliError::no_path("proxy_failed", text).hint("check --proxy, HTTPS_PROXY and NO_PROXY")
+        }
+        _ => CliError::no_path("mediator_unreachable", text)
+            .hint("check host, port and network; behind a proxy give --proxy URL"),
+    }
+}
+
+fn tls(error: &TlsError, text: String) -> CliError {
+    match error {
+        TlsError::UnknownRoot { .. } => CliError::refused("mediator_key_changed", text).hint(
+            "if the mediator was set up anew, compare the fingerprint with its administrator and \
+             log in again with --fingerprint",
+        ),
+        error if error.is_trust() => CliError::refused("mediator_untrusted", text)
+            .hint("ask the mediator's administrator; nothing was sent"),
+        TlsError::Io(_) => CliError::no_path("mediator_unreachable", text)
+            .hint("try again; check host, port and network"),
+        TlsError::InvalidName(_) => CliError::usage("address_invalid", text),
+        TlsError::Key(_) | TlsError::Config(_) => CliError::failed("internal", text),
+        _ => CliError::failed("not_a_mediator", text).hint("check host and port"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(code: &str, message: &str) -> CliError {
+        refused(&Failure { code: code.into(), message: message.into(), hint: String::new() })
+    }
+
+    #[test]
+    fn failures_keep_their_code_and_get_their_exit_code() {
+        for (code, exit) in [
+            (codes::LOGIN_FAILED, 3),
+            (codes::NOT_PERMITTED, 3),
+            (codes::NO_SUCH_COMPUTER, 4),
+            (codes::AGENT_OFFLINE, 4),
+            (codes::POLICY_REFUSED, 3),
+            (codes::NO_RELAY, 5),
+            (codes::BUSY, 1),
+        ] {
+            let error = failure(code, "m");
+            assert_eq!((error.code, error.exit.code()), (code, exit));
+            assert!(error.hint.is_some() && error.message == "m");
+        }
+        let unknown = failure("brand_new", "because");
+        assert_eq!((unknown.code, unknown.exit.code()), ("mediator_refused", 1));
+        assert_eq!(unknown.message, "because (brand_new)");
+        assert_eq!(failure("brand_new", "").message, "mediator refused: brand_new");
+    }
+}

@@ -1,0 +1,303 @@
+//! `open` and `forward`: from a bound port to the end of the session.
+//!
+//! In this order, so that what can fail without asking anybody fails first: viewer of the
+//! configuration, local ports, mediator, known agents, viewer of the redirector, session.
+
+mod run;
+
+use std::time::Instant;
+
+use adit_protocol::{
+    target::{Target, Transport},
+    wire::frame::Body,
+};
+use adit_runtime::{
+    cli::{CliError, escape_text},
+    shutdown::Shutdown,
+    time::now_rfc3339,
+};
+
+use crate::{
+    cli::{ForwardArgs, OpenArgs, SessionArgs},
+    config::Context,
+    events::Reporter,
+    failure,
+    forward::{Local, Protocol},
+    link::{Caller, list_request, matching, only_one},
+    session::{Session, Sessions, Wanted},
+    state::{KnownAgents, KnownComputer, KnownRedirector, Selector, Verdict},
+    viewer::{self, Choice, Values},
+};
+
+pub use run::Running;
+
+/// A port where the web service speaks TLS, unless the redirector's name says it.
+const HTTPS_PORTS: [u16; 2] = [443, 8443];
+
+/// `open COMPUTER REDIRECTOR`.
+pub async fn open(
+    context: &Context,
+    args: &OpenArgs,
+    shutdown: &Shutdown,
+    started: Instant,
+) -> Result<(), CliError> {
+    let caller = Caller::load(context)?;
+    let local = Local::tcp(args.local, None).await?;
+    let mut reporter = Reporter::new(context.global.output(), started);
+    warn_if_open(&reporter, &local);
+    let mut opening =
+        Opening::start(context, caller, &args.computer, &args.session, shutdown).await?;
+    let redirector = opening.redirector(&args.redirector)?;
+    let viewer = match args.no_launch || redirector.viewer.is_empty() {
+        true => None,
+        false => Some(viewer::choose(&redirector.viewer, &context.config, context.global.json)?),
+    };
+    let values = viewer.as_ref().map(|_| viewer_values(&local, &redirector, &opening, args));
+    let local = local.leading_to(redirector.target.clone());
+
+    let wanted = Wanted {
+        redirector: &redirector.name,
+        targets: vec![redirector.target.clone()],
+        any_target: false,
+        viewer: viewer.as_ref().map(Choice::name).unwrap_or_default(),
+        options: &args.session,
+    };
+    let (session, first_contact) = opening.open(&wanted, &reporter).await?;
+    let mut running = Running::new(opening.sessions);
+    running.granted(session, vec![local], &opening.computer, first_contact, &reporter)?;
+    if let (Some(choice), Some(values)) = (viewer, values) {
+        running.launch(&choice, &values, args.keep, &mut reporter).await?;
+    }
+    running.run(shutdown, &mut reporter).await
+}
+
+/// `forward COMPUTER (-L|-U|-D)…`: a session for each kind, since each is permitted on its own.
+pub async fn forward(
+    context: &Context,
+    args: &ForwardArgs,
+    shutdown: &Shutdown,
+    started: Instant,
+) -> Result<(), CliError> {
+    let caller = Caller::load(context)?;
+    let locals = bind_all(args).await?;
+    let mut reporter = Reporter::new(context.global.output(), started);
+    locals.iter().for_each(|local| warn_if_open(&reporter, local));
+    let mut opening =
+        Opening::start(context, caller, &args.computer, &args.session, shutdown).await?;
+
+    let mut groups: Vec<(Protocol, Vec<Local>)> = Vec::new();
+    for local in locals {
+        let protocol = local.protocol();
+        match groups.iter_mut().find(|(p, _)| *p == protocol) {
+            Some((_, group)) => group.push(local),
+            None => groups.push((protocol, vec![local])),
+        }
+    }
+    let mut granted: Vec<(Session, bool, Vec<Local>)> = Vec::new();
+    for (protocol, group) in groups {
+        let mut targets: Vec<Target> = group.iter().filter_map(|l| l.target().cloned()).collect();
+        targets.sort();
+        targets.dedup();
+        let wanted = Wanted {
+            redirector: protocol.redirector(),
+            targets,
+            any_target: protocol == Protocol::Socks,
+            viewer: String::new(),
+            options: &args.session,
+        };
+        match opening.open(&wanted, &reporter).await {
+            Ok((session, first_contact)) => granted.push((session, first_contact, group)),
+            Err(error) => {
+                // All or nothing: those that were granted before end here.
+                opening.sessions.shutdown("closed").await;
+                return Err(error);
+            }
+        }
+    }
+    let mut running = Running::new(opening.sessions);
+    for (session, first_contact, group) in granted {
+        running.granted(session, group, &opening.computer, first_contact, &reporter)?;
+    }
+    running.run(shutdown, &mut reporter).await
+}
+
+async fn bind_all(args: &ForwardArgs) -> Result<Vec<Local>, CliError> {
+    let count = args.tcp.len().max(args.udp.len());
+    if count > adit_protocol::limits::MAX_TARGETS_PER_GRANT {
+        return Err(CliError::usage("usage", "more forwards than one session may have")
+            .hint("use -D, or several commands"));
+    }
+    let wrong = |error| CliError::usage("usage", format!("target: {error}"));
+    let mut locals = Vec::new();
+    for spec in &args.tcp {
+        let target = spec.target(Transport::Tcp).map_err(wrong)?;
+        locals.push(Local::tcp(spec.listen, Some(target)).await?);
+    }
+    for spec in &args.udp {
+        let target = spec.target(Transport::Udp).map_err(wrong)?;
+        locals.push(Local::udp(spec.listen, target).await?);
+    }
+    for spec in &args.socks {
+        locals.push(Local::tcp(spec.0, None).await?);
+    }
+    Ok(locals)
+}
+
+fn warn_if_open(reporter: &Reporter, local: &Local) {
+    if local.is_open_to_others() {
+        let address = local.address();
+        reporter.remark(&format!("{address}: others than this machine may be able to connect"));
+    }
+}
+
+fn viewer_values(
+    local: &Local,
+    redirector: &KnownRedirector,
+    opening: &Opening<'_>,
+    args: &OpenArgs,
+) -> Values {
+    let address = local.connect_address();
+    let port = redirector.target.port();
+    Values {
+        host: address.ip(),
+        port: address.port(),
+        user: args.user.clone(),
+        https: redirector.name.ends_with("https") || HTTPS_PORTS.contains(&port),
+        own_computer: redirector.target.ip().is_some_and(|ip| ip.is_loopback()),
+        computer: opening.computer.id,
+        title: opening.computer.name.clone(),
+    }
+}
+
+/// A computer that was found, on the way to sessions with it.
+struct Opening<'a> {
+    context: &'a Context,
+    sessions: Sessions,
+    installation: String,
+    given: &'a str,
+    selector: Selector,
+    computer: KnownComputer,
+    shutdown: &'a Shutdown,
+}
+
+impl<'a> Opening<'a> {
+    /// Connects and finds the computer; the question travels with `Hello`.
+    async fn start(
+        context: &'a Context,
+        caller: Caller,
+        given: &'a str,
+        options: &SessionArgs,
+        shutdown: &'a Shutdown,
+    ) -> Result<Self, CliError> {
+        let start = Self::find(context, caller, given, options, shutdown);
+        tokio::select! {
+            started = start => started,
+            () = shutdown.token().cancelled_owned() => Err(CliError::interrupted()),
+        }
+    }
+
+    async fn find(
+        context: &'a Context,
+        caller: Caller,
+        given: &'a str,
+        options: &SessionArgs,
+        shutdown: &'a Shutdown,
+    ) -> Result<Self, CliError> {
+        let selector = Selector::from(given);
+        let question = list_request(&selector.query(), "", false, "");
+        let mut sessions =
+            Sessions::start(context, &caller, options.carrier, vec![question]).await?;
+        let first = match sessions.replies.pop() {
+            Some(Ok(Body::Computers(page))) => page,
+            Some(Err(error)) => return Err(caller.explain(failure::request(&error))),
+            _ => return Err(failure::unexpected()),
+        };
+        let found: Vec<KnownComputer> = match first.next.is_empty() {
+            true => {
+                let usable = first.computers.into_iter().filter_map(KnownComputer::from_wire);
+                usable.filter(|computer| selector.matches(computer)).collect()
+            }
+            // More than a page contains the name: read them all.
+            false => matching(&sessions.peer, &selector).await?,
+        };
+        let computer = only_one(&found, given)?.clone();
+        let installation = caller.account.installation();
+        Ok(Self { context, sessions, installation, given, selector, computer, shutdown })
+    }
+
+    fn redirector(&self, name: &str) -> Result<KnownRedirector, CliError> {
+        self.computer.redirector(name).ok_or_else(|| {
+            let names: Vec<&str> =
+                self.computer.redirectors.iter().map(|r| r.name.as_str()).collect();
+            let message = format!(
+                "{} has no redirector \"{}\"",
+                escape_text(&self.computer.name),
+                escape_text(name)
+            );
+            CliError::not_there("no_such_redirector", message)
+                .hint(format!("there are: {}", names.join(", ")))
+        })
+    }
+
+    /// Opens a session after comparing the agent's key with what is known of it.
+    async fn open(
+        &mut self,
+        wanted: &Wanted<'_>,
+        reporter: &Reporter,
+    ) -> Result<(Session, bool), CliError> {
+        let verdict = self.check_key()?;
+        let interrupt = self.shutdown.token();
+        let session = tokio::select! {
+            session = self.ask(wanted) => session?,
+            // Whether the mediator has granted it is not known: the end of the connection ends it.
+            () = interrupt.cancelled() => return Err(CliError::interrupted()),
+        };
+        let first_contact = verdict == Verdict::FirstContact;
+        self.remember().await?;
+        if first_contact {
+            let key = self.computer.identity.fingerprint();
+            reporter.remark(&format!("first contact with the agent of {}", self.computer.path()));
+            reporter
+                .remark(&format!("its key is {key}: compare it with agent-tunnel status there"));
+        }
+        Ok((session, first_contact))
+    }
+
+    async fn ask(&mut self, wanted: &Wanted<'_>) -> Result<Session, CliError> {
+        match self.sessions.open(&self.computer, wanted).await {
+            // The agent's Noise key rotated since it was described: look it up once again.
+            Err(error) if error.code == "stale_key" => {
+                let found = matching(&self.sessions.peer, &self.selector).await?;
+                self.computer = only_one(&found, self.given)?.clone();
+                self.check_key()?;
+                self.sessions.open(&self.computer, wanted).await
+            }
+            other => other,
+        }
+    }
+
+    fn check_key(&self) -> Result<Verdict, CliError> {
+        let known = KnownAgents::load(&self.context.directory)?;
+        let seen = self.computer.presented(&self.installation);
+        let verdict = known.check(&seen);
+        let Verdict::Changed { known, new_id } = verdict else { return Ok(verdict) };
+        let path = escape_text(&self.computer.path());
+        let what = if new_id { "is another computer than before" } else { "has another key" };
+        let message = format!("{path} {what}: known is {known}, now it presents {}", seen.key);
+        Err(CliError::refused("agent_key_changed", message).hint(format!(
+            "if it was installed anew, compare the key with agent-tunnel status there, then: \
+             console-tunnel trust {} {}",
+            self.computer.id, seen.key
+        )))
+    }
+
+    async fn remember(&self) -> Result<(), CliError> {
+        let seen = self.computer.presented(&self.installation);
+        if KnownAgents::load(&self.context.directory)?.is_complete(&seen) {
+            return Ok(());
+        }
+        let now = now_rfc3339();
+        KnownAgents::update(&self.context.directory, |known| known.remember(&seen, &now)).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,207 @@
+//! Sessions of this console: the only module that knows the endpoint's API.
+//!
+//! Keeps the control connection up for as long as sessions live, feeds the endpoint with it, and
+//! opens sessions on a computer that the caller has checked.
+
+use std::sync::Arc;
+
+use adit_control::{
+    Incoming, Peer,
+    client::{Connected, DownReason, Event, Persistent},
+};
+use adit_endpoint::{
+    CarrierChoice, ControlLink, Endpoint, EndpointConfig, Link, OpenError, OpenRequest,
+};
+use adit_protocol::{ticket::Role, wire::frame::Body};
+use adit_runtime::{cli::CliError, shutdown::STOP_DEADLINE};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+pub use adit_endpoint::{Session, SessionEvent, SessionHandle};
+
+use crate::{
+    cli::{Carrier, SessionArgs},
+    config::Context,
+    failure,
+    link::{Caller, refuse},
+    state::KnownComputer,
+};
+use adit_protocol::target::Target;
+
+/// The endpoint with its control connection.
+pub struct Sessions {
+    endpoint: Arc<Endpoint>,
+    /// For requests of commands.
+    pub peer: Peer,
+    /// Answers to the pipelined requests.
+    pub replies: Vec<Result<Body, adit_control::RequestError>>,
+    tasks: JoinSet<()>,
+}
+
+/// What a session is asked for, apart from the computer.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// Name of the redirector.
+    pub redirector: &'a str,
+    /// Where its channels lead.
+    pub targets: Vec<Target>,
+    /// SOCKS: anywhere that is audited first.
+    pub any_target: bool,
+    /// Name of the viewer's program.
+    pub viewer: String,
+    /// Reason, ticket, carrier.
+    pub options: &'a SessionArgs,
+}
+
+impl Sessions {
+    /// Connects to the mediator and starts the endpoint. `pipelined` follows `Hello` in the same
+    /// flight.
+    pub async fn start(
+        context: &Context,
+        caller: &Caller,
+        carrier: Carrier,
+        pipelined: Vec<Body>,
+    ) -> Result<Self, CliError> {
+        let direct = carrier != Carrier::Relayed && context.config.bool("session.direct")?;
+        let control = ControlLink::new();
+        let config = EndpointConfig {
+            role: Role::Console,
+            identity: caller.identity(),
+            dialer: Arc::new(caller.dialer()),
+            direct,
+            resume_window: context.resume_window()?,
+            offline_grace: context.offline_grace()?,
+        };
+        let mut tasks = JoinSet::new();
+        let (owned, mut first) = (caller.clone(), Some(pipelined));
+        let (_, mut events, keep_up) = Persistent::start(move || {
+            owned.config(owned.account.trust.into(), first.take().unwrap_or_default())
+        });
+        tasks.spawn(keep_up);
+        let endpoint = Endpoint::start(config, control.clone(), CancellationToken::new());
+        let (endpoint, connected) = tokio::join!(endpoint, events.recv());
+        let endpoint = endpoint.map_err(|error| {
+            CliError::failed("endpoint_failed", error.to_string())
+                .hint("try --carrier relayed, which needs no UDP")
+        })?;
+        let mut connected = match connected {
+            Some(Event::Up(connected)) => connected,
+            Some(Event::Down { error: DownReason::Connect(error), .. }) => {
+                return Err(caller.explain(failure::connect(&error)));
+            }
+            Some(Event::Down { error: DownReason::Closed(_), .. }) | None => {
+                return Err(CliError::no_path(
+                    "mediator_unreachable",
+                    "mediator closed the connection",
+                )
+                .hint("try again"));
+            }
+        };
+        control.set_up(link_of(&connected));
+        let (peer, replies) = (connected.peer.clone(), std::mem::take(&mut connected.replies));
+        tasks.spawn(keep_informed(endpoint.clone(), control, events, connected.incoming));
+        Ok(Self { endpoint, peer, replies, tasks })
+    }
+
+    /// Opens a session.
+    pub async fn open(
+        &self,
+        computer: &KnownComputer,
+        wanted: &Wanted<'_>,
+    ) -> Result<Session, CliError> {
+        let request = OpenRequest {
+            computer: computer.id,
+            tenant: computer.tenant.clone(),
+            agent: computer.identity,
+            agent_noise: computer.noise_cert.clone(),
+            redirector: wanted.redirector.to_owned(),
+            targets: wanted.targets.clone(),
+            any_target: wanted.any_target,
+            reason: wanted.options.reason.clone(),
+            ticket: wanted.options.ticket.clone(),
+            viewer: wanted.viewer.clone(),
+            carrier: match wanted.options.carrier {
+                Carrier::Auto => CarrierChoice::Auto,
+                Carrier::Direct => CarrierChoice::Direct,
+                Carrier::Relayed => CarrierChoice::Relayed,
+            },
+        };
+        self.endpoint.open(request).await.map_err(|error| match error {
+            OpenError::Refused(failure) => failure::refused(&failure),
+            OpenError::Control(error) => failure::request(&error),
+            OpenError::BadAnswer(reason) => CliError::refused(
+                "agent_untrusted",
+                format!("mediator or agent answered what cannot be accepted: {reason}"),
+            )
+            .hint("do not go on; tell your administrator"),
+            OpenError::NoPath(reason) => {
+                CliError::no_path("no_path", reason).hint("try --carrier auto")
+            }
+        })
+    }
+
+    /// Ends all sessions on both sides and tells the mediator; within the time of a clean stop.
+    pub async fn shutdown(mut self, reason: &str) {
+        // Half for the sessions, half for the tasks that they leave.
+        self.endpoint.shutdown(reason, STOP_DEADLINE / 2).await;
+        self.tasks.abort_all();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+fn link_of(connected: &Connected) -> Link {
+    let addresses = connected.welcome.stun_addrs.iter().filter_map(|text| text.parse().ok());
+    let ports = connected.welcome.stun_ports.iter().filter_map(|port| u16::try_from(*port).ok());
+    Link {
+        peer: connected.peer.clone(),
+        keys: connected.keys,
+        clock: connected.clock,
+        remote: connected.remote,
+        host: connected.host.clone(),
+        stun_ports: ports.collect(),
+        stun_addrs: addresses.collect(),
+    }
+}
+
+/// Tells the endpoint about the control connection, and gives it the mediator's requests.
+async fn keep_informed(
+    endpoint: Arc<Endpoint>,
+    control: ControlLink,
+    mut events: mpsc::Receiver<Event>,
+    incoming: Incoming,
+) {
+    let mut incoming = Some(incoming);
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(Event::Up(connected)) => {
+                    tracing::info!("mediator is reachable again");
+                    control.set_up(link_of(&connected));
+                    incoming = Some(connected.incoming);
+                }
+                Some(Event::Down { error, retry_in }) => {
+                    control.set_down();
+                    incoming = None;
+                    tracing::warn!(%error, ?retry_in, "mediator is not reachable, sessions go on");
+                }
+                None => return,
+            },
+            request = next_request(&mut incoming) => match request {
+                Some(request) => {
+                    if let Some(request) = endpoint.handle_request(request) {
+                        refuse(request);
+                    }
+                }
+                // The connection ended; its event says why.
+                None => incoming = None,
+            },
+        }
+    }
+}
+
+async fn next_request(incoming: &mut Option<Incoming>) -> Option<adit_control::Request> {
+    match incoming {
+        Some(incoming) => incoming.recv().await,
+        None => std::future::pending().await,
+    }
+}

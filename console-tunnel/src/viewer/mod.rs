@@ -1,0 +1,114 @@
+//! Viewers: which program shows a redirector, and starting it.
+//!
+//! Programs and argument templates come from the build or the console's own configuration,
+//! never from a server; argument vectors, never a shell.
+
+mod launch;
+pub mod table;
+pub mod template;
+
+use std::{io::IsTerminal, path::PathBuf};
+
+use adit_runtime::{
+    cli::{CliError, escape_text},
+    config::Config,
+};
+
+pub use launch::{Launched, Viewer, launch};
+pub use table::Shell;
+pub use template::{UserName, Values};
+
+/// A viewer that is there: program and template.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// Kind of viewer.
+    pub kind: String,
+    program: PathBuf,
+    template: Vec<String>,
+    /// How it runs.
+    pub shell: Shell,
+}
+
+impl Choice {
+    /// File name of the program, for the audit record.
+    pub fn name(&self) -> String {
+        let name = self.template.first().map(std::path::Path::new).and_then(|p| p.file_name());
+        name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// The argument vector, the program first.
+    pub fn command(&self, values: &Values) -> Result<Vec<String>, CliError> {
+        let mut command = template::expand(&self.template, values).map_err(|error| {
+            CliError::usage("viewer_invalid", format!("viewer {}: {error}", self.name()))
+        })?;
+        if let Some(program) = command.first_mut() {
+            *program = self.program.to_string_lossy().into_owned();
+        }
+        Ok(command)
+    }
+}
+
+/// Path of the configuration key of a kind, if it is known.
+fn key_of(kind: &str) -> Option<&'static str> {
+    match kind {
+        "rdp" => Some("viewers.rdp.command"),
+        "vnc" => Some("viewers.vnc.command"),
+        "ssh" => Some("viewers.ssh.command"),
+        "browser" => Some("viewers.browser.command"),
+        _ => None,
+    }
+}
+
+/// Checks all configured viewers, so that a mistake shows before it is needed.
+pub fn check_config(config: &Config) -> Result<(), CliError> {
+    for path in table::KINDS.into_iter().filter_map(key_of) {
+        let command = config.list(path)?;
+        if !command.is_empty() {
+            template::check(&command).map_err(|error| config.invalid(path, &error.to_string()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Finds the viewer for a kind: the configured one, else the first of the table that is there.
+/// Exit code 4 if there is none.
+pub fn choose(kind: &str, config: &Config, json: bool) -> Result<Choice, CliError> {
+    let Some(path) = key_of(kind) else {
+        let message = format!("this build knows no viewer \"{}\"", escape_text(kind));
+        return Err(CliError::not_there("no_viewer", message)
+            .hint("use --no-launch and connect a program of your choice to the local address"));
+    };
+    let template = config.list(path)?;
+    if let Some(name) = template.first() {
+        template::check(&template).map_err(|error| config.invalid(path, &error.to_string()))?;
+        let program = which::which(name).map_err(|_| {
+            let message = format!("the viewer configured in {path} is not installed: {name}");
+            CliError::not_there("no_viewer", message).hint(format!(
+                "install it, correct {path} in console-tunnel.toml, or use --no-launch"
+            ))
+        })?;
+        let shell = Shell::Window;
+        return Ok(Choice { kind: kind.to_owned(), program, template, shell });
+    }
+    let terminal = !json && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    for row in table::rows(std::env::consts::OS, kind) {
+        if row.shell == Shell::Terminal && !terminal {
+            continue;
+        }
+        // A terminal is of no use without the program that runs in it.
+        let inner = row.command.iter().find(|word| matches!(**word, "ssh" | "ssh.exe"));
+        if inner.is_some_and(|inner| which::which(inner).is_err()) {
+            continue;
+        }
+        if let Some(Ok(program)) = row.command.first().map(which::which) {
+            let template = row.command.iter().map(|word| (*word).to_owned()).collect();
+            return Ok(Choice { kind: kind.to_owned(), program, template, shell: row.shell });
+        }
+    }
+    let message = format!("no {kind} viewer is installed on this machine");
+    Err(CliError::not_there("no_viewer", message).hint(format!(
+        "install one (packages: {}), name your own in console-tunnel.toml ([viewers.{kind}] \
+         command = [\"program\", \"{{host}}:{{port}}\"]), or use --no-launch",
+        table::packages(kind)
+    )))
+}
