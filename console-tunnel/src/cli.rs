@@ -68,7 +68,7 @@ The fingerprint is what `agent-tunnel enroll` and `agent-tunnel status` show on 
     Forward(ForwardArgs),
     /// List live sessions, or end one
     Sessions(SessionsArgs),
-    /// Export or verify the audit log
+    /// Verify an export of the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
     /// Check or show the configuration
@@ -234,20 +234,6 @@ pub enum SessionsCommand {
 /// What to do with the audit log.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
-    /// Export the audit log as JSON lines that can be verified
-    #[command(after_help = "Example:
-  console-tunnel audit export --since 2026-01-01T00:00:00Z --output audit.jsonl")]
-    Export {
-        /// From this time on (RFC 3339)
-        #[arg(long, value_name = "T", value_parser = time)]
-        since: Option<u64>,
-        /// Until this time (RFC 3339)
-        #[arg(long, value_name = "T", value_parser = time)]
-        until: Option<u64>,
-        /// File to write instead of stdout; must not exist
-        #[arg(long, value_name = "FILE")]
-        output: Option<PathBuf>,
-    },
     /// Verify an export without any server
     #[command(after_help = "Example:
   console-tunnel audit verify audit.jsonl --key sha256:9f86…
@@ -276,13 +262,6 @@ fn text(text: &str) -> Result<String, String> {
         return Err("control characters are not allowed".to_owned());
     }
     Ok(text.to_owned())
-}
-
-/// Milliseconds since 1970.
-fn time(text: &str) -> Result<u64, String> {
-    let time: jiff::Timestamp =
-        text.parse().map_err(|error| format!("not a time like 2026-01-31T12:00:00Z: {error}"))?;
-    u64::try_from(time.as_millisecond()).map_err(|_| "before 1970".to_owned())
 }
 
 #[cfg(test)]
@@ -324,7 +303,6 @@ mod tests {
             "console-tunnel forward pc -D [::1]:1080 --json",
             "console-tunnel sessions --json",
             "console-tunnel sessions end 01010101-0101-0101-0101-010101010101",
-            "console-tunnel audit export --since 2026-01-01T00:00:00Z --output f",
             &format!("console-tunnel audit verify f --key {fingerprint}"),
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -344,7 +322,6 @@ mod tests {
             "console-tunnel open pc rdp --user=-x",
             "console-tunnel trust pc sha256:12",
             "console-tunnel sessions end x",
-            "console-tunnel audit export --since yesterday",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

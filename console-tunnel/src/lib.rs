@@ -125,14 +125,11 @@ async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
                 commands::sessions::end(context, id, &reason).await
             }
         },
-        Command::Audit(AuditCommand::Export { since, until, output }) => {
-            commands::audit::export(context, since, until, output.as_deref()).await
-        }
         // INVARIANT: these were handled before; see `dispatch` and `execute`.
         Command::Login(_)
         | Command::Open(_)
         | Command::Forward(_)
-        | Command::Audit(AuditCommand::Verify { .. })
+        | Command::Audit(_)
         | Command::Config(_)
         | Command::Generate(_) => Err(CliError::failed("internal", "command in the wrong place")),
     }

@@ -1,84 +1,17 @@
-//! `audit export` and `audit verify`.
+//! `audit verify`: an export of the audit log, checked on this machine.
 //!
-//! The export is written byte for byte as the mediator sends it: hashes are over these bytes.
-//! Verification asks nobody.
+//! Asks nobody: a verdict that depended on the mediator would be worth nothing.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    fs::File,
+    io::{BufRead, BufReader, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
 use adit_ledger::{Anchor, MAX_LINE_LEN, Report, SignedHead, Trust, verify_export};
-use adit_protocol::{
-    keys::Fingerprint,
-    wire::{self, frame::Body},
-};
+use adit_protocol::keys::Fingerprint;
 use adit_runtime::{cli::CliError, output::Output};
 use serde_json::json;
-
-use crate::{
-    config::Context,
-    failure,
-    link::{Caller, Online},
-};
-
-/// `audit export`.
-pub async fn export(
-    context: &Context,
-    since_ms: Option<u64>,
-    until_ms: Option<u64>,
-    output: Option<&Path>,
-) -> Result<(), CliError> {
-    let caller = Caller::load(context)?;
-    let online = caller.connect(Vec::new()).await?;
-    let request = wire::AuditExport {
-        since_ms: since_ms.unwrap_or(0),
-        until_ms: until_ms.unwrap_or(0),
-        from_seq: 0,
-    };
-    let Some(path) = output else {
-        return copy(&online, request, &mut std::io::stdout().lock(), "stdout").await;
-    };
-    let shown = path.display().to_string();
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path).map_err(|error| cannot_write(&shown, &error))?;
-    let copied = copy(&online, request, &mut file, &shown).await;
-    let synced =
-        copied.and_then(|()| file.sync_all().map_err(|error| cannot_write(&shown, &error)));
-    if synced.is_err() {
-        // Half an export would look like a truncated log.
-        let _ = std::fs::remove_file(path);
-    }
-    synced
-}
-
-async fn copy(
-    online: &Online,
-    mut request: wire::AuditExport,
-    to: &mut impl Write,
-    shown: &str,
-) -> Result<(), CliError> {
-    loop {
-        let answer = online.ask(Body::AuditExport(request)).await?;
-        let Body::AuditChunk(chunk) = answer else { return Err(failure::unexpected()) };
-        to.write_all(&chunk.lines).map_err(|error| cannot_write(shown, &error))?;
-        match chunk.next_seq {
-            0 => break,
-            next if next > request.from_seq => request.from_seq = next,
-            // It would go on for ever.
-            _ => return Err(failure::unexpected()),
-        }
-    }
-    to.flush().map_err(|error| cannot_write(shown, &error))
-}
-
-fn cannot_write(shown: &str, error: &std::io::Error) -> CliError {
-    CliError::failed("output_failed", format!("cannot write {shown}: {error}"))
-}
 
 /// `audit verify FILE`.
 pub fn verify(
@@ -154,7 +87,7 @@ fn read_head(path: &Path) -> Result<SignedHead, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use adit_ledger::{Entry, Event, Level, MerkleTree, export::JsonlExport};
+    use adit_ledger::{Entry, Event, Level, MerkleTree, export::jsonl::JsonlExport};
     use adit_protocol::keys::SigningKey;
 
     /// A log of three entries and its key.
@@ -168,7 +101,7 @@ mod tests {
             tree.append(entry.leaf());
             export.entry(&entry, &mut out).unwrap();
         }
-        let head = SignedHead::sign(&key, "t", &tree, 2_000, None);
+        let head = SignedHead::sign(&key, "t", tree.size(), tree.root(), 2_000, None).unwrap();
         export.finish(&head, &mut out).unwrap();
         (out, key)
     }
