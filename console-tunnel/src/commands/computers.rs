@@ -6,7 +6,7 @@ use adit_runtime::{
 };
 use serde_json::json;
 
-use super::table;
+use super::{note, table};
 use crate::{
     cli::ComputersArgs,
     config::Context,
@@ -26,7 +26,7 @@ pub async fn list(context: &Context, args: &ComputersArgs) -> Result<(), CliErro
         return computers.iter().try_for_each(|computer| output.emit(&object(computer)));
     }
     if computers.is_empty() {
-        eprintln!("no computer matches");
+        note("no computer matches");
         return Ok(());
     }
     let mut rows = table(&["NAME", "CLIENT", "STATE", "OS", "LAST SEEN", "REDIRECTORS"]);

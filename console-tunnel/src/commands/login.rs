@@ -22,6 +22,7 @@ use adit_runtime::{
 use serde_json::json;
 use zeroize::Zeroizing;
 
+use super::note;
 use crate::{
     cli::LoginArgs,
     config::Context,
@@ -120,10 +121,7 @@ pub async fn logout(context: &Context) -> Result<(), CliError> {
     Account { user: None, partner: String::new(), ..account }.save(&context.directory)?;
     if !told {
         // Not an error: the token is gone, and worthless without this device's key.
-        let _ = writeln!(
-            std::io::stderr().lock(),
-            "note: {address} could not be told; the session there ends by itself"
-        );
+        note(&format!("{address} could not be told; the login there ends by itself"));
     }
     output.emit(&json!({"logged_out": true, "mediator": address, "mediator_told": told}))?;
     output.human(format_args!("logged out from {address}"))

@@ -6,6 +6,9 @@ pub mod login;
 pub mod sessions;
 pub mod trust;
 
+use std::io::Write;
+
+use adit_runtime::cli::escape_text;
 use comfy_table::{ContentArrangement, Table, presets};
 
 /// A table for people: no lines, fitted to the terminal.
@@ -14,4 +17,9 @@ fn table(columns: &[&str]) -> Table {
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(columns.to_vec());
     table
+}
+
+/// A remark on stderr, escaped. If nobody can read it, nobody misses it.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "note: {}", escape_text(text));
 }

@@ -10,7 +10,7 @@ use adit_runtime::{
 };
 use serde_json::json;
 
-use super::table;
+use super::{note, table};
 use crate::{config::Context, failure, link::Caller};
 
 /// Reason of a session's end if none is given.
@@ -24,7 +24,7 @@ pub async fn list(context: &Context) -> Result<(), CliError> {
     let Body::Sessions(list) = answer else { return Err(failure::unexpected()) };
     let output = context.global.output();
     if !output.json && list.sessions.is_empty() {
-        eprintln!("no session is live");
+        note("no session is live");
         return Ok(());
     }
     let mut rows = table(&["SESSION", "USER", "COMPUTER", "REDIRECTOR", "SINCE", "CARRIER"]);

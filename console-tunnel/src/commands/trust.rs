@@ -3,13 +3,11 @@
 //! Works before first contact and without a network, since the word must not depend on what a
 //! mediator says.
 
-use std::io::Write;
-
 use adit_protocol::keys::Fingerprint;
 use adit_runtime::cli::{CliError, Exit, escape_text};
 use serde_json::json;
 
-use super::login::known_account;
+use super::{login::known_account, note};
 use crate::{
     config::Context,
     link::{Caller, matching, no_such_computer, only_one},
@@ -84,11 +82,10 @@ fn remark_other_key(computer: &KnownComputer, key: Fingerprint) {
     let presented = computer.identity.fingerprint();
     if presented != key {
         // Whoever is right, the person's word counts.
-        let _ = writeln!(
-            std::io::stderr().lock(),
-            "note: the mediator names another key for {}: {presented}; sessions with it will be \
-             refused",
-            escape_text(&computer.path())
-        );
+        let path = computer.path();
+        note(&format!(
+            "the mediator names another key for {path}: {presented}; sessions with it will be \
+             refused"
+        ));
     }
 }

@@ -149,10 +149,8 @@ async fn request<S: AsyncRead + Unpin>(
         DOMAIN_NAME => {
             let mut name = vec![0; usize::from(stream.read_u8().await?)];
             stream.read_exact(&mut name).await?;
-            match String::from_utf8(name) {
-                Ok(name) => name,
-                Err(_) => String::new(),
-            }
+            // What is no text is no name either, and is refused below.
+            String::from_utf8(name).unwrap_or_default()
         }
         _ => return Ok(Err(Reply::AddressTypeNotSupported)),
     };
