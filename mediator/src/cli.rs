@@ -65,8 +65,10 @@ enum Command {
     #[command(subcommand, after_help = "Example: mediator audit export --format jsonl")]
     Audit(AuditCommand),
     /// Copy the database to a new file, without keys
-    #[command(after_help = "Example: mediator backup /backup/adit-2026-03-01.db\n\nThe key files of \
-        the data directory are not in it: keep a copy of root.key elsewhere.")]
+    #[command(
+        after_help = "Example: mediator backup /backup/adit-2026-03-01.db\n\nThe key files of \
+        the data directory are not in it: keep a copy of root.key elsewhere."
+    )]
     Backup {
         /// File to write; must not exist
         file: PathBuf,
@@ -240,7 +242,9 @@ enum AuditCommand {
         receipts: Option<PathBuf>,
     },
     /// Write the log to stdout or a file
-    #[command(after_help = "Example: mediator audit export --format csv --since 24h --output log.csv")]
+    #[command(
+        after_help = "Example: mediator audit export --format csv --since 24h --output log.csv"
+    )]
     Export {
         /// jsonl can be verified; csv, cef and ocsf are for other programs
         #[arg(long, value_enum, default_value_t = Format::Jsonl)]
@@ -464,9 +468,11 @@ fn read_heads(path: &std::path::Path) -> Result<Vec<SignedHead>, CliError> {
         .filter(|line| line.starts_with("{\"head\":"))
         .map(|line| SignedHead::parse(line.as_bytes()).map_err(|error| bad(error.to_string())))
         .collect::<Result<Vec<_>, _>>()
-        .and_then(|heads| {
-            if heads.is_empty() { Err(bad("it has no head".to_owned())) } else { Ok(heads) }
-        })
+        .and_then(
+            |heads| {
+                if heads.is_empty() { Err(bad("it has no head".to_owned())) } else { Ok(heads) }
+            },
+        )
 }
 
 async fn export_to(
@@ -495,10 +501,9 @@ async fn export_to(
     };
     let part = path.with_added_extension("part");
     let mut file = std::fs::File::create(&part).map_err(failed)?;
-    let shown = export::export(&store, selection, |piece| {
-        file.write_all(piece.as_bytes()).map_err(failed)
-    })
-    .await?;
+    let shown =
+        export::export(&store, selection, |piece| file.write_all(piece.as_bytes()).map_err(failed))
+            .await?;
     file.sync_all().and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
     global.output().emit(&json!({"file": path.display().to_string(), "entries": shown}))?;
     global.output().human(format_args!("{shown} entries written to {}", path.display()))

@@ -107,11 +107,8 @@ pub(crate) fn check_hosts(hosts: &[String]) -> Result<(), String> {
         if host.parse::<IpAddr>().is_ok() {
             continue;
         }
-        let probe = adit_protocol::target::Target::new(
-            host,
-            1,
-            adit_protocol::target::Transport::Tcp,
-        );
+        let probe =
+            adit_protocol::target::Target::new(host, 1, adit_protocol::target::Transport::Tcp);
         let plain = rustls::pki_types::DnsName::try_from(host.as_str()).is_ok();
         if probe.is_err() || !plain {
             return Err(format!("\"{host}\" is neither a host name nor an address"));

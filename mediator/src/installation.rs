@@ -34,8 +34,15 @@ const KEYS: [(&str, Purpose); 3] =
 
 /// Files that `init` makes here.
 pub(crate) const FILES: [&str; 9] = [
-    ROOT_KEY, "grant.key", "grant.cert", "ticket.key", "ticket.cert", "log.key", "log.cert",
-    "server.key", "server.crt",
+    ROOT_KEY,
+    "grant.key",
+    "grant.cert",
+    "ticket.key",
+    "ticket.cert",
+    "log.key",
+    "log.cert",
+    "server.key",
+    "server.crt",
 ];
 
 /// The keys, and certificates that were valid when they were read.
@@ -94,10 +101,7 @@ impl Installation {
     /// Signs tree heads.
     pub(crate) fn log_signer(&self) -> Result<LogSigner, CliError> {
         let cert = self.certs.last().cloned().ok_or_else(|| damaged("log.cert"))?;
-        Ok(LogSigner {
-            key: Arc::clone(&self.log),
-            cert: RootCert { root: self.root(), cert },
-        })
+        Ok(LogSigner { key: Arc::clone(&self.log), cert: RootCert { root: self.root(), cert } })
     }
 }
 
@@ -158,8 +162,7 @@ fn server_cert(
             .hint("give host names and addresses that a certificate can name")
     };
     let authority = RootAuthority::new(root).map_err(failed)?;
-    let (from, to) =
-        (now_ms.saturating_sub(CLOCK_SLACK_MS), now_ms.saturating_add(SERVER_LIFE_MS));
+    let (from, to) = (now_ms.saturating_sub(CLOCK_SLACK_MS), now_ms.saturating_add(SERVER_LIFE_MS));
     let issued: IssuedCert = authority.issue_server_cert(hosts, from, to).map_err(failed)?;
     // The key first: a certificate without its key would be used, a key without is not.
     dir.write_atomic("server.key", issued.key_pem.as_bytes(), 0o600)?;

@@ -12,7 +12,9 @@ pub(crate) enum InvalidName {
     #[error("a name has 1 to {MAX_NAME_CHARS} characters")]
     Length,
     /// A character that names must not have.
-    #[error("a name has no \"/\", no control or invisible characters, no spaces at its ends, and does not begin with \"-\"")]
+    #[error(
+        "a name has no \"/\", no control or invisible characters, no spaces at its ends, and does not begin with \"-\""
+    )]
     Characters,
     /// Not `PARTNER/CLIENT`.
     #[error("PARTNER/CLIENT is expected")]

@@ -18,9 +18,8 @@ const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 /// Different characters that a password must have at least.
 const MIN_DIFFERENT: usize = 5;
 /// Beginnings of what everybody tries first.
-const COMMON: [&str; 8] = [
-    "password", "passwort", "qwertz", "qwerty", "letmein", "welcome", "administrator", "123456",
-];
+const COMMON: [&str; 8] =
+    ["password", "passwort", "qwertz", "qwerty", "letmein", "welcome", "administrator", "123456"];
 
 /// Why a password is not accepted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

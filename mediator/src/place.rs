@@ -1,6 +1,5 @@
 //! A mediator's data directory as a whole: configuration, keys, database.
 
-use adit_protocol::keys::Fingerprint;
 use adit_runtime::{
     cli::{CliError, GlobalArgs},
     config::{Config, Sources},
@@ -44,8 +43,11 @@ impl MediatorDir {
             return Err(CliError::not_there("not_initialised", text)
                 .hint("run mediator init, or give the right --data-dir"));
         }
-        let sources = Sources::new(global.config.as_deref(), dir.path())
-            .flag("log.level", "--log-level", global.log_level.as_deref());
+        let sources = Sources::new(global.config.as_deref(), dir.path()).flag(
+            "log.level",
+            "--log-level",
+            global.log_level.as_deref(),
+        );
         let config = Config::load(&PROGRAM, KEYS, &sources)?;
         Ok(Self { settings: Settings::of(&config)?, dir })
     }
@@ -98,9 +100,4 @@ pub(crate) fn store_error(error: StoreError) -> CliError {
         _ => CliError::failed("database_failed", message)
             .hint("check owner, mode and free space of the data directory"),
     }
-}
-
-/// Text of a fingerprint of the root key.
-pub(crate) fn fingerprint(installation: &Installation) -> Fingerprint {
-    installation.root().fingerprint()
 }

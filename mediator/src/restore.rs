@@ -67,9 +67,9 @@ pub(crate) async fn run(global: &GlobalArgs, file: &Path) -> Result<(), CliError
 async fn prepare(place: &MediatorDir) -> Result<(), CliError> {
     let installation = place.installation()?;
     let path = place.dir.file(STAGED)?;
-    let store = Store::open(&path, Mode::Write).await.map_err(|_| {
-        CliError::failed("backup_invalid", "the file is no backup of a mediator")
-    })?;
+    let store = Store::open(&path, Mode::Write)
+        .await
+        .map_err(|_| CliError::failed("backup_invalid", "the file is no backup of a mediator"))?;
     let root = tenants::setting(&store.readers, ROOT_FINGERPRINT).await.map_err(store_error)?;
     if root != Some(installation.root().fingerprint().to_string()) {
         return Err(CliError::failed(
@@ -84,8 +84,8 @@ async fn prepare(place: &MediatorDir) -> Result<(), CliError> {
     let (writer, task) = Writer::start(&store, signer, stop.clone()).await.map_err(store_error)?;
     let restart = writer.write(move |tx| {
         Box::pin(async move {
-            for (partner, head) in trees {
-                tx.start_tree(&partner, Some(&head)).await?;
+            for (partner, name, head) in trees {
+                tx.start_tree(&partner, &name, Some(&head)).await?;
             }
             let home = home.ok_or(StoreError::Missing("home partner in the backup"))?;
             let event = Event::new("backup.restored", Level::Critical)

@@ -2,7 +2,7 @@
 //! running server too.
 
 use std::{
-    io::{BufReader, Read, Write},
+    io::{BufReader, Read},
     path::Path,
 };
 
@@ -51,13 +51,6 @@ pub(crate) struct Selection {
     pub(crate) partner: Option<String>,
 }
 
-impl Selection {
-    /// All there is, verifiable.
-    pub(crate) fn everything() -> Self {
-        Self { format: Format::Jsonl, since_ms: 0, until_ms: u64::MAX, partner: None }
-    }
-}
-
 /// Writes an export piece by piece; gives the number of entries shown.
 pub(crate) async fn export(
     store: &Store,
@@ -65,7 +58,8 @@ pub(crate) async fn export(
     mut out: impl FnMut(String) -> Result<(), CliError>,
 ) -> Result<u64, CliError> {
     let trees = audit::trees(&store.readers).await.map_err(store_error)?;
-    let wanted = |name: &str| selection.partner.as_deref().is_none_or(|p| p.eq_ignore_ascii_case(name));
+    let wanted =
+        |name: &str| selection.partner.as_deref().is_none_or(|p| p.eq_ignore_ascii_case(name));
     let trees: Vec<_> = trees.into_iter().filter(|tree| wanted(&tree.partner)).collect();
     if trees.is_empty() {
         return Err(CliError::not_there("not_found", "there is no audit log of such a partner"));
@@ -210,7 +204,7 @@ pub(crate) async fn copy_database(store: &Store, file: &Path) -> Result<(), CliE
     let mut name = file.file_name().ok_or_else(|| failed("it has no name"))?.to_owned();
     name.push(".part");
     let part = file.with_file_name(name);
-    private_file(&part).map_err(|error| failed(&error.to_string()))?;
+    crate::store::private_file(&part).map_err(|error| failed(&error.to_string()))?;
     let copied = store.copy_to(&part).await.map_err(store_error);
     let moved = copied.and_then(|()| {
         std::fs::File::open(&part)
@@ -223,16 +217,4 @@ pub(crate) async fn copy_database(store: &Store, file: &Path) -> Result<(), CliE
         let _ = std::fs::remove_file(&part);
     }
     moved
-}
-
-/// An empty file of mode 0600, which the database fills.
-fn private_file(path: &Path) -> std::io::Result<()> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.mode(0o600);
-    }
-    options.open(path)?.flush()
 }

@@ -44,7 +44,9 @@ impl AdminContext {
     /// Ends live sessions after something that withdraws the right to them.
     pub(super) async fn end_sessions(&self, affected: Affected, reason: &'static str) -> usize {
         let Some(broker) = &self.broker else { return 0 };
-        broker.ask(move |driver, now| driver.broker.handle_revoked(&affected, reason, now)).await
+        broker
+            .ask(move |driver, now| driver.broker.handle_revoked(&affected, reason, now))
+            .await
             .unwrap_or(0)
     }
 
@@ -240,9 +242,8 @@ async fn backup(context: &AdminContext, file: String) -> Result<Vec<Value>, CliE
         .writer
         .write(move |tx| {
             Box::pin(async move {
-                let done = Event::new("backup.made", Level::Significant)
-                    .actor(ACTOR)
-                    .outcome("done");
+                let done =
+                    Event::new("backup.made", Level::Significant).actor(ACTOR).outcome("done");
                 tx.append(&home, done).await
             })
         })

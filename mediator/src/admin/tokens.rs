@@ -6,7 +6,10 @@ use adit_protocol::{
     keys::{SigningKey, random},
     token::{EnrollToken, MAX_TOKEN_LEN, TokenKind},
 };
-use adit_runtime::{cli::CliError, time::{format_ms, unix_ms}};
+use adit_runtime::{
+    cli::CliError,
+    time::{format_ms, unix_ms},
+};
 use serde_json::{Value, json};
 
 use super::handle::{AdminContext, bad_name, event};

@@ -112,8 +112,8 @@ pub(super) async fn password(
             Box::pin(async move {
                 let account = accounts::find(tx, &name).await?;
                 accounts::set_password(tx, &account.id, &hash).await?;
-                let done = event("user.password_set", &account.partner)
-                    .extra_personal("user", name);
+                let done =
+                    event("user.password_set", &account.partner).extra_personal("user", name);
                 tx.append(&account.partner_id, done).await?;
                 Ok(account.id)
             })

@@ -49,7 +49,10 @@ pub(super) struct Registered {
 pub(super) enum Purpose {
     Grant(SessionId),
     Refuse(RequestId, Refusal),
-    End { session: SessionId, request: Option<RequestId> },
+    End {
+        session: SessionId,
+        request: Option<RequestId>,
+    },
     Done(RequestId),
     /// Records that nobody waits for.
     Nothing,
@@ -273,7 +276,12 @@ impl Broker {
         let Phase::Offered { request, grant, audit_us, .. } = &session.phase else { return };
         let (request, grant, audit_us) = (*request, grant.clone(), *audit_us);
         match answer {
-            Err(refusal) => self.refuse(id, request, refusal, false, now),
+            Err(refusal) => {
+                // Its own refusal is certain; silence is not.
+                let uncertain = [failure::AGENT_TIMEOUT, failure::AGENT_OFFLINE, failure::INTERNAL];
+                let agent_may_serve = uncertain.contains(&refusal.code);
+                self.refuse(id, request, refusal, agent_may_serve, now);
+            }
             Ok(noise_msg2) => {
                 let relays = self.tickets(id, Role::Console, &[], now);
                 if let Some(session) = self.sessions.get_mut(&id) {
@@ -452,8 +460,7 @@ impl Broker {
         }
         session.lease = now.mono + LEASE;
         let expires_ms = now.unix_ms.saturating_add(lease_ms());
-        let lease =
-            adit_protocol::grant::Lease { session: id, issued_ms: now.unix_ms, expires_ms };
+        let lease = adit_protocol::grant::Lease { session: id, issued_ms: now.unix_ms, expires_ms };
         let partner = session.who.partner_id.clone();
         self.set_lease_timer(id);
         let effect = Effect::Lease { session: id, lease_ms: expires_ms };
@@ -465,8 +472,7 @@ impl Broker {
     pub(crate) fn handle_signal(&mut self, connection: ConnectionId, signal: wire::Signal) {
         let Ok(id) = SessionId::from_slice(&signal.session_id) else { return };
         let Some(role) = self.role_of(connection, id) else { return };
-        let Some(session) = self.sessions.get_mut(&id).filter(|session| !session.is_ended())
-        else {
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| !session.is_ended()) else {
             return;
         };
         let to = match role {
@@ -492,9 +498,7 @@ impl Broker {
     ) {
         let role = self.role_of(connection, id).filter(|_| self.is_open(id));
         let reply = match role {
-            None => {
-                Reply::Refused(Refusal::new(failure::NO_SUCH_SESSION, "the session is over"))
-            }
+            None => Reply::Refused(Refusal::new(failure::NO_SUCH_SESSION, "the session is over")),
             Some(role) => {
                 let tickets = self.tickets(id, role, not, now);
                 if tickets.is_empty() {
@@ -539,10 +543,9 @@ impl Broker {
             Phase::Open => self.set_lease_timer(id),
             Phase::Ended { .. } => {
                 let unrecorded = session.revocation.unrecorded;
-                let under_way = self
-                    .audits
-                    .values()
-                    .any(|purpose| matches!(purpose, Purpose::End { session, .. } if *session == id));
+                let under_way = self.audits.values().any(
+                    |purpose| matches!(purpose, Purpose::End { session, .. } if *session == id),
+                );
                 if unrecorded && !under_way {
                     self.record_end(id, None, None, now);
                 }
@@ -554,11 +557,8 @@ impl Broker {
     /// An agent that is connected must have renewed by now; one that is cut off may serve on for
     /// the grace.
     fn lease_end(&self, session: &Session) -> Duration {
-        let grace = if self.is_online(session.place.computer_id) {
-            Duration::ZERO
-        } else {
-            OFFLINE_GRACE
-        };
+        let grace =
+            if self.is_online(session.place.computer_id) { Duration::ZERO } else { OFFLINE_GRACE };
         session.lease + LEASE_SLACK + grace
     }
 

@@ -46,10 +46,8 @@ impl Broker {
             let Ok(id) = SessionId::from_slice(&entry.session_id) else { continue };
             let Some(session) = self.of_computer(id, computer) else { continue };
             if session.is_open() {
-                session.bytes = (
-                    session.bytes.0.max(entry.bytes_up),
-                    session.bytes.1.max(entry.bytes_down),
-                );
+                session.bytes =
+                    (session.bytes.0.max(entry.bytes_up), session.bytes.1.max(entry.bytes_down));
             }
         }
         let over: Vec<SessionId> = listed
@@ -123,8 +121,7 @@ impl Broker {
             self.handle_acknowledged(id, connection, now);
             return self.reply(request, Reply::Done);
         }
-        session.bytes =
-            (session.bytes.0.max(told.bytes_up), session.bytes.1.max(told.bytes_down));
+        session.bytes = (session.bytes.0.max(told.bytes_up), session.bytes.1.max(told.bytes_down));
         let reason = code_text(&told.reason);
         let duration = (told.duration_ms > 0).then_some(told.duration_ms);
         self.end(id, &reason, duration, Some(connection), Some(request), now);
@@ -246,7 +243,9 @@ fn record(
         }
         session_event::Event::Channel(end) => {
             let outcome = code_text(&end.outcome);
-            let refused = end.duration_ms == 0 && end.bytes_up == 0 && end.bytes_down == 0
+            let refused = end.duration_ms == 0
+                && end.bytes_up == 0
+                && end.bytes_down == 0
                 && !matches!(outcome.as_str(), "closed" | "ended" | "ok");
             let name = if refused { "channel.refused" } else { "channel.closed" };
             let mut record = events::of_session(name, Level::Normal, session)

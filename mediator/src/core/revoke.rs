@@ -83,12 +83,7 @@ impl Broker {
     }
 
     /// A device says that it knows of an end (or does not know the session at all).
-    pub(crate) fn handle_acknowledged(
-        &mut self,
-        session: SessionId,
-        from: ConnectionId,
-        now: Now,
-    ) {
+    pub(crate) fn handle_acknowledged(&mut self, session: SessionId, from: ConnectionId, now: Now) {
         let role = self.role_of(from, session);
         let relay = match self.devices.get(&from) {
             Some(Device::Relay { id, .. }) => Some(*id),

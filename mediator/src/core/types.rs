@@ -28,7 +28,7 @@ pub(crate) struct AuditId(pub(crate) u64);
 /// The time, twice: for deadlines and for signatures.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
-    /// Never goes back.
+    /// Never goes back; begins at the process's start with the time since 1970.
     pub(crate) mono: Duration,
     /// Milliseconds since 1970.
     pub(crate) unix_ms: u64,
@@ -121,7 +121,7 @@ pub(crate) enum EndAs {
     /// One of the session's ends.
     End(ConnectionId),
     /// A technician: an own session, or with the right to, any of the partner.
-    Account { partner_id: String, account_id: String, account: String, all: bool },
+    Account { partner_id: String, account_id: String, all: bool },
 }
 
 /// A row of the session table when it begins, or is read after a restart.
@@ -146,13 +146,7 @@ pub(crate) enum Effect {
     /// A session begins.
     Begin(Box<SessionRow>),
     /// A session is over.
-    End {
-        session: SessionId,
-        reason: String,
-        bytes_up: u64,
-        bytes_down: u64,
-        relay_bytes: u64,
-    },
+    End { session: SessionId, reason: String, bytes_up: u64, bytes_down: u64, relay_bytes: u64 },
     /// A session's lease was renewed.
     Lease { session: SessionId, lease_ms: u64 },
 }

@@ -16,7 +16,10 @@ use super::{
     run::Shared,
 };
 use crate::{
-    core::{report::code_text, types::{Device, EndAs}},
+    core::{
+        report::code_text,
+        types::{Device, EndAs},
+    },
     store::{accounts, computers},
 };
 

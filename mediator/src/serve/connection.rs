@@ -72,8 +72,15 @@ pub(super) async fn serve<S>(
 {
     let (peer, incoming, driver) = adit_control::start(stream, Options::server());
     let id = ConnectionId(shared.next_connection.fetch_add(1, Ordering::Relaxed));
-    let line =
-        Line { shared, id, identity, source, peer: peer.clone(), incoming, unproved: Some(admitted) };
+    let line = Line {
+        shared,
+        id,
+        identity,
+        source,
+        peer: peer.clone(),
+        incoming,
+        unproved: Some(admitted),
+    };
     let speak = async {
         speak(line).await;
         peer.close();

@@ -235,7 +235,6 @@ async fn end(line: &Line, row: &LoginRow, wish: &wire::EndSession, responder: Re
     let by = EndAs::Account {
         partner_id: row.account.partner_id.clone(),
         account_id: row.account.id.clone(),
-        account: row.account.name.clone(),
         all: authz::may_end_others(&row.account.role),
     };
     let id = line.id;

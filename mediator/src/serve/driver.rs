@@ -81,6 +81,8 @@ impl BrokerHandle {
 pub(crate) struct Driver {
     pub(crate) broker: Broker,
     started: Instant,
+    /// Time since 1970 when this process started: sessions that began before have a time too.
+    base: Duration,
     peers: BTreeMap<ConnectionId, Peer>,
     responders: BTreeMap<RequestId, Responder>,
     next_request: u64,
@@ -108,6 +110,7 @@ pub(crate) fn start(
     let mut driver = Driver {
         broker: Broker::default(),
         started: Instant::now(),
+        base: Duration::from_millis(unix_ms()),
         peers: BTreeMap::new(),
         responders: BTreeMap::new(),
         next_request: 0,
@@ -126,13 +129,14 @@ pub(crate) fn start(
 
 impl Driver {
     fn now(&self) -> Now {
-        Now { mono: self.started.elapsed(), unix_ms: unix_ms() }
+        Now { mono: self.base + self.started.elapsed(), unix_ms: unix_ms() }
     }
 
     async fn run(mut self, mut queue: mpsc::Receiver<Act>, stop: CancellationToken) {
         loop {
             self.drain();
-            let due = self.broker.poll_timeout().map(|at| self.started + at);
+            let due =
+                self.broker.poll_timeout().map(|at| self.started + at.saturating_sub(self.base));
             let sleep = async {
                 match due {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -180,7 +184,12 @@ impl Driver {
     }
 
     /// A connection ended.
-    pub(crate) fn disconnected(&mut self, id: ConnectionId, computer: Option<ComputerId>, now: Now) {
+    pub(crate) fn disconnected(
+        &mut self,
+        id: ConnectionId,
+        computer: Option<ComputerId>,
+        now: Now,
+    ) {
         self.peers.remove(&id);
         self.broker.handle_disconnected(id, now);
         if let Some(computer) = computer

@@ -155,7 +155,8 @@ impl Candidate {
                     refusal = refused(failure::NOT_PERMITTED, text);
                 }
                 Known::No if !tokens::spend(tx, self.token).await? => {
-                    refusal = refused(failure::TOKEN_SPENT, "the token was used up; ask for a new one");
+                    refusal =
+                        refused(failure::TOKEN_SPENT, "the token was used up; ask for a new one");
                 }
                 Known::No => {}
             }
@@ -227,11 +228,7 @@ impl Candidate {
         })
     }
 
-    async fn add_relay(
-        self,
-        tx: &mut WriteTx,
-        region: &str,
-    ) -> Result<wire::Enrolled, StoreError> {
+    async fn add_relay(self, tx: &mut WriteTx, region: &str) -> Result<wire::Enrolled, StoreError> {
         let region = if region.is_empty() { self.region.as_str() } else { region };
         let id = relays::insert(tx, &self.name, self.identity, region).await?;
         let event = self.event("enroll.succeeded", None).outcome("granted").relay(id.to_string());

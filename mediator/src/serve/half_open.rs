@@ -117,7 +117,8 @@ mod tests {
     #[test]
     fn the_oldest_of_the_same_source_gives_way() {
         let half = HalfOpen::new(10, 2);
-        let (a, b): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        let (a, b): (IpAddr, IpAddr) =
+            ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
         let first = half.admit(a);
         let other = half.admit(b);
         let second = half.admit(a);

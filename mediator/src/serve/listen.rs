@@ -24,9 +24,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Binds one port on each address; none means all addresses of both families.
 pub(super) fn bind(addresses: &[IpAddr], port: u16) -> Result<Vec<TcpListener>, CliError> {
-    let bound = |address: SocketAddr| {
-        bind_one(address).map_err(|error| CliError::bind(address, &error))
-    };
+    let bound =
+        |address: SocketAddr| bind_one(address).map_err(|error| CliError::bind(address, &error));
     if addresses.is_empty() {
         let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
         return match bind_one(both) {

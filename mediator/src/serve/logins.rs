@@ -81,12 +81,7 @@ pub(super) struct Logins {
 }
 
 impl Logins {
-    pub(super) fn new(
-        store: Store,
-        writer: Writer,
-        home: String,
-        at_once: usize,
-    ) -> Option<Self> {
+    pub(super) fn new(store: Store, writer: Writer, home: String, at_once: usize) -> Option<Self> {
         let nobody = password::hash(&password::generate()?)?;
         Some(Self {
             store,
@@ -182,8 +177,7 @@ impl Logins {
         source: std::net::SocketAddr,
         now: u64,
     ) -> Result<(), Refusal> {
-        let mut event =
-            login_event("login.failed", device, source).actor(user).outcome("failed");
+        let mut event = login_event("login.failed", device, source).actor(user).outcome("failed");
         let mut partner_id = self.home.clone();
         let mut update = None;
         if let Some(account) = account {

@@ -85,11 +85,7 @@ pub(super) async fn open(
 
 type Verdict = Result<String, (Refusal, String)>;
 
-fn decide(
-    login: &LoginRow,
-    open: &wire::Open,
-    found: Option<&computers::ComputerRow>,
-) -> Verdict {
+fn decide(login: &LoginRow, open: &wire::Open, found: Option<&computers::ComputerRow>) -> Verdict {
     let Some(found) = found else {
         let refusal = Refusal::new(failure::NO_SUCH_COMPUTER, "there is no such computer");
         return Err((refusal, String::new()));
@@ -99,11 +95,12 @@ fn decide(
         role: &login.account.role,
         disabled: login.account.disabled,
     };
-    let object =
-        authz::Object { partner_id: &found.partner_id, redirector: &open.redirector };
+    let object = authz::Object { partner_id: &found.partner_id, redirector: &open.redirector };
     match authz::decide(&subject, &object) {
         Decision::Deny { rule, refusal } => Err((refusal, rule)),
-        Decision::Allow { rule } if PublicKey::from_slice(&open.agent_identity) != Ok(found.identity) => {
+        Decision::Allow { rule }
+            if PublicKey::from_slice(&open.agent_identity) != Ok(found.identity) =>
+        {
             let text = "the agent has another key than the console holds";
             Err((Refusal::new(failure::STALE_KEY, text), rule))
         }

@@ -22,9 +22,10 @@ pub(super) async fn serve(mut line: Line, relay: relays::RelayRow, device: Devic
     let relay_id = relay.id;
     tracing::info!(relay = %relay.name, region = %relay.region, "relay registered");
     broker.act(move |driver, now| driver.connected(id, device, peer, now)).await;
-    let seen = line.shared.writer.write(move |tx| {
-        Box::pin(async move { relays::seen(tx, relay_id).await })
-    });
+    let seen = line
+        .shared
+        .writer
+        .write(move |tx| Box::pin(async move { relays::seen(tx, relay_id).await }));
     if let Err(error) = seen.await {
         tracing::warn!(%error, "last contact not written");
     }

@@ -116,9 +116,8 @@ impl Server {
         essential.spawn_essential("stun", stun::serve(sockets, stop.clone()));
         let settings = &place.settings;
         let crypto = || CliError::failed("crypto_failed", "the system gives no randomness");
-        let logins =
-            Logins::new(store.clone(), writer.clone(), home.clone(), settings.logins)
-                .ok_or_else(crypto)?;
+        let logins = Logins::new(store.clone(), writer.clone(), home.clone(), settings.logins)
+            .ok_or_else(crypto)?;
         let admin = AdminContext {
             store: store.clone(),
             writer: writer.clone(),
@@ -237,11 +236,7 @@ fn tls(settings: &Settings, installation: &Installation) -> Result<ServerTls, Cl
     ServerTls::new(own, Some(web)).map_err(|error| failed(error.to_string()))
 }
 
-fn serve_admin(
-    place: &MediatorDir,
-    context: AdminContext,
-    tasks: &Tasks,
-) -> Result<(), CliError> {
+fn serve_admin(place: &MediatorDir, context: AdminContext, tasks: &Tasks) -> Result<(), CliError> {
     let server = LocalServer::bind(&place.dir, PROGRAM.name)?;
     let context = Arc::new(context);
     let answer = move |request: serde_json::Value| {

@@ -18,7 +18,6 @@ pub(crate) struct AccountRow {
     pub(crate) role: String,
     /// PHC string.
     pub(crate) password: String,
-    pub(crate) failures: u64,
     pub(crate) retry_ms: u64,
     pub(crate) disabled: bool,
 }
@@ -33,7 +32,7 @@ pub(crate) struct LoginRow {
 }
 
 const ACCOUNT: &str = "a.id AS id, a.name AS name, a.role AS role, a.password AS password, \
-     a.failures AS failures, a.retry_ms AS retry_ms, a.disabled AS disabled, \
+     a.retry_ms AS retry_ms, a.disabled AS disabled, \
      p.id AS partner_id, p.name AS partner";
 
 fn read(row: &AnyRow) -> Result<AccountRow, StoreError> {
@@ -44,7 +43,6 @@ fn read(row: &AnyRow) -> Result<AccountRow, StoreError> {
         partner: row.text("partner")?,
         role: row.text("role")?,
         password: row.text("password")?,
-        failures: row.number("failures")?,
         retry_ms: row.number("retry_ms")?,
         disabled: row.flag("disabled")?,
     })
@@ -81,10 +79,7 @@ pub(crate) async fn insert(
 }
 
 /// By name.
-pub(crate) async fn by_name(
-    pool: &AnyPool,
-    name: &str,
-) -> Result<Option<AccountRow>, StoreError> {
+pub(crate) async fn by_name(pool: &AnyPool, name: &str) -> Result<Option<AccountRow>, StoreError> {
     let statement = format!(
         "SELECT {ACCOUNT} FROM account a JOIN partner p ON p.id = a.partner_id \
          WHERE a.name_key = $1"
@@ -146,12 +141,11 @@ pub(crate) async fn set_failures(
 
 /// Counts one more failure and gives their number.
 pub(crate) async fn add_failure(tx: &mut WriteTx, id: &str) -> Result<u64, StoreError> {
-    let row = sqlx::query(
-        "UPDATE account SET failures = failures + 1 WHERE id = $1 RETURNING failures",
-    )
-    .bind(id.to_owned())
-    .fetch_optional(tx.sql())
-    .await?;
+    let row =
+        sqlx::query("UPDATE account SET failures = failures + 1 WHERE id = $1 RETURNING failures")
+            .bind(id.to_owned())
+            .fetch_optional(tx.sql())
+            .await?;
     row.map_or(Ok(1), |row| row.number("failures"))
 }
 

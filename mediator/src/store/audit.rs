@@ -49,12 +49,11 @@ impl Trees {
         connection: &mut AnyConnection,
         signer: LogSigner,
     ) -> Result<Self, StoreError> {
-        let rows = sqlx::query(
-            "SELECT id, partner_id, frontier, head FROM audit_tree WHERE current = $1",
-        )
-        .bind(1_i16)
-        .fetch_all(&mut *connection)
-        .await?;
+        let rows =
+            sqlx::query("SELECT id, partner_id, frontier, head FROM audit_tree WHERE current = $1")
+                .bind(1_i16)
+                .fetch_all(&mut *connection)
+                .await?;
         let mut by_partner = BTreeMap::new();
         for row in rows {
             let id = row.text("id")?;
@@ -117,6 +116,7 @@ impl Trees {
         &mut self,
         connection: &mut AnyConnection,
         partner: &str,
+        name: &str,
         previous: Option<&SignedHead>,
         now_ms: u64,
     ) -> Result<(), StoreError> {
@@ -140,7 +140,7 @@ impl Trees {
         let state = TreeState { id, tree: MerkleTree::new(), touched: true };
         let before = self.by_partner.insert(partner.to_owned(), state);
         self.undo.push((partner.to_owned(), before));
-        let event = Event::tree_started(previous).partner(partner);
+        let event = Event::tree_started(previous).partner(name);
         self.append(connection, partner, event, now_ms).await?;
         Ok(())
     }
@@ -191,10 +191,12 @@ async fn load_tree(
     if head.tree != id || head.size != tree.size() || head.root != tree.root() {
         return Err(wrong("head and frontier do not agree"));
     }
-    let last = sqlx::query("SELECT seq, leaf, line FROM audit_entry WHERE tree = $1 ORDER BY seq DESC LIMIT 1")
-        .bind(id.to_owned())
-        .fetch_optional(connection)
-        .await?;
+    let last = sqlx::query(
+        "SELECT seq, leaf, line FROM audit_entry WHERE tree = $1 ORDER BY seq DESC LIMIT 1",
+    )
+    .bind(id.to_owned())
+    .fetch_optional(connection)
+    .await?;
     let Some(last) = last else { return Err(wrong("it has no entries")) };
     if last.number("seq")?.checked_add(1) != Some(tree.size()) {
         return Err(wrong("entries are missing at its end, or there are too many"));
@@ -234,17 +236,23 @@ pub(crate) async fn trees(pool: &AnyPool) -> Result<Vec<TreeRow>, StoreError> {
         .collect()
 }
 
-/// Partner id and head of each log that is added to.
-pub(crate) async fn current(pool: &AnyPool) -> Result<Vec<(String, SignedHead)>, StoreError> {
-    let rows = sqlx::query("SELECT partner_id, head FROM audit_tree WHERE current = $1")
-        .bind(1_i16)
-        .fetch_all(pool)
-        .await?;
+/// Partner id, partner and head of each log that is added to.
+pub(crate) async fn current(
+    pool: &AnyPool,
+) -> Result<Vec<(String, String, SignedHead)>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT t.partner_id AS partner_id, COALESCE(p.name, t.partner_id) AS partner, \
+         t.head AS head FROM audit_tree t LEFT JOIN partner p ON p.id = t.partner_id \
+         WHERE t.current = $1",
+    )
+    .bind(1_i16)
+    .fetch_all(pool)
+    .await?;
     rows.iter()
         .map(|row| {
             let head = SignedHead::parse(row.text("head")?.as_bytes())
                 .map_err(|error| StoreError::Corrupt(format!("head of a log: {error}")))?;
-            Ok((row.text("partner_id")?, head))
+            Ok((row.text("partner_id")?, row.text("partner")?, head))
         })
         .collect()
 }

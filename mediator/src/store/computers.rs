@@ -67,10 +67,7 @@ fn read(row: &AnyRow) -> Result<ComputerRow, StoreError> {
 }
 
 /// Adds a computer.
-pub(crate) async fn insert(
-    tx: &mut WriteTx,
-    new: &NewComputer,
-) -> Result<ComputerId, StoreError> {
+pub(crate) async fn insert(tx: &mut WriteTx, new: &NewComputer) -> Result<ComputerId, StoreError> {
     let id = super::fresh_id()?;
     let now = bigint(tx.now_ms());
     sqlx::query(

@@ -24,8 +24,8 @@ use std::path::Path;
 
 use sqlx::{AnyConnection, AnyPool, Connection, Row, any::AnyPoolOptions, any::AnyRow};
 
-pub(crate) use audit::{Appended, LogSigner};
-pub(crate) use writer::{Pending, WriteTx, Writer};
+pub(crate) use audit::LogSigner;
+pub(crate) use writer::{WriteTx, Writer};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
@@ -85,6 +85,9 @@ impl Store {
     pub(crate) async fn open(file: &Path, mode: Mode) -> Result<Self, StoreError> {
         sqlx::any::install_default_drivers();
         let url = sqlite_url(file, mode)?;
+        if mode == Mode::Create {
+            private_file(file).map_err(|error| StoreError::Database(error.into()))?;
+        }
         if mode != Mode::Read {
             let mut connection = connect(&url).await?;
             MIGRATIONS.run(&mut connection).await?;
@@ -138,6 +141,18 @@ async fn prepare(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
         sqlx::query(pragma).execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+/// An empty file that only its owner can read; the database's other files follow its mode.
+pub(crate) fn private_file(path: &Path) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    options.open(path)?.sync_all()
 }
 
 /// `sqlite:` URL of a file; everything but plain characters is percent-encoded.

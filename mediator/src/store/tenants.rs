@@ -44,7 +44,7 @@ pub(crate) async fn create_partner(tx: &mut WriteTx, name: &str) -> Result<Partn
         .execute(tx.sql())
         .await
         .map_err(|error| taken(error, "name of the partner"))?;
-    tx.start_tree(&id, None).await?;
+    tx.start_tree(&id, name, None).await?;
     Ok(Partner { id, name: name.to_owned() })
 }
 

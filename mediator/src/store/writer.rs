@@ -59,9 +59,10 @@ impl WriteTx {
     pub(crate) async fn start_tree(
         &mut self,
         partner: &str,
+        name: &str,
         previous: Option<&adit_ledger::SignedHead>,
     ) -> Result<(), StoreError> {
-        self.trees.start(&mut self.connection, partner, previous, self.now_ms).await
+        self.trees.start(&mut self.connection, partner, name, previous, self.now_ms).await
     }
 }
 
@@ -103,9 +104,7 @@ impl Writer {
     pub(crate) async fn write<T, F>(&self, job: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'a> FnOnce(&'a mut WriteTx) -> BoxFuture<'a, Result<T, StoreError>>
-            + Send
-            + 'static,
+        F: for<'a> FnOnce(&'a mut WriteTx) -> BoxFuture<'a, Result<T, StoreError>> + Send + 'static,
     {
         let (job, pending) = package(job);
         self.jobs
@@ -119,9 +118,7 @@ impl Writer {
     pub(crate) fn submit<T, F>(&self, job: F) -> Result<Pending<T>, StoreError>
     where
         T: Send + 'static,
-        F: for<'a> FnOnce(&'a mut WriteTx) -> BoxFuture<'a, Result<T, StoreError>>
-            + Send
-            + 'static,
+        F: for<'a> FnOnce(&'a mut WriteTx) -> BoxFuture<'a, Result<T, StoreError>> + Send + 'static,
     {
         let (job, pending) = package(job);
         self.jobs

@@ -1,0 +1,287 @@
+//! A real mediator process, and devices made of the control client.
+
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use adit_control::{
+    Incoming, Peer, RequestError,
+    client::{ConnectConfig, ConnectError, connect},
+};
+use adit_net::{identity::DeviceIdentity, proxy::Dialer, tls::Trust};
+use adit_protocol::{
+    keys::Fingerprint,
+    token::EnrollToken,
+    wire::{self, frame::Body},
+};
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+pub const WAIT: Duration = Duration::from_secs(20);
+
+/// A mediator with its data directory.
+pub struct Mediator {
+    pub dir: tempfile::TempDir,
+    pub fingerprint: String,
+    pub password: String,
+    pub port: u16,
+    child: Option<Child>,
+}
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mediator"));
+    command.env_remove("ADIT_DATA_DIR").env("ADIT_LOG", "info");
+    command
+}
+
+impl Mediator {
+    /// Initialised, with the client `main/hq`, and serving.
+    pub fn start() -> Self {
+        let mut mediator = Self::init();
+        mediator.serve();
+        mediator.admin(&["client", "add", "main/hq"]);
+        mediator
+    }
+
+    pub fn init() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let made = program()
+            .args(["init", "--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--json"])
+            .arg("--data-dir")
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let told: Value = serde_json::from_slice(&made.stdout).unwrap();
+        Self {
+            dir,
+            fingerprint: told["fingerprint"].as_str().unwrap().to_owned(),
+            password: told["admin_password"].as_str().unwrap().to_owned(),
+            port: 0,
+            child: None,
+        }
+    }
+
+    pub fn serve(&mut self) {
+        let mut child = program()
+            .args(["serve", "--json", "--data-dir"])
+            .arg(self.dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready: Value = serde_json::from_str(&line).expect("mediator did not become ready");
+        assert_eq!(ready["event"], "ready");
+        self.port = u16::try_from(ready["port"].as_u64().unwrap()).unwrap();
+        self.child = Some(child);
+    }
+
+    /// kill -9
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Runs an administrator's command; its JSON lines.
+    pub fn admin(&self, args: &[&str]) -> Vec<Value> {
+        let (code, lines) = self.try_admin(args, "");
+        assert_eq!(code, 0, "{args:?}: {lines:?}");
+        lines
+    }
+
+    pub fn try_admin(&self, args: &[&str], stdin: &str) -> (i32, Vec<Value>) {
+        let mut child = program()
+            .args(args)
+            .args(["--json", "--data-dir"])
+            .arg(self.dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // A command that fails early does not read.
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        let done = child.wait_with_output().unwrap();
+        let text = String::from_utf8(done.stdout).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (done.status.code().unwrap(), lines)
+    }
+
+    /// The audit log's events, without the head.
+    pub fn events(&self) -> Vec<Value> {
+        let mut lines = self.admin(&["audit", "export"]);
+        lines.pop().unwrap();
+        lines
+    }
+
+    pub fn events_named(&self, name: &str) -> Vec<Value> {
+        self.events().into_iter().filter(|event| event["event"] == name).collect()
+    }
+
+    pub fn token(&self, args: &[&str]) -> EnrollToken {
+        let told = self.admin(&[&["token"], args].concat());
+        EnrollToken::decode(told[0]["token"].as_str().unwrap()).unwrap()
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.dir.path().join("mediator.db")
+    }
+
+    pub async fn connect(
+        &self,
+        identity: &Arc<DeviceIdentity>,
+        hello: wire::Hello,
+    ) -> Result<Device, ConnectError> {
+        let fingerprint: Fingerprint = self.fingerprint.parse().unwrap();
+        let config = ConnectConfig {
+            hosts: vec![format!("127.0.0.1:{}", self.port)],
+            trust: Trust::Root(fingerprint),
+            identity: Arc::clone(identity),
+            dialer: Dialer::direct(),
+            hello,
+            pipelined: Vec::new(),
+            timeout: WAIT,
+        };
+        let (connected, driver) = connect(&config).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(driver);
+        Ok(Device {
+            peer: connected.peer,
+            incoming: connected.incoming,
+            welcome: connected.welcome,
+            keys: connected.keys,
+            _tasks: tasks,
+        })
+    }
+
+    /// Enrols a device with a token.
+    pub async fn enroll(
+        &self,
+        identity: &Arc<DeviceIdentity>,
+        token: &EnrollToken,
+        kind: u32,
+        name: &str,
+    ) -> Result<wire::Enrolled, wire::Failure> {
+        let device = self.connect(identity, hello(4, identity, &[])).await.unwrap();
+        let enroll = wire::Enroll {
+            proof: Some(token.redeem(identity.signing.public()).unwrap()),
+            kind,
+            name: name.to_owned(),
+            noise_cert: Some(identity.noise_cert.clone()),
+            ..wire::Enroll::default()
+        };
+        match device.ask(Body::Enroll(enroll)).await {
+            Ok(Body::Enrolled(enrolled)) => Ok(enrolled),
+            Ok(other) => panic!("{other:?}"),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// An enrolled and connected agent.
+    pub async fn agent(&self, name: &str) -> (Device, wire::Enrolled, Arc<DeviceIdentity>) {
+        let token = self.token(&["agent", "--client", "main/hq"]);
+        let identity = identity();
+        let enrolled = self.enroll(&identity, &token, 1, name).await.unwrap();
+        let hello = hello(1, &identity, &enrolled.device_id);
+        let device = self.connect(&identity, hello).await.unwrap();
+        (device, enrolled, identity)
+    }
+
+    /// A console, logged in as the administrator.
+    pub async fn console(&self) -> (Device, Arc<DeviceIdentity>, String) {
+        let identity = identity();
+        let device = self.connect(&identity, hello(2, &identity, &[])).await.unwrap();
+        let logged_in = device.login("admin", &self.password).await.unwrap();
+        (device, identity, logged_in.session_token)
+    }
+}
+
+impl Drop for Mediator {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A connected device.
+pub struct Device {
+    pub peer: Peer,
+    pub incoming: Incoming,
+    pub welcome: wire::Welcome,
+    pub keys: adit_control::client::MediatorKeys,
+    _tasks: JoinSet<adit_control::CloseReason>,
+}
+
+impl Device {
+    pub async fn ask(&self, body: Body) -> Result<Body, wire::Failure> {
+        match self.peer.request(body, WAIT).await {
+            Ok(body) => Ok(body),
+            Err(RequestError::Failed(failure)) => Err(failure),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    pub async fn login(&self, user: &str, password: &str) -> Result<wire::LoggedIn, wire::Failure> {
+        let login = wire::Login {
+            user: user.to_owned(),
+            password: password.to_owned(),
+            totp: String::new(),
+        };
+        match self.ask(Body::Login(login)).await? {
+            Body::LoggedIn(told) => Ok(told),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn next(&mut self) -> adit_control::Request {
+        tokio::time::timeout(WAIT, self.incoming.recv()).await.unwrap().unwrap()
+    }
+}
+
+pub fn identity() -> Arc<DeviceIdentity> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    Arc::new(DeviceIdentity::generate(u64::try_from(now).unwrap()).unwrap())
+}
+
+pub fn hello(role: u32, identity: &DeviceIdentity, device_id: &[u8]) -> wire::Hello {
+    wire::Hello {
+        role,
+        protocol: 1,
+        version: "test".to_owned(),
+        device_id: Bytes::copy_from_slice(device_id),
+        noise_cert: Some(identity.noise_cert.clone()),
+        ..wire::Hello::default()
+    }
+}
+
+/// A wish to open `ssh` on a computer.
+pub fn open(session: u8, enrolled: &wire::Enrolled, agent: &DeviceIdentity) -> wire::Open {
+    wire::Open {
+        session_id: vec![session; 16].into(),
+        computer_id: enrolled.device_id.clone(),
+        redirector: "ssh".to_owned(),
+        targets: vec![wire::Target { host: "127.0.0.1".to_owned(), port: 22, protocol: 6 }],
+        reason: "a reason".to_owned(),
+        ticket: "T-1".to_owned(),
+        viewer: "ssh".to_owned(),
+        noise_msg1: vec![7; 200].into(),
+        agent_identity: agent.signing.public().to_bytes(),
+        ..wire::Open::default()
+    }
+}

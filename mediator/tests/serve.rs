@@ -1,0 +1,279 @@
+//! The running mediator, seen from devices.
+
+mod common;
+
+use adit_protocol::{
+    code::failure,
+    grant::{Grant, Lease},
+    keys::{SigningKey, sha256},
+    wire::{self, frame::Body, session_event},
+};
+use common::{Mediator, hello, identity, open};
+
+fn session_event(event: session_event::Event) -> wire::SessionEvent {
+    wire::SessionEvent { at_ms: 1, event: Some(event) }
+}
+
+#[tokio::test]
+async fn a_session_is_opened_audited_renewed_and_ended_once() {
+    let mediator = Mediator::start();
+    let (mut agent, enrolled, agent_identity) = mediator.agent("pc").await;
+    assert_eq!((enrolled.name.as_str(), enrolled.client.as_str()), ("pc", "main/hq"));
+    let (console, console_identity, _) = mediator.console().await;
+
+    let listed = console.ask(Body::ListComputers(wire::ListComputers::default())).await.unwrap();
+    let Body::Computers(listed) = listed else { panic!("{listed:?}") };
+    assert!(listed.computers[0].online && listed.computers[0].name == "pc");
+    assert_eq!(listed.computers[0].redirectors.len(), 5);
+
+    let wish = open(1, &enrolled, &agent_identity);
+    let msg1 = wish.noise_msg1.clone();
+    let (granted, offer) = tokio::join!(console.ask(Body::Open(wish)), async {
+        let (body, responder) = agent.next().await.into_parts();
+        responder.reply(Body::Answer(wire::Answer { noise_msg2: vec![8; 100].into() }));
+        let Body::Offer(offer) = body else { panic!("{body:?}") };
+        offer
+    });
+    let Body::Granted(granted) = granted.unwrap() else { panic!() };
+    assert_eq!(granted.grant, offer.grant);
+    let grant = Grant::open(agent.keys.grant, &offer.grant.unwrap()).unwrap();
+    assert_eq!(grant.msg1_sha256, sha256(&msg1));
+    assert_eq!(grant.console, console_identity.signing.public());
+    assert_eq!((grant.user.as_str(), grant.reason.as_str()), ("admin", "a reason"));
+    // The grant names the record of its own approval, which is there.
+    let events = mediator.events();
+    let record = events.iter().find(|e| e["seq"] == grant.audit_seq).unwrap();
+    assert_eq!(record["event"], "session.granted");
+    let leaf: String = grant.audit_leaf.iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(record["leaf"], leaf);
+    assert_eq!(record["target"], "127.0.0.1:22");
+
+    let session_id = bytes::Bytes::from(vec![1; 16]);
+    let renew = Body::Renew(wire::Renew { session_id: session_id.clone() });
+    let Body::Renewed(renewed) = agent.ask(renew).await.unwrap() else { panic!() };
+    assert!(Lease::open(agent.keys.grant, &renewed.lease.unwrap()).is_ok());
+
+    let carrier = session_event(session_event::Event::Carrier(wire::CarrierChange {
+        kind: "relayed".into(),
+        state: "active".into(),
+        ..Default::default()
+    }));
+    let end = session_event(session_event::Event::End(wire::SessionEnd {
+        reason: "console_closed".into(),
+        bytes_up: 10,
+        bytes_down: 20,
+        duration_ms: 30,
+    }));
+    let report = |events| wire::SessionReport { session_id: session_id.clone(), events };
+    console.ask(Body::SessionReport(report(vec![carrier, end.clone()]))).await.unwrap();
+    // The other end is told, and its own report changes nothing any more.
+    let (body, responder) = agent.next().await.into_parts();
+    assert!(matches!(body, Body::EndSession(_)), "{body:?}");
+    responder.reply(Body::Done(wire::Done {}));
+    let _ = agent.peer.request(Body::SessionReport(report(vec![end])), common::WAIT).await;
+    let ended = mediator.events_named("session.ended");
+    assert_eq!(ended.len(), 1);
+    assert_eq!(ended[0]["end_reason"], "console_closed");
+    assert_eq!((&ended[0]["bytes_up"], &ended[0]["bytes_down"]), (&10.into(), &20.into()));
+    assert_eq!(ended[0]["carriers"], serde_json::json!(["relayed"]));
+    assert_eq!(mediator.events_named("session.requested").len(), 1);
+    mediator.admin(&["audit", "verify"]);
+}
+
+#[tokio::test]
+async fn refusals_have_their_code_and_their_record() {
+    let mediator = Mediator::start();
+    let (agent, enrolled, agent_identity) = mediator.agent("pc").await;
+    let (console, _, _) = mediator.console().await;
+    let other = identity();
+    let good = open(1, &enrolled, &agent_identity);
+    let unknown = wire::Open { computer_id: vec![9; 16].into(), ..good.clone() };
+    let stale = open(2, &enrolled, &other);
+    let odd = wire::Open { redirector: "telnet".into(), ..good.clone() };
+    let mut wrong_target = good.clone();
+    wrong_target.targets[0].port = 23;
+    for (wish, code) in [
+        (unknown, failure::NO_SUCH_COMPUTER),
+        (stale, failure::STALE_KEY),
+        (odd, failure::NO_SUCH_REDIRECTOR),
+        (wrong_target, failure::BAD_REQUEST),
+    ] {
+        assert_eq!(console.ask(Body::Open(wish)).await.unwrap_err().code, code);
+        assert_eq!(mediator.events_named("session.refused").last().unwrap()["end_reason"], code);
+    }
+    drop(agent);
+    // The mediator notices a moment later that the agent is gone.
+    let code = loop {
+        let code = console.ask(Body::Open(good.clone())).await.unwrap_err().code;
+        if code != failure::AGENT_TIMEOUT {
+            break code;
+        }
+    };
+    assert_eq!(code, failure::AGENT_OFFLINE);
+    assert!(mediator.events_named("session.granted").len() <= 1);
+}
+
+#[tokio::test]
+async fn an_agent_that_refuses_ends_the_session_with_its_words() {
+    let mediator = Mediator::start();
+    let (mut agent, enrolled, agent_identity) = mediator.agent("pc").await;
+    let (console, _, _) = mediator.console().await;
+    let wish = open(1, &enrolled, &agent_identity);
+    let (refused, ()) = tokio::join!(console.ask(Body::Open(wish)), async {
+        let (_, responder) = agent.next().await.into_parts();
+        responder.fail(adit_control::failure(failure::POLICY_REFUSED, "port 22 is not allowed"));
+    });
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code, failure::POLICY_REFUSED);
+    assert_eq!(refused.message, "port 22 is not allowed");
+    let record = mediator.events_named("session.refused");
+    assert_eq!((record.len(), &record[0]["end_reason"]), (1, &failure::POLICY_REFUSED.into()));
+}
+
+#[tokio::test]
+async fn only_good_tokens_enrol_and_only_as_often_as_they_say() {
+    let mediator = Mediator::start();
+    let foreign = Mediator::start();
+    let token = mediator.token(&["agent", "--client", "main/hq"]);
+    let me = identity();
+    let fail = async |token: &_, kind, who: &_, name: &str| {
+        mediator.enroll(who, token, kind, name).await.unwrap_err().code
+    };
+    assert_eq!(fail(&token, 3, &me, "r").await, failure::TOKEN_WRONG_ROLE);
+    let elsewhere = foreign.token(&["agent", "--client", "main/hq"]);
+    assert_eq!(fail(&elsewhere, 1, &me, "pc").await, failure::TOKEN_INVALID);
+    let mut forged = mediator.token(&["agent", "--client", "main/hq"]);
+    forged.seed = SigningKey::generate().unwrap().seed().clone();
+    assert_eq!(fail(&forged, 1, &me, "pc").await, failure::TOKEN_INVALID);
+    let short = mediator.token(&["agent", "--client", "main/hq", "--ttl", "1ms"]);
+    assert_eq!(fail(&short, 1, &me, "pc").await, failure::TOKEN_EXPIRED);
+
+    let first = mediator.enroll(&me, &token, 1, "pc").await.unwrap();
+    // The answer may have been lost: the same device gets it again.
+    assert_eq!(mediator.enroll(&me, &token, 1, "pc").await.unwrap(), first);
+    assert_eq!(fail(&token, 1, &identity(), "pc2").await, failure::TOKEN_SPENT);
+    let again = mediator.token(&["agent", "--client", "main/hq"]);
+    assert_eq!(fail(&again, 1, &identity(), "PC").await, failure::NAME_TAKEN);
+    // A refused name costs no use.
+    assert!(mediator.enroll(&identity(), &again, 1, "pc2").await.is_ok());
+
+    let enrolled = mediator.events_named("enroll.succeeded");
+    assert_eq!(enrolled.len(), 2);
+    let fingerprint = me.signing.public().fingerprint().to_string();
+    assert_eq!(enrolled[0]["extra"]["identity"], fingerprint);
+    // Another identity under an enrolled id gets nothing but a failure.
+    let other = identity();
+    let error = mediator.connect(&other, hello(1, &other, &first.device_id)).await.err().unwrap();
+    assert_eq!(error.failure().unwrap().code, failure::NOT_ENROLLED);
+}
+
+#[tokio::test]
+async fn logins_are_checked_recorded_and_bound_to_the_device() {
+    let mediator = Mediator::start();
+    let me = identity();
+    let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+    let who = || Body::WhoAmI(wire::WhoAmI {});
+    assert_eq!(device.ask(who()).await.unwrap_err().code, failure::NOT_LOGGED_IN);
+    let wrong = device.login("admin", "wrong").await.unwrap_err();
+    let unknown = device.login("nobody", "wrong").await.unwrap_err();
+    assert_eq!(wrong, unknown);
+    assert_eq!(wrong.code, failure::LOGIN_FAILED);
+    let told = device.login("ADMIN", &mediator.password).await.unwrap();
+    assert!(matches!(device.ask(who()).await, Ok(Body::Me(me)) if me.user == "admin"));
+
+    let mut again = hello(2, &me, &[]);
+    again.session_token = told.session_token.clone();
+    let second = mediator.connect(&me, again).await.unwrap();
+    assert!(second.ask(who()).await.is_ok());
+    let thief = identity();
+    let mut stolen = hello(2, &thief, &[]);
+    stolen.session_token = told.session_token.clone();
+    let stolen = mediator.connect(&thief, stolen).await.unwrap();
+    assert_eq!(stolen.ask(who()).await.unwrap_err().code, failure::NOT_LOGGED_IN);
+
+    second.ask(Body::Logout(wire::Logout {})).await.unwrap();
+    assert_eq!(device.ask(who()).await.unwrap_err().code, failure::NOT_LOGGED_IN);
+    let names: Vec<_> = mediator
+        .events()
+        .iter()
+        .filter(|e| e["event"].as_str().unwrap().starts_with("log"))
+        .map(|e| e["event"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, ["login.failed", "login.failed", "login.succeeded", "logout"]);
+    let database = std::fs::read(mediator.database()).unwrap();
+    let token = told.session_token.as_bytes();
+    assert!(!database.windows(token.len()).any(|window| window == token));
+}
+
+#[tokio::test]
+async fn disabling_a_user_ends_sessions_at_both_ends() {
+    let mediator = Mediator::start();
+    let (mut agent, enrolled, agent_identity) = mediator.agent("pc").await;
+    let (mut console, _, _) = mediator.console().await;
+    let (granted, ()) =
+        tokio::join!(console.ask(Body::Open(open(1, &enrolled, &agent_identity))), async {
+            let (_, responder) = agent.next().await.into_parts();
+            responder.reply(Body::Answer(wire::Answer { noise_msg2: vec![8; 100].into() }));
+        });
+    granted.unwrap();
+    let done = mediator.admin(&["user", "disable", "admin"]);
+    assert_eq!(done[0]["sessions_ended"], 1);
+    for device in [&mut agent, &mut console] {
+        let (body, responder) = device.next().await.into_parts();
+        assert!(
+            matches!(&body, Body::EndSession(end) if end.reason == "user_disabled"),
+            "{body:?}"
+        );
+        responder.reply(Body::Done(wire::Done {}));
+    }
+    let renew = Body::Renew(wire::Renew { session_id: vec![1; 16].into() });
+    assert_eq!(agent.ask(renew).await.unwrap_err().code, failure::NO_SUCH_SESSION);
+    assert_eq!(
+        console.login("admin", &mediator.password).await.unwrap_err().code,
+        failure::LOGIN_FAILED
+    );
+    assert_eq!(mediator.events_named("session.ended")[0]["end_reason"], "user_disabled");
+}
+
+#[tokio::test]
+async fn relays_register_and_both_ends_get_tickets_for_their_own_keys() {
+    let mediator = Mediator::start();
+    let relay_identity = identity();
+    let token = mediator.token(&["relay", "--region", "eu"]);
+    let relay = mediator.enroll(&relay_identity, &token, 3, "").await.unwrap();
+    let mut first = hello(3, &relay_identity, &relay.device_id);
+    first.relay = Some(wire::RelayInfo {
+        addresses: vec!["relay.example:443".into()],
+        ..wire::RelayInfo::default()
+    });
+    let mut relay = mediator.connect(&relay_identity, first).await.unwrap();
+    let (mut agent, enrolled, agent_identity) = mediator.agent("pc").await;
+    assert_eq!(agent.welcome.relays[0].region, "eu");
+    let (console, console_identity, _) = mediator.console().await;
+    let (granted, offer) =
+        tokio::join!(console.ask(Body::Open(open(1, &enrolled, &agent_identity))), async {
+            let (body, responder) = agent.next().await.into_parts();
+            responder.reply(Body::Answer(wire::Answer { noise_msg2: vec![8; 100].into() }));
+            let Body::Offer(offer) = body else { panic!("{body:?}") };
+            offer
+        });
+    let Body::Granted(granted) = granted.unwrap() else { panic!() };
+    for (grants, noise) in [
+        (&granted.relays, console_identity.noise.public),
+        (&offer.relays, agent_identity.noise.public),
+    ] {
+        let signed = grants[0].ticket.as_ref().unwrap();
+        let ticket = adit_protocol::ticket::Ticket::open(agent.keys.ticket, signed).unwrap();
+        assert_eq!(ticket.joiner, noise);
+        assert_eq!(ticket.relay, relay_identity.signing.public());
+    }
+    // An ended session is cut at the relay.
+    let end = wire::EndSession { session_id: vec![1; 16].into(), reason: "done".into() };
+    let (ended, cut) = tokio::join!(console.ask(Body::EndSession(end)), async {
+        let (body, responder) = relay.next().await.into_parts();
+        responder.reply(Body::Done(wire::Done {}));
+        body
+    });
+    ended.unwrap();
+    assert!(matches!(cut, Body::RelayCut(_)), "{cut:?}");
+}
