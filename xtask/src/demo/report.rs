@@ -114,7 +114,6 @@ impl Report {
                 &["forward", COMPUTER, "-L", &format!("127.0.0.1:0:127.0.0.1:{web}")],
             ),
         );
-        hint("why the path is what it is", at("console-tunnel", &["explain", COMPUTER]));
         hint("what the agent sees", at("agent-tunnel", &["status"]));
         hint(
             "the audit log, then its proof",
