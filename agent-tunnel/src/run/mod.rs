@@ -1,7 +1,7 @@
 //! `run`: the agent itself. It dials out and listens nowhere but on a socket in its own data
 //! directory; nothing that the mediator says changes policy, trust, proxy or mediator.
 //!
-//! One control connection is kept up ([`connection`]); offers become sessions
+//! One control connection is kept up (`connection`); offers become sessions
 //! ([`crate::sessions`]); the rules are judged again whenever they may have changed.
 
 mod check_in;

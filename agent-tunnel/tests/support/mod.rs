@@ -45,7 +45,6 @@ pub(crate) enum Heard {
     Enroll(wire::Enroll),
     Online(Peer, wire::Hello),
     CheckIn(wire::CheckIn),
-    Report(wire::SessionReport),
 }
 
 pub(crate) struct Mediator {
@@ -208,8 +207,7 @@ impl Shared {
                 let reply = wire::CheckInReply { now_ms: now_ms(), end_sessions: Vec::new() };
                 (Body::CheckInReply(reply), Some(Heard::CheckIn(check_in)))
             }
-            Body::SessionReport(report) => (Body::Done(Done {}), Some(Heard::Report(report))),
-            Body::Ping(_) => (Body::Done(Done {}), None),
+            Body::SessionReport(_) | Body::Ping(_) => (Body::Done(Done {}), None),
             _ => (Body::Failure(failure(codes::BAD_REQUEST, "not here")), None),
         }
     }
