@@ -255,6 +255,11 @@ fn collect(output: &Output, from: impl std::io::Read, mut log: File) {
 
 /// Runs a command to its end, with `input` on its standard input. Only a hang is an error.
 pub fn run(name: &str, command: &Command, input: &str) -> Result<Finished> {
+    run_within(COMMAND_TIME, name, command, input)
+}
+
+/// As [`run`], with a deadline of its own.
+pub fn run_within(time: Duration, name: &str, command: &Command, input: &str) -> Result<Finished> {
     let mut command = bound_to_us(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
@@ -274,7 +279,7 @@ pub fn run(name: &str, command: &Command, input: &str) -> Result<Finished> {
     };
     let out = read(out.map(|o| Box::new(o) as _));
     let err = read(err.map(|e| Box::new(e) as _));
-    let deadline = Instant::now() + COMMAND_TIME;
+    let deadline = Instant::now() + time;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;

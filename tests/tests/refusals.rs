@@ -1,0 +1,335 @@
+//! What must not work, and how it says so: code, exit status, audit record, and nothing hangs.
+
+#![allow(
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    reason = "JSON values give null for what is not there; figures of tests"
+)]
+
+use std::{fs, net::TcpListener, thread, time::Duration};
+
+use adit_tests::{
+    peer::{self, End, TcpServer},
+    process::{Finished, text},
+    site::{POLICY_LOOPBACK, READY, SOON, Site, free_tcp_port, to_port},
+};
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+fn refused_with(done: &Finished, exit: i32, codes: &[&str]) -> Result<()> {
+    let code = done.error_code();
+    ensure!(
+        done.code == exit && codes.contains(&code.as_str()),
+        "expected exit {exit} and one of {codes:?}, got {} and {code:?}\n{}{}",
+        done.code,
+        done.stdout,
+        done.stderr
+    );
+    let message = done.json().pointer("/error/message").and_then(Value::as_str).map(str::len);
+    ensure!(message > Some(0), "no message: {}", done.stdout);
+    Ok(())
+}
+
+fn is(name: &'static str) -> impl Fn(&Value) -> bool {
+    move |e| text(e, "event") == name
+}
+
+#[test]
+fn wrong_passwords_and_unknown_users_fail_alike_and_are_audited() -> Result<()> {
+    let mut site = Site::local("wrong-password")?;
+    site.start_mediator()?;
+    let (url, fingerprint) = (site.url.clone(), site.fingerprint.clone());
+    let login = |user: &str| {
+        let args = ["login", &url, "--user", user, "--password-stdin", "--fingerprint"];
+        site.run("console", &[&args[..], &[&fingerprint, "--json"]].concat(), "not the password\n")
+    };
+    let (known, unknown) = (login(&site.admin.0)?, login("nobody")?);
+    refused_with(&known, 3, &["login_failed"])?;
+    refused_with(&unknown, 3, &["login_failed"])?;
+    ensure!(known.json() == unknown.json(), "they can be told apart: {known:?} {unknown:?}");
+    site.audited("the failed login", is("login.failed"))?;
+    refused_with(&site.run("console", &["computers", "--json"], "")?, 3, &["not_logged_in"])
+}
+
+#[test]
+fn a_mediator_that_is_not_known_is_not_trusted() -> Result<()> {
+    let mut site = Site::local("unknown-mediator")?;
+    site.start_mediator()?;
+    let password = site.admin.1.clone();
+    let login = ["login", &site.url, "--user", &site.admin.0, "--password-stdin", "--json"];
+    let done = site.run("console", &login, &password)?;
+    refused_with(&done, 3, &["mediator_untrusted"])?;
+    ensure!(done.stdout.contains(&site.fingerprint), "the message lacks the fingerprint: {done:?}");
+    let wrong = format!("sha256:{}", "0a".repeat(32));
+    let login = [&login[..], &["--fingerprint", &wrong]].concat();
+    let done = site.run("console", &login, &password)?;
+    refused_with(&done, 3, &["mediator_untrusted", "mediator_key_changed", "wrong_mediator_key"])
+}
+
+#[test]
+fn computers_that_are_offline_or_unknown() -> Result<()> {
+    let mut site = Site::local("offline")?;
+    site.start()?;
+    site.kill("agent")?;
+    let forward = ["forward", "agent", "-L", "127.0.0.1:0:127.0.0.1:22", "--json"];
+    let done = site.run("console", &forward, "")?;
+    refused_with(&done, 4, &["agent_offline"])?;
+    site.audited("the refusal", |e| is("session.refused")(e) && text(e, "computer") == "agent")?;
+    let unknown = ["forward", "nowhere", "-L", "127.0.0.1:0:127.0.0.1:22", "--json"];
+    refused_with(&site.run("console", &unknown, "")?, 4, &["no_such_computer"])
+}
+
+#[test]
+fn redirectors_and_viewers_that_do_not_exist() -> Result<()> {
+    let mut site = Site::local("no-redirector")?;
+    site.start()?;
+    let open = ["open", "agent", "telepathy", "--json"];
+    refused_with(&site.run("console", &open, "")?, 4, &["no_such_redirector"])?;
+    let config = "[viewers.rdp]\ncommand = [\"/nonexistent/viewer\", \"{host}\"]\n";
+    fs::write(site.data_dir("console").join("console-tunnel.toml"), config)?;
+    let open = ["open", "agent", "rdp", "--json"];
+    let done = site.run("console", &open, "")?;
+    ensure!(done.code != 0, "{done:?}");
+    ensure!(["no_viewer", "viewer_failed"].contains(&done.error_code().as_str()), "{done:?}");
+    Ok(())
+}
+
+#[test]
+fn wrong_usage_exits_with_two() -> Result<()> {
+    let site = Site::local("usage")?;
+    for (instance, args) in [
+        ("mediator", &["serv"][..]),
+        ("relay", &["serve", "--listen", "nonsense"]),
+        ("agent", &["run", "--nonsense"]),
+        ("console", &["forward", "agent", "-L", "1:2"]),
+    ] {
+        let done = site.run(instance, args, "")?;
+        ensure!(done.code == 2, "{instance} {args:?}: {done:?}");
+        ensure!(!done.stderr.is_empty() || !done.stdout.is_empty(), "{instance} says nothing");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_port_in_use() -> Result<()> {
+    let mut site = Site::local("port-in-use")?;
+    site.start()?;
+    let taken = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let taken = TcpListener::bind(taken)?;
+    let spec = format!("127.0.0.1:{}:127.0.0.1:22", taken.local_addr()?.port());
+    let done = site.run("console", &["forward", "agent", "-L", &spec, "--json"], "")?;
+    refused_with(&done, 1, &["port_in_use"])
+}
+
+#[test]
+fn targets_that_refuse_or_cannot_be_reached_reset_the_connection() -> Result<()> {
+    let mut site = Site::local("targets")?;
+    site.start_mediator()?;
+    site.start_relay("relay")?;
+    // TEST-NET-1 (RFC 5737) is nowhere.
+    let policy = POLICY_LOOPBACK.replace("\"::1\"", "\"::1\", \"192.0.2.1\"");
+    site.start_agent("agent", &policy)?;
+    site.login("console")?;
+    let closed = format!("127.0.0.1:0:127.0.0.1:{}", free_tcp_port()?);
+    for (spec, code) in [
+        (closed.as_str(), "target_refused"),
+        ("127.0.0.1:0:192.0.2.1:9", "target_unreachable"),
+        ("127.0.0.1:0:no-such-host.invalid:9", "target_unresolved"),
+    ] {
+        if code == "target_unresolved" {
+            let policy = format!("{policy}\n[[allow]]\ntargets = [\"*.invalid\"]\nports = [9]\n");
+            fs::write(site.data_dir("agent").join("policy.toml"), policy)?;
+            site.process("agent")?.signal("HUP")?;
+        }
+        let mut forward = site.forward(&["-L", spec])?;
+        let local = forward.local()?;
+        let end = thread::spawn(move || peer::refused(local, Duration::from_secs(30)));
+        forward.process.wait(code, Duration::from_secs(30), |e| {
+            text(e, "event") == "channel"
+                && text(e, "state") == "refused"
+                && text(e, "reason") == code
+        })?;
+        let end = end.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+        ensure!(end == End::Reset, "{spec}: the connection ended with {end:?}");
+        forward.close()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_agents_policy_is_not_widened() -> Result<()> {
+    let mut site = Site::local("policy")?;
+    site.start_mediator()?;
+    site.start_relay("relay")?;
+    let server = TcpServer::start("127.0.0.1:0")?;
+    let allowed = free_tcp_port()?;
+    site.start_agent(
+        "agent",
+        &format!("[[allow]]\ntargets = [\"127.0.0.1\"]\nports = [{allowed}]\n"),
+    )?;
+    site.login("console")?;
+    let mut console =
+        site.spawn("console", &["forward", "agent", "-L", &to_port(server.port()), "--json"])?;
+    // Refused when opened, or when used; never served.
+    let event = console.wait("listening or an error", READY, |e| {
+        text(e, "event") == "listening" || e.get("error").is_some()
+    })?;
+    if let Ok(local) = text(&event, "local_addr").parse() {
+        let end = peer::refused(local, SOON)?;
+        ensure!(end == End::Reset, "{end:?}");
+        console.wait("policy_refused", SOON, |e| text(e, "reason") == "policy_refused")?;
+    } else {
+        ensure!(
+            event.pointer("/error/code").and_then(Value::as_str) == Some("policy_refused"),
+            "{event}"
+        );
+        ensure!(console.exit(SOON)?.code() == Some(3));
+    }
+    drop(console);
+    let target = format!("127.0.0.1:{}", server.port());
+    let refusal = site.audited("the refusal", |e| {
+        text(e, "target") == target
+            && (text(e, "event").contains("refused") || text(e, "outcome") == "refused")
+    })?;
+    ensure!(refusal.to_string().contains("policy"), "{refusal}");
+
+    // The owner changes the word, and it holds at once.
+    fs::write(site.data_dir("agent").join("policy.toml"), POLICY_LOOPBACK)?;
+    site.process("agent")?.signal("HUP")?;
+    let forward = site.forward(&["-L", &to_port(server.port())])?;
+    peer::echo(forward.local()?, 1, 10)?;
+    // An invalid file keeps the last valid one.
+    fs::write(site.data_dir("agent").join("policy.toml"), "nonsense = 1\n")?;
+    site.process("agent")?.signal("HUP")?;
+    peer::echo(forward.local()?, 1, 10)?;
+    Ok(())
+}
+
+#[test]
+fn tokens_that_are_spent_expired_foreign_or_of_another_role() -> Result<()> {
+    let mut site = Site::local("tokens")?;
+    site.start_mediator()?;
+    let enroll = |instance: &str, token: &str| {
+        site.run(instance, &["enroll", "-", "--name", instance, "--json"], token)
+    };
+    let token = site.agent_token(&[])?;
+    ensure!(enroll("agent-first", &token)?.code == 0);
+    refused_with(&enroll("agent-second", &token)?, 3, &["token_spent"])?;
+
+    let short = site.agent_token(&["--ttl", "1s"])?;
+    thread::park_timeout(Duration::from_millis(2100));
+    refused_with(&enroll("agent-late", &short)?, 3, &["token_expired"])?;
+
+    let relay = site.ask("mediator", &["token", "relay", "--json"], "")?;
+    refused_with(&enroll("agent-relay", text(&relay, "token"))?, 3, &["token_wrong_role"])?;
+    let agent = site.agent_token(&[])?;
+    let join = site.run("relay", &["join", "-", "--advertise", "127.0.0.1:1", "--json"], &agent)?;
+    refused_with(&join, 3, &["token_wrong_role"])?;
+
+    let mut other = Site::local("tokens-foreign")?;
+    other.start_mediator()?;
+    // Its root key and secret with our address: what a forger could make.
+    let foreign = other.agent_token(&[])?;
+    drop(other);
+    let done = enroll("agent-foreign", &foreign)?;
+    ensure!(
+        done.code != 0 && !site.data_dir("agent-foreign").join("enrollment.json").exists(),
+        "{done:?}"
+    );
+
+    let done = enroll("agent-broken", &format!("{}x", &agent))?;
+    ensure!([2, 3].contains(&done.code), "{done:?}");
+    ensure!(done.error_code() == "token_invalid", "{done:?}");
+    ensure!(!done.stdout.contains(&agent) && !done.stderr.contains(&agent), "it prints the token");
+    Ok(())
+}
+
+#[test]
+fn an_agents_changed_key_is_refused_until_trusted() -> Result<()> {
+    let mut site = Site::local("changed-key")?;
+    site.start()?;
+    let server = TcpServer::start("127.0.0.1:0")?;
+    site.forward(&["-L", &to_port(server.port())])?.close()?;
+    // Another computer under the same name: what a mediator in other hands would offer.
+    site.process("agent")?.signal("TERM")?;
+    site.process("agent")?.exit(SOON)?;
+    site.running.retain(|(name, _)| name != "agent");
+    let client = site.client();
+    site.ask("mediator", &["client", "erase", &client, "--yes", "--json"], "")?;
+    site.ask("mediator", &["client", "add", &client, "--json"], "")?;
+    fs::remove_dir_all(site.data_dir("agent"))?;
+    let enrolled = site.start_agent("agent", POLICY_LOOPBACK)?;
+
+    let spec = to_port(server.port());
+    let done = site.run("console", &["forward", "agent", "-L", &spec, "--json"], "")?;
+    ensure!(done.code == 3, "{done:?}");
+    ensure!(done.error_code().contains("key"), "{done:?}");
+    ensure!(!done.stdout.contains("listening"), "{done:?}");
+    site.ask("console", &["trust", "agent", text(&enrolled, "agent_key"), "--json"], "")?;
+    let forward = site.forward(&["-L", &spec])?;
+    peer::echo(forward.local()?, 1, 10)?;
+    Ok(())
+}
+
+#[test]
+fn a_mediator_with_another_key_is_refused_by_all() -> Result<()> {
+    let mut site = Site::local("other-mediator")?;
+    site.start()?;
+    site.kill("mediator")?;
+    let (port, stun) = (site.port.to_string(), site.stun_port.to_string());
+    let init = ["init", "--host", "127.0.0.1", "--port", &port, "--stun-port", &stun, "--json"];
+    site.ask("mediator-other", &init, "")?;
+    site.serve("mediator-other", &["serve", "--json"])?;
+    let done = site.run("console", &["computers", "--json"], "")?;
+    refused_with(&done, 3, &["mediator_key_changed", "wrong_mediator_key", "mediator_untrusted"])?;
+    thread::park_timeout(Duration::from_secs(3));
+    let status = site.ask("agent", &["status", "--json"], "")?;
+    ensure!(text(&status, "state") != "online", "{status}");
+    // The right one comes back, and all is well.
+    site.kill("mediator-other")?;
+    site.restart("mediator")?;
+    wait_online(&site)?;
+    let server = TcpServer::start("127.0.0.1:0")?;
+    let forward = site.forward(&["-L", &to_port(server.port())])?;
+    peer::echo(forward.local()?, 1, 10)?;
+    Ok(())
+}
+
+fn wait_online(site: &Site) -> Result<()> {
+    for _ in 0..300 {
+        if site.run("console", &["computers", "--json"], "")?.json()["online"] == true {
+            return Ok(());
+        }
+        thread::park_timeout(Duration::from_millis(100));
+    }
+    anyhow::bail!("the agent does not come back")
+}
+
+#[test]
+fn data_directories_that_cannot_be_used() -> Result<()> {
+    let mut site = Site::local("data-dirs")?;
+    site.start_mediator()?;
+    for (instance, args) in [
+        ("mediator-none", &["serve", "--json"][..]),
+        ("relay-none", &["serve", "--json"]),
+        ("agent-none", &["run", "--json"]),
+    ] {
+        let done = site.run(instance, args, "")?;
+        ensure!([1, 2, 3, 4].contains(&done.code), "{instance}: {done:?}");
+        ensure!(!done.error_code().is_empty(), "{instance}: {done:?}");
+    }
+    // A second server on the same data.
+    let done = site.run("mediator", &["serve", "--json"], "")?;
+    refused_with(&done, 1, &["already_running"])?;
+    // A database that is none.
+    site.process("mediator")?.signal("TERM")?;
+    site.process("mediator")?.exit(SOON)?;
+    let database = fs::read_dir(site.data_dir("mediator"))?
+        .flatten()
+        .find(|f| f.path().extension().is_some_and(|e| e == "db"));
+    let database = database.ok_or_else(|| anyhow::anyhow!("no database"))?.path();
+    fs::write(&database, b"this is no database, and it is longer than a header".repeat(100))?;
+    let done = site.run("mediator", &["serve", "--json"], "")?;
+    ensure!(done.code == 1 && !done.error_code().is_empty(), "{done:?}");
+    Ok(())
+}
