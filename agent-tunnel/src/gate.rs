@@ -186,7 +186,7 @@ impl SessionGate {
             Refusal::Locked(target) => (Some(target), "locked"),
             Refusal::Denied(denial) => (denial.target(), denial.rule()),
         };
-        info!(session_id = %grant.session, user = %grant.user, ?target, rule, "channel refused");
+        info!(session_id = %grant.session, user = %grant.user, to = target.map(|t| format!("{t:?}")), rule, "channel refused");
         if let Some(target) = target {
             self.outside.report_refusal(grant.session, target.clone(), rule);
         }

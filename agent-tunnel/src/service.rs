@@ -202,6 +202,8 @@ mod tests {
         let text = unit(program, Path::new("/var/lib/adit/agent-tunnel"), Some("adit-agent"));
         let text = text.unwrap();
         assert!(!text.contains(['{', '}']), "{text}");
+        // Packages install this one; both are the same unit.
+        assert_eq!(text, include_str!("../../deploy/systemd/adit-agent.service"));
         assert!(text.contains("StateDirectory=adit/agent-tunnel\n"));
         assert!(text.contains("User=adit-agent\n") && text.contains("CapabilityBoundingSet=\n"));
         let own = unit(program, Path::new("/home/x/state"), None).unwrap();

@@ -303,7 +303,7 @@ async fn follow(id: SessionId, mut events: mpsc::Receiver<SessionEvent>) -> End 
             }
             SessionEvent::Channel { id: channel, target, state, reason, .. } => {
                 let reason = reason.map(|code| code.name());
-                debug!(session_id = %id, %channel, ?target, state = state.as_str(), reason,
+                debug!(session_id = %id, %channel, to = ?target, state = state.as_str(), reason,
                     "channel changed");
             }
             SessionEvent::Lease { expires_ms } => {

@@ -66,7 +66,7 @@ impl Outside for World {
         let peer = self.mediator.peer();
         Box::pin(async move {
             let Some(peer) = peer else {
-                warn!(session_id = %session, ?target, "target is not audited: mediator is away");
+                warn!(session_id = %session, to = ?target, "target is not audited: mediator is away");
                 return false;
             };
             let request = wire::TargetRequest {
@@ -77,7 +77,7 @@ impl Outside for World {
                 Ok(Body::Done(_)) => true,
                 Ok(_) => false,
                 Err(error) => {
-                    warn!(session_id = %session, ?target, %error, "target is not audited");
+                    warn!(session_id = %session, to = ?target, %error, "target is not audited");
                     false
                 }
             }
