@@ -20,7 +20,8 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "log.level",
         kind: Kind::String,
-        default: Some("warn"),
+        // A certificate that the system does not know is a case that `login` handles itself.
+        default: Some("warn,rustls_platform_verifier=off"),
         secret: false,
         help: "error, warn, info, debug, trace, or filter directives",
     },

@@ -32,7 +32,6 @@ const CIPHER: &str = "AES-256-GCM";
 pub enum Event<'a> {
     /// The mediator granted the session.
     Granted {
-        session: SessionId,
         computer: &'a str,
         client: &'a str,
         computer_id: ComputerId,
@@ -70,11 +69,10 @@ pub enum Event<'a> {
 }
 
 impl Event<'_> {
-    /// The object of the contract.
-    pub fn to_json(&self, since_start: Duration) -> Value {
+    /// The object of the contract; `session` tells several sessions of one command apart.
+    pub fn to_json(&self, since_start: Duration, session: SessionId) -> Value {
         let (name, fields) = match self {
             Self::Granted {
-                session,
                 computer,
                 client,
                 computer_id,
@@ -86,7 +84,7 @@ impl Event<'_> {
             } => (
                 "granted",
                 json!({
-                    "session_id": session.to_string(), "computer": computer, "client": client,
+                    "computer": computer, "client": client,
                     "computer_id": computer_id.to_string(), "redirector": redirector,
                     "grant_expires": format_ms(*expires_ms), "audit_ms": ms(*audit),
                     "agent_key": agent_key.to_string(), "first_contact": first_contact,
@@ -127,6 +125,7 @@ impl Event<'_> {
         let mut out = Map::new();
         out.insert("event".to_owned(), name.into());
         out.insert("since_start_ms".to_owned(), ms(since_start).into());
+        out.insert("session_id".to_owned(), session.to_string().into());
         if let Value::Object(fields) = fields {
             out.extend(fields);
         }
@@ -155,6 +154,8 @@ impl Event<'_> {
                     None => format!("{local} ({protocol})"),
                 },
             ),
+            // What is only in hand is for machines.
+            Self::Carrier { state: "standby", .. } => return None,
             Self::Carrier { kind, state, rtt, remote, relay, .. } => {
                 let mut text = format!("{kind} {state}");
                 // Writing to a String cannot fail.
@@ -229,9 +230,9 @@ impl Reporter {
     }
 
     /// Tells an event. Local addresses are the asked-for output, the rest is progress.
-    pub fn tell(&self, event: &Event<'_>) -> Result<(), CliError> {
+    pub fn tell(&self, session: SessionId, event: &Event<'_>) -> Result<(), CliError> {
         if self.output.json {
-            return self.output.emit(&event.to_json(self.started.elapsed()));
+            return self.output.emit(&event.to_json(self.started.elapsed(), session));
         }
         match event.to_line() {
             Some(line) if !self.quiet => match event {
@@ -315,7 +316,7 @@ mod tests {
     }
 
     fn json_of(event: &Event<'_>) -> String {
-        event.to_json(Duration::from_micros(1_250)).to_string()
+        event.to_json(Duration::from_micros(1_250), SessionId([1; 16])).to_string()
     }
 
     #[test]
@@ -323,7 +324,6 @@ mod tests {
         let id = "01010101-0101-0101-0101-010101010101";
         let hex = "02".repeat(32);
         let granted = Event::Granted {
-            session: SessionId([1; 16]),
             computer: "pc",
             client: "p/c",
             computer_id: ComputerId([1; 16]),
@@ -344,7 +344,7 @@ mod tests {
         let listening = Event::Listening { protocol: "tcp", local, target: Some(&target) };
         assert_eq!(
             json_of(&listening),
-            r#"{"event":"listening","since_start_ms":1.25,"protocol":"tcp","local_addr":"127.0.0.1:40123","target":"127.0.0.1:3389"}"#
+            r#"{"event":"listening","since_start_ms":1.25,"session_id":"01010101-0101-0101-0101-010101010101","protocol":"tcp","local_addr":"127.0.0.1:40123","target":"127.0.0.1:3389"}"#
         );
         let carrier = Event::Carrier {
             kind: "direct",
@@ -356,12 +356,12 @@ mod tests {
         };
         assert_eq!(
             json_of(&carrier),
-            r#"{"event":"carrier","since_start_ms":1.25,"kind":"direct","state":"active","rtt_ms":0.3,"local":"127.0.0.1:40123","remote":"[::1]:9","relay":null,"cipher":"AES-256-GCM"}"#
+            r#"{"event":"carrier","since_start_ms":1.25,"session_id":"01010101-0101-0101-0101-010101010101","kind":"direct","state":"active","rtt_ms":0.3,"local":"127.0.0.1:40123","remote":"[::1]:9","relay":null,"cipher":"AES-256-GCM"}"#
         );
         let viewer = Event::Viewer { command: &["x".into(), "/v:1".into()], pid: 7 };
         assert_eq!(
             json_of(&viewer),
-            r#"{"event":"viewer","since_start_ms":1.25,"command":["x","/v:1"],"pid":7}"#
+            r#"{"event":"viewer","since_start_ms":1.25,"session_id":"01010101-0101-0101-0101-010101010101","command":["x","/v:1"],"pid":7}"#
         );
         let channel = Event::Channel {
             id: ChannelId(3),
@@ -374,7 +374,7 @@ mod tests {
         };
         assert_eq!(
             json_of(&channel),
-            r#"{"event":"channel","since_start_ms":1.25,"id":3,"state":"refused","reason":"policy_refused","target":"127.0.0.1:3389","bytes_up":1,"bytes_down":2,"duration_ms":5.0}"#
+            r#"{"event":"channel","since_start_ms":1.25,"session_id":"01010101-0101-0101-0101-010101010101","id":3,"state":"refused","reason":"policy_refused","target":"127.0.0.1:3389","bytes_up":1,"bytes_down":2,"duration_ms":5.0}"#
         );
         let closed = Event::Closed {
             reason: "viewer_exited",
@@ -384,7 +384,7 @@ mod tests {
         };
         assert_eq!(
             json_of(&closed),
-            r#"{"event":"closed","since_start_ms":1.25,"reason":"viewer_exited","bytes_up":1,"bytes_down":2,"duration_ms":1000.0}"#
+            r#"{"event":"closed","since_start_ms":1.25,"session_id":"01010101-0101-0101-0101-010101010101","reason":"viewer_exited","bytes_up":1,"bytes_down":2,"duration_ms":1000.0}"#
         );
     }
 
@@ -393,7 +393,6 @@ mod tests {
         let hostile = "pc\u{1b}[2J\n✓ granted";
         let target = target();
         let event = Event::Granted {
-            session: SessionId([1; 16]),
             computer: hostile,
             client: hostile,
             computer_id: ComputerId([1; 16]),

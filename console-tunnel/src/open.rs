@@ -64,11 +64,12 @@ pub async fn open(
     };
     let (session, first_contact) = opening.open(&wanted, &reporter).await?;
     let mut running = Running::new(opening.sessions);
-    running.granted(session, vec![local], &opening.computer, first_contact, &reporter)?;
+    let mut begun =
+        running.granted(session, vec![local], &opening.computer, first_contact, &reporter);
     if let (Some(choice), Some(values)) = (viewer, values) {
-        running.launch(&choice, &values, args.keep, &mut reporter).await?;
+        begun = begun.and_then(|()| running.launch(&choice, &values, args.keep, &mut reporter));
     }
-    running.run(shutdown, &mut reporter).await
+    running.run(begun, shutdown, &mut reporter).await
 }
 
 /// `forward COMPUTER (-L|-U|-D)…`: a session for each kind, since each is permitted on its own.
@@ -115,10 +116,10 @@ pub async fn forward(
         }
     }
     let mut running = Running::new(opening.sessions);
-    for (session, first_contact, group) in granted {
-        running.granted(session, group, &opening.computer, first_contact, &reporter)?;
-    }
-    running.run(shutdown, &mut reporter).await
+    let begun = granted.into_iter().try_for_each(|(session, first_contact, group)| {
+        running.granted(session, group, &opening.computer, first_contact, &reporter)
+    });
+    running.run(begun, shutdown, &mut reporter).await
 }
 
 async fn bind_all(args: &ForwardArgs) -> Result<Vec<Local>, CliError> {

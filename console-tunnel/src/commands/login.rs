@@ -97,7 +97,7 @@ fn tell(
         "expires": format_ms(expires_ms),
     }))?;
     output.human(format_args!(
-        "{} ({}) at {} until {}",
+        "{} ({}) at {} until {}\nthis console: {device}",
         escape_text(user),
         escape_text(&account.partner),
         account.address(),

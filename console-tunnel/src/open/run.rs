@@ -1,5 +1,6 @@
 //! Sessions that are granted: serving local ports, telling events, waiting for the end.
 
+use adit_protocol::ids::SessionId;
 use adit_runtime::{
     cli::{CliError, Exit},
     shutdown::Shutdown,
@@ -26,8 +27,8 @@ const VIEWER_EXITED: &str = "viewer_exited";
 pub struct Running {
     sessions: Sessions,
     handles: Vec<SessionHandle>,
-    events: mpsc::Receiver<SessionEvent>,
-    event_in: mpsc::Sender<SessionEvent>,
+    events: mpsc::Receiver<(SessionId, SessionEvent)>,
+    event_in: mpsc::Sender<(SessionId, SessionEvent)>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
     viewer: Option<Viewer>,
@@ -36,7 +37,7 @@ pub struct Running {
 
 /// Why to stop waiting.
 enum Next {
-    Tell(SessionEvent),
+    Tell(SessionId, SessionEvent),
     Close(&'static str),
     ViewerGone(String),
 }
@@ -67,32 +68,38 @@ impl Running {
         reporter: &Reporter,
     ) -> Result<(), CliError> {
         let Session { handle, grant, audit, events } = session;
-        reporter.tell(&Event::Granted {
-            session: grant.session,
-            computer: &computer.name,
-            client: &computer.client,
-            computer_id: computer.id,
-            redirector: &grant.redirector,
-            expires_ms: grant.expires_ms,
-            audit,
-            agent_key: grant.agent.fingerprint(),
-            first_contact,
-        })?;
+        let id = grant.session;
+        reporter.tell(
+            id,
+            &Event::Granted {
+                computer: &computer.name,
+                client: &computer.client,
+                computer_id: computer.id,
+                redirector: &grant.redirector,
+                expires_ms: grant.expires_ms,
+                audit,
+                agent_key: grant.agent.fingerprint(),
+                first_contact,
+            },
+        )?;
         for local in locals {
-            reporter.tell(&Event::Listening {
-                protocol: local.protocol().event_name(),
-                local: local.address(),
-                target: local.target(),
-            })?;
+            reporter.tell(
+                id,
+                &Event::Listening {
+                    protocol: local.protocol().event_name(),
+                    local: local.address(),
+                    target: local.target(),
+                },
+            )?;
             self.tasks.spawn(local.serve(handle.clone(), self.stop.clone()));
         }
-        self.tasks.spawn(pass_on(events, self.event_in.clone()));
+        self.tasks.spawn(pass_on(id, events, self.event_in.clone()));
         self.handles.push(handle);
         Ok(())
     }
 
     /// Starts the viewer.
-    pub async fn launch(
+    pub fn launch(
         &mut self,
         choice: &Choice,
         values: &Values,
@@ -100,20 +107,26 @@ impl Running {
         reporter: &mut Reporter,
     ) -> Result<(), CliError> {
         let Launched { command, pid, viewer } = viewer::launch(choice, values)?;
-        reporter.tell(&Event::Viewer { command: &command, pid })?;
+        let session = self.handles.first().map_or(SessionId([0; 16]), SessionHandle::id);
+        reporter.tell(session, &Event::Viewer { command: &command, pid })?;
         reporter.set_quiet(viewer.in_terminal());
         self.viewer = Some(viewer);
         self.keep = keep;
         Ok(())
     }
 
-    /// Runs until the user, the viewer, or the other side ends it.
+    /// Runs until the user, the viewer, or the other side ends it; not at all if it did not begin
+    /// well, but then too both sides are told.
     pub async fn run(
         mut self,
+        begun: Result<(), CliError>,
         shutdown: &Shutdown,
         reporter: &mut Reporter,
     ) -> Result<(), CliError> {
-        let result = self.until_closed(shutdown, reporter).await;
+        let result = match begun {
+            Ok(()) => self.until_closed(shutdown, reporter).await,
+            Err(error) => Err(error),
+        };
         self.stop.cancel();
         let reason = if result.is_ok() { "closed" } else { "failed" };
         self.sessions.shutdown(reason).await;
@@ -138,12 +151,12 @@ impl Running {
             let next = tokio::select! {
                 biased;
                 () = interrupt.cancelled(), if asked.is_none() => Next::Close(INTERRUPTED),
-                Some(event) = self.events.recv() => Next::Tell(event),
+                Some((id, event)) = self.events.recv() => Next::Tell(id, event),
                 how = viewer_ended(&mut self.viewer), if asked.is_none() => Next::ViewerGone(how),
             };
             match next {
-                Next::Tell(event) => {
-                    let closed = self.tell(&event, reporter)?;
+                Next::Tell(id, event) => {
+                    let closed = tell(id, &event, reporter)?;
                     if let Some(reason) = closed {
                         open -= 1;
                         if asked.is_none() {
@@ -177,26 +190,32 @@ impl Running {
     fn close_all(&self, reason: &str) {
         self.handles.iter().for_each(|handle| handle.close(reason));
     }
+}
 
-    /// Tells an event; gives the reason if it is a session's last.
-    fn tell(
-        &self,
-        event: &SessionEvent,
-        reporter: &mut Reporter,
-    ) -> Result<Option<String>, CliError> {
-        match event {
-            SessionEvent::Carrier { kind, state, rtt, local, remote, relay, .. } => {
-                reporter.tell(&Event::Carrier {
+/// Tells an event; gives the reason if it is a session's last.
+fn tell(
+    session: SessionId,
+    event: &SessionEvent,
+    reporter: &mut Reporter,
+) -> Result<Option<String>, CliError> {
+    match event {
+        SessionEvent::Carrier { kind, state, rtt, local, remote, relay, .. } => {
+            reporter.tell(
+                session,
+                &Event::Carrier {
                     kind: kind.as_str(),
                     state: state.as_str(),
                     rtt: *rtt,
                     local: *local,
                     remote: *remote,
                     relay: relay.as_deref(),
-                })?;
-            }
-            SessionEvent::Channel { id, target, state, reason, bytes_up, bytes_down, duration } => {
-                reporter.tell(&Event::Channel {
+                },
+            )?;
+        }
+        SessionEvent::Channel { id, target, state, reason, bytes_up, bytes_down, duration } => {
+            reporter.tell(
+                session,
+                &Event::Channel {
                     id: *id,
                     target: target.as_ref(),
                     state: state.as_str(),
@@ -204,22 +223,25 @@ impl Running {
                     bytes_up: *bytes_up,
                     bytes_down: *bytes_down,
                     duration: *duration,
-                })?
-            }
-            SessionEvent::Lease { expires_ms } => tracing::debug!(expires_ms, "grant renewed"),
-            SessionEvent::Closed { reason, bytes_up, bytes_down, duration } => {
-                reporter.set_quiet(false);
-                reporter.tell(&Event::Closed {
+                },
+            )?
+        }
+        SessionEvent::Lease { expires_ms } => tracing::debug!(expires_ms, "grant renewed"),
+        SessionEvent::Closed { reason, bytes_up, bytes_down, duration } => {
+            reporter.set_quiet(false);
+            reporter.tell(
+                session,
+                &Event::Closed {
                     reason,
                     bytes_up: *bytes_up,
                     bytes_down: *bytes_down,
                     duration: *duration,
-                })?;
-                return Ok(Some(reason.clone()));
-            }
+                },
+            )?;
+            return Ok(Some(reason.clone()));
         }
-        Ok(None)
     }
+    Ok(None)
 }
 
 async fn viewer_ended(viewer: &mut Option<Viewer>) -> String {
@@ -230,11 +252,15 @@ async fn viewer_ended(viewer: &mut Option<Viewer>) -> String {
 }
 
 /// A session whose events end without a last one was lost; that is a last one too.
-async fn pass_on(mut events: mpsc::Receiver<SessionEvent>, to: mpsc::Sender<SessionEvent>) {
+async fn pass_on(
+    id: SessionId,
+    mut events: mpsc::Receiver<SessionEvent>,
+    to: mpsc::Sender<(SessionId, SessionEvent)>,
+) {
     let mut closed = false;
     while let Some(event) = events.recv().await {
         closed |= matches!(event, SessionEvent::Closed { .. });
-        if to.send(event).await.is_err() {
+        if to.send((id, event)).await.is_err() {
             return;
         }
     }
@@ -245,7 +271,7 @@ async fn pass_on(mut events: mpsc::Receiver<SessionEvent>, to: mpsc::Sender<Sess
             bytes_down: 0,
             duration: std::time::Duration::ZERO,
         };
-        let _ = to.send(lost).await;
+        let _ = to.send((id, lost)).await;
     }
 }
 
@@ -289,10 +315,10 @@ mod tests {
         let (sender, events) = mpsc::channel(1);
         let (out, mut told) = mpsc::channel(4);
         drop(sender);
-        pass_on(events, out).await;
+        pass_on(SessionId([1; 16]), events, out).await;
         assert!(matches!(
             told.recv().await,
-            Some(SessionEvent::Closed { reason, .. }) if reason == "lost"
+            Some((_, SessionEvent::Closed { reason, .. })) if reason == "lost"
         ));
     }
 }

@@ -172,7 +172,11 @@ impl KnownAgents {
             let file = File { agent: known.agents.iter().map(Row::from).collect() };
             let text = toml::to_string(&file)
                 .map_err(|error| CliError::failed("internal", format!("cannot encode: {error}")))?;
-            directory.write_atomic(FILE, format!("{HEADER}{text}").as_bytes(), 0o600)?;
+            directory.write_atomic(
+                FILE,
+                format!("{HEADER}{}\n", text.trim_end()).as_bytes(),
+                0o600,
+            )?;
         }
         Ok(out)
     }
