@@ -546,7 +546,7 @@ async fn directly(place: &MediatorDir, request: AdminRequest) -> Result<Vec<Valu
     let installation = place.installation()?;
     let store = place.store(Mode::Write).await?;
     let stop = tokio_util::sync::CancellationToken::new();
-    let signer = installation.log_signer()?;
+    let signer = installation.log_signer();
     let (writer, task) = Writer::start(&store, signer, stop.clone()).await.map_err(store_error)?;
     let context = Arc::new(AdminContext {
         store: store.clone(),

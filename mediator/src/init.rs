@@ -87,7 +87,7 @@ async fn build(
     let hash = password::hash(&password).ok_or_else(crypto)?;
     let store = Store::open(&dir.file(DATABASE)?, Mode::Create).await.map_err(store_error)?;
     let stop = CancellationToken::new();
-    let (writer, task) = Writer::start(&store, installation.log_signer()?, stop.clone())
+    let (writer, task) = Writer::start(&store, installation.log_signer(), stop.clone())
         .await
         .map_err(store_error)?;
     let seed = seed(writer, fingerprint.clone(), options, hash);

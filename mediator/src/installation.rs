@@ -3,7 +3,7 @@
 //! Must never replace a key that exists: only certificates are issued anew, while less than a
 //! third of their time is left. A damaged or missing key file is an error, never repaired.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use adit_ledger::RootCert;
 use adit_net::tls::{IssuedCert, RootAuthority, read_pem_chain, read_pem_key};
@@ -51,6 +51,13 @@ pub(crate) struct Installation {
     pub(crate) grant: SigningKey,
     pub(crate) ticket: SigningKey,
     log: Arc<SigningKey>,
+    /// Certificate of the log key, shared with whoever signs heads.
+    log_cert: Arc<RwLock<RootCert>>,
+    issued: RwLock<Issued>,
+}
+
+/// What is issued anew while the mediator runs.
+struct Issued {
     certs: Vec<wire::Signed>,
     chain: Vec<CertificateDer<'static>>,
     server_key: PrivateKeyDer<'static>,
@@ -71,16 +78,35 @@ impl Installation {
     pub(crate) fn load(dir: &DataDir, hosts: &[String], now_ms: u64) -> Result<Self, CliError> {
         let root = read_key(dir, ROOT_KEY)?;
         let mut keys = Vec::new();
-        let mut certs = Vec::new();
-        for (name, purpose) in KEYS {
-            let key = read_key(dir, &format!("{name}.key"))?;
-            certs.push(key_cert(dir, &root, name, purpose, key.public(), now_ms)?);
-            keys.push(key);
+        for (name, _) in KEYS {
+            keys.push(read_key(dir, &format!("{name}.key"))?);
         }
         let [grant, ticket, log]: [SigningKey; 3] =
             keys.try_into().map_err(|_| damaged(ROOT_KEY))?;
-        let (chain, server_key) = server_cert(dir, &root, hosts, now_ms)?;
-        Ok(Self { root, grant, ticket, log: Arc::new(log), certs, chain, server_key })
+        let public = [grant.public(), ticket.public(), log.public()];
+        let (issued, log_cert) = issue(dir, &root, public, hosts, now_ms)?;
+        Ok(Self {
+            root,
+            grant,
+            ticket,
+            log: Arc::new(log),
+            log_cert: Arc::new(RwLock::new(log_cert)),
+            issued: RwLock::new(issued),
+        })
+    }
+
+    /// Issues what is worn out; everybody who asks afterwards gets the new certificates.
+    pub(crate) fn renew(
+        &self,
+        dir: &DataDir,
+        hosts: &[String],
+        now_ms: u64,
+    ) -> Result<(), CliError> {
+        let public = [self.grant.public(), self.ticket.public(), self.log.public()];
+        let (issued, log_cert) = issue(dir, &self.root, public, hosts, now_ms)?;
+        *self.log_cert.write().unwrap_or_else(PoisonError::into_inner) = log_cert;
+        *self.issued.write().unwrap_or_else(PoisonError::into_inner) = issued;
+        Ok(())
     }
 
     /// The root's public key.
@@ -90,19 +116,36 @@ impl Installation {
 
     /// Certificates of the grant, ticket and log keys.
     pub(crate) fn key_certs(&self) -> Vec<wire::Signed> {
-        self.certs.clone()
+        self.issued.read().unwrap_or_else(PoisonError::into_inner).certs.clone()
     }
 
     /// The TLS certificate chain and key.
     pub(crate) fn server(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-        (self.chain.clone(), self.server_key.clone_key())
+        let issued = self.issued.read().unwrap_or_else(PoisonError::into_inner);
+        (issued.chain.clone(), issued.server_key.clone_key())
     }
 
     /// Signs tree heads.
-    pub(crate) fn log_signer(&self) -> Result<LogSigner, CliError> {
-        let cert = self.certs.last().cloned().ok_or_else(|| damaged("log.cert"))?;
-        Ok(LogSigner { key: Arc::clone(&self.log), cert: RootCert { root: self.root(), cert } })
+    pub(crate) fn log_signer(&self) -> LogSigner {
+        LogSigner { key: Arc::clone(&self.log), cert: Arc::clone(&self.log_cert) }
     }
+}
+
+fn issue(
+    dir: &DataDir,
+    root: &SigningKey,
+    keys: [PublicKey; 3],
+    hosts: &[String],
+    now_ms: u64,
+) -> Result<(Issued, RootCert), CliError> {
+    let mut certs = Vec::new();
+    for ((name, purpose), key) in KEYS.into_iter().zip(keys) {
+        certs.push(key_cert(dir, root, name, purpose, key, now_ms)?);
+    }
+    let (chain, server_key) = server_cert(dir, root, hosts, now_ms)?;
+    let cert = certs.last().cloned().ok_or_else(|| damaged("log.cert"))?;
+    let log_cert = RootCert { root: root.public(), cert };
+    Ok((Issued { certs, chain, server_key }, log_cert))
 }
 
 fn key_cert(

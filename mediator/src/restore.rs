@@ -80,7 +80,7 @@ async fn prepare(place: &MediatorDir) -> Result<(), CliError> {
     let trees = audit::current(&store.readers).await.map_err(store_error)?;
     let home = tenants::setting(&store.readers, HOME_PARTNER).await.map_err(store_error)?;
     let stop = tokio_util::sync::CancellationToken::new();
-    let signer = installation.log_signer()?;
+    let signer = installation.log_signer();
     let (writer, task) = Writer::start(&store, signer, stop.clone()).await.map_err(store_error)?;
     let restart = writer.write(move |tx| {
         Box::pin(async move {

@@ -158,7 +158,7 @@ impl Broker {
             let Some(place) = attempt.place.clone() else {
                 return refuse(failure::NO_SUCH_COMPUTER, "there is no such computer");
             };
-            let of_console = self.by_console.get(&attempt.who.device).map_or(0, BTreeSet::len);
+            let of_console = self.live_of_console(&attempt.who.device);
             if self.sessions.contains_key(&attempt.session) {
                 refuse(failure::BAD_REQUEST, "the session id was used before")
             } else if of_console >= MAX_SESSIONS_PER_CONSOLE || self.sessions.len() >= MAX_SESSIONS
@@ -310,7 +310,7 @@ impl Broker {
         let effect =
             Effect::End { session: id, reason, bytes_up: 0, bytes_down: 0, relay_bytes: 0 };
         self.audit(partner, vec![event], effect, Purpose::Refuse(request, refusal));
-        self.begin_revocation(id, None);
+        self.begin_revocation(id, None, now);
         if let Some(session) = self.sessions.get_mut(&id) {
             session.revocation.agent = agent_may_serve;
             session.revocation.console = false;
@@ -332,7 +332,7 @@ impl Broker {
             return;
         };
         session.phase = Phase::Ended { reason: reason.to_owned() };
-        self.begin_revocation(id, told_by);
+        self.begin_revocation(id, told_by, now);
         self.record_end(id, duration_ms, request, now);
         self.push_revocation(id, now);
     }
@@ -445,19 +445,17 @@ impl Broker {
         allowed: bool,
         now: Now,
     ) {
-        let Some(role) = self.role_of(connection, id).filter(|_| self.is_open(id)) else {
+        if self.role_of(connection, id).is_none() || !self.is_open(id) {
             let refusal = Refusal::new(failure::NO_SUCH_SESSION, "the session is over");
             return self.reply(request, Reply::Refused(refusal));
-        };
+        }
         if !allowed {
             self.end(id, "permission_withdrawn", None, None, None, now);
             let refusal = Refusal::new(failure::NOT_PERMITTED, "the lease is not renewed");
             return self.reply(request, Reply::Refused(refusal));
         }
+        self.note_console(connection, id);
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        if role == Role::Console {
-            session.console = Some(connection);
-        }
         session.lease = now.mono + LEASE;
         let expires_ms = now.unix_ms.saturating_add(lease_ms());
         let lease = adit_protocol::grant::Lease { session: id, issued_ms: now.unix_ms, expires_ms };
@@ -497,6 +495,7 @@ impl Broker {
         now: Now,
     ) {
         let role = self.role_of(connection, id).filter(|_| self.is_open(id));
+        self.note_console(connection, id);
         let reply = match role {
             None => Reply::Refused(Refusal::new(failure::NO_SUCH_SESSION, "the session is over")),
             Some(role) => {
@@ -632,9 +631,9 @@ impl Broker {
         }
     }
 
-    /// Whether a connection is an end of a session.
+    /// Whether a connection speaks for the console of a session.
     pub(crate) fn speaks_for(&self, connection: ConnectionId, id: SessionId) -> bool {
-        self.role_of(connection, id).is_some()
+        self.sessions.get(&id).is_some_and(|session| session.console == Some(connection))
     }
 
     /// The session's login and account, for the decision about a renewal.
@@ -689,6 +688,20 @@ impl Broker {
                 .filter(|session| session.revocation.relays.contains(id))
                 .map(|session| session.id)
                 .collect(),
+        }
+    }
+
+    fn live_of_console(&self, device: &PublicKey) -> usize {
+        let sessions = self.by_console.get(device).into_iter().flatten();
+        sessions.filter_map(|id| self.sessions.get(id)).filter(|s| !s.is_ended()).count()
+    }
+
+    /// The connection that speaks for a session's console now.
+    pub(super) fn note_console(&mut self, connection: ConnectionId, id: SessionId) {
+        if self.role_of(connection, id) == Some(Role::Console)
+            && let Some(session) = self.sessions.get_mut(&id)
+        {
+            session.console = Some(connection);
         }
     }
 

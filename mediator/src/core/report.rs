@@ -82,6 +82,7 @@ impl Broker {
         let Some(role) = self.role_of(connection, id) else {
             return self.refuse_report(request, failure::NO_SUCH_SESSION, "no such session");
         };
+        self.note_console(connection, id);
         let mut records = Vec::new();
         let mut end = None;
         for event in report {

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use adit_protocol::{
     ids::{RelayId, SessionId},
     limits::{OFFLINE_GRACE, TICKET_LIFE},
+    ticket::Role,
 };
 
 use super::{
@@ -17,12 +18,17 @@ use super::{
 /// An end that was not acknowledged is told again after this long.
 pub(crate) const RETRY: Duration = Duration::from_secs(5);
 
+/// An ended session is remembered this long at least, for reports that come after the end.
+pub(crate) const LATE_REPORTS: Duration = Duration::from_secs(60);
+
 /// Who does not know yet that a session is over.
 #[derive(Debug, Default)]
 pub(crate) struct Revocation {
     pub(crate) agent: bool,
     pub(crate) console: bool,
     pub(crate) relays: BTreeSet<RelayId>,
+    /// Until when it is remembered though nothing is pending.
+    pub(crate) keep: Duration,
     /// When the session is forgotten whatever is pending.
     pub(crate) forget: Duration,
     /// The end's record is not durable yet.
@@ -37,13 +43,20 @@ impl Revocation {
 
 impl Broker {
     /// Marks everybody as not knowing, except the end that told us.
-    pub(super) fn begin_revocation(&mut self, id: SessionId, told_by: Option<ConnectionId>) {
-        let told_by = told_by.and_then(|c| self.role_of(c, id));
+    pub(super) fn begin_revocation(
+        &mut self,
+        id: SessionId,
+        told_by: Option<ConnectionId>,
+        now: Now,
+    ) {
+        let by_agent = told_by.and_then(|c| self.role_of(c, id)) == Some(Role::Agent);
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        use adit_protocol::ticket::Role;
-        session.revocation.agent = told_by != Some(Role::Agent);
-        session.revocation.console = told_by != Some(Role::Console);
+        session.revocation.agent = !by_agent;
+        // A console that is not connected learns it by renewing; another connection of the same
+        // device (a second program) does not know for the one that holds the session.
+        session.revocation.console = session.console.is_some() && session.console != told_by;
         session.revocation.relays = session.relays.clone();
+        session.revocation.keep = now.mono + LATE_REPORTS;
         // An agent without the mediator serves on for the grace; tickets may be used again for
         // their life.
         session.revocation.forget = session.lease + OFFLINE_GRACE + TICKET_LIFE;
@@ -74,11 +87,14 @@ impl Broker {
     fn settle(&mut self, id: SessionId, now: Now) {
         let Some(session) = self.sessions.get(&id) else { return };
         let pending = &session.revocation;
-        let over = !pending.is_pending() || now.mono >= pending.forget;
-        if over && !pending.unrecorded {
-            self.forget(id);
-        } else {
+        let quiet = !pending.is_pending() || now.mono >= pending.forget;
+        if !quiet || pending.unrecorded {
             self.set_timer(id, now.mono + RETRY);
+        } else if now.mono < pending.keep {
+            let keep = pending.keep;
+            self.set_timer(id, keep);
+        } else {
+            self.forget(id);
         }
     }
 
@@ -93,10 +109,12 @@ impl Broker {
         if !found.is_ended() {
             return;
         }
-        use adit_protocol::ticket::Role;
         match role {
             Some(Role::Agent) => found.revocation.agent = false,
-            Some(Role::Console) => found.revocation.console = false,
+            Some(Role::Console) if found.console == Some(from) => {
+                found.revocation.console = false;
+            }
+            Some(Role::Console) => {}
             None => {}
         }
         if let Some(relay) = relay {

@@ -13,12 +13,16 @@ use adit_runtime::{
     cli::{CliError, GlobalArgs},
     local::LocalServer,
     logging,
+    metrics::{Health, MetricsServer, Registry, prometheus_client::metrics::gauge::Gauge},
     shutdown::{STOP_DEADLINE, Shutdown},
     supervise::Tasks,
+    time::unix_ms,
 };
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use zeroize::Zeroizing;
 
 use super::{BrokerHandle, driver, half_open::HalfOpen, listen, logins::Logins};
 use crate::{
@@ -32,6 +36,11 @@ use crate::{
 
 /// Time for connections to end when the server stops.
 const CONNECTIONS_STOP: Duration = Duration::from_secs(2);
+
+/// How often certificates are looked at.
+const RENEWAL: Duration = Duration::from_secs(12 * 3600);
+/// How often the gauges follow.
+const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What connections share.
 pub(super) struct Shared {
@@ -50,7 +59,7 @@ pub(super) struct Shared {
 /// Serves until told to stop.
 pub(crate) async fn run(global: &GlobalArgs) -> Result<(), CliError> {
     let place = MediatorDir::open(global)?;
-    logging::init(&place.settings.log_level, global.log_format)?;
+    let log = logging::init(&place.settings.log_level, global.log_format)?;
     let shutdown = Shutdown::install()?;
     let _lock = place.dir.lock(PROGRAM.name)?;
     let server = Server::start(&place).await?;
@@ -62,16 +71,32 @@ pub(crate) async fn run(global: &GlobalArgs) -> Result<(), CliError> {
     }))?;
     tracing::info!(port = server.ports.port, stun_port = server.ports.stun_port,
         fingerprint = %server.fingerprint, "mediator is ready");
-    let stopped = shutdown.token();
-    tokio::select! {
-        () = stopped.cancelled() => {}
-        () = server.essential.token().cancelled() => {}
+    let (stopped, mut reloads) = (shutdown.token(), shutdown.reload());
+    loop {
+        tokio::select! {
+            () = stopped.cancelled() => break,
+            () = server.essential.token().cancelled() => break,
+            () = reloads.next() => reload(global, &server, &log),
+            () = tokio::time::sleep(RENEWAL) => server.renew(&place),
+        }
     }
     let failed = server.stop().await;
     if failed > 0 {
         return Err(CliError::failed("task_failed", "a part of the mediator failed; see the log"));
     }
     Ok(())
+}
+
+/// SIGHUP: certificates and log level. What cannot be read leaves things as they are.
+fn reload(global: &GlobalArgs, server: &Server, log: &logging::LogHandle) {
+    let place = match MediatorDir::open(global) {
+        Ok(place) => place,
+        Err(error) => return tracing::error!(%error, "configuration not reloaded"),
+    };
+    if let Err(error) = log.set_level(&place.settings.log_level) {
+        tracing::error!(%error, "log level not changed");
+    }
+    server.renew(&place);
 }
 
 /// A server that runs.
@@ -84,6 +109,9 @@ pub(crate) struct Server {
     connections: TaskTracker,
     accepting: CancellationToken,
     store: Store,
+    installation: Arc<Installation>,
+    control_cert: Arc<LiveCert>,
+    web_cert: Arc<LiveCert>,
 }
 
 impl Server {
@@ -104,7 +132,7 @@ impl Server {
         place.note_ports(ports)?;
         let (essential, writing) = (Tasks::default(), Tasks::default());
         let (writer, task) =
-            Writer::start(&store, installation.log_signer()?, writing.token().clone())
+            Writer::start(&store, installation.log_signer(), writing.token().clone())
                 .await
                 .map_err(store_error)?;
         writing.spawn_essential("writer", task);
@@ -138,7 +166,12 @@ impl Server {
             check_in_ms: settings.check_in_ms,
             next_connection: AtomicU64::new(1),
         });
-        let tls = tls(settings, &installation)?;
+        let control_cert = live(installation.server())?;
+        let web_cert = live(web_pair(settings, &installation)?)?;
+        let tls = ServerTls::new(Arc::clone(&control_cert), Some(Arc::clone(&web_cert)))
+            .map_err(|error| bad_cert(error.to_string()))?;
+        let health = Health::default();
+        serve_metrics(settings, shared.broker.clone(), &health, &essential).await?;
         let half_open = HalfOpen::new(settings.half_open, settings.half_open_per_source);
         let room = Arc::new(Semaphore::new(settings.connections));
         let (connections, accepting) = (TaskTracker::new(), stop.child_token());
@@ -154,6 +187,7 @@ impl Server {
             );
             essential.spawn_essential("listener", accept);
         }
+        health.set_ready(true);
         Ok(Self {
             ports,
             fingerprint: fingerprint.to_string(),
@@ -162,7 +196,24 @@ impl Server {
             connections,
             accepting,
             store,
+            installation,
+            control_cert,
+            web_cert,
         })
+    }
+
+    /// Issues worn certificates anew and presents what is on disk.
+    fn renew(&self, place: &MediatorDir) {
+        let renewed = self.installation.renew(&place.dir, &place.settings.hosts, unix_ms());
+        let renewed = renewed.and_then(|()| {
+            let (chain, key) = self.installation.server();
+            self.control_cert.replace(chain, key).map_err(|error| bad_cert(error.to_string()))?;
+            let (chain, key) = web_pair(&place.settings, &self.installation)?;
+            self.web_cert.replace(chain, key).map_err(|error| bad_cert(error.to_string()))
+        });
+        if let Err(error) = renewed {
+            tracing::error!(%error, "certificates not renewed");
+        }
     }
 
     /// Stops in order: connections, broker, writer. Gives the number of parts that failed.
@@ -217,23 +268,76 @@ fn bind(place: &MediatorDir) -> Result<(Vec<tokio::net::TcpListener>, StunSocket
     Ok((listeners, sockets))
 }
 
-fn tls(settings: &Settings, installation: &Installation) -> Result<ServerTls, CliError> {
-    let failed =
-        |reason: String| CliError::failed("certificate_failed", reason).hint("see config show");
-    let (chain, key) = installation.server();
-    let own = LiveCert::new(chain, key).map_err(|error| failed(error.to_string()))?;
-    let web = match &settings.certificate {
-        None => Arc::clone(&own),
-        Some((chain, key)) => {
-            let read = |path: &str| {
-                std::fs::read(path).map_err(|error| failed(format!("{path}: {error}")))
-            };
-            let chain = read_pem_chain(&read(chain)?).map_err(|e| failed(e.to_string()))?;
-            let key = read_pem_key(&read(key)?).map_err(|e| failed(e.to_string()))?;
-            LiveCert::new(chain, key).map_err(|error| failed(error.to_string()))?
+fn bad_cert(reason: String) -> CliError {
+    CliError::failed("certificate_failed", reason).hint("see mediator config show")
+}
+
+type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// What browsers see: the configured certificate, or the installation's own.
+fn web_pair(settings: &Settings, installation: &Installation) -> Result<Pair, CliError> {
+    let Some((chain, key)) = &settings.certificate else { return Ok(installation.server()) };
+    let read =
+        |path: &str| std::fs::read(path).map_err(|error| bad_cert(format!("{path}: {error}")));
+    let chain = read_pem_chain(&read(chain)?).map_err(|error| bad_cert(error.to_string()))?;
+    let key = Zeroizing::new(read(key)?);
+    let key = read_pem_key(&key).map_err(|error| bad_cert(error.to_string()))?;
+    Ok((chain, key))
+}
+
+fn live((chain, key): Pair) -> Result<Arc<LiveCert>, CliError> {
+    LiveCert::new(chain, key).map_err(|error| bad_cert(error.to_string()))
+}
+
+/// Numbers for operators, if they are asked for.
+async fn serve_metrics(
+    settings: &Settings,
+    broker: BrokerHandle,
+    health: &Health,
+    tasks: &Tasks,
+) -> Result<(), CliError> {
+    let Some(address) = settings.metrics else { return Ok(()) };
+    let mut registry = Registry::new(PROGRAM.name);
+    let gauges = Gauges::default();
+    for (name, help, gauge) in [
+        ("agents", "Connected agents", &gauges.agents),
+        ("consoles", "Connected consoles", &gauges.consoles),
+        ("relays", "Registered relays", &gauges.relays),
+        ("sessions", "Open sessions", &gauges.sessions),
+        ("pending_revocations", "Ends not acknowledged yet", &gauges.pending),
+    ] {
+        registry.register(name, help, gauge.clone());
+    }
+    let server = MetricsServer::bind(address, Arc::new(registry), health.clone()).await?;
+    let stop = tasks.token().clone();
+    tasks.spawn_until_stopped("gauges", async move {
+        while let Some(counts) = broker.ask(|driver, _| driver.broker.counts()).await {
+            gauges.set(counts);
+            tokio::time::sleep(GAUGE_INTERVAL).await;
         }
-    };
-    ServerTls::new(own, Some(web)).map_err(|error| failed(error.to_string()))
+    });
+    tasks.spawn_essential("metrics", server.serve(stop));
+    Ok(())
+}
+
+#[derive(Clone, Default)]
+struct Gauges {
+    agents: Gauge,
+    consoles: Gauge,
+    relays: Gauge,
+    sessions: Gauge,
+    pending: Gauge,
+}
+
+impl Gauges {
+    fn set(&self, counts: crate::core::types::Counts) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.agents.set(number(counts.agents));
+        self.consoles.set(number(counts.consoles));
+        self.relays.set(number(counts.relays));
+        self.sessions.set(number(counts.sessions));
+        self.pending.set(number(counts.pending));
+    }
 }
 
 fn serve_admin(place: &MediatorDir, context: AdminContext, tasks: &Tasks) -> Result<(), CliError> {

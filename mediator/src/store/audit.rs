@@ -4,7 +4,10 @@
 //! written once per transaction. When the trees are loaded, head, frontier and last entry must
 //! agree, or nothing is written: a log that was tampered with or rolled back is not continued.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use adit_ledger::{Entry, Event, Hash, MerkleTree, RootCert, SignedHead};
 use adit_protocol::keys::{SigningKey, random};
@@ -16,7 +19,13 @@ use super::{Columns, StoreError, bigint};
 #[derive(Clone)]
 pub(crate) struct LogSigner {
     pub(crate) key: Arc<SigningKey>,
-    pub(crate) cert: RootCert,
+    pub(crate) cert: Arc<RwLock<RootCert>>,
+}
+
+impl LogSigner {
+    fn cert(&self) -> RootCert {
+        self.cert.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Where an entry is.
@@ -153,7 +162,7 @@ impl Trees {
     ) -> Result<(), StoreError> {
         for state in self.by_partner.values().filter(|state| state.touched) {
             let (size, root) = (state.tree.size(), state.tree.root());
-            let cert = Some(self.signer.cert.clone());
+            let cert = Some(self.signer.cert());
             let head = SignedHead::sign(&self.signer.key, &state.id, size, root, now_ms, cert)
                 .map_err(|error| StoreError::Corrupt(error.to_string()))?;
             sqlx::query("UPDATE audit_tree SET frontier = $1, head = $2 WHERE id = $3")
@@ -185,7 +194,7 @@ async fn load_tree(
     let head = SignedHead::parse(row.text("head")?.as_bytes())
         .map_err(|_| wrong("its head cannot be read"))?;
     head.verify().map_err(|_| wrong("its head is not signed by the log key"))?;
-    if head.key_cert.as_ref().map(|cert| cert.root) != Some(signer.cert.root) {
+    if head.key_cert.as_ref().map(|cert| cert.root) != Some(signer.cert().root) {
         return Err(wrong("its head is of another installation"));
     }
     if head.tree != id || head.size != tree.size() || head.root != tree.root() {

@@ -29,7 +29,7 @@ impl Fixture {
         let cert = KeyCert { key: log.public(), not_before_ms: 0, not_after_ms: u64::MAX };
         let cert = KeyCert::issue(&root, Purpose::Log, &cert);
         let cert = RootCert { root: root.public(), cert };
-        let signer = LogSigner { key: Arc::new(log), cert };
+        let signer = LogSigner { key: Arc::new(log), cert: Arc::new(cert.into()) };
         Self { dir: tempfile::tempdir().unwrap(), signer }
     }
 

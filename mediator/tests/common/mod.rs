@@ -1,6 +1,13 @@
 //! A real mediator process, and devices made of the control client.
 
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
 
 use std::{
     io::{BufRead, BufReader, Write},

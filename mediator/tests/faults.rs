@@ -1,0 +1,127 @@
+//! The mediator under faults: killed while it records, flooded with connections that stall.
+
+mod common;
+
+use std::{collections::BTreeSet, io::Read, net::TcpStream, time::Instant};
+
+use adit_protocol::wire::{self, frame::Body};
+use common::{Mediator, hello, identity};
+
+#[tokio::test]
+async fn killed_at_any_moment_no_acknowledged_record_is_lost() {
+    let mut mediator = Mediator::start();
+    let mut acknowledged = BTreeSet::new();
+    for round in 0..5_u8 {
+        let me = identity();
+        let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+        let told = device.login("admin", &mediator.password).await.unwrap();
+        assert!(!told.session_token.is_empty());
+        acknowledged.insert(me.signing.public().fingerprint().to_string());
+        // The next ones are under way when the process dies.
+        let racing: Vec<_> = (0..8).map(|_| identity()).collect();
+        let mut answers = tokio::task::JoinSet::new();
+        for me in &racing {
+            let device = mediator.connect(me, hello(2, me, &[])).await.unwrap();
+            let (password, me) = (mediator.password.clone(), me.clone());
+            answers.spawn(async move {
+                let login = Body::Login(wire::Login {
+                    user: "admin".into(),
+                    password,
+                    ..Default::default()
+                });
+                let answer = device.peer.request(login, common::WAIT).await;
+                matches!(answer, Ok(Body::LoggedIn(_)))
+                    .then(|| me.signing.public().fingerprint().to_string())
+            });
+        }
+        for _ in 0..round {
+            acknowledged.extend(answers.join_next().await.unwrap().unwrap());
+        }
+        mediator.kill();
+        acknowledged.extend(answers.join_all().await.into_iter().flatten());
+        mediator.serve();
+    }
+    let recorded: BTreeSet<String> = mediator
+        .events_named("login.succeeded")
+        .iter()
+        .map(|event| event["device"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(acknowledged.is_subset(&recorded), "lost: {:?}", acknowledged.difference(&recorded));
+    mediator.admin(&["audit", "verify"]);
+}
+
+#[tokio::test]
+async fn connections_that_stall_keep_nobody_out() {
+    let mediator = Mediator::start();
+    let address = ("127.0.0.1", mediator.port);
+    let stalled: Vec<TcpStream> =
+        (0..2_000).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let started = Instant::now();
+    let (_device, _, _) = mediator.console().await;
+    assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
+    // The oldest have given way.
+    let mut first = &stalled[0];
+    first.set_read_timeout(Some(common::WAIT)).unwrap();
+    assert!(matches!(first.read(&mut [0; 1]), Ok(0) | Err(_)));
+}
+
+#[tokio::test]
+async fn garbage_on_the_port_harms_nobody() {
+    use std::io::Write;
+    let mediator = Mediator::start();
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff, 1], &[0; 4096]] {
+        let mut stream = TcpStream::connect(("127.0.0.1", mediator.port)).unwrap();
+        stream.write_all(garbage).unwrap();
+    }
+    let me = identity();
+    let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+    let odd = Body::RelayReport(wire::RelayReport::default());
+    assert!(device.ask(odd).await.is_err());
+    device.login("admin", &mediator.password).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_backup_restores_and_goes_on_in_a_new_tree() {
+    let mut mediator = Mediator::start();
+    let outside = tempfile::tempdir().unwrap();
+    let file = outside.path().join("backup.db");
+    let file = file.to_str().unwrap();
+    mediator.admin(&["backup", file]);
+    mediator.admin(&["user", "add", "late"]);
+    let (code, _) = mediator.try_admin(&["restore", file], "");
+    assert_eq!(code, 1, "restored under a running server");
+    mediator.kill();
+    mediator.admin(&["restore", file]);
+    mediator.serve();
+    let users = mediator.admin(&["user", "list"]);
+    assert_eq!(users.len(), 1);
+    let started = mediator.events_named("tree.started");
+    assert_eq!(started.len(), 2);
+    assert!(started[1]["extra"]["previous_root"].is_string());
+    let verified = mediator.admin(&["audit", "verify", "--key", &mediator.fingerprint]);
+    assert_eq!(verified[0]["internally_consistent_only"], false);
+}
+
+#[tokio::test]
+async fn commands_work_with_the_server_stopped_and_say_what_is_wrong() {
+    let mut mediator = Mediator::start();
+    mediator.kill();
+    mediator.admin(&["client", "add", "acme/lab"]);
+    assert_eq!(mediator.admin(&["client", "list"]).len(), 2);
+    for (args, stdin, exit, code) in [
+        (&["client", "add", "ACME/Lab"][..], "", 1, "name_taken"),
+        (&["client", "add", "acme"][..], "", 2, "usage"),
+        (&["token", "agent", "--client", "acme/none"][..], "", 4, "not_found"),
+        (&["user", "add", "u", "--password-stdin"][..], "too short\n", 2, "weak_password"),
+        (&["user", "add", "u", "--role", "king"][..], "", 2, "usage"),
+        (&["user", "disable", "nobody"][..], "", 4, "not_found"),
+        (&["session", "end", "x"][..], "", 2, "usage"),
+    ] {
+        let (exit_code, lines) = mediator.try_admin(args, stdin);
+        assert_eq!(exit_code, exit, "{args:?} {lines:?}");
+        assert_eq!(lines.last().unwrap()["error"]["code"], code, "{args:?}");
+    }
+    mediator.admin(&["user", "add", "u", "--partner", "acme"]);
+    let trees = mediator.admin(&["audit", "verify"])[0]["trees"].as_array().unwrap().len();
+    assert_eq!(trees, 2);
+}
