@@ -1,7 +1,7 @@
 //! Direct connections of a session: dialled by the console, accepted by the agent.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Direct carriers that a session holds at once.
-const MAX_DIRECT: usize = 3;
+const MAX_DIRECT: usize = 2;
 /// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
@@ -33,15 +33,36 @@ struct Runner {
     driver: mpsc::Sender<Message>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    local_port: u16,
+}
+
+/// Which own address the system uses towards the peer; asking sends nothing.
+fn local_address(
+    connection: &Connection,
+    remote: SocketAddr,
+    local_port: u16,
+) -> Option<SocketAddr> {
+    let ip = connection.local_ip().or_else(|| {
+        let any: IpAddr = match remote {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = std::net::UdpSocket::bind((any, 0)).ok()?;
+        socket.connect(remote).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    })?;
+    Some(SocketAddr::new(ip, local_port))
 }
 
 impl Driver {
-    fn runner(&self) -> Runner {
+    fn runner(&self, family: Family) -> Runner {
+        let local_port = self.p.udp.as_ref().map_or(0, |u| u.port(family));
         Runner {
             shared: self.p.shared.clone(),
             driver: self.p.message_in.clone(),
             tasks: self.p.tasks.clone(),
             stop: self.p.cancel.child_token(),
+            local_port,
         }
     }
 
@@ -58,7 +79,8 @@ impl Driver {
             self.punching.dial_failed(pair.remote, now);
             return;
         };
-        let (runner, number) = (self.runner(), self.numbers().next());
+        let runner = self.runner(Family::of(pair.remote));
+        let number = self.numbers().next();
         let stop = runner.stop.clone();
         self.p.tasks.spawn(async move {
             let dial = async {
@@ -86,7 +108,8 @@ impl Driver {
             connection.close(quinn::VarInt::from_u32(2), b"too many");
             return;
         }
-        let (runner, numbers) = (self.runner(), self.numbers());
+        let runner = self.runner(Family::of(connection.remote_address()));
+        let numbers = self.numbers();
         let stop = runner.stop.clone();
         self.p.tasks.spawn(async move {
             let greeting =
@@ -125,7 +148,7 @@ impl Runner {
             number,
             kind: PathKind::Direct { family: Family::of(remote) },
             rtt: connection.rtt(),
-            local: connection.local_ip().map(|ip| SocketAddr::new(ip, 0)),
+            local: local_address(&connection, remote, self.local_port),
             remote: Some(remote),
             relay: None,
             life,

@@ -177,6 +177,11 @@ impl Driver {
             self.p.inbox.take().map_or((None, None), |i| (Some(i.stun), Some(i.connections)));
         let mut link = self.p.control.subscribe();
         let mut addresses = self.p.udp.as_ref().map(|u| u.addresses());
+        if let Some(addresses) = &mut addresses {
+            // What was learnt while the offer was under way is told now.
+            let now = addresses.borrow_and_update().clone();
+            self.handle_addresses(&now);
+        }
         let reason = loop {
             self.punching.transmit(&self.p);
             if let Some(reason) = self.follow_advice() {

@@ -20,6 +20,7 @@ use adit_protocol::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use crate::{
     Endpoint, MAX_SEEN, MAX_SESSIONS,
@@ -345,6 +346,7 @@ impl Endpoint {
                 check_interval: CHECK_INTERVAL,
             };
             let now = Instant::now();
+            debug!(%session, own = ?addresses.candidates, peer = ?established.candidates, "candidates");
             let mut punch = Punch::new(config, now);
             for ((socket, family), own) in udp.sockets().zip(
                 addresses.candidates.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..])),

@@ -94,6 +94,7 @@ impl Punching {
         let Ok(trickle) = wire::Trickle::decode(payload.as_slice()) else { return };
         if let Some(punch) = &mut self.punch {
             let candidates = Candidate::list_from_wire(&trickle.candidates);
+            debug!(session = %parts.session, ?candidates, "peer's further candidates");
             punch.handle_remote_candidates(&candidates, trickle.end_of_candidates, Instant::now());
         }
     }
@@ -275,6 +276,7 @@ fn direction_keys(parts: &Parts) -> (&[u8; 32], &[u8; 32]) {
 /// Tells the peer of candidates, sealed, through the mediator.
 fn trickle(parts: &mut Parts, candidates: &[Candidate]) {
     let Some(peer) = parts.control.peer() else { return };
+    debug!(session = %parts.session, ?candidates, "further candidates told");
     let trickle = wire::Trickle {
         candidates: candidates.iter().map(Candidate::to_wire).collect(),
         end_of_candidates: false,

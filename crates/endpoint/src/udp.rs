@@ -173,6 +173,11 @@ impl UdpStack {
         self.entries.iter().enumerate().map(|(i, e)| (LocalSocket(i), e.family))
     }
 
+    pub(crate) fn port(&self, family: Family) -> u16 {
+        let entry = self.entries.iter().find(|e| e.family == family);
+        entry.map_or(0, |e| e.socket.local_addr().port())
+    }
+
     pub(crate) fn addresses(&self) -> watch::Receiver<Addresses> {
         self.addresses.subscribe()
     }
