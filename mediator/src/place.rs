@@ -1,5 +1,6 @@
 //! A mediator's data directory as a whole: configuration, keys, database.
 
+use adit_ledger::SignedHead;
 use adit_runtime::{
     cli::{CliError, GlobalArgs},
     config::{Config, Sources},
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::{KEYS, PROGRAM, Settings},
     installation::{Installation, ROOT_KEY},
-    store::{Mode, Store, StoreError},
+    store::{Mode, Store, StoreError, audit},
 };
 
 /// The database.
@@ -84,6 +85,62 @@ impl MediatorDir {
             }),
             port => Ok(port),
         }
+    }
+}
+
+/// Signed heads that were seen last, beside the database: a database that was put back to an
+/// earlier state shows.
+const HEADS: &str = "audit-heads.jsonl";
+/// Bytes of that file.
+const MAX_HEADS_BYTES: u64 = 64 * 1024 * 1024;
+
+impl MediatorDir {
+    /// The heads noted last.
+    pub(crate) fn noted_heads(&self) -> Result<Vec<SignedHead>, CliError> {
+        let Some(bytes) = self.dir.read(HEADS, MAX_HEADS_BYTES)? else { return Ok(Vec::new()) };
+        bytes
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| {
+                SignedHead::parse(line).map_err(|error| {
+                    let text = format!("{HEADS} is damaged: {error}");
+                    CliError::failed("database_corrupt", text)
+                        .hint("remove it if you know why; the next start writes it anew")
+                })
+            })
+            .collect()
+    }
+
+    /// Notes the heads of the logs that are added to.
+    pub(crate) async fn note_heads(&self, store: &Store) -> Result<(), CliError> {
+        let mut text = String::new();
+        for (_, _, head) in audit::current(&store.readers).await.map_err(store_error)? {
+            text.push_str(&head.to_line());
+            text.push('\n');
+        }
+        self.dir.write_atomic(HEADS, text.as_bytes(), 0o600)
+    }
+
+    /// Before other trees take the place of these.
+    pub(crate) fn forget_heads(&self) -> Result<(), CliError> {
+        self.dir.write_atomic(HEADS, b"", 0o600)
+    }
+
+    /// Refuses a database whose logs do not go on from the heads noted last.
+    pub(crate) async fn check_heads(&self, store: &Store) -> Result<(), CliError> {
+        for head in self.noted_heads()? {
+            if !audit::extends(&store.readers, &head).await.map_err(store_error)? {
+                let text = format!(
+                    "the audit log was put back or altered: it had {} entries and does not go on \
+                     from them",
+                    head.size
+                );
+                return Err(CliError::failed("audit_rolled_back", text).hint(format!(
+                    "restore with mediator restore; or remove {HEADS} if you accept the loss"
+                )));
+            }
+        }
+        Ok(())
     }
 }
 

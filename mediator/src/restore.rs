@@ -56,6 +56,7 @@ pub(crate) async fn run(global: &GlobalArgs, file: &Path) -> Result<(), CliError
             std::fs::remove_file(stale).map_err(failed)?;
         }
     }
+    place.forget_heads()?;
     std::fs::rename(place.dir.file(STAGED)?, &database).map_err(failed)?;
     remove_staged(&place)?;
     let output = global.output();

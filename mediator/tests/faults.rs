@@ -125,3 +125,19 @@ async fn commands_work_with_the_server_stopped_and_say_what_is_wrong() {
     let trees = mediator.admin(&["audit", "verify"])[0]["trees"].as_array().unwrap().len();
     assert_eq!(trees, 2);
 }
+
+#[tokio::test]
+async fn a_database_that_was_put_back_is_not_served() {
+    let mut mediator = Mediator::start();
+    let copy = mediator.dir.path().join("copy.db");
+    mediator.admin(&["backup", copy.to_str().unwrap()]);
+    mediator.admin(&["user", "add", "u"]);
+    mediator.stop();
+    std::fs::copy(&copy, mediator.database()).unwrap();
+    let (code, lines) = mediator.try_admin(&["audit", "verify"], "");
+    assert_eq!(code, 1);
+    assert!(lines[0]["error"]["message"].as_str().unwrap().contains("rolled back"), "{lines:?}");
+    let (code, lines) = mediator.try_admin(&["serve"], "");
+    assert_eq!(code, 1);
+    assert_eq!(lines[0]["error"]["code"], "audit_rolled_back");
+}

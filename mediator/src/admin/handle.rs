@@ -159,22 +159,28 @@ async fn client_erase(context: &AdminContext, path: String) -> Result<Vec<Value>
         .map_err(store_error)?;
     let affected = Affected::Client(found.id.clone());
     let ended = context.end_sessions(affected, "client_erased").await;
-    let erased = context
+    let (erased, computers) = context
         .writer
         .write(move |tx| {
             Box::pin(async move {
                 let client = tenants::client(tx, &partner, &client).await?;
-                let entries = tenants::erase_client(tx, &client).await?;
+                let (entries, computers) = tenants::erase_client(tx, &client).await?;
                 let done = event("client.erased", &client.partner)
                     .client(client.path())
                     .extra("entries_erased", entries);
                 tx.append(&client.partner_id, done).await?;
-                Ok(entries)
+                Ok((entries, computers))
             })
         })
         .await
         .map_err(store_error)?;
-    Ok(vec![json!({"client": path, "entries_erased": erased, "sessions_ended": ended})])
+    let deleted = computers.len();
+    if let Some(broker) = &context.broker {
+        broker.act(move |driver, _| driver.broker.handle_unenrolled(&computers)).await;
+    }
+    Ok(vec![
+        json!({"client": path, "computers_deleted": deleted, "entries_erased": erased, "sessions_ended": ended}),
+    ])
 }
 
 async fn session_end(context: &AdminContext, session: &str) -> Result<Vec<Value>, CliError> {

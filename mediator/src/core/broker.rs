@@ -30,6 +30,8 @@ pub(crate) const MAX_SESSIONS_PER_CONSOLE: usize = 128;
 pub(crate) const MAX_SESSIONS: usize = 200_000;
 /// Relays named to the ends of a session.
 const RELAYS_PER_SESSION: usize = 2;
+/// Relays named in a welcome, which must fit into a frame.
+const MAX_RELAYS_TOLD: usize = 200;
 /// A lease's end is judged this much later, since the last renewal may be under way.
 const LEASE_SLACK: Duration = Duration::from_secs(15);
 /// A record of an end that could not be written is tried again after this long.
@@ -98,7 +100,7 @@ impl Broker {
 
     /// Registered relays, as clients learn of them.
     pub(crate) fn relay_infos(&self) -> Vec<wire::RelayInfo> {
-        self.relays.values().map(|relay| relay.info.clone()).collect()
+        self.relays.values().take(MAX_RELAYS_TOLD).map(|relay| relay.info.clone()).collect()
     }
 
     /// Sessions that are open.
@@ -414,6 +416,15 @@ impl Broker {
             }
             Phase::Open => self.end(id, reason, None, None, None, now),
             Phase::Ended { .. } => {}
+        }
+    }
+
+    /// Computers that are no longer enrolled lose their connections.
+    pub(crate) fn handle_unenrolled(&mut self, computers: &[ComputerId]) {
+        for computer in computers {
+            if let Some(to) = self.agents.get(computer) {
+                self.transmits.push_back(Transmit::Close { to: *to });
+            }
         }
     }
 

@@ -71,7 +71,7 @@ pub(super) fn refused(session: &Session, refusal: &Refusal) -> Event {
     of_session("session.refused", Level::Significant, session)
         .outcome("refused")
         .end_reason(refusal.code)
-        .extra("message", refusal.message.as_str())
+        .extra_personal("message", refusal.message.as_str())
 }
 
 pub(super) fn ended(session: &Session, reason: &str, duration_ms: u64) -> Event {

@@ -39,6 +39,8 @@ const CONNECTIONS_STOP: Duration = Duration::from_secs(2);
 
 /// How often certificates are looked at.
 const RENEWAL: Duration = Duration::from_secs(12 * 3600);
+/// How often the heads of the audit log are noted beside the database.
+const NOTE_HEADS: Duration = Duration::from_secs(10);
 /// How often the gauges follow.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -72,19 +74,42 @@ pub(crate) async fn run(global: &GlobalArgs) -> Result<(), CliError> {
     tracing::info!(port = server.ports.port, stun_port = server.ports.stun_port,
         fingerprint = %server.fingerprint, "mediator is ready");
     let (stopped, mut reloads) = (shutdown.token(), shutdown.reload());
+    let (mut renewal, mut heads) = (Every::new(RENEWAL), Every::new(NOTE_HEADS));
     loop {
         tokio::select! {
             () = stopped.cancelled() => break,
             () = server.essential.token().cancelled() => break,
             () = reloads.next() => reload(global, &server, &log),
-            () = tokio::time::sleep(RENEWAL) => server.renew(&place),
+            () = renewal.next() => server.renew(&place),
+            () = heads.next() => note_heads(&place, &server.store).await,
         }
     }
+    note_heads(&place, &server.store).await;
     let failed = server.stop().await;
     if failed > 0 {
         return Err(CliError::failed("task_failed", "a part of the mediator failed; see the log"));
     }
     Ok(())
+}
+
+/// A tick that does not hurry after a delay.
+struct Every(tokio::time::Interval);
+
+impl Every {
+    fn new(period: Duration) -> Self {
+        let mut interval = tokio::time::interval(period);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        Self(interval)
+    }
+    async fn next(&mut self) {
+        self.0.tick().await;
+    }
+}
+
+async fn note_heads(place: &MediatorDir, store: &Store) {
+    if let Err(error) = place.note_heads(store).await {
+        tracing::warn!(%error, "heads of the audit log not noted");
+    }
 }
 
 /// SIGHUP: certificates and log level. What cannot be read leaves things as they are.
@@ -121,6 +146,7 @@ impl Server {
         let fingerprint = installation.root().fingerprint();
         let store = place.store(Mode::Write).await?;
         let home = check_database(&store, &fingerprint.to_string()).await?;
+        place.check_heads(&store).await?;
         let (listeners, sockets) = bind(place)?;
         let ports = Ports {
             port: listeners

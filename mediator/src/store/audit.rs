@@ -266,6 +266,43 @@ pub(crate) async fn current(
         .collect()
 }
 
+/// Leaves beyond which only the size of a log is compared when the mediator starts: the full
+/// comparison is `audit verify`.
+const MAX_LEAVES_COMPARED: u64 = 200_000;
+
+/// Does the stored log go on from this head?
+pub(crate) async fn extends(pool: &AnyPool, head: &SignedHead) -> Result<bool, StoreError> {
+    let row = sqlx::query("SELECT frontier FROM audit_tree WHERE id = $1")
+        .bind(head.tree.clone())
+        .fetch_optional(pool)
+        .await?;
+    let Some(row) = row else { return Ok(false) };
+    let tree = MerkleTree::from_bytes(&row.blob("frontier")?)
+        .ok_or_else(|| StoreError::Corrupt("frontier of a log".into()))?;
+    if tree.size() < head.size {
+        return Ok(false);
+    }
+    if tree.size() == head.size {
+        return Ok(tree.root() == head.root);
+    }
+    if head.size > MAX_LEAVES_COMPARED {
+        return Ok(true);
+    }
+    let rows =
+        sqlx::query("SELECT leaf FROM audit_entry WHERE tree = $1 AND seq < $2 ORDER BY seq")
+            .bind(head.tree.clone())
+            .bind(bigint(head.size))
+            .fetch_all(pool)
+            .await?;
+    let mut before = MerkleTree::new();
+    for row in rows {
+        let leaf = Hash::from_slice(&row.blob("leaf")?)
+            .ok_or_else(|| StoreError::Corrupt("leaf of an entry".into()))?;
+        before.append(leaf);
+    }
+    Ok(before.size() == head.size && before.root() == head.root)
+}
+
 /// One stored entry.
 pub(crate) struct EntryRow {
     pub(crate) seq: u64,

@@ -20,7 +20,7 @@ pub(crate) mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use sqlx::{AnyConnection, AnyPool, Connection, Row, any::AnyPoolOptions, any::AnyRow};
 
@@ -31,6 +31,9 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// Connections that read at the same time.
 const READERS: u32 = 4;
+
+/// Longest wait for a reading connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -88,13 +91,15 @@ impl Store {
         if mode == Mode::Create {
             private_file(file).map_err(|error| StoreError::Database(error.into()))?;
         }
+        // First alone: a pool would try again and again what cannot work.
+        let mut connection = connect(&url).await?;
         if mode != Mode::Read {
-            let mut connection = connect(&url).await?;
             MIGRATIONS.run(&mut connection).await?;
-            connection.close().await?;
         }
+        connection.close().await?;
         let readers = AnyPoolOptions::new()
             .max_connections(READERS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(|connection, _| Box::pin(prepare(connection)))
             .connect(&url)
             .await?;

@@ -1,5 +1,6 @@
 //! Partners and clients, and the settings of the installation.
 
+use adit_protocol::ids::ComputerId;
 use sqlx::AnyPool;
 
 use super::{Columns, StoreError, WriteTx, bigint, fresh_id};
@@ -160,8 +161,17 @@ pub(crate) async fn clients(pool: &AnyPool) -> Result<Vec<(Client, u64)>, StoreE
 }
 
 /// Deletes a client with computers and tokens, and the personal fields of its audit entries,
-/// whose hashes stay. Gives the number of entries erased.
-pub(crate) async fn erase_client(tx: &mut WriteTx, client: &Client) -> Result<u64, StoreError> {
+/// whose hashes stay. Gives the number of entries erased and the computers deleted.
+pub(crate) async fn erase_client(
+    tx: &mut WriteTx,
+    client: &Client,
+) -> Result<(u64, Vec<ComputerId>), StoreError> {
+    let rows = sqlx::query("SELECT id FROM computer WHERE client_id = $1")
+        .bind(client.id.clone())
+        .fetch_all(tx.sql())
+        .await?;
+    let computers: Vec<ComputerId> =
+        rows.iter().map(|row| row.parsed("id")).collect::<Result<_, _>>()?;
     for statement in [
         "DELETE FROM computer WHERE client_id = $1",
         "DELETE FROM enroll_token WHERE client_id = $1",
@@ -195,7 +205,7 @@ pub(crate) async fn erase_client(tx: &mut WriteTx, client: &Client) -> Result<u6
             .await?;
         erased += 1;
     }
-    Ok(erased)
+    Ok((erased, computers))
 }
 
 /// Reads a setting.

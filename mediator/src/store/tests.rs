@@ -243,7 +243,7 @@ async fn erasing_a_client_deletes_personal_fields_and_the_log_still_verifies() {
             })
         })
         .await;
-    assert_eq!(erased.unwrap(), 1);
+    assert_eq!(erased.unwrap().0, 1);
     let trees = audit::trees(&running.store.readers).await.unwrap();
     let rows = audit::entries(&running.store.readers, &trees[0].id, 0, 9, 9).await.unwrap();
     assert!(!rows[1].line.contains("somebody") && rows[2].line.contains("somebody"));

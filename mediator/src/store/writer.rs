@@ -10,7 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use sqlx::AnyConnection;
+use sqlx::{AnyConnection, Connection};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -174,9 +174,13 @@ impl Task {
                 }
             };
             if got == 0 {
-                return;
+                break;
             }
             self.batch(&mut batch).await;
+        }
+        // Closing moves what is in the write-ahead log into the database file.
+        if let Err(error) = self.tx.connection.close().await {
+            tracing::warn!(%error, "database not closed cleanly");
         }
     }
 

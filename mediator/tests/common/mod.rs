@@ -99,6 +99,15 @@ impl Mediator {
         child.wait().unwrap();
     }
 
+    /// SIGTERM, as an administrator stops it.
+    pub fn stop(&mut self) {
+        let pid = self.pid().to_string();
+        let told = Command::new("kill").arg(&pid).status().unwrap();
+        assert!(told.success());
+        let status = self.child.take().unwrap().wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
