@@ -87,7 +87,7 @@ The fingerprint is what `agent-tunnel enroll` and `agent-tunnel status` show on 
   pass adit | console-tunnel login mediator.example --user ann --password-stdin")]
 #[expect(missing_docs, reason = "clap would show it as the command's description")]
 pub struct LoginArgs {
-    /// Mediator: https://HOST[:PORT] or HOST[:PORT]
+    #[arg(help = "Mediator: https://HOST[:PORT] or HOST[:PORT]")]
     pub url: String,
     /// User
     #[arg(long)]

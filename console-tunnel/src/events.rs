@@ -5,7 +5,7 @@
 
 use std::{
     fmt::Write as _,
-    io::{IsTerminal, Write as _},
+    io::IsTerminal,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -22,6 +22,8 @@ use adit_runtime::{
     time::format_ms,
 };
 use serde_json::{Map, Value, json};
+
+use crate::writer::{Line, Writer};
 
 /// The only cipher that carriers have.
 const CIPHER: &str = "AES-256-GCM";
@@ -133,7 +135,7 @@ impl Event<'_> {
     }
 
     /// A line for people: a mark, a word, the rest. `None` for what only machines want.
-    fn to_line(&self) -> Option<Line> {
+    fn to_line(&self) -> Option<Text> {
         let (color, mark, word, text) = match self {
             Self::Granted { computer, client, redirector, expires_ms, audit, .. } => (
                 GREEN,
@@ -192,7 +194,7 @@ impl Event<'_> {
                 ),
             ),
         };
-        Some(Line { color, mark, word, text: escape_text(&text) })
+        Some(Text { color, mark, word, text: escape_text(&text) })
     }
 }
 
@@ -201,17 +203,18 @@ const YELLOW: &str = "\u{1b}[33m";
 const BLUE: &str = "\u{1b}[34m";
 const RESET: &str = "\u{1b}[0m";
 
-struct Line {
+struct Text {
     color: &'static str,
     mark: char,
     word: &'static str,
     text: String,
 }
 
-/// Writes events to where they belong.
+/// Sends events to where they belong.
 #[derive(Debug)]
 pub struct Reporter {
     output: Output,
+    writer: Writer,
     started: Instant,
     quiet: bool,
     color_stderr: bool,
@@ -219,9 +222,15 @@ pub struct Reporter {
 
 impl Reporter {
     /// `started` is when the command began.
-    pub fn new(output: Output, started: Instant) -> Self {
+    pub fn new(output: Output, started: Instant) -> Result<Self, CliError> {
         let color_stderr = color_allowed() && std::io::stderr().is_terminal();
-        Self { output, started, quiet: false, color_stderr }
+        let writer = Writer::start(output)?;
+        Ok(Self { output, writer, started, quiet: false, color_stderr })
+    }
+
+    /// Waits a moment until all is written.
+    pub fn finish(&mut self) -> Result<(), CliError> {
+        self.writer.finish()
     }
 
     /// No more lines for people while somebody else uses the terminal; JSON goes on.
@@ -232,16 +241,14 @@ impl Reporter {
     /// Tells an event. Local addresses are the asked-for output, the rest is progress.
     pub fn tell(&self, session: SessionId, event: &Event<'_>) -> Result<(), CliError> {
         if self.output.json {
-            return self.output.emit(&event.to_json(self.started.elapsed(), session));
+            let object = event.to_json(self.started.elapsed(), session);
+            return self.writer.line(Line::Json(object));
         }
         match event.to_line() {
-            Some(line) if !self.quiet => match event {
-                Event::Listening { .. } => self.output.human(paint(&line, self.output.color())),
-                _ => {
-                    say(&paint(&line, self.color_stderr));
-                    Ok(())
-                }
-            },
+            Some(line) if !self.quiet => self.writer.line(match event {
+                Event::Listening { .. } => Line::Stdout(paint(&line, self.output.color())),
+                _ => Line::Stderr(paint(&line, self.color_stderr)),
+            }),
             _ => Ok(()),
         }
     }
@@ -249,18 +256,14 @@ impl Reporter {
     /// A remark for people, escaped; nothing in quiet times.
     pub fn remark(&self, text: &str) {
         if !self.quiet {
-            say(&format!("  {}", escape_text(text)));
+            // A failure is told with the next event.
+            let _ = self.writer.line(Line::Stderr(format!("  {}", escape_text(text))));
         }
     }
 }
 
-/// A line on stderr. If nobody can read it, nobody misses it.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
-}
-
-fn paint(line: &Line, color: bool) -> String {
-    let Line { color: on, mark, word, text } = line;
+fn paint(line: &Text, color: bool) -> String {
+    let Text { color: on, mark, word, text } = line;
     if color {
         format!("{on}{mark} {word:<9}{RESET} {text}")
     } else {

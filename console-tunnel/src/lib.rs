@@ -8,7 +8,8 @@
 //! - [`commands`]: what is over quickly; [`open`]: `open` and `forward`
 //! - [`link`]: the control connection; [`session`]: sessions, the only user of the endpoint
 //! - [`forward`]: local ports and SOCKS; [`viewer`]: programs that show a redirector
-//! - [`state`]: account, known agents, computers; [`events`], [`failure`]: what is told
+//! - [`state`]: account, known agents, computers
+//! - [`events`], [`writer`], [`failure`]: what is told, and how
 //!
 //! Invariants: no session with an agent whose key is not the known one; programs that are
 //! started come from the build or this console's configuration, never from a server; nothing but
@@ -25,6 +26,7 @@ pub mod open;
 pub mod session;
 pub mod state;
 pub mod viewer;
+pub mod writer;
 
 use std::{
     io::IsTerminal,

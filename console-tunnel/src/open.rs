@@ -43,7 +43,7 @@ pub async fn open(
 ) -> Result<(), CliError> {
     let caller = Caller::load(context)?;
     let local = Local::tcp(args.local, None).await?;
-    let mut reporter = Reporter::new(context.global.output(), started);
+    let mut reporter = Reporter::new(context.global.output(), started)?;
     warn_if_open(&reporter, &local);
     let mut opening =
         Opening::start(context, caller, &args.computer, &args.session, shutdown).await?;
@@ -81,7 +81,7 @@ pub async fn forward(
 ) -> Result<(), CliError> {
     let caller = Caller::load(context)?;
     let locals = bind_all(args).await?;
-    let mut reporter = Reporter::new(context.global.output(), started);
+    let mut reporter = Reporter::new(context.global.output(), started)?;
     locals.iter().for_each(|local| warn_if_open(&reporter, local));
     let mut opening =
         Opening::start(context, caller, &args.computer, &args.session, shutdown).await?;

@@ -18,9 +18,13 @@ use crate::{
 pub async fn trust(context: &Context, given: &str, key: Fingerprint) -> Result<(), CliError> {
     let installation = known_account(context)?.installation();
     let selector = Selector::from(given);
-    let found = look_up(context, &selector).await?;
+    let (found, unasked) = look_up(context, &selector).await?;
     let pin = match found.as_slice() {
-        [] => by_given(&installation, given, &selector, key)?,
+        [] => by_given(&installation, given, &selector, key).map_err(|error| {
+            // The mediator could have told which computer is meant.
+            unasked
+                .map_or(error, |why| why.hint("without the mediator, give client/name or the id"))
+        })?,
         _ => {
             let computer = only_one(&found, given)?;
             remark_other_key(computer, key);
@@ -42,18 +46,21 @@ pub async fn trust(context: &Context, given: &str, key: Fingerprint) -> Result<(
     output.human(format_args!("{} is trusted with {key}", escape_text(given)))
 }
 
-/// What the mediator says; nothing if it cannot be asked.
-async fn look_up(context: &Context, selector: &Selector) -> Result<Vec<KnownComputer>, CliError> {
+/// What the mediator says; nothing, and why, if it cannot be asked.
+async fn look_up(
+    context: &Context,
+    selector: &Selector,
+) -> Result<(Vec<KnownComputer>, Option<CliError>), CliError> {
     let ask = async {
         let online = Caller::load(context)?.connect(Vec::new()).await?;
         matching(&online.peer, selector).await
     };
     match ask.await {
+        Ok(found) => Ok((found, None)),
         Err(error) if error.exit == Exit::NoPath || error.code == "not_logged_in" => {
-            tracing::info!(%error, "mediator was not asked");
-            Ok(Vec::new())
+            Ok((Vec::new(), Some(error)))
         }
-        other => other,
+        Err(error) => Err(error),
     }
 }
 

@@ -135,7 +135,8 @@ impl Running {
         }
         self.tasks.abort_all();
         while self.tasks.join_next().await.is_some() {}
-        result
+        let written = reporter.finish();
+        result.and(written)
     }
 
     async fn until_closed(

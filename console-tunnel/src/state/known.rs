@@ -89,7 +89,8 @@ impl KnownAgents {
             let by_id = agent.computer == Some(seen.computer);
             let by_name = agent.is_named(seen);
             if (by_id || by_name) && agent.key != seen.key {
-                return Verdict::Changed { known: agent.key, new_id: !by_id };
+                let new_id = agent.computer.is_some_and(|id| id != seen.computer);
+                return Verdict::Changed { known: agent.key, new_id };
             }
             if by_name && agent.computer.is_some_and(|id| id != seen.computer) {
                 return Verdict::Changed { known: agent.key, new_id: true };
@@ -347,7 +348,7 @@ mod tests {
         for client in ["p/c", "c"] {
             let mut known = KnownAgents::default();
             known.pin(KnownAgent::pinned("i", client, "pc", Fingerprint([10; 32])));
-            assert_eq!(known.check(&seen(1, "p/c", "pc", 11)), changed(10, true));
+            assert_eq!(known.check(&seen(1, "p/c", "pc", 11)), changed(10, false));
             assert_eq!(known.check(&seen(1, "p/c", "pc", 10)), Verdict::Known);
             assert!(known.remember(&seen(1, "p/c", "pc", 10), NOW));
             assert_eq!(known.check(&seen(2, "p/c", "pc", 10)), changed(10, true));
