@@ -289,7 +289,7 @@ impl Driver {
                     self.join(relay, index, slot);
                 }
             }
-            DriverEvent::Machine(Event::PeerClosed(_)) => return Some("closed_by_peer".into()),
+            DriverEvent::Machine(Event::PeerClosed(reason)) => return Some(reason.into()),
             DriverEvent::Machine(_) => {}
         }
         None
@@ -659,7 +659,7 @@ impl Driver {
 
     async fn finish(mut self, reason: &str) {
         info!(session = %self.p.session, reason, "session over");
-        self.p.shared.with(|resume, _| resume.close(ChannelCode::SessionEnded));
+        self.p.shared.with(|resume, _| resume.close(reason));
         // Resets of channels and the farewell are on their way; more than this is not owed.
         let events = async {
             loop {

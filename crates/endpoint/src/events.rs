@@ -118,8 +118,8 @@ pub enum SessionEvent {
     },
     /// The session is over. Nothing follows.
     Closed {
-        /// Stable word: `closed`, `closed_by_peer`, `revoked`, `lease_expired`, `mediator_lost`,
-        /// `no_carrier`, `no_path`, `stopped`, or an administrator's.
+        /// Stable word, the same at both ends: `revoked`, `lease_expired`, `mediator_lost`,
+        /// `no_carrier`, `no_path`, `stopped`, or that of whoever ended it.
         reason: String,
         /// Console to target, bytes delivered.
         bytes_up: u64,

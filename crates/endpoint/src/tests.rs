@@ -6,7 +6,6 @@ use std::{sync::Arc, time::Duration};
 use adit_core::resume::{Event, Shape};
 use adit_net::noise::RelayedHandshake;
 use adit_protocol::{
-    code::ChannelCode,
     ids::{CarrierNumber, SessionId},
     target::{Target, Transport},
     ticket::Role,
@@ -210,7 +209,7 @@ async fn a_reset_arrives_as_a_reset_and_an_end_as_an_end() {
     // And so is a session that ends.
     let mut app = world.open().await;
     let _target = listener.accept().await.unwrap();
-    world.console.with(|r, _| r.close(ChannelCode::SessionEnded));
+    world.console.with(|r, _| r.close("closed"));
     let end = tokio::time::timeout(Duration::from_secs(5), app.read(&mut [0; 8])).await.unwrap();
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }

@@ -135,8 +135,8 @@ pub enum Record {
     },
     /// Both: the session ends.
     Close {
-        /// Why.
-        code: ChannelCode,
+        /// Why: a stable word, `a-z` and `_`, at most [`MAX_REASON`] bytes.
+        reason: Box<str>,
     },
 }
 
@@ -198,7 +198,11 @@ impl Record {
             }
             Self::Hello { carrier } => _ = w.byte(kind::HELLO).int(carrier.0),
             Self::Welcome { carrier } => _ = w.byte(kind::WELCOME).int(carrier.0),
-            Self::Close { code } => _ = w.byte(kind::CLOSE).byte(*code as u8),
+            Self::Close { reason } => {
+                let reason = if is_reason(reason) { reason } else { "closed" };
+                w.byte(kind::CLOSE).int(reason.len() as u64);
+                w.0.put_slice(reason.as_bytes());
+            }
         }
     }
 
@@ -242,6 +246,15 @@ impl Record {
             _ => 0,
         }
     }
+}
+
+/// Longest reason in `Close`, bytes.
+pub const MAX_REASON: usize = 64;
+
+/// Reasons end up in logs, audit and on screens: words, nothing else.
+fn is_reason(text: &str) -> bool {
+    (1..=MAX_REASON).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
 }
 
 /// Largest value of a variable-length integer.
@@ -352,7 +365,17 @@ impl<'a> Reader<'a> {
             kind::JOIN_RELAY => Record::JoinRelay { relay: self.u32()?, slot: self.u32()? },
             kind::HELLO => Record::Hello { carrier: CarrierNumber(self.int()?) },
             kind::WELCOME => Record::Welcome { carrier: CarrierNumber(self.int()?) },
-            kind::CLOSE => Record::Close { code: self.code()? },
+            kind::CLOSE => {
+                let len = usize::try_from(self.int()?).map_err(|_| Stop::Bad)?;
+                if len > MAX_REASON {
+                    return Err(Stop::Bad);
+                }
+                let reason = std::str::from_utf8(self.take(len)?).map_err(|_| Stop::Bad)?;
+                if !is_reason(reason) {
+                    return Err(Stop::Bad);
+                }
+                Record::Close { reason: reason.into() }
+            }
             _ => return Err(Stop::Bad),
         })
     }
@@ -403,6 +426,7 @@ mod tests {
                 }
             ),
             n().prop_map(|nonce| Record::Ping { nonce }),
+            "[a-z_]{1,64}".prop_map(|r| Record::Close { reason: r.into() }),
         ]
     }
 

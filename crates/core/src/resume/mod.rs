@@ -115,8 +115,8 @@ pub enum Event {
         /// Connection slot.
         slot: u32,
     },
-    /// The peer ends the session.
-    PeerClosed(ChannelCode),
+    /// The peer ends the session, for this reason.
+    PeerClosed(Box<str>),
 }
 
 /// How a channel ended and what it moved.
@@ -285,14 +285,15 @@ impl Resume {
     }
 
     /// Tells the peer that the session ends, on every carrier, and resets all channels.
-    pub fn close(&mut self, code: ChannelCode) {
+    pub fn close(&mut self, reason: &str) {
+        let code = ChannelCode::SessionEnded;
         let channels: Vec<_> = self.channels.keys().chain(self.flows.keys()).copied().collect();
         for id in channels {
             self.end(id, Epitaph::Reset(code), false);
         }
         let carriers: Vec<_> = self.carriers.keys().copied().collect();
         for number in carriers {
-            self.control(number, Record::Close { code });
+            self.control(number, Record::Close { reason: reason.into() });
         }
     }
 
@@ -476,8 +477,8 @@ impl Resume {
                 self.events.push_back(Event::JoinRelay { relay: *relay, slot: *slot });
                 Ok(())
             }
-            Record::Close { code } => {
-                self.events.push_back(Event::PeerClosed(*code));
+            Record::Close { reason } => {
+                self.events.push_back(Event::PeerClosed(reason.clone()));
                 Ok(())
             }
             Record::Hello { .. } | Record::Welcome { .. } => Err(Violation("greeting twice")),
