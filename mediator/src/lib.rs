@@ -1,11 +1,11 @@
 //! The mediator: authenticates agents, consoles and relays, decides, writes the audit record,
 //! and brokers sessions.
 //!
-//! - [`core`]: the broker, a state machine without IO
-//! - [`store`]: SQLite, the one writer, the audit log on disk
-//! - [`serve`]: sockets; drives the broker and answers devices
-//! - [`admin`]: what the machine's administrator may do, through one request type
-//! - [`cli`]: the command line
+//! - `core`: the broker, a state machine without IO
+//! - `store`: SQLite, the one writer, the audit log on disk
+//! - `serve`: sockets; drives the broker and answers devices
+//! - `admin`: what the machine's administrator may do, through one request type
+//! - `cli`: the command line
 //!
 //! Invariants: nothing is granted before its audit record is durable; session data never comes
 //! here; what a peer sends is bounded, and nobody who is not authenticated gets more than a
