@@ -23,6 +23,7 @@ use adit_protocol::{
     handshake::SessionKeys,
     ids::{CarrierNumber, ChannelId, SessionId},
     keys::SigningKey,
+    record::MAX_REASON,
     ticket::Role,
     wire,
 };
@@ -221,7 +222,7 @@ impl Driver {
                 break reason;
             }
         };
-        self.finish(&reason).await;
+        self.finish(&word(&reason)).await;
     }
 
     fn join(&self, relay: Relay, index: usize, slot: u32) {
@@ -696,6 +697,14 @@ impl Driver {
     pub(crate) fn direct_count(&self) -> usize {
         self.carriers.values().filter(|c| c.up.direct.is_some()).count()
     }
+}
+
+/// A reason as both ends report it: a stable word.
+fn word(reason: &str) -> String {
+    let letter = |c: char| if c.is_ascii_lowercase() { c } else { '_' };
+    let word: String =
+        reason.chars().map(|c| letter(c.to_ascii_lowercase())).take(MAX_REASON).collect();
+    if word.is_empty() { "closed".to_owned() } else { word }
 }
 
 /// `None`: no answer.
