@@ -7,6 +7,8 @@ use super::{Findings, sources::File};
 const TABLE: &str = "docs/errors.md";
 /// Codes of control failures, channels and joins.
 const CODES: &str = "crates/protocol/src/code.rs";
+/// Where the errors themselves are, with constructors for special cases.
+const ERRORS: &str = "crates/runtime/src/cli/error.rs";
 /// Constructors of command-line errors whose first argument is the code.
 const CONSTRUCTORS: &[&str] = &["failed", "usage", "refused", "not_there", "no_path", "new"];
 
@@ -44,8 +46,9 @@ fn row(line: &str) -> Option<&str> {
 fn codes(file: &File) -> Vec<String> {
     let text = file.without_tests();
     let mut found = Vec::new();
-    for (at, _) in text.match_indices("CliError::") {
-        let rest = text.get(at + "CliError::".len()..).unwrap_or_default();
+    let kind = if file.path == ERRORS { "Self::" } else { "CliError::" };
+    for (at, _) in text.match_indices(kind) {
+        let rest = text.get(at + kind.len()..).unwrap_or_default();
         let Some((name, arguments)) = rest.split_once('(') else { continue };
         if CONSTRUCTORS.contains(&name) {
             found.extend(literal(arguments.trim_start()));
