@@ -596,7 +596,10 @@ impl Broker {
             _ => None,
         });
         let Some(joiner) = noise else { return Vec::new() };
-        let mut order: Vec<_> = self.relays.iter().filter(|(id, _)| !not.contains(id)).collect();
+        // A relay without addresses drains: it serves what it has and takes nothing new.
+        let takes = |relay: &Registered| !relay.info.addresses.is_empty();
+        let mut order: Vec<_> =
+            self.relays.iter().filter(|(id, r)| !not.contains(id) && takes(r)).collect();
         // Both ends must name the same relays: those already chosen come first.
         let chosen = &session.relays;
         order.sort_by_key(|(id, relay)| (!chosen.contains(id), relay.load, **id));
