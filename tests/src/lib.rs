@@ -9,8 +9,11 @@
 //!
 //! It knows the programs' contract only and imports none of their code. Tests that use it are
 //! behind the feature `e2e`, which `cargo xtask test` turns on; nothing is ever skipped.
+//!
+//! [`decoders`] is apart: what the fuzz targets and the replay of their corpus call.
 
 pub mod capture;
+pub mod decoders;
 pub mod lab;
 pub mod peer;
 pub mod process;
