@@ -4,6 +4,7 @@
 //! `cargo xtask demo` the main job on this machine. Nothing here may be imported by a program,
 //! and it stays small: it is compiled before anything else can be.
 
+mod bench;
 mod ci;
 mod demo;
 mod fuzz;
@@ -25,7 +26,8 @@ cargo xtask COMMAND
                               programs, e2e; more arguments after -- go to the end-to-end tests
   ci [CHECK…]                 formatting, lints, docs, dependencies, licences, house rules
   fuzz [--seconds N] [TARGET…]  runs the fuzz targets (needs cargo-fuzz)
-  bench [ARGS…]               side-by-side benchmarks, writes target/bench/report.md
+  bench [--quick] [ARGS…]     side-by-side benchmarks (Linux, root), writes
+                              target/bench/report.md; fails if a bar is missed
 
 Examples
   cargo xtask demo --once
@@ -58,11 +60,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         "test" => test::run(rest)?,
         "ci" => ci::run(rest)?,
         "fuzz" => fuzz::run(rest)?,
-        "bench" => {
-            let mut args = vec!["run", "--release", "--locked", "--package", "adit-benches", "--"];
-            args.extend(rest.iter().map(String::as_str));
-            process::cargo(&args)?;
-        }
+        "bench" => return bench::run(rest),
         "help" | "--help" | "-h" => print!("{USAGE}"),
         other => bail!("no such command: {other}\n\n{USAGE}"),
     }
