@@ -1,3 +1,5 @@
+//! The gate against rules, clocks and resolvers of the test's own.
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use adit_protocol::{ids::ComputerId, keys::SigningKey, target::Transport};

@@ -1,3 +1,5 @@
+//! The policy file: tables of what it allows, and that nothing else is.
+
 use std::net::IpAddr;
 
 use adit_protocol::{

@@ -1,3 +1,5 @@
+//! Configuration from file, environment and flags.
+
 use super::*;
 use crate::cli::{Exit, Program};
 

@@ -1,3 +1,5 @@
+//! Data directories: modes, locks, writes that are whole or not there.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! The local socket: bounds, bad input, one server a directory.
+
 use std::future::Future;
 
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+//! The metrics page: bounds and bad input.
+
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
