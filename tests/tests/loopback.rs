@@ -132,6 +132,10 @@ fn session_starts_relayed_and_keeps_the_relay_as_standby() -> Result<()> {
     })?;
     let fetched = bulk.join().map_err(|_| anyhow::anyhow!("panicked"))??;
     ensure!(fetched["intact"] == true, "{fetched}");
+    // It does not go to and fro where nothing happens to either path.
+    let events = forward.process.events();
+    let changes = events.iter().filter(|e| text(e, "state") == "active").count();
+    ensure!(changes <= 4, "{changes} changes of the carrier in two quiet seconds: {events:?}");
     Ok(())
 }
 

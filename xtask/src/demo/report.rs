@@ -78,8 +78,15 @@ impl Report {
             format!("{} events, verified with the root key; this session's:", audit.len()),
         );
         let session = self.session.as_ref().map_or("", |s| text(&s.granted, "session_id"));
-        for event in audit.iter().filter(|e| text(e, "session_id") == session) {
-            println!("    {}", audit_line(event));
+        let events: Vec<_> = audit.iter().filter(|e| text(e, "session_id") == session).collect();
+        // What repeats without a break is one line.
+        for same in events.chunk_by(|a, b| text(a, "event") == text(b, "event")) {
+            let [first, rest @ ..] = same else { continue };
+            let more = match rest.len() {
+                0 => String::new(),
+                n => format!("  (and {n} more)"),
+            };
+            println!("    {}{more}", audit_line(first));
         }
         println!();
     }
