@@ -268,7 +268,12 @@ impl Driver {
         let now = Instant::now();
         match event {
             DriverEvent::NeedStream(number, id) => {
-                if let Some(direct) = self.carriers.get(&number).and_then(|c| c.up.direct.clone()) {
+                // The console alone opens streams; at the agent the stream that the channel came
+                // on is about to be registered, and looks for something to send by itself.
+                if self.p.role == Role::Console
+                    && let Some(direct) =
+                        self.carriers.get(&number).and_then(|c| c.up.direct.clone())
+                {
                     let shared = self.p.shared.clone();
                     direct.tasks.clone().spawn(crate::direct::open_stream(shared, direct, id));
                 }
