@@ -179,12 +179,14 @@ impl Channel {
         self.local_fin = true;
     }
 
-    /// Bytes that the local side may still give.
-    pub(super) fn capacity(&self) -> usize {
+    /// Bytes that the local side may still give. `most`: of ours that may wait for the peer
+    /// whatever credit it gives, since they wait in our memory.
+    pub(super) fn capacity(&self, most: u64) -> usize {
         if self.local_fin {
             return 0;
         }
-        usize::try_from((self.credit + READ_AHEAD).saturating_sub(self.send.end())).unwrap_or(0)
+        let limit = self.credit.min(self.send.acked() + most) + READ_AHEAD;
+        usize::try_from(limit.saturating_sub(self.send.end())).unwrap_or(0)
     }
 
     pub(super) fn handle_ack(

@@ -25,6 +25,7 @@ mod flow;
 mod recv;
 mod send;
 mod tombstone;
+mod types;
 
 #[cfg(test)]
 mod tests;
@@ -37,7 +38,10 @@ use std::{
 use adit_protocol::{
     code::ChannelCode,
     ids::{CarrierNumber, ChannelId},
-    limits::{FAIR_QUANTUM, MAX_CARRIERS, MAX_CHANNELS_PER_SESSION, MAX_SESSION_WINDOW},
+    limits::{
+        FAIR_QUANTUM, INITIAL_WINDOW, MAX_CARRIERS, MAX_CHANNEL_WINDOW, MAX_CHANNELS_PER_SESSION,
+        MAX_SESSION_WINDOW,
+    },
     record::{MAX_VARINT, Record},
     target::{Target, Transport},
     ticket::Role,
@@ -47,6 +51,7 @@ use bytes::Bytes;
 use channel::{Channel, State};
 use flow::Flow;
 use tombstone::{Epitaph, Tombstones};
+pub use types::{ChannelEnd, Deliverable, Event, Shape, TooManyChannels, Transmit, Violation};
 
 /// Control records that may wait for one carrier.
 const MAX_CONTROL_QUEUE: usize = 4096;
@@ -56,97 +61,12 @@ const BULK_INTERVAL: Duration = Duration::from_secs(1);
 /// rather not grow too fast).
 const DEFAULT_RTT: Duration = Duration::from_millis(100);
 
-/// The peer broke a rule of the protocol: the carrier it came on is to be closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("peer broke the protocol: {0}")]
-pub struct Violation(pub &'static str);
-
-/// No more channels can be opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many channels are open: at most {MAX_CHANNELS_PER_SESSION} in a session")]
-pub struct TooManyChannels;
-
-/// How a carrier transports records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
-    /// All records share one ordered connection.
-    Shared,
-    /// Each TCP channel has an ordered stream of its own, everything else shares one.
-    Streams,
-}
-
-/// A record to be sent, with its payload if it is `Data` or `Datagram`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transmit {
-    /// Header.
-    pub record: Record,
-    /// The bytes that the header announces.
-    pub payload: Bytes,
-}
-
-/// What the shell is to do or to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// Drain [`Resume::poll_transmit`] for this carrier.
-    Transmit(CarrierNumber),
-    /// Drain [`Resume::poll_transmit_stream`] for this channel's stream on this carrier.
-    TransmitStream(CarrierNumber, ChannelId),
-    /// Agent: check and connect the target, then [`Resume::connected`] or [`Resume::refuse`].
-    Connect(ChannelId, Target),
-    /// Console: the target is connected.
-    Opened(ChannelId),
-    /// Bytes or the end wait in [`Resume::take_deliverable`].
-    Deliver(ChannelId),
-    /// The local socket may be read again.
-    Capacity(ChannelId),
-    /// A datagram of a UDP flow.
-    Datagram(ChannelId, Bytes),
-    /// The channel is over. With a code other than `None` the local socket is to be closed with a
-    /// reset, so that a cut stream never looks complete.
-    Closed(ChannelId, ChannelEnd),
-    /// Agent asks to leave a carrier.
-    MoveAsked(CarrierNumber),
-    /// Answer to a ping sent with [`Resume::ping`].
-    Pong(CarrierNumber, u64),
-    /// Console asks to join a relay slot.
-    JoinRelay {
-        /// Index in the session's relay list.
-        relay: u32,
-        /// Connection slot.
-        slot: u32,
-    },
-    /// The peer ends the session, for this reason.
-    PeerClosed(Box<str>),
-}
-
-/// How a channel ended and what it moved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChannelEnd {
-    /// Where it led.
-    pub target: Target,
-    /// Refused before it was connected, rather than ended after.
-    pub refused: bool,
-    /// `None`: both ways ended regularly.
-    pub code: Option<ChannelCode>,
-    /// Bytes of ours that the peer has delivered.
-    pub bytes_sent: u64,
-    /// Bytes of the peer that were delivered here.
-    pub bytes_received: u64,
-}
-
-/// What waits for the local socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Deliverable {
-    /// Write these, then call [`Resume::handle_delivered`].
-    Bytes(Bytes),
-    /// Shut down the sending side, then call [`Resume::handle_fin_delivered`].
-    Fin,
-}
-
 #[derive(Debug)]
 struct Carrier {
     shape: Shape,
     rtt: Option<Duration>,
+    /// Our ping that has no answer yet: only its answer is an event.
+    pinged: Option<u64>,
     control: VecDeque<Record>,
     ready: VecDeque<ChannelId>,
     in_ready: BTreeSet<ChannelId>,
@@ -167,6 +87,8 @@ pub struct Resume {
     interactive: Option<CarrierNumber>,
     bulk: Option<CarrierNumber>,
     windows: u64,
+    /// Bytes of all channels that wait for the peer.
+    held: u64,
     next_judgement: Option<Instant>,
     timer_moved: bool,
     events: VecDeque<Event>,
@@ -185,6 +107,7 @@ impl Resume {
             interactive: None,
             bulk: None,
             windows: 0,
+            held: 0,
             next_judgement: None,
             timer_moved: false,
             events: VecDeque::new(),
@@ -203,6 +126,7 @@ impl Resume {
             Carrier {
                 shape,
                 rtt: None,
+                pinged: None,
                 control: VecDeque::new(),
                 ready: VecDeque::new(),
                 in_ready: BTreeSet::new(),
@@ -266,6 +190,9 @@ impl Resume {
 
     /// Sends a ping on a carrier.
     pub fn ping(&mut self, number: CarrierNumber, nonce: u64) {
+        if let Some(carrier) = self.carriers.get_mut(&number) {
+            carrier.pinged = Some(nonce);
+        }
         self.control(number, Record::Ping { nonce });
     }
 
@@ -355,8 +282,9 @@ impl Resume {
 
     /// Bytes that the local socket may give now. An [`Event::Capacity`] follows a 0.
     pub fn local_capacity(&mut self, id: ChannelId) -> usize {
+        let most = self.most_held();
         let Some(channel) = self.channels.get_mut(&id) else { return 0 };
-        let capacity = channel.capacity();
+        let capacity = channel.capacity(most);
         channel.blocked = capacity == 0;
         capacity
     }
@@ -364,6 +292,7 @@ impl Resume {
     /// Bytes from the local socket, at most [`Resume::local_capacity`].
     pub fn handle_local_data(&mut self, id: ChannelId, data: Bytes, now: Instant) {
         if let Some(channel) = self.channels.get_mut(&id) {
+            self.held += data.len() as u64;
             channel.push_local(data);
             self.signal(id, now);
         }
@@ -461,7 +390,9 @@ impl Resume {
             Record::Data { .. } | Record::Datagram { .. } => Err(Violation("payload missing")),
             Record::Move { suspect } => {
                 self.console_only("move")?;
-                self.events.push_back(Event::MoveAsked(*suspect));
+                if self.carriers.contains_key(suspect) {
+                    self.events.push_back(Event::MoveAsked(*suspect));
+                }
                 Ok(())
             }
             Record::Ping { nonce } => {
@@ -469,7 +400,10 @@ impl Resume {
                 Ok(())
             }
             Record::Pong { nonce } => {
-                self.events.push_back(Event::Pong(carrier, *nonce));
+                let from = self.carriers.get_mut(&carrier);
+                if from.is_some_and(|c| c.pinged.take_if(|n| n == nonce).is_some()) {
+                    self.events.push_back(Event::Pong(carrier, *nonce));
+                }
                 Ok(())
             }
             Record::JoinRelay { relay, slot } => {
@@ -805,7 +739,10 @@ impl Resume {
         now: Instant,
     ) -> Result<(), Violation> {
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
-        channel.handle_ack(carrier, delivered, credit)?;
+        let held = channel.send.held();
+        let result = channel.handle_ack(carrier, delivered, credit);
+        self.held -= held - channel.send.held();
+        result?;
         let done = channel.complete();
         let on = channel.tx;
         self.unblock(id);
@@ -832,7 +769,7 @@ impl Resume {
     /// said again.
     fn finish(&mut self, id: ChannelId, told_on: Option<CarrierNumber>) {
         let Some(mut channel) = self.channels.remove(&id) else { return };
-        self.windows = self.windows.saturating_sub(channel.recv.window());
+        self.release(&channel);
         let (received, ack) = channel.epitaph();
         let how = Epitaph::Clean { received, ack };
         self.tombstones.bury(id, how, told_on.or(self.interactive));
@@ -850,7 +787,7 @@ impl Resume {
             Epitaph::Clean { .. } => (false, None),
         };
         let on = if let Some(channel) = self.channels.remove(&id) {
-            self.windows = self.windows.saturating_sub(channel.recv.window());
+            self.release(&channel);
             self.events.push_back(Event::Closed(id, end_of(&channel, refused, code)));
             channel.tx
         } else if let Some(flow) = self.flows.remove(&id) {
@@ -898,10 +835,23 @@ impl Resume {
         self.signal(id, now);
     }
 
+    /// The memory that a channel took.
+    fn release(&mut self, channel: &Channel) {
+        self.windows = self.windows.saturating_sub(channel.recv.window());
+        self.held = self.held.saturating_sub(channel.send.held());
+    }
+
+    /// How much one channel may have waiting for the peer. Credit alone must not say: it is the
+    /// peer's word.
+    fn most_held(&self) -> u64 {
+        if self.held < MAX_SESSION_WINDOW { MAX_CHANNEL_WINDOW } else { INITIAL_WINDOW }
+    }
+
     fn unblock(&mut self, id: ChannelId) {
+        let most = self.most_held();
         if let Some(channel) = self.channels.get_mut(&id)
             && channel.blocked
-            && channel.capacity() > 0
+            && channel.capacity(most) > 0
         {
             channel.blocked = false;
             self.events.push_back(Event::Capacity(id));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use adit_protocol::limits::{ACK_DELAY, INITIAL_WINDOW, MAX_CHANNEL_WINDOW};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::Violation;
 
@@ -14,9 +14,17 @@ use super::Violation;
 /// at about twice the bandwidth-delay product.
 const GROW_WITHIN_RTTS: u32 = 2;
 
+/// Pieces smaller than this are copied together: each would keep the packet or message alive in
+/// which it came, so that a peer that sends single bytes could fill far more than its window.
+const SMALL: usize = 1024;
+/// What small pieces are collected in.
+const COLLECTED: usize = 4 * SMALL;
+
 #[derive(Debug)]
 pub(super) struct Receiver {
     queue: VecDeque<Bytes>,
+    /// The end of the queue, if it came in small pieces.
+    small: BytesMut,
     /// All bytes below have arrived.
     received: u64,
     /// All bytes below were written to the local socket.
@@ -38,6 +46,7 @@ impl Receiver {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             queue: VecDeque::new(),
+            small: BytesMut::new(),
             received: 0,
             delivered: 0,
             window: INITIAL_WINDOW,
@@ -79,8 +88,24 @@ impl Receiver {
         let known = usize::try_from(self.received - offset).unwrap_or(usize::MAX);
         let _ = data.split_to(known.min(data.len()));
         self.received = end;
-        self.queue.push_back(data);
+        self.push(data);
         Ok(true)
+    }
+
+    fn push(&mut self, data: Bytes) {
+        let small = data.len() < SMALL;
+        if !self.small.is_empty() && (!small || self.small.len() + data.len() > COLLECTED) {
+            let collected = self.small.split().freeze();
+            self.queue.push_back(collected);
+        }
+        if small {
+            if self.small.capacity() < self.small.len() + data.len() {
+                self.small.reserve(COLLECTED);
+            }
+            self.small.extend_from_slice(&data);
+        } else {
+            self.queue.push_back(data);
+        }
     }
 
     /// Takes in `Fin`; `true` if it is new.
@@ -97,7 +122,8 @@ impl Receiver {
     }
 
     pub(super) fn pop(&mut self) -> Option<Bytes> {
-        self.queue.pop_front()
+        let small = || (!self.small.is_empty()).then(|| self.small.split().freeze());
+        self.queue.pop_front().or_else(small)
     }
 
     /// Is everything delivered and only the local shutdown missing?

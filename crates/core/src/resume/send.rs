@@ -39,6 +39,10 @@ impl SendBuffer {
     pub(super) fn next(&self) -> u64 {
         self.next
     }
+    /// Bytes that wait here.
+    pub(super) fn held(&self) -> u64 {
+        self.end - self.acked
+    }
     pub(super) fn sent_max(&self) -> u64 {
         self.sent_max
     }

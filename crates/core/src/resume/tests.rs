@@ -11,7 +11,8 @@ use std::{
 use adit_protocol::{
     code::ChannelCode,
     ids::{CarrierNumber, ChannelId},
-    record::Record,
+    limits::{INITIAL_WINDOW, MAX_CHANNEL_WINDOW, MAX_SESSION_WINDOW},
+    record::{MAX_VARINT, Record},
     target::{Target, Transport},
     ticket::Role,
 };
@@ -466,4 +467,98 @@ fn a_keystroke_takes_its_turn_beside_bulk() {
         before += t.payload.len();
     }
     panic!("keystroke not sent");
+}
+
+/// An agent with one connected channel on one carrier.
+fn agent() -> (Resume, CarrierNumber, ChannelId, Instant) {
+    let (now, carrier, id) = (Instant::now(), CarrierNumber(1), ChannelId(1));
+    let mut agent = Resume::new(Role::Agent);
+    assert!(agent.carrier_up(carrier, Shape::Shared));
+    open(&mut agent, carrier, id, now);
+    agent.connected(id, now);
+    (agent, carrier, id, now)
+}
+
+fn open(agent: &mut Resume, carrier: CarrierNumber, channel: ChannelId, now: Instant) {
+    let target = Target::parse("127.0.0.1:9", Transport::Tcp).unwrap();
+    let open = Record::Open { channel, target, credit: INITIAL_WINDOW };
+    agent.handle_record(carrier, &open, now).unwrap();
+}
+
+/// Reads a local socket that always has more; gives the bytes taken from it.
+fn fill(agent: &mut Resume, id: ChannelId, now: Instant) -> u64 {
+    let mut taken = 0;
+    while let n @ 1.. = agent.local_capacity(id).min(1 << 20) {
+        agent.handle_local_data(id, Bytes::from(vec![0; n]), now);
+        taken += n as u64;
+        assert!(taken < 1 << 30, "no end to what is kept for a peer that does not read");
+    }
+    taken
+}
+
+/// Credit is the peer's word: it must not decide how much of our memory waits for it.
+#[test]
+fn boundless_credit_does_not_make_memory_grow() {
+    let (mut agent, carrier, id, now) = agent();
+    let credit = MAX_VARINT;
+    agent.handle_record(carrier, &Record::Opened { channel: id, credit }, now).unwrap_err();
+    agent.handle_record(carrier, &Record::Ack { channel: id, delivered: 0, credit }, now).unwrap();
+    assert!(fill(&mut agent, id, now) <= MAX_CHANNEL_WINDOW + 1024 * 1024);
+    for n in 2..200 {
+        let id = ChannelId(n);
+        open(&mut agent, carrier, id, now);
+        agent.connected(id, now);
+        let ack = Record::Ack { channel: id, delivered: 0, credit };
+        agent.handle_record(carrier, &ack, now).unwrap();
+        fill(&mut agent, id, now);
+    }
+    let most = MAX_SESSION_WINDOW + MAX_CHANNEL_WINDOW + 200 * 2 * INITIAL_WINDOW;
+    assert!(agent.held <= most, "{} held", agent.held);
+    // And a channel goes on once its peer has read, also beside others that are stuck.
+    let last = ChannelId(199);
+    assert_eq!(agent.local_capacity(last), 0);
+    while agent.poll_transmit(carrier, 1 << 20, now).is_some() {}
+    let held = agent.channels[&last].send.held();
+    let ack = Record::Ack { channel: last, delivered: held, credit };
+    agent.handle_record(carrier, &ack, now).unwrap();
+    assert!(agent.local_capacity(last) > 0);
+    agent.close("over");
+    assert_eq!(agent.held, 0);
+}
+
+/// A byte must not keep the packet alive in which it came.
+#[test]
+fn single_bytes_do_not_pin_the_packets_they_came_in() {
+    let (mut agent, carrier, id, _) = agent();
+    let total = INITIAL_WINDOW;
+    let packet = Bytes::from(vec![7; 64 * 1024]);
+    for offset in 0..total {
+        agent.handle_data(carrier, id, offset, packet.slice(..1)).unwrap();
+    }
+    assert!(packet.is_unique(), "queued bytes still refer to the packet");
+    let mut pieces = 0;
+    let mut bytes = 0;
+    while let Some(Deliverable::Bytes(piece)) = agent.take_deliverable(id) {
+        pieces += 1;
+        bytes += piece.len() as u64;
+    }
+    assert_eq!(bytes, total);
+    assert!(pieces <= total / 512, "{pieces} pieces");
+}
+
+/// What the peer says unasked must not become work for the session's driver.
+#[test]
+fn only_answers_to_our_pings_are_events() {
+    let (mut agent, carrier, _, now) = agent();
+    while agent.poll_event().is_some() {}
+    for nonce in 0..1000 {
+        agent.handle_record(carrier, &Record::Pong { nonce }, now).unwrap();
+    }
+    assert_eq!(agent.poll_event(), None);
+    agent.ping(carrier, 7);
+    while agent.poll_event().is_some() {}
+    agent.handle_record(carrier, &Record::Pong { nonce: 7 }, now).unwrap();
+    assert_eq!(agent.poll_event(), Some(Event::Pong(carrier, 7)));
+    agent.handle_record(carrier, &Record::Pong { nonce: 7 }, now).unwrap();
+    assert_eq!(agent.poll_event(), None);
 }
