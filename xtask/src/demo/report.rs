@@ -136,14 +136,19 @@ impl Report {
     }
 }
 
-/// The last word on each kind of carrier.
+/// The last word on each carrier that is there, the one in use first.
 fn latest(carriers: &[Value]) -> Vec<&Value> {
     let mut found: Vec<&Value> = Vec::new();
+    let same = |a: &Value, b: &Value| {
+        ["kind", "local", "remote"].iter().all(|key| text(a, key) == text(b, key))
+    };
     for carrier in carriers.iter().rev() {
-        if !found.iter().any(|f| text(f, "kind") == text(carrier, "kind")) {
+        if !found.iter().any(|f| same(f, carrier)) {
             found.push(carrier);
         }
     }
+    found.retain(|c| text(c, "state") != "lost");
+    found.sort_by_key(|c| text(c, "state") != "active");
     found
 }
 
@@ -232,13 +237,16 @@ mod tests {
 
     #[test]
     fn shows_the_last_state_of_each_carrier() {
-        let carrier = |kind: &str, state: &str| serde_json::json!({"kind": kind, "state": state});
+        let carrier = |kind: &str, local: &str, state: &str| serde_json::json!({"kind": kind, "local": local, "state": state});
         let all = [
-            carrier("relayed", "active"),
-            carrier("direct", "active"),
-            carrier("relayed", "standby"),
+            carrier("relayed", "a", "active"),
+            carrier("direct", "b", "active"),
+            carrier("direct", "c", "standby"),
+            carrier("direct", "d", "lost"),
+            carrier("relayed", "a", "standby"),
         ];
-        let states: Vec<_> = latest(&all).iter().map(|c| text(c, "state")).collect();
-        assert_eq!(states, ["standby", "active"]);
+        let shown: Vec<_> =
+            latest(&all).iter().map(|c| (text(c, "local"), text(c, "state"))).collect();
+        assert_eq!(shown, [("b", "active"), ("a", "standby"), ("c", "standby")]);
     }
 }
