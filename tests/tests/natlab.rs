@@ -150,6 +150,28 @@ fn udp_that_dies_costs_no_byte_and_no_second() -> Result<()> {
 }
 
 #[test]
+fn targets_without_a_route_are_unreachable() -> Result<()> {
+    let mut site = Site::lab("natlab-unreachable", "open+open")?;
+    site.start_mediator()?;
+    site.start_relay("relay")?;
+    let policy = "[[allow]]\ntargets = [\"198.51.100.77\"]\nports = [9]\n";
+    site.start_agent("agent", policy)?;
+    site.login("console")?;
+    let mut route = Command::new("ip");
+    route.args(["route", "add", "unreachable", "198.51.100.77/32"]);
+    ensure!(run("ip route", &site.on("agent", route), "")?.code == 0);
+    let mut forward = site.forward(&["-L", "127.0.0.1:0:198.51.100.77:9"])?;
+    let local = forward.local()?.to_string();
+    let echo = run("echo", &site.on("console", peer(&["echo", &local, "1", "1"])), "")?;
+    ensure!(echo.code != 0, "something answered");
+    forward.process.wait("target_unreachable", SOON, |e| {
+        text(e, "event") == "channel" && text(e, "reason") == "target_unreachable"
+    })?;
+    forward.close()?;
+    Ok(())
+}
+
+#[test]
 fn a_leak_would_be_found() -> Result<()> {
     let site = Site::lab("natlab-leak", "open+open")?;
     let leak = peer(&["leak", "203.0.113.10:9", SEED, "100000"]);

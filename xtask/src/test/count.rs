@@ -26,12 +26,11 @@ impl Count {
         self.skipped += other.skipped;
     }
 
-    /// Adds what a summary line of nextest or libtest says.
+    /// Adds what a summary line of nextest or libtest says. Lines of libtest begin at the margin:
+    /// indented ones are what nextest repeats of a failed test.
     fn read(&mut self, line: &str) {
-        if !line.contains(" tests run: ")
-            && !line.contains(" test run: ")
-            && !line.trim_start().starts_with("test result: ")
-        {
+        let nextest = line.contains(" tests run: ") || line.contains(" test run: ");
+        if !nextest && !line.starts_with("test result: ") {
             return;
         }
         let words: Vec<_> =
@@ -106,6 +105,7 @@ mod tests {
             ),
             ("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured", (1, 2, 0)),
             ("a test says: 3 passed, 4 failed", (0, 0, 0)),
+            ("    test result: FAILED. 0 passed; 1 failed; 0 ignored", (0, 0, 0)),
         ] {
             assert_eq!(read(line), expected, "{line}");
         }
