@@ -122,8 +122,9 @@ async fn idle_pair_is_reset_and_holds_no_pipe_before() {
     let relay = TestRelay::start(Limits { idle, ..limits() });
     let (mut console, mut agent) = relay.pair(session(1)).await;
     for _ in 0..10 {
-        console.write_all(b"k").await.unwrap();
-        agent.read_exact(&mut [0]).await.unwrap();
+        // More than goes without a pipe.
+        console.write_all(&[7; 16_384]).await.unwrap();
+        agent.read_exact(&mut [0; 16_384]).await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         relay.hub.collect();
     }
