@@ -28,10 +28,13 @@ const READY: Duration = Duration::from_secs(20);
 const LOAD_PORT: u16 = 7001;
 const BANNER_PORT: u16 = 7002;
 const QUINN_PORT: u16 = 7003;
-/// Round trips in one round, and rounds of them for each round of bulk: the best counts, and
-/// where the scheduler happens to put the processes makes a difference of twice.
-const PINGS: u32 = 2_000;
-const PING_ROUNDS: u32 = 4;
+/// Round trips in one round.
+const PINGS: u32 = 1_000;
+/// Rounds of them for each round of bulk. The best counts: where the scheduler happens to put the
+/// processes makes a difference of twice and more, and everyone must have had the best place.
+const PING_ROUNDS: u32 = 12;
+/// Time between them.
+const PING_REST: Duration = Duration::from_millis(30);
 /// The relay alone is fast and its cost small against the kernel's ticks of 10 ms.
 const RELAY_TIMES: u64 = 4;
 /// Openings in one round.
@@ -323,7 +326,7 @@ impl Bench<'_> {
         let peers: Vec<&Peer> = peers.iter().collect();
         for round in 0..self.options.rounds * PING_ROUNDS {
             for peer in in_turn(&peers, round) {
-                pause(REST);
+                pause(PING_REST);
                 let mut command = self.world.command(Side::Near, &self.me);
                 command.args(["load", &peer.local, "ping", &PINGS.to_string()]);
                 let median = float(&ask(&command, None)?, "median_us")?;
