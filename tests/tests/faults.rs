@@ -229,6 +229,12 @@ fn a_killed_console_is_noticed_and_others_go_on() -> Result<()> {
     let mut site = Site::local("console-killed")?;
     site.start()?;
     site.login("console2")?;
+    // Ten minutes by default: a console may only have lost its network.
+    let config = "[session]\nresume_window = \"3s\"\n";
+    fs::write(site.data_dir("agent").join("agent-tunnel.toml"), config)?;
+    site.kill("agent")?;
+    site.restart("agent")?;
+    wait_online(&site)?;
     let server = TcpServer::start("127.0.0.1:0")?;
     let other = site.forward_from("console2", "agent", &["-L", &to_port(server.port())])?;
     let mut forward = site.forward(&["-L", &to_port(server.port())])?;

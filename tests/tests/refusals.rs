@@ -286,6 +286,9 @@ fn a_mediator_with_another_key_is_refused_by_all() -> Result<()> {
     // The right one comes back, and all is well.
     site.kill("mediator-other")?;
     site.restart("mediator")?;
+    // The agent waits minutes before it asks a stranger again; its owner need not.
+    site.kill("agent")?;
+    site.restart("agent")?;
     wait_online(&site)?;
     let server = TcpServer::start("127.0.0.1:0")?;
     let forward = site.forward(&["-L", &to_port(server.port())])?;
