@@ -25,10 +25,13 @@ pub const SEND_WINDOW: u64 = 16 * 1024 * 1024;
 pub const DATAGRAM_RECEIVE_BUFFER: usize = 1024 * 1024;
 /// Datagrams waiting to be sent, bytes; the oldest are dropped first.
 pub const DATAGRAM_SEND_BUFFER: usize = 256 * 1024;
-/// A connection without any packet ends after this long.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Keeps NAT mappings, which live 30 s and longer (RFC 4787 §4.3 asks for 2 min, few give it).
-pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// A connection without any packet ends after this long. Short, because nothing is lost with it:
+/// channels go on elsewhere, and a path that comes back is dialled anew; but a session whose
+/// carriers are all dead should know it.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Three of these fit into the idle timeout; it also keeps NAT mappings, which live 30 s and
+/// longer (RFC 4787 §4.3 asks for 2 min, few give it).
+pub const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// First guess, before a packet was acknowledged.
 pub const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Every QUIC path carries this (RFC 9000 §14); discovery goes up from here.

@@ -262,6 +262,7 @@ impl Broker {
         });
         if let Some(session) = self.sessions.get_mut(&id) {
             session.lease = now.mono + LEASE;
+            session.offered_on = Some(agent);
             session.phase = Phase::Offered { request, agent, grant, audit_us };
         }
         self.set_timer(id, now.mono + OPEN_TIMEOUT);

@@ -21,7 +21,8 @@ use super::{
 
 /// Events in one report.
 pub(crate) const MAX_EVENTS_PER_REPORT: usize = 64;
-/// A session this young may be missing in a check-in that was on its way.
+/// A session this young may be missing in a check-in that was on its way, if it was offered on
+/// the same connection.
 const CHECK_IN_SLACK: Duration = Duration::from_secs(30);
 /// Bytes of a code that a peer gives.
 const MAX_CODE: usize = 64;
@@ -58,7 +59,8 @@ impl Broker {
         let mine = self.by_computer.get(&computer).cloned().unwrap_or_default();
         for id in mine.difference(&listed) {
             let lost = self.sessions.get(id).is_some_and(|session| {
-                session.is_open() && now.mono.saturating_sub(session.started) > CHECK_IN_SLACK
+                let old = now.mono.saturating_sub(session.started) > CHECK_IN_SLACK;
+                session.is_open() && (old || session.offered_on != Some(connection))
             });
             if lost {
                 self.end(*id, "agent_lost_session", None, Some(connection), None, now);

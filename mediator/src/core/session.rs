@@ -56,6 +56,8 @@ pub(crate) struct Session {
     pub(crate) lease: Duration,
     /// The console's connection that speaks for this session.
     pub(crate) console: Option<ConnectionId>,
+    /// The agent's connection that was offered it; another one means that the agent came back.
+    pub(super) offered_on: Option<ConnectionId>,
     /// Relays for which tickets were given out.
     pub(crate) relays: BTreeSet<RelayId>,
     /// Kinds of carriers in the order of use, by the end that told.
@@ -93,6 +95,7 @@ impl Session {
             started: now.mono,
             lease: now.mono + LEASE,
             console: Some(attempt.connection),
+            offered_on: None,
             relays: BTreeSet::new(),
             kinds: BTreeMap::new(),
             bytes: (0, 0),
@@ -126,6 +129,7 @@ impl Session {
             // A clock that was set back must not make a lease longer than leases are.
             lease: now.mono + Duration::from_millis(left).min(LEASE),
             console: None,
+            offered_on: None,
             relays: BTreeSet::new(),
             kinds: BTreeMap::new(),
             bytes: (0, 0),
