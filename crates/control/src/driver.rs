@@ -92,13 +92,20 @@ async fn read_frames<S: AsyncRead>(
     read: ReadHalf<S>,
     deliver: mpsc::Sender<Request>,
 ) -> CloseReason {
-    let mut frames = FramedRead::new(read, codec(shared.max_frame.load(Ordering::Relaxed)));
+    let mut max_frame = shared.max_frame.subscribe();
+    let mut frames = FramedRead::new(read, codec(*max_frame.borrow_and_update()));
     loop {
-        let max_frame = shared.max_frame.load(Ordering::Relaxed);
-        if frames.decoder().max_frame_length() != max_frame {
-            frames.decoder_mut().set_max_frame_length(max_frame);
-        }
-        match frames.next().await {
+        let frame = tokio::select! {
+            biased;
+            // Before the frame that follows: the peer may send it as soon as it is trusted.
+            Ok(()) = max_frame.changed() => {
+                let max_frame = *max_frame.borrow_and_update();
+                frames.decoder_mut().set_max_frame_length(max_frame);
+                continue;
+            }
+            frame = frames.next() => frame,
+        };
+        match frame {
             Some(Ok(bytes)) => {
                 if let Err(reason) = handle_frame(shared, bytes, &deliver) {
                     return reason;
@@ -127,6 +134,7 @@ fn handle_frame(
     bytes: BytesMut,
     deliver: &mpsc::Sender<Request>,
 ) -> Result<(), CloseReason> {
+    let size = bytes.len();
     let Frame { id, reply, body } = Frame::decode(bytes).map_err(|_| CloseReason::Garbage)?;
     shared.received_now();
     match (reply, body) {
@@ -139,7 +147,7 @@ fn handle_frame(
             shared.answer(id, Body::Done(Done {}));
             Ok(())
         }
-        (false, Some(body)) => accept(shared, id, body, deliver),
+        (false, Some(body)) => accept(shared, id, body, size, deliver),
         // A later version's message: additive evolution only.
         (false, None) if id == 0 => Ok(()),
         (false, None) => {
@@ -154,8 +162,12 @@ fn accept(
     shared: &Arc<Shared>,
     id: u64,
     body: Body,
+    size: usize,
     deliver: &mpsc::Sender<Request>,
 ) -> Result<(), CloseReason> {
+    if shared.incoming_bytes.load(Ordering::Relaxed) > shared.max_incoming_bytes() {
+        return Err(CloseReason::Flooded);
+    }
     if id != 0 && shared.answering.load(Ordering::Relaxed) >= MAX_CONTROL_IN_FLIGHT {
         let text = "too many requests under way";
         shared.answer(id, Body::Failure(failure(codes::BUSY, text)));
@@ -163,7 +175,7 @@ fn accept(
     }
     match deliver.try_reserve() {
         Ok(place) => {
-            place.send(Request::new(shared, id, body));
+            place.send(Request::new(shared, id, body, size));
             Ok(())
         }
         Err(mpsc::error::TrySendError::Full(())) => Err(CloseReason::Flooded),

@@ -34,8 +34,10 @@ pub const QUEUE_FRAMES: usize = 1024;
 pub const QUEUE_RESERVE: usize = 320;
 /// Bytes queued for sending.
 pub const QUEUE_BYTES: usize = 8 * 1024 * 1024;
-/// Largest frame that a server reads before it has welcomed the client.
-pub const MAX_HELLO_FRAME: usize = 64 * 1024;
+/// Largest frame that a server reads from a client that has proved nothing yet.
+pub const MAX_HELLO_FRAME: usize = 16 * 1024;
+/// Largest frames' worth of requests and pushes that may wait to be handled; one more is begun.
+pub const INCOMING_LARGEST: usize = 8;
 /// Time in which a peer must read what one write batch holds.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(20);
 /// Time to send what is queued when we close.
@@ -48,7 +50,8 @@ pub struct Options {
     pub keepalive: Option<Duration>,
     /// Whether we send a `Ping` each interval (one side does).
     pub pings: bool,
-    /// Largest frame read at first; a `Welcome` that we send raises it to the protocol's.
+    /// Largest frame read at first. A `Welcome` to an agent or relay and [`Peer::trust`] raise it
+    /// to the protocol's.
     pub max_frame: usize,
     /// Time in which a peer must read what one write batch holds.
     pub write_deadline: Duration,

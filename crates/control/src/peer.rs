@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{CloseReason, QUEUE_BYTES, QUEUE_RESERVE, failure};
+use crate::{CloseReason, INCOMING_LARGEST, MAX_HELLO_FRAME, QUEUE_BYTES, QUEUE_RESERVE, failure};
 
 /// Why a request got no answer, or a push was not sent.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -47,6 +47,10 @@ pub enum RequestError {
     UnknownAnswer,
 }
 
+/// `Hello.role` of those who are welcomed only when they are known.
+const AGENT: u32 = 1;
+const RELAY: u32 = 3;
+
 /// What waits for a reply.
 pub(crate) enum Waiting {
     Request(oneshot::Sender<Option<Body>>),
@@ -68,7 +72,9 @@ pub(crate) struct Shared {
     pub(crate) closed: CancellationToken,
     pub(crate) reason: OnceLock<CloseReason>,
     pub(crate) keepalive: watch::Sender<Option<Duration>>,
-    pub(crate) max_frame: AtomicUsize,
+    pub(crate) max_frame: watch::Sender<usize>,
+    /// Bytes of frames that came in and wait to be handled.
+    pub(crate) incoming_bytes: AtomicUsize,
     rtt_us: AtomicU64,
     last_received: Mutex<Instant>,
 }
@@ -91,7 +97,8 @@ impl Shared {
             closed: CancellationToken::new(),
             reason: OnceLock::new(),
             keepalive: watch::Sender::new(options.keepalive),
-            max_frame: AtomicUsize::new(options.max_frame),
+            max_frame: watch::Sender::new(options.max_frame),
+            incoming_bytes: AtomicUsize::new(0),
             rtt_us: AtomicU64::new(0),
             last_received: Mutex::new(Instant::now()),
         })
@@ -177,6 +184,13 @@ impl Shared {
         *lock(&self.last_received)
     }
 
+    /// Bytes of frames that may wait to be handled: little for those who have proved nothing, or
+    /// a few thousand of them would fill the memory.
+    pub(crate) fn max_incoming_bytes(&self) -> usize {
+        let max_frame = *self.max_frame.borrow();
+        if max_frame <= MAX_HELLO_FRAME { max_frame } else { max_frame * INCOMING_LARGEST }
+    }
+
     /// Wakes everyone who waits; nothing can be sent any more.
     pub(crate) fn finish(&self, reason: CloseReason) {
         let _ = self.reason.set(reason);
@@ -215,6 +229,12 @@ impl Peer {
     /// Tells without expecting an answer.
     pub fn push(&self, body: Body) -> Result<(), RequestError> {
         self.0.send(&Frame { id: 0, reply: false, body: Some(body) })
+    }
+
+    /// The peer has proved that it belongs here: it may send frames as large as the protocol
+    /// allows.
+    pub fn trust(&self) {
+        self.0.max_frame.send_replace(MAX_CONTROL_FRAME);
     }
 
     /// Ends the connection after what is queued was sent.
@@ -279,7 +299,10 @@ pub struct Incoming(pub(crate) mpsc::Receiver<Request>);
 impl Incoming {
     /// The next request or push; `None` when the connection ended.
     pub async fn recv(&mut self) -> Option<Request> {
-        self.0.recv().await
+        let request = self.0.recv().await?;
+        let shared = &request.responder.shared;
+        shared.incoming_bytes.fetch_sub(request.size, Ordering::Relaxed);
+        Some(request)
     }
 }
 
@@ -289,15 +312,22 @@ pub struct Request {
     /// What it says.
     pub body: Body,
     responder: Responder,
+    /// Bytes of its frame.
+    size: usize,
 }
 
 impl Request {
-    pub(crate) fn new(shared: &Arc<Shared>, id: u64, body: Body) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>, id: u64, body: Body, size: usize) -> Self {
         if id != 0 {
             shared.answering.fetch_add(1, Ordering::Relaxed);
         }
-        let is_hello = matches!(body, Body::Hello(_));
-        Self { body, responder: Responder { shared: shared.clone(), id, is_hello, open: id != 0 } }
+        shared.incoming_bytes.fetch_add(size, Ordering::Relaxed);
+        // Whoever welcomes an agent or relay knows it; consoles and the unenrolled are welcomed
+        // before they have shown anything.
+        let of_device =
+            matches!(&body, Body::Hello(hello) if hello.role == AGENT || hello.role == RELAY);
+        let responder = Responder { shared: shared.clone(), id, of_device, open: id != 0 };
+        Self { body, responder, size }
     }
 
     /// Answers.
@@ -332,15 +362,16 @@ impl std::fmt::Debug for Request {
 pub struct Responder {
     shared: Arc<Shared>,
     id: u64,
-    is_hello: bool,
+    /// It answers the `Hello` of an agent or relay.
+    of_device: bool,
     open: bool,
 }
 
 impl Responder {
     /// Answers.
     pub fn reply(mut self, body: Body) {
-        if self.is_hello && matches!(body, Body::Welcome(_)) {
-            self.shared.max_frame.store(MAX_CONTROL_FRAME, Ordering::Relaxed);
+        if self.of_device && matches!(body, Body::Welcome(_)) {
+            self.shared.max_frame.send_replace(MAX_CONTROL_FRAME);
         }
         self.send(body);
     }

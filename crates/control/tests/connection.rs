@@ -305,3 +305,46 @@ async fn connection_must_begin_with_hello() {
     client.peer.close();
     assert_eq!(expect_hello(&mut server.incoming, SOON).await.unwrap_err(), HelloError::Closed);
 }
+
+/// A stranger must not fill the memory with requests that nobody has come to yet: what may wait
+/// is counted in bytes, and few are allowed to those who have proved nothing.
+#[tokio::test]
+async fn strangers_may_leave_little_and_the_trusted_more() {
+    let hello = |role| Frame {
+        id: 1,
+        reply: false,
+        body: Some(Body::Hello(wire::Hello { role, ..wire::Hello::default() })),
+    };
+    for (role, trusted, frames) in [(1, false, 9), (2, false, 2), (2, true, 9), (3, false, 9)] {
+        let (mut raw, far) = duplex(1024);
+        let mut server = End::new(far, Options::server());
+        raw.write_all(&framed(&hello(role))).await.unwrap();
+        let request = server.incoming.recv().await.unwrap();
+        request.reply(Body::Welcome(wire::Welcome::default()));
+        if trusted {
+            server.peer.trust();
+        }
+        let size = if trusted || role != 2 { MAX_CONTROL_FRAME } else { 16 * 1024 };
+        let big = wire::Login { password: "x".repeat(size - 64), ..wire::Login::default() };
+        let mut taken = 0;
+        let write = async {
+            let (mut read, mut write) = tokio::io::split(raw);
+            let sink = async { while read.read_u8().await.is_ok() {} };
+            let send = async {
+                for id in 2..100 {
+                    let body = Some(Body::Login(big.clone()));
+                    if write.write_all(&framed(&Frame { id, reply: false, body })).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::join!(sink, send);
+        };
+        let (reason, ()) = tokio::join!(server.ended(), write);
+        assert_eq!(reason, CloseReason::Flooded);
+        while server.incoming.recv().await.is_some() {
+            taken += 1;
+        }
+        assert!(taken <= frames, "role {role}: {taken} frames of {size} bytes waited");
+    }
+}

@@ -104,8 +104,9 @@ async fn speak(mut line: Line) {
         },
         2 => match noise_key(&line, hello.noise_cert.as_ref()) {
             Ok(noise) => {
+                let login = console::resume(&mut line, &hello).await;
                 welcome(&line, responder).await;
-                console::serve(line, noise, &hello).await;
+                console::serve(line, noise, login).await;
             }
             Err(failure) => responder.fail(failure),
         },

@@ -34,20 +34,25 @@ const MAX_QUERY: usize = 256;
 /// Wrong passwords on one connection.
 const MAX_LOGIN_FAILURES: u32 = 20;
 
+/// The login that a console comes with, if it holds. Asked before the welcome, after which the
+/// console may send at once what only those may who are logged in.
+pub(super) async fn resume(line: &mut Line, hello: &wire::Hello) -> Option<LoginId> {
+    if hello.session_token.is_empty() {
+        return None;
+    }
+    let token = logins::token_id(&hello.session_token);
+    line.shared.logins.session(token, line.identity).await.ok()?;
+    line.unproved = None;
+    line.peer.trust();
+    Some(token)
+}
+
 /// Serves a console.
-pub(super) async fn serve(mut line: Line, noise: [u8; 32], hello: &wire::Hello) {
+pub(super) async fn serve(mut line: Line, noise: [u8; 32], mut login: Option<LoginId>) {
     let (id, peer, identity) = (line.id, line.peer.clone(), line.identity);
     let broker = line.shared.broker.clone();
     let device = Device::Console { identity, noise };
     broker.act(move |driver, now| driver.connected(id, device, peer, now)).await;
-    let mut login = None;
-    if !hello.session_token.is_empty() {
-        let token = logins::token_id(&hello.session_token);
-        if line.shared.logins.session(token, identity).await.is_ok() {
-            login = Some(token);
-            line.unproved = None;
-        }
-    }
     let mut failures = 0;
     while failures < MAX_LOGIN_FAILURES {
         let Some(request) = line.next().await else { break };
@@ -58,6 +63,7 @@ pub(super) async fn serve(mut line: Line, noise: [u8; 32], hello: &wire::Hello) 
                     Ok((told, token)) => {
                         login = Some(token);
                         line.unproved = None;
+                        line.peer.trust();
                         responder.reply(Body::LoggedIn(told));
                     }
                     Err(refusal) => {
