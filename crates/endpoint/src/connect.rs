@@ -24,6 +24,8 @@ use crate::{
 
 /// Direct carriers that a session holds at once.
 const MAX_DIRECT: usize = 2;
+/// Connections of a session that may be greeting at once; each may hold a window of data.
+pub(crate) const MAX_GREETINGS: usize = 2;
 /// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
@@ -108,13 +110,19 @@ impl Driver {
             connection.close(quinn::VarInt::from_u32(2), b"too many");
             return;
         }
+        let Ok(turn) = self.greetings.clone().try_acquire_owned() else {
+            connection.close(quinn::VarInt::from_u32(2), b"too many");
+            return;
+        };
         let runner = self.runner(Family::of(connection.remote_address()));
         let numbers = self.numbers();
         let stop = runner.stop.clone();
         self.p.tasks.spawn(async move {
             let greeting =
                 timeout(GREETING, direct::be_greeted(&connection, |n| numbers.accept(n)));
-            match stop.run_until_cancelled(greeting).await {
+            let greeted = stop.run_until_cancelled(greeting).await;
+            drop(turn);
+            match greeted {
                 Some(Ok(Ok((number, send, recv)))) => {
                     runner.run(number, connection, send, recv).await;
                 }

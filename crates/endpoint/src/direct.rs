@@ -161,6 +161,7 @@ async fn receive(shared: &Shared, direct: &Direct, mut recv: RecvStream) -> Resu
         }
         direct.life.count_received();
         take_in_items(shared, direct, &mut items)?;
+        shared.driver_room().await;
     }
 }
 
@@ -223,6 +224,7 @@ async fn accepted_stream(
     let first = items.first().and_then(|i| i.record.channel());
     let id = first.ok_or(adit_protocol::record::InvalidRecord)?;
     take_in_items(shared, direct, &mut items)?;
+    shared.driver_room().await;
     run_stream(shared, direct, id, send, recv, decoder).await
 }
 
@@ -319,5 +321,6 @@ async fn receive_stream(
         }
         direct.life.count_received();
         take_in_items(shared, direct, &mut items)?;
+        shared.driver_room().await;
     }
 }

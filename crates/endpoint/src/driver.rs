@@ -27,7 +27,7 @@ use adit_protocol::{
     ticket::Role,
     wire,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info};
 
@@ -132,6 +132,8 @@ pub(crate) struct Driver {
     pub(crate) p: Parts,
     pub(crate) chooser: PathChooser,
     pub(crate) punching: Punching,
+    /// Agent: connections that have not greeted yet.
+    pub(crate) greetings: Arc<Semaphore>,
     carriers: BTreeMap<CarrierNumber, Carrier>,
     in_use: Option<CarrierNumber>,
     lease: LeaseTimer,
@@ -152,6 +154,7 @@ impl Driver {
         Self {
             chooser: PathChooser::new(p.role, now),
             punching: Punching::new(&mut p),
+            greetings: Arc::new(Semaphore::new(crate::connect::MAX_GREETINGS)),
             carriers: BTreeMap::new(),
             in_use: None,
             lease: LeaseTimer::new(p.lease_left, p.grace, online, now),
@@ -183,18 +186,31 @@ impl Driver {
             let now = addresses.borrow_and_update().clone();
             self.handle_addresses(&now);
         }
+        // What is due is done when it is due, however much comes in: a peer that never pauses must
+        // outlast neither its lease nor a revocation.
+        let mut due: Option<Instant> = None;
         let reason = loop {
             self.punching.transmit(&self.p);
             if let Some(reason) = self.follow_advice() {
                 break reason;
             }
-            let wake = self.next_wake(Instant::now());
+            let now = Instant::now();
+            let soonest = self.next_wake(now);
+            let wake = due.map_or(soonest, |due| due.min(soonest));
+            due = Some(wake);
+            if now >= wake {
+                due = None;
+                if let Some(reason) = self.handle_time(now) {
+                    break reason;
+                }
+                continue;
+            }
             let shared = self.p.shared.clone();
             let end = tokio::select! {
                 biased;
                 () = self.p.cancel.cancelled() => Some("stopped".to_owned()),
-                event = shared.driver_event() => self.handle_event(event),
                 Some(message) = self.p.messages.recv() => self.handle_message(message),
+                event = shared.driver_event() => self.handle_event(event),
                 Some(stun) = next(&mut stun_in) => {
                     self.punching.handle_stun(&self.p, stun);
                     None
@@ -216,7 +232,7 @@ impl Driver {
                     None
                 }
                 () = shared.timer_moved() => None,
-                () = tokio::time::sleep_until(wake.into()) => self.handle_time(Instant::now()),
+                () = tokio::time::sleep_until(wake.into()) => None, // looked at above
             };
             if let Some(reason) = end {
                 break reason;

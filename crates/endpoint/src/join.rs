@@ -66,11 +66,14 @@ impl Numbers {
     pub(crate) fn accept(&self, number: CarrierNumber) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (highest, used) = &mut *state;
-        if number.0 == 0 || number.0 + NUMBER_WINDOW <= *highest || !used.insert(number.0) {
+        if number.0 == 0
+            || number.0.saturating_add(NUMBER_WINDOW) <= *highest
+            || !used.insert(number.0)
+        {
             return false;
         }
         *highest = (*highest).max(number.0);
-        while used.first().is_some_and(|n| n + NUMBER_WINDOW <= *highest) {
+        while used.first().is_some_and(|n| n.saturating_add(NUMBER_WINDOW) <= *highest) {
             used.pop_first();
         }
         true
@@ -272,7 +275,10 @@ impl Joiner {
         life: &Arc<Life>,
     ) -> Result<(Relayed<TcpStream>, Duration), CarrierEnd> {
         let mut received = BytesMut::new();
-        let first = read_frame(&mut stream, &mut received).await?;
+        // A relay that accepted the join and then says nothing must not hold this slot for ever.
+        let first = timeout(ANSWER, read_frame(&mut stream, &mut received))
+            .await
+            .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         let psk = &self.keys.relay_psk;
         let (handshake, payload) = RelayedHandshake::respond(psk, self.session, &first)?;
         let number = handshake.carrier();
@@ -317,5 +323,6 @@ mod tests {
         assert!(accept(1000));
         assert!(!accept(2) && !accept(936), "too old to tell");
         assert!(accept(937));
+        assert!(accept(u64::MAX) && !accept(u64::MAX), "the peer says which");
     }
 }

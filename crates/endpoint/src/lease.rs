@@ -22,7 +22,11 @@ pub(crate) enum LeaseEvent {
 pub(crate) struct LeaseTimer {
     expires: Instant,
     renew_at: Instant,
-    offline_since: Option<Instant>,
+    online: bool,
+    /// Since when the mediator has not confirmed this session, as seen at a loss of the
+    /// connection. A connection that comes back does not clear it, only a renewal does: whoever
+    /// can cut connections could otherwise make a session last for ever, grace by grace.
+    unconfirmed: Option<Instant>,
     grace: Duration,
 }
 
@@ -32,7 +36,8 @@ impl LeaseTimer {
         Self {
             expires: now + left,
             renew_at: now + left / RENEW_AT,
-            offline_since: (!online).then_some(now),
+            online,
+            unconfirmed: (!online).then_some(now),
             grace,
         }
     }
@@ -43,14 +48,15 @@ impl LeaseTimer {
 
     /// The mediator became reachable or unreachable.
     pub(crate) fn handle_online(&mut self, online: bool, now: Instant) {
-        match (online, self.offline_since) {
-            (true, Some(_)) => {
-                self.offline_since = None;
+        match (online, std::mem::replace(&mut self.online, online)) {
+            (true, false) => {
                 // It may have ended the session meanwhile: ask, and give it time to answer.
                 self.renew_at = now;
                 self.expires = self.expires.max(now + 2 * RETRY);
             }
-            (false, None) => self.offline_since = Some(now),
+            (false, true) => {
+                self.unconfirmed.get_or_insert(now);
+            }
             _ => {}
         }
     }
@@ -58,10 +64,11 @@ impl LeaseTimer {
     pub(crate) fn handle_renewed(&mut self, left: Duration, now: Instant) {
         self.expires = self.expires.max(now + left);
         self.renew_at = now + left / RENEW_AT;
+        self.unconfirmed = (!self.online).then_some(now);
     }
 
     fn ends_at(&self) -> (Instant, &'static str) {
-        match self.offline_since {
+        match self.unconfirmed.filter(|_| !self.online) {
             // Offline the grace counts, even beyond the lease: an outage of the mediator shorter
             // than the grace ends nothing.
             Some(since) => (since + self.grace, "mediator_lost"),
@@ -71,7 +78,7 @@ impl LeaseTimer {
 
     pub(crate) fn poll_timeout(&self) -> Instant {
         let end = self.ends_at().0;
-        if self.offline_since.is_none() { end.min(self.renew_at) } else { end }
+        if self.online { end.min(self.renew_at) } else { end }
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<LeaseEvent> {
@@ -79,7 +86,7 @@ impl LeaseTimer {
         if now >= end {
             return Some(LeaseEvent::Over(reason));
         }
-        if self.offline_since.is_none() && now >= self.renew_at {
+        if self.online && now >= self.renew_at {
             self.renew_at = now + RETRY;
             return Some(LeaseEvent::Renew);
         }
@@ -103,6 +110,36 @@ mod tests {
         assert_eq!(l.handle_timeout(t0 + 305 * S), Some(LeaseEvent::Over("lease_expired")));
         l.handle_renewed(300 * S, t0 + 200 * S);
         assert_eq!(l.handle_timeout(t0 + 305 * S), None);
+    }
+
+    /// Connections that are cut as soon as they are up add nothing to the grace.
+    #[test]
+    fn a_flapping_connection_does_not_prolong_the_grace() {
+        let t0 = Instant::now();
+        let mut l = LeaseTimer::new(300 * S, 900 * S, true, t0);
+        let mut now = t0;
+        l.handle_online(false, now);
+        let over = loop {
+            now += 60 * S;
+            if let Some(LeaseEvent::Over(reason)) = l.handle_timeout(now) {
+                break reason;
+            }
+            l.handle_online(true, now);
+            assert_eq!(l.handle_timeout(now), Some(LeaseEvent::Renew));
+            now += S;
+            l.handle_online(false, now);
+            assert!(now < t0 + 3600 * S, "never ends");
+        };
+        assert_eq!(over, "mediator_lost");
+        assert!(now <= t0 + 1000 * S);
+        // A renewal does: the grace begins anew with the next loss.
+        let mut l = LeaseTimer::new(300 * S, 900 * S, true, t0);
+        l.handle_online(false, t0);
+        l.handle_online(true, t0 + 800 * S);
+        l.handle_renewed(300 * S, t0 + 801 * S);
+        l.handle_online(false, t0 + 802 * S);
+        assert_eq!(l.handle_timeout(t0 + 1600 * S), None);
+        assert_eq!(l.handle_timeout(t0 + 1702 * S), Some(LeaseEvent::Over("mediator_lost")));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use adit_protocol::{
     handshake::HandshakeContext,
     ids::{ComputerId, SessionId},
     keys::{KeyError, PublicKey, SigningKey, random},
-    limits::OPEN_TIMEOUT,
+    limits::{LEASE, OPEN_TIMEOUT},
     target::Target,
     ticket::Role,
     wire,
@@ -33,6 +33,8 @@ use crate::{
     target::Gate,
 };
 
+/// Longest grant that an agent takes: a lease, and as much again for clocks.
+const MAX_GRANT: Duration = LEASE.saturating_mul(2);
 /// Events that wait for the program.
 const EVENTS: usize = 512;
 
@@ -200,6 +202,11 @@ impl Endpoint {
         if left == 0 {
             return Err(refuse(failure::AGENT_REFUSED, "grant is expired"));
         }
+        // Its handshake is remembered for `MAX_GRANT`: one that outlived the memory could be said
+        // again.
+        if left > millis(MAX_GRANT) {
+            return Err(refuse(failure::AGENT_REFUSED, "grant is longer than grants are"));
+        }
         if grant.agent != self.identity.signing.public() {
             return Err(refuse(failure::STALE_KEY, "grant names another agent identity"));
         }
@@ -252,8 +259,7 @@ impl Endpoint {
     fn remember(&self, message1: [u8; 32]) -> Result<(), wire::Failure> {
         let mut state = self.state();
         let now = Instant::now();
-        let life = adit_protocol::limits::LEASE * 2;
-        while state.seen.front().is_some_and(|(_, at)| now > *at + life) {
+        while state.seen.front().is_some_and(|(_, at)| now > *at + MAX_GRANT) {
             state.seen.pop_front();
         }
         if state.seen.iter().any(|(hash, _)| *hash == message1) {
@@ -445,6 +451,10 @@ fn require_granted(
         && grant.any_target == request.any_target
         && grant.msg1_sha256 == handshake::message_hash(message1);
     if same { Ok(()) } else { Err(OpenError::BadAnswer("mediator granted something else".into())) }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn refuse(code: &str, message: &str) -> wire::Failure {

@@ -65,6 +65,7 @@ async fn receive(
         while let Some(body) = opener.open_next(&mut buffer)? {
             let body = body.freeze();
             shared.with(|resume, now| take_in_message(resume, number, body, life, now))?;
+            shared.driver_room().await;
         }
         if buffer.capacity() - buffer.len() < MAX_NOISE_MESSAGE {
             buffer.reserve(READ_SIZE);

@@ -19,6 +19,8 @@ use adit_protocol::{
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
 
+/// Events that wait for the driver before carriers stop reading: each is a peer's doing.
+const DRIVER_QUEUE: usize = 1024;
 /// Datagrams of one flow that wait for its local socket.
 const FLOW_QUEUE: usize = 128;
 
@@ -73,6 +75,8 @@ pub(crate) enum DriverEvent {
 pub(crate) struct Shared {
     inner: Mutex<(Resume, Wakers)>,
     driver_wake: Notify,
+    /// The driver has caught up.
+    room_wake: Notify,
     timer_wake: Notify,
     role: Role,
 }
@@ -82,6 +86,7 @@ impl Shared {
         Arc::new(Self {
             inner: Mutex::new((Resume::new(role), Wakers::default())),
             driver_wake: Notify::new(),
+            room_wake: Notify::new(),
             timer_wake: Notify::new(),
             role,
         })
@@ -170,10 +175,34 @@ impl Shared {
         self.timer_wake.notified().await;
     }
 
+    /// Waits until the driver has room for what a carrier brings next: a peer that asks faster
+    /// than it is served waits, as with any connection, and nothing piles up here.
+    pub(crate) async fn driver_room(&self) {
+        loop {
+            let room = self.room_wake.notified();
+            if self.lock().1.driver.len() < DRIVER_QUEUE {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn driver_waiting(&self) -> usize {
+        self.lock().1.driver.len()
+    }
+
     /// The driver's next event.
     pub(crate) async fn driver_event(&self) -> DriverEvent {
         loop {
-            if let Some(event) = self.lock().1.driver.pop_front() {
+            let (event, left) = {
+                let driver = &mut self.lock().1.driver;
+                (driver.pop_front(), driver.len())
+            };
+            if let Some(event) = event {
+                if left + 1 == DRIVER_QUEUE {
+                    self.room_wake.notify_waiters();
+                }
                 return event;
             }
             self.driver_wake.notified().await;

@@ -57,7 +57,14 @@ pub(crate) async fn serve(
             Transport::Udp => connect_udp(&addresses).await.map(Connected::Udp),
         }
     });
-    let connected = connected.await.unwrap_or(Err(ChannelCode::TargetUnreachable));
+    // A channel that is given up is not dialled on: else a console that opens and resets could
+    // have any number of dials under way, whatever the limit of channels.
+    let mut progress = tap.progress.clone();
+    let connected = tokio::select! {
+        biased;
+        () = local::wait_over(&mut progress) => return,
+        connected = connected => connected.unwrap_or(Err(ChannelCode::TargetUnreachable)),
+    };
     match connected {
         Err(code) => shared.with(|resume, _| resume.refuse(id, code)),
         Ok(connected) => {

@@ -7,6 +7,7 @@ use adit_core::resume::{Event, Shape};
 use adit_net::noise::RelayedHandshake;
 use adit_protocol::{
     ids::{CarrierNumber, SessionId},
+    record::Record,
     target::{Target, Transport},
     ticket::Role,
 };
@@ -212,4 +213,52 @@ async fn a_reset_arrives_as_a_reset_and_an_end_as_an_end() {
     world.console.with(|r, _| r.close("closed"));
     let end = tokio::time::timeout(Duration::from_secs(5), app.read(&mut [0; 8])).await.unwrap();
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+/// What a peer asks of the driver waits in the connection, not in memory.
+#[tokio::test]
+async fn a_flood_of_requests_waits_in_the_connection() {
+    const FLOOD: usize = 200_000;
+    let shared = Shared::new(Role::Agent);
+    let number = CarrierNumber(1);
+    let (mut a, mut b) = tcp_pair().await;
+    let (hs, frame) = RelayedHandshake::initiate(&PSK, SESSION, number, &[]).unwrap();
+    a.write_all(&frame).await.unwrap();
+    let mut received = BytesMut::new();
+    let first = read_frame(&mut b, &mut received).await.unwrap();
+    let (hb, _) = RelayedHandshake::respond(&PSK, SESSION, &first).unwrap();
+    let (reply, sealer, opener) = hb.reply(&[]).unwrap();
+    b.write_all(&reply).await.unwrap();
+    let second = read_frame(&mut a, &mut BytesMut::new()).await.unwrap();
+    let (_, mut seal, _open) = hs.finish(&second).unwrap();
+    let transmit = shared.register_carrier(number);
+    shared.with(|r, _| assert!(r.carrier_up(number, Shape::Shared)));
+    let life = Arc::new(Life::default());
+    let carrier = Relayed { number, stream: b, sealer, opener, received, transmit, life };
+    let mut tasks = JoinSet::new();
+    let served = shared.clone();
+    tasks.spawn(async move {
+        let _ = relayed::run(&served, carrier).await;
+    });
+    tasks.spawn(async move {
+        for _ in 0..FLOOD / 100 {
+            let mut records = BytesMut::new();
+            for _ in 0..100 {
+                Record::JoinRelay { relay: 0, slot: 0 }.encode(&mut records);
+            }
+            let mut frame = BytesMut::new();
+            seal.seal(&records, &mut frame).unwrap();
+            a.write_all(&frame).await.unwrap();
+        }
+        std::future::pending::<()>().await;
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(shared.driver_waiting() <= 1024 + 100, "{} wait", shared.driver_waiting());
+    // Nothing of it is lost once the driver has time.
+    let all = async {
+        for _ in 0..FLOOD {
+            shared.driver_event().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), all).await.unwrap();
 }

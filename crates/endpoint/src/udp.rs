@@ -25,7 +25,7 @@ use adit_protocol::{
     ticket::Role,
 };
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
@@ -35,6 +35,9 @@ use crate::link::{ControlLink, Link};
 const SESSION_QUEUE: usize = 64;
 /// Transactions of all sessions that may be answered.
 const MAX_TRANSACTIONS: usize = 8192;
+/// QUIC handshakes under way at once. They come from admitted addresses, but whoever can forge a
+/// sender can send in their name.
+const MAX_HANDSHAKES: usize = 64;
 /// Time for a QUIC handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// A mapping older than this may be forgotten by its NAT (RFC 4787 §4.3 asks for 2 min, but many
@@ -293,13 +296,19 @@ impl UdpStack {
 
     async fn accept(self: Arc<Self>, index: usize, tasks: TaskTracker) {
         let Some(entry) = self.entries.get(index) else { return };
+        let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         while let Some(incoming) = entry.quic.accept().await {
+            let Ok(turn) = handshakes.clone().try_acquire_owned() else {
+                incoming.ignore();
+                continue;
+            };
             let stack = self.clone();
             tasks.spawn(async move {
                 let Ok(connecting) = incoming.accept() else { return };
                 let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE, connecting).await else {
                     return;
                 };
+                drop(turn);
                 let session = peer_spki_sha256(&connection)
                     .and_then(|key| lock(&stack.registry).by_quic_key.get(&key).cloned());
                 match session {
