@@ -28,6 +28,10 @@ use super::{
 pub(crate) const MAX_SESSIONS_PER_CONSOLE: usize = 128;
 /// Sessions of the whole mediator.
 pub(crate) const MAX_SESSIONS: usize = 200_000;
+/// A decision may be this old when it gets here; withdrawals are remembered as long.
+const DECISION_LIFE_MS: u64 = 60_000;
+/// Withdrawals remembered.
+const MAX_WITHDRAWN: usize = 4096;
 /// Relays named to the ends of a session.
 const RELAYS_PER_SESSION: usize = 2;
 /// Relays named in a welcome, which must fit into a frame.
@@ -70,6 +74,9 @@ pub(crate) struct Broker {
     pub(super) sessions: BTreeMap<SessionId, Session>,
     by_console: BTreeMap<PublicKey, BTreeSet<SessionId>>,
     pub(super) by_computer: BTreeMap<ComputerId, BTreeSet<SessionId>>,
+    /// Rights withdrawn of late, and when: a decision that was under way does not know of them,
+    /// and its session was not there yet to be ended.
+    withdrawn: VecDeque<(Affected, u64)>,
     timers: BTreeSet<(Duration, SessionId)>,
     audits: BTreeMap<AuditId, Purpose>,
     next_audit: u64,
@@ -160,6 +167,9 @@ impl Broker {
             let Some(place) = attempt.place.clone() else {
                 return refuse(failure::NO_SUCH_COMPUTER, "there is no such computer");
             };
+            if self.was_withdrawn(&attempt, &place) {
+                return refuse(failure::NOT_PERMITTED, "the right to this session was withdrawn");
+            }
             let of_console = self.live_of_console(&attempt.who.device);
             if self.sessions.contains_key(&attempt.session) {
                 refuse(failure::BAD_REQUEST, "the session id was used before")
@@ -393,17 +403,25 @@ impl Broker {
 
     /// An administrator's act, a logout, a disabled account: live sessions end now.
     pub(crate) fn handle_revoked(&mut self, affected: &Affected, reason: &str, now: Now) -> usize {
-        let hit = |session: &&Session| match affected {
-            Affected::Account(id) => session.who.account_id == *id,
-            Affected::Login(login) => session.who.login == *login,
-            Affected::Client(id) => session.place.client_id == *id,
-        };
+        let new = |at: &u64| now.unix_ms.saturating_sub(*at) < DECISION_LIFE_MS;
+        self.withdrawn.retain(|(_, at)| new(at));
+        if self.withdrawn.len() >= MAX_WITHDRAWN {
+            self.withdrawn.pop_front();
+        }
+        self.withdrawn.push_back((affected.clone(), now.unix_ms));
+        let hit = |session: &&Session| affected.hits(&session.who, &session.place);
         let hits: Vec<SessionId> =
             self.sessions.values().filter(hit).map(|session| session.id).collect();
         for id in &hits {
             self.end_or_refuse(*id, reason, now);
         }
         hits.len()
+    }
+
+    fn was_withdrawn(&self, attempt: &Attempt, place: &Place) -> bool {
+        self.withdrawn
+            .iter()
+            .any(|(what, at)| *at >= attempt.asked_ms && what.hits(&attempt.who, place))
     }
 
     /// Ends a session in whatever phase it is.

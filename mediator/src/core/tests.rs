@@ -167,10 +167,18 @@ impl World {
     }
 
     fn open(&mut self) {
-        let Some(connection) = self.console_connection else { return };
         if self.sessions == u8::MAX {
             return;
         }
+        let Some(attempt) = self.attempt() else { return };
+        self.opens.insert(attempt.request, attempt.session);
+        self.fates.insert(attempt.session, Fate::default());
+        self.broker.handle_open(attempt, self.now);
+        self.drain();
+    }
+
+    fn attempt(&mut self) -> Option<Attempt> {
+        let connection = self.console_connection?;
         self.sessions += 1;
         let computer = u8::try_from(self.random.below(u64::from(COMPUTERS))).unwrap();
         let mut id = [self.sessions; 16];
@@ -186,9 +194,10 @@ impl World {
             agent: self.agent,
         };
         let refusal = Refusal::new(failure::NOT_PERMITTED, "no");
-        let attempt = Attempt {
+        Some(Attempt {
             request,
             connection,
+            asked_ms: self.now.unix_ms,
             who: Who {
                 account_id: "a".into(),
                 account: "a".into(),
@@ -209,11 +218,7 @@ impl World {
             viewer: String::new(),
             noise_msg1: vec![0; 100].into(),
             verdict: if allowed { Ok("rule".into()) } else { Err((refusal, "rule".into())) },
-        };
-        self.opens.insert(request, session);
-        self.fates.insert(session, Fate::default());
-        self.broker.handle_open(attempt, self.now);
-        self.drain();
+        })
     }
 
     fn drain(&mut self) {
@@ -452,6 +457,36 @@ fn nothing_is_granted_unrecorded_and_every_end_is_recorded_once_and_reaches_ever
         assert_eq!(world.broker.poll_timeout(), None, "seed {seed}: timers are left");
     }
     assert!(granted > 1000 && ended == granted, "the world is too quiet: {granted} {ended}");
+}
+
+/// A right that is withdrawn while the decision about it is under way is not granted after all:
+/// there was no session yet that the withdrawal could have ended.
+#[test]
+fn a_withdrawal_hits_what_was_decided_before_it() {
+    let mut world = World::new(1);
+    for (affected, hit) in [
+        (Affected::Account("a".into()), true),
+        (Affected::Account("b".into()), false),
+        (Affected::Login([1; 32]), true),
+        (Affected::Login([2; 32]), false),
+        (Affected::Client("c".into()), true),
+        (Affected::Client("d".into()), false),
+    ] {
+        for late in [false, true] {
+            world.now.unix_ms += 1000;
+            let mut attempt = world.attempt().unwrap();
+            attempt.verdict = Ok("rule".into());
+            world.broker.handle_revoked(&affected, "withdrawn", world.now);
+            if late {
+                attempt.asked_ms += 1;
+            }
+            let session = attempt.session;
+            world.broker.handle_open(attempt, world.now);
+            let refused = hit && !late;
+            assert_eq!(world.broker.sessions.contains_key(&session), !refused, "{affected:?}");
+            while world.broker.poll_output().is_some() {}
+        }
+    }
 }
 
 #[test]

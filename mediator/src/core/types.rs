@@ -76,6 +76,8 @@ pub(crate) struct Place {
 pub(crate) struct Attempt {
     pub(crate) request: RequestId,
     pub(crate) connection: ConnectionId,
+    /// When the decision was begun: what was withdrawn since, it may not know of.
+    pub(crate) asked_ms: u64,
     pub(crate) who: Who,
     pub(crate) session: SessionId,
     /// None if there is none that this technician may know of.
@@ -113,6 +115,17 @@ pub(crate) enum Affected {
     Login([u8; 32]),
     /// All of a client's computers.
     Client(String),
+}
+
+impl Affected {
+    /// Does it concern this person's session with that computer?
+    pub(crate) fn hits(&self, who: &Who, place: &Place) -> bool {
+        match self {
+            Self::Account(id) => who.account_id == *id,
+            Self::Login(login) => who.login == *login,
+            Self::Client(id) => place.client_id == *id,
+        }
+    }
 }
 
 /// Who may end a session, and who asks.

@@ -7,6 +7,7 @@ use adit_protocol::{
     target::{BUILTIN_REDIRECTORS, Target, Transport},
     wire::{self, frame::Body},
 };
+use adit_runtime::time::unix_ms;
 use prost::Message;
 
 use super::{agent, connection::Line, logins, open};
@@ -85,6 +86,7 @@ fn refuse(responder: Responder, refusal: Refusal) {
 
 async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder: Responder) {
     let shared = &line.shared;
+    let asked_ms = unix_ms();
     let session = match *login {
         Some(token) => shared.logins.session(token, line.identity).await,
         None => Err(Refusal::new(failure::NOT_LOGGED_IN, "not logged in")),
@@ -120,7 +122,7 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
                 responder.fail(fail(failure::INTERNAL, "computers cannot be read"));
             }
         },
-        Body::Open(wish) => open::open(line, &row, wish, responder).await,
+        Body::Open(wish) => open::open(line, &row, asked_ms, wish, responder).await,
         Body::ListSessions(_) => responder.reply(Body::Sessions(sessions(line, &row).await)),
         Body::EndSession(wish) => end(line, &row, &wish, responder).await,
         body => agent::of_session(line, body, responder).await,

@@ -25,6 +25,7 @@ const MIN_MSG1: usize = 96;
 pub(super) async fn open(
     line: &Line,
     login: &LoginRow,
+    asked_ms: u64,
     open: wire::Open,
     responder: adit_control::Responder,
 ) {
@@ -65,6 +66,7 @@ pub(super) async fn open(
         let attempt = Attempt {
             request: driver.request(responder),
             connection,
+            asked_ms,
             who,
             session,
             place,
