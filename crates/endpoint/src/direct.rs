@@ -273,8 +273,7 @@ async fn send_stream(
     mut send: SendStream,
     notify: &Notify,
 ) -> Result<(), CarrierEnd> {
-    let mut chunks: Vec<Bytes> = Vec::new();
-    let mut header = BytesMut::new();
+    let mut batch = Batch::default();
     loop {
         let live = shared.with(|resume, now| {
             let mut room = WRITE_BATCH;
@@ -283,14 +282,11 @@ async fn send_stream(
                     resume.poll_transmit_stream(direct.number, id, room.min(MAX_DATA), now)
             {
                 room = room.saturating_sub(t.payload.len());
-                t.record.encode(&mut header);
-                chunks.push(header.split().freeze());
-                if !t.payload.is_empty() {
-                    chunks.push(t.payload);
-                }
+                batch.push(t);
             }
             resume.is_live(id)
         });
+        let mut chunks = batch.take();
         if chunks.is_empty() {
             if !live {
                 let _ = send.finish();
@@ -301,7 +297,56 @@ async fn send_stream(
         }
         direct.life.count_sent();
         send.write_all_chunks(&mut chunks).await.map_err(std::io::Error::from)?;
-        chunks.clear();
+    }
+}
+
+/// What a channel's stream is given at once. `Data` that follows on `Data` joins its record: quinn
+/// searches all pieces in flight for every packet, so that each piece saved counts.
+#[derive(Default)]
+struct Batch {
+    chunks: Vec<Bytes>,
+    header: BytesMut,
+    /// The last record, if it is `Data`, and where its header is.
+    open: Option<(usize, Record)>,
+}
+
+impl Batch {
+    fn push(&mut self, transmit: Transmit) {
+        let Transmit { mut record, payload } = transmit;
+        let mut at = self.chunks.len();
+        if let Some((start, joined)) =
+            self.open.take().and_then(|(s, r)| Some((s, join(&r, &record)?)))
+        {
+            (at, record) = (start, joined);
+        }
+        record.encode(&mut self.header);
+        let header = self.header.split().freeze();
+        match self.chunks.get_mut(at) {
+            Some(earlier) => *earlier = header,
+            None => self.chunks.push(header),
+        }
+        if !payload.is_empty() {
+            self.chunks.push(payload);
+        }
+        self.open = matches!(record, Record::Data { .. }).then_some((at, record));
+    }
+
+    fn take(&mut self) -> Vec<Bytes> {
+        self.open = None;
+        std::mem::take(&mut self.chunks)
+    }
+}
+
+/// Two records of a channel's data as one, if the second goes on where the first ends.
+fn join(first: &Record, second: &Record) -> Option<Record> {
+    match (first, second) {
+        (
+            Record::Data { channel, offset, len },
+            Record::Data { channel: same, offset: next, len: more },
+        ) if channel == same && offset.checked_add(u64::from(*len)) == Some(*next) => {
+            Some(Record::Data { channel: *channel, offset: *offset, len: len.checked_add(*more)? })
+        }
+        _ => None,
     }
 }
 
@@ -322,5 +367,35 @@ async fn receive_stream(
         direct.life.count_received();
         take_in_items(shared, direct, &mut items)?;
         shared.driver_room().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_in_one_piece_travels_in_one_record() {
+        let channel = ChannelId(3);
+        let data = |offset, text: &'static str| Transmit {
+            record: Record::Data { channel, offset, len: u32::try_from(text.len()).unwrap() },
+            payload: Bytes::from_static(text.as_bytes()),
+        };
+        let ack = Transmit {
+            record: Record::Ack { channel, delivered: 1, credit: 2 },
+            payload: Bytes::new(),
+        };
+        let mut batch = Batch::default();
+        for t in [data(5, "ab"), data(7, "cde"), ack.clone(), data(10, "f"), data(20, "g")] {
+            batch.push(t);
+        }
+        let (mut decoder, mut items) = (StreamDecoder::default(), Vec::new());
+        let chunks = batch.take();
+        assert_eq!(chunks.len(), 8);
+        chunks.into_iter().for_each(|c| decoder.feed(c, &mut items).unwrap());
+        let payload: Vec<&[u8]> = items.iter().map(|i| &i.payload[..]).collect();
+        assert_eq!(payload, [&b"ab"[..], b"cde", b"", b"f", b"g"]);
+        assert_eq!(items[2].record, ack.record);
+        assert!(batch.take().is_empty());
     }
 }

@@ -13,6 +13,10 @@ use super::Violation;
 /// The window doubles when half of it was consumed within this many round trips: so it settles
 /// at about twice the bandwidth-delay product.
 const GROW_WITHIN_RTTS: u32 = 2;
+/// A measured round trip below this is counted as this: on a quick network the time in which both
+/// ends get to run at all is longer than the wire's, and a window of one wire's round trip would
+/// stand empty meanwhile.
+const LEAST_RTT: Duration = Duration::from_millis(8);
 
 /// Pieces smaller than this are copied together: each would keep the packet or message alive in
 /// which it came, so that a peer that sends single bytes could fill far more than its window.
@@ -150,7 +154,7 @@ impl Receiver {
         let consumed = self.delivered - self.mark.1;
         let elapsed = now.saturating_duration_since(self.mark.0);
         if consumed >= self.window / 2 {
-            if elapsed <= rtt.max(Duration::from_millis(1)) * GROW_WITHIN_RTTS {
+            if elapsed <= rtt.max(LEAST_RTT) * GROW_WITHIN_RTTS {
                 self.window += self.window.min(grow).min(MAX_CHANNEL_WINDOW - self.window);
             }
             self.mark = (now, self.delivered);
