@@ -40,15 +40,15 @@ pub struct Transmit {
 /// What the shell is to do or to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Drain [`Resume::poll_transmit`] for this carrier.
+    /// Drain [`Resume::poll_transmit`](super::Resume::poll_transmit) for this carrier.
     Transmit(CarrierNumber),
-    /// Drain [`Resume::poll_transmit_stream`] for this channel's stream on this carrier.
+    /// Drain [`Resume::poll_transmit_stream`](super::Resume::poll_transmit_stream) for this channel's stream on this carrier.
     TransmitStream(CarrierNumber, ChannelId),
-    /// Agent: check and connect the target, then [`Resume::connected`] or [`Resume::refuse`].
+    /// Agent: check and connect the target, then [`Resume::connected`](super::Resume::connected) or [`Resume::refuse`](super::Resume::refuse).
     Connect(ChannelId, Target),
     /// Console: the target is connected.
     Opened(ChannelId),
-    /// Bytes or the end wait in [`Resume::take_deliverable`].
+    /// Bytes or the end wait in [`Resume::take_deliverable`](super::Resume::take_deliverable).
     Deliver(ChannelId),
     /// The local socket may be read again.
     Capacity(ChannelId),
@@ -59,7 +59,7 @@ pub enum Event {
     Closed(ChannelId, ChannelEnd),
     /// Agent asks to leave a carrier.
     MoveAsked(CarrierNumber),
-    /// Answer to a ping sent with [`Resume::ping`].
+    /// Answer to a ping sent with [`Resume::ping`](super::Resume::ping).
     Pong(CarrierNumber, u64),
     /// Console asks to join a relay slot.
     JoinRelay {
@@ -90,8 +90,8 @@ pub struct ChannelEnd {
 /// What waits for the local socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deliverable {
-    /// Write these, then call [`Resume::handle_delivered`].
+    /// Write these, then call [`Resume::handle_delivered`](super::Resume::handle_delivered).
     Bytes(Bytes),
-    /// Shut down the sending side, then call [`Resume::handle_fin_delivered`].
+    /// Shut down the sending side, then call [`Resume::handle_fin_delivered`](super::Resume::handle_fin_delivered).
     Fin,
 }
