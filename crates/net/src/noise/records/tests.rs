@@ -156,28 +156,3 @@ fn payload_that_does_not_fit_is_refused_and_uses_no_nonce() {
     out.seal(&too_long[1..], &mut wire).unwrap();
     assert_eq!(inn.open_next(&mut wire).unwrap().unwrap().len(), MAX_NOISE_PAYLOAD);
 }
-
-/// `cargo test --release -- --ignored --nocapture throughput`
-#[test]
-#[ignore = "measures"]
-fn throughput_of_sealing_and_opening() {
-    let ((mut out, _), (_, mut inn)) = pair(REKEY_RECORDS);
-    let (rounds, size) = (16_384u32, 64_000usize);
-    let (mut sealing, mut opening) = (std::time::Duration::ZERO, std::time::Duration::ZERO);
-    let mut wire = BytesMut::with_capacity(70_000);
-    for _ in 0..rounds {
-        wire.clear();
-        wire.resize(FRAME_HEADER + size, 1);
-        let start = std::time::Instant::now();
-        out.seal_in_place(&mut wire, 0).unwrap();
-        sealing += start.elapsed();
-        let start = std::time::Instant::now();
-        let mut plain = inn.open_next(&mut wire).unwrap().unwrap();
-        opening += start.elapsed();
-        plain.clear();
-        wire.unsplit(plain);
-    }
-    let gigabytes = f64::from(rounds) * 64_000.0 / 1e9;
-    println!("seal {:.3} s/GB", sealing.as_secs_f64() / gigabytes);
-    println!("open {:.3} s/GB", opening.as_secs_f64() / gigabytes);
-}
