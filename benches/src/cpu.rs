@@ -1,8 +1,8 @@
 //! CPU time of processes, as the kernel has counted it.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 /// `_SC_CLK_TCK`, which Linux fixes at 100 for what `/proc` shows.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -36,6 +36,21 @@ pub(crate) fn family(root: u32) -> Result<Vec<u32>> {
         next += 1;
     }
     Ok(family)
+}
+
+/// Puts this process and all that it has started on these processors (`taskset`'s notation).
+pub(crate) fn place_family(processors: &str) -> Result<()> {
+    for pid in family(std::process::id())? {
+        let pid = pid.to_string();
+        let done = Command::new("taskset")
+            .args(["--all-tasks", "--cpu-list", "--pid", processors, &pid])
+            .output()
+            .context("taskset (package util-linux)")?;
+        // One that has just ended needs no place.
+        let gone = !std::path::Path::new("/proc").join(&pid).exists();
+        ensure!(done.status.success() || gone, "taskset cannot place process {pid}");
+    }
+    Ok(())
 }
 
 /// How many processes want to run, averaged over a minute: a crowded machine is no place to

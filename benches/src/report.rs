@@ -180,7 +180,8 @@ impl Report {
     fn ping(&mut self, figures: &Figures) -> fmt::Result {
         writeln!(
             self.text,
-            "\n## One byte there and back, µs\n\n| Carrier | Best round | Rounds |\n|---|---|---|"
+            "\n## One byte there and back, µs\n\nAll processes on one processor: where the scheduler \
+             puts them decides otherwise.\n\n| Carrier | Best round | Rounds |\n|---|---|---|"
         )?;
         let mut best = Vec::new();
         for (name, rounds) in &figures.ping {

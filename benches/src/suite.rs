@@ -322,7 +322,17 @@ impl Bench<'_> {
         self.world.check()
     }
 
+    /// On one processor, all of them: a byte that changes processors pays three times as much
+    /// for being woken there, and which contestant the scheduler spares that is luck.
     fn pings(&self, peers: &[Peer], figures: &mut Figures) -> Result<()> {
+        let all = std::thread::available_parallelism()?.get();
+        cpu::place_family("0")?;
+        let done = self.pings_here(peers, figures);
+        cpu::place_family(&format!("0-{}", all - 1))?;
+        done
+    }
+
+    fn pings_here(&self, peers: &[Peer], figures: &mut Figures) -> Result<()> {
         let peers: Vec<&Peer> = peers.iter().collect();
         for round in 0..self.options.rounds * PING_ROUNDS {
             for peer in in_turn(&peers, round) {
