@@ -618,7 +618,8 @@ impl Driver {
 
     fn tell_channel(&mut self, id: ChannelId, lasted: Duration, progress: &Progress) {
         let Progress::Over(end) = progress else {
-            let (target, reason) = (None, None);
+            let reason = None;
+            let target = self.p.shared.with(|resume, _| resume.target(id).cloned());
             self.emit(SessionEvent::Channel {
                 id,
                 target,
@@ -643,6 +644,7 @@ impl Driver {
             let ended = wire::ChannelEnd {
                 channel: id.0,
                 target: Some(end.target.to_wire()),
+                refused: end.refused,
                 outcome: end.code.map_or("closed", ChannelCode::name).into(),
                 bytes_up: up,
                 bytes_down: down,

@@ -98,7 +98,7 @@ pub enum SessionEvent {
     Channel {
         /// Which.
         id: ChannelId,
-        /// Where it led; not repeated when it opens.
+        /// Where it leads.
         target: Option<Target>,
         /// How far it is.
         state: ChannelState,

@@ -35,6 +35,8 @@ use crate::{
 
 /// Longest grant that an agent takes: a lease, and as much again for clocks.
 const MAX_GRANT: Duration = LEASE.saturating_mul(2);
+/// What the mediator's own answer may take beyond the agent's time.
+const MEDIATOR_SLACK: Duration = Duration::from_secs(5);
 /// Events that wait for the program.
 const EVENTS: usize = 512;
 
@@ -134,17 +136,39 @@ impl Endpoint {
         };
         let (offer, message1) = Offer::begin(&context, &own, &request.agent_noise)?;
         let granted = self.ask(&request, session, message1.clone()).await?;
+        let audit = Duration::from_micros(granted.audit_us.into());
+        match self.begin(&request, &context, offer, &message1, granted, candidates, quic_key) {
+            Ok(session) => Ok(Session { audit, ..session }),
+            Err(error) => {
+                // It was granted and nobody will use it: the agent need not wait for us.
+                self.give_up(session, "not_begun").await;
+                Err(error)
+            }
+        }
+    }
 
+    #[expect(clippy::too_many_arguments, reason = "the second half of `open`")]
+    fn begin(
+        self: &Arc<Self>,
+        request: &OpenRequest,
+        context: &HandshakeContext<'_>,
+        offer: Offer,
+        message1: &[u8],
+        granted: wire::Granted,
+        candidates: Vec<adit_protocol::candidate::Candidate>,
+        quic_key: SigningKey,
+    ) -> Result<Session, OpenError> {
+        let direct = request.carrier != CarrierChoice::Relayed && self.udp.is_some();
         let (keys, clock) = self.control.last().ok_or(OpenError::Control(RequestError::Closed))?;
         let grant = open_grant(granted.grant.as_ref(), keys.grant)?;
-        require_granted(&grant, &context, &request, &message1)?;
+        require_granted(&grant, context, request, message1)?;
         let established = offer.finish(&granted.noise_msg2)?;
         let relayed = request.carrier != CarrierChoice::Direct;
         if relayed && !direct && granted.relays.is_empty() {
             return Err(OpenError::NoPath("no relay is registered at the mediator".into()));
         }
         let left = Duration::from_millis(grant.expires_ms.saturating_sub(clock.now_ms()));
-        let opening = Opening {
+        self.launch(Opening {
             grant,
             established,
             relays: granted.relays,
@@ -154,10 +178,14 @@ impl Endpoint {
             quic_key: Some(quic_key),
             gate: None,
             lease_left: left,
-        };
-        let mut session = self.launch(opening)?;
-        session.audit = Duration::from_micros(granted.audit_us.into());
-        Ok(session)
+        })
+    }
+
+    /// Tells the mediator that a session it granted is over. Without an answer its lease ends it.
+    async fn give_up(&self, session: SessionId, reason: &str) {
+        let Some(peer) = self.control.peer() else { return };
+        let end = wire::EndSession { session_id: session.to_bytes(), reason: reason.into() };
+        let _ = peer.request(wire::frame::Body::EndSession(end), MEDIATOR_SLACK).await;
     }
 
     async fn ask(
@@ -179,7 +207,8 @@ impl Endpoint {
             agent_identity: request.agent.to_bytes(),
         });
         let peer = self.control.peer().ok_or(OpenError::Control(RequestError::Closed))?;
-        match peer.request(body, OPEN_TIMEOUT).await {
+        // The mediator gives the agent as long, and then says which of the two was silent.
+        match peer.request(body, OPEN_TIMEOUT + MEDIATOR_SLACK).await {
             Ok(wire::frame::Body::Granted(granted)) => Ok(granted),
             Ok(_) => Err(OpenError::BadAnswer("mediator answered something else".into())),
             Err(RequestError::Failed(failure)) => Err(OpenError::Refused(failure)),

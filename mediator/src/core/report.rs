@@ -121,8 +121,24 @@ impl Broker {
     ) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if !session.is_open() {
+            // Ended from here, before its ends could say what they had moved: that follows.
+            let known = session.bytes;
+            session.bytes = (known.0.max(told.bytes_up), known.1.max(told.bytes_down));
+            let accounted = (session.bytes != known).then(|| {
+                let event = events::of_session("session.accounted", Level::Significant, session)
+                    .end_reason(code_text(&told.reason))
+                    .bytes_up(session.bytes.0)
+                    .bytes_down(session.bytes.1)
+                    .duration_ms(told.duration_ms);
+                (session.who.partner_id.clone(), event)
+            });
             self.handle_acknowledged(id, connection, now);
-            return self.reply(request, Reply::Done);
+            return match accounted {
+                Some((partner, event)) => {
+                    self.audit(partner, vec![event], Effect::None, Purpose::Done(request));
+                }
+                None => self.reply(request, Reply::Done),
+            };
         }
         session.bytes = (session.bytes.0.max(told.bytes_up), session.bytes.1.max(told.bytes_down));
         let reason = code_text(&told.reason);
@@ -246,12 +262,12 @@ fn record(
         }
         session_event::Event::Channel(end) => {
             let outcome = code_text(&end.outcome);
-            let refused = end.duration_ms == 0
-                && end.bytes_up == 0
-                && end.bytes_down == 0
-                && !matches!(outcome.as_str(), "closed" | "ended" | "ok");
-            let name = if refused { "channel.refused" } else { "channel.closed" };
+            let (name, word) = match end.refused {
+                true => ("channel.refused", "refused"),
+                false => ("channel.closed", "ended"),
+            };
             let mut record = events::of_session(name, Level::Normal, session)
+                .outcome(word)
                 .end_reason(outcome)
                 .bytes_up(end.bytes_up)
                 .bytes_down(end.bytes_down)

@@ -52,8 +52,9 @@ pub(super) async fn serve(mut line: Line, relay: relays::RelayRow, device: Devic
 /// Checks what a relay says of where it can be reached.
 pub(super) fn addresses(told: &[String]) -> Result<Vec<String>, wire::Failure> {
     let bad = |text: &str| fail(failure::BAD_REQUEST, text);
-    if told.is_empty() || told.len() > MAX_ADDRESSES {
-        return Err(bad("a relay names 1 to 8 addresses"));
+    // None: it drains, and gets no new sessions.
+    if told.len() > MAX_ADDRESSES {
+        return Err(bad("a relay names at most 8 addresses"));
     }
     told.iter()
         .map(|address| {

@@ -605,6 +605,12 @@ impl Resume {
         std::mem::take(&mut self.timer_moved)
     }
 
+    /// Where a live channel or flow leads.
+    pub fn target(&self, id: ChannelId) -> Option<&Target> {
+        let channel = self.channels.get(&id).map(|c| &c.target);
+        channel.or_else(|| self.flows.get(&id).map(|f| &f.target))
+    }
+
     /// Is the channel or flow alive?
     pub fn is_live(&self, id: ChannelId) -> bool {
         self.channels.contains_key(&id) || self.flows.contains_key(&id)
