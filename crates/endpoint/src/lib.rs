@@ -46,7 +46,7 @@ use adit_net::{
 use adit_protocol::{
     ids::SessionId,
     keys::KeyError,
-    limits::{KEEPALIVE_BUSY, KEEPALIVE_IDLE},
+    limits::{KEEPALIVE_BUSY, KEEPALIVE_IDLE, MAX_PROCESS_WINDOW},
     ticket::Role,
     wire,
 };
@@ -255,6 +255,13 @@ impl Endpoint {
         self.cancel.cancel();
         self.tasks.close();
         let _ = tokio::time::timeout(deadline, self.tasks.wait()).await;
+    }
+
+    /// Sessions share what the process may hold.
+    fn share_windows(&self) {
+        let state = self.state();
+        let share = MAX_PROCESS_WINDOW / (state.sessions.len().max(1) as u64);
+        state.sessions.values().for_each(|s| s.set_window_limit(share));
     }
 
     /// Keepalive is quick while sessions live: a revocation must get through in seconds.

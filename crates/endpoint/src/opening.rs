@@ -341,6 +341,7 @@ impl Endpoint {
             state.sessions.insert(id, handle.clone());
         }
         self.adapt_keepalive();
+        self.share_windows();
         let session =
             Session { handle, grant: opening.grant.clone(), audit: Duration::ZERO, events };
         let parts = self.parts(opening, shared, cancel, messages, message_in, event_in, totals);
@@ -351,6 +352,7 @@ impl Endpoint {
             let _end = OnDrop(Some(move || {
                 cancel.cancel();
                 endpoint.state().sessions.remove(&id);
+                endpoint.share_windows();
                 endpoint.adapt_keepalive();
                 over.cancel();
             }));

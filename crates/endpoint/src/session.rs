@@ -120,6 +120,10 @@ impl SessionHandle {
         }
     }
 
+    pub(crate) fn set_window_limit(&self, bytes: u64) {
+        self.0.shared.with(|resume, _| resume.set_window_limit(bytes));
+    }
+
     pub(crate) fn live(&self) -> wire::LiveSession {
         let totals = *self.0.totals.borrow();
         wire::LiveSession {

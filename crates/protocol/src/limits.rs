@@ -31,6 +31,8 @@ pub const INITIAL_WINDOW: u64 = 256 * 1024;
 pub const MAX_CHANNEL_WINDOW: u64 = 8 * 1024 * 1024;
 /// Largest sum of receive windows of a session, bytes.
 pub const MAX_SESSION_WINDOW: u64 = 64 * 1024 * 1024;
+/// What the sessions of one process may let their windows grow to together, bytes.
+pub const MAX_PROCESS_WINDOW: u64 = 512 * 1024 * 1024;
 /// An `Ack` is due after a quarter window or this long.
 pub const ACK_DELAY: Duration = Duration::from_millis(25);
 /// Quantum that a channel may send on a shared carrier before the next one's turn.

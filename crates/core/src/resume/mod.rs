@@ -91,6 +91,8 @@ pub struct Resume {
     held: u64,
     next_judgement: Option<Instant>,
     timer_moved: bool,
+    /// Sum of windows beyond which none grows.
+    window_limit: u64,
     events: VecDeque<Event>,
 }
 
@@ -110,6 +112,7 @@ impl Resume {
             held: 0,
             next_judgement: None,
             timer_moved: false,
+            window_limit: MAX_SESSION_WINDOW,
             events: VecDeque::new(),
         }
     }
@@ -332,7 +335,7 @@ impl Resume {
         let rtt = channel.tx.and_then(|c| self.carriers.get(&c)?.rtt).unwrap_or(DEFAULT_RTT);
         let before = channel.recv.window();
         self.timer_moved |= channel.recv.ack_due().is_none();
-        channel.delivered_bytes(n, rtt, MAX_SESSION_WINDOW.saturating_sub(self.windows), now);
+        channel.delivered_bytes(n, rtt, self.window_limit.saturating_sub(self.windows), now);
         self.windows += channel.recv.window() - before;
         if channel.recv.fin_ready() {
             self.events.push_back(Event::Deliver(id));
@@ -605,6 +608,12 @@ impl Resume {
         std::mem::take(&mut self.timer_moved)
     }
 
+    /// This session's share of what the process may hold, at most [`MAX_SESSION_WINDOW`]. Windows
+    /// that are larger already stay; none grows beyond it.
+    pub fn set_window_limit(&mut self, bytes: u64) {
+        self.window_limit = bytes.min(MAX_SESSION_WINDOW);
+    }
+
     /// Where a live channel or flow leads.
     pub fn target(&self, id: ChannelId) -> Option<&Target> {
         let channel = self.channels.get(&id).map(|c| &c.target);
@@ -850,7 +859,7 @@ impl Resume {
     /// How much one channel may have waiting for the peer. Credit alone must not say: it is the
     /// peer's word.
     fn most_held(&self) -> u64 {
-        if self.held < MAX_SESSION_WINDOW { MAX_CHANNEL_WINDOW } else { INITIAL_WINDOW }
+        if self.held < self.window_limit { MAX_CHANNEL_WINDOW } else { INITIAL_WINDOW }
     }
 
     fn unblock(&mut self, id: ChannelId) {

@@ -562,3 +562,28 @@ fn only_answers_to_our_pings_are_events() {
     agent.handle_record(carrier, &Record::Pong { nonce: 7 }, now).unwrap();
     assert_eq!(agent.poll_event(), None);
 }
+
+#[test]
+fn windows_grow_no_further_than_the_session_may() {
+    for (limit, grows) in [(INITIAL_WINDOW, false), (MAX_SESSION_WINDOW, true)] {
+        let (mut w, n, id) = pair(Shape::Shared);
+        w.drain(0);
+        w.arrive();
+        let now = w.now;
+        let agent = &mut w.ends[1].resume;
+        agent.set_window_limit(limit);
+        agent.connected(id, now);
+        let mut offset = 0;
+        for _ in 0..64 {
+            let data = Bytes::from(vec![0; INITIAL_WINDOW as usize / 2]);
+            let len = data.len();
+            agent.handle_data(n, id, offset, data).unwrap();
+            offset += len as u64;
+            while agent.take_deliverable(id).is_some() {}
+            agent.handle_delivered(id, len, now);
+            while agent.poll_transmit(n, 1 << 16, now).is_some() {}
+        }
+        assert_eq!(agent.windows > INITIAL_WINDOW, grows);
+        assert!(agent.windows <= limit.min(MAX_CHANNEL_WINDOW));
+    }
+}
