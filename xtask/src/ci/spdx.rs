@@ -1,6 +1,6 @@
 //! SPDX licence expressions: is there a way to use the package under allowed licences only?
 //!
-//! Grammar: SPDX specification 2.3, annex D, plus the old `A/B` that crates.io once accepted for
+//! Grammar: SPDX specification 2.3, annex D, plus the old `A/B` that Cargo once accepted for
 //! `A OR B`. `WITH` binds tightest, then `AND`, then `OR`.
 
 use std::collections::BTreeSet;
