@@ -53,13 +53,9 @@ impl SendBuffer {
             return Err(Violation("attach beyond what was sent"));
         }
         self.next = received.max(self.acked);
-        self.cursor = (0, self.acked_chunk_start());
+        // The first chunk begins at `acked`: what was acknowledged of it is sliced off.
+        self.cursor = (0, self.acked);
         Ok(())
-    }
-
-    /// Offset of the first byte of the first chunk; acknowledged parts of it are sliced off.
-    fn acked_chunk_start(&self) -> u64 {
-        self.acked
     }
 
     /// Takes up to `budget` bytes below `limit`, from one chunk, without copying.
