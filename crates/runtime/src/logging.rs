@@ -21,6 +21,9 @@ use crate::time::now_rfc3339;
 /// Level if nobody chooses one.
 pub const DEFAULT_LEVEL: &str = "info";
 
+/// What a directive may end in.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -90,11 +93,27 @@ where
     Ok((subscriber, LogHandle { filter: handle }))
 }
 
+/// Is it a level, or a list of levels and `target=level` directives?
+pub fn check_level(level: &str) -> Result<(), CliError> {
+    read_level(level).map(|_| ())
+}
+
 fn read_level(level: &str) -> Result<EnvFilter, CliError> {
-    EnvFilter::builder().parse(level).map_err(|error| {
-        CliError::usage("log_level_invalid", format!("\"{level}\" is no log level: {error}"))
+    let invalid = |reason: &str| {
+        CliError::usage("log_level_invalid", format!("\"{level}\" is no log level{reason}"))
             .hint("use error, warn, info, debug or trace, or directives like info,quinn=warn")
-    })
+    };
+    // The library takes a lone word for a target at its loudest level: a misspelt level would
+    // silence everything else.
+    if !level.split(',').all(names_level) {
+        return Err(invalid(""));
+    }
+    EnvFilter::builder().parse(level).map_err(|error| invalid(&format!(": {error}")))
+}
+
+fn names_level(directive: &str) -> bool {
+    let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
+    LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level.trim()))
 }
 
 /// Time in the contract's form.
@@ -196,6 +215,18 @@ mod tests {
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&line["message"], &line["kind"]), (&"attached".into(), &"direct".into()));
         assert!(line["timestamp"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_and_not_taken_for_a_target() {
+        for bad in ["nonsense", "", "info,", "inf", "info,quinn", "quinn=loud", "9", "info;warn"] {
+            let error = check_level(bad).unwrap_err();
+            assert_eq!((error.code, error.exit.code()), ("log_level_invalid", 2), "{bad}");
+            assert!(error.hint.unwrap().contains("error, warn, info, debug or trace"), "{bad}");
+        }
+        for good in ["off", "WARN", "info,quinn=warn", "debug,[session{id=1}]=trace"] {
+            check_level(good).unwrap();
+        }
     }
 
     #[test]

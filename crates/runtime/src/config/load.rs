@@ -5,8 +5,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::file::{add_file, read_file};
-use super::{Config, Entry, Key, Origin, value_error};
+use super::{Config, Entry, Key, Origin, Value, value_error};
 use crate::cli::{CliError, Program, escape_text};
+use crate::logging::check_level;
+
+/// The key of the log level in every program.
+const LOG_LEVEL_KEY: &str = "log.level";
 
 /// A flag that sets a key.
 #[derive(Clone)]
@@ -85,7 +89,22 @@ impl Config {
             let key = find_key(keys, flag.path).ok_or_else(|| super::wrong_getter(flag.path))?;
             entries.insert(key.path, entry(key, &flag.value, Origin::Flag(flag.name))?);
         }
-        Ok(Self { keys, entries })
+        let config = Self { keys, entries };
+        config.check_common()?;
+        Ok(config)
+    }
+
+    /// Keys that mean the same in every program are checked here, so that `config check` finds
+    /// their mistakes as well.
+    fn check_common(&self) -> Result<(), CliError> {
+        let Some(Entry { value: Value::String(level), origin }) = self.entries.get(LOG_LEVEL_KEY)
+        else {
+            return Ok(());
+        };
+        check_level(level).map_err(|error| CliError {
+            message: format!("{origin}: {LOG_LEVEL_KEY}: {}", error.message),
+            ..error
+        })
     }
 }
 

@@ -47,6 +47,21 @@ fn later_sources_win_and_each_value_knows_its_origin() {
 }
 
 #[test]
+fn a_wrong_log_level_is_found_wherever_it_is_set() {
+    let variable = ("ADIT_RELAY_LOG_LEVEL", "nonsense");
+    let flag = Flag { path: "log.level", name: "--log-level", value: "nonsense".into() };
+    for (toml, environment, flags, origin) in [
+        ("[log]\nlevel = \"nonsense\"", vec![], vec![], "relay.toml:2: "),
+        ("", vec![variable], vec![], "environment ADIT_RELAY_LOG_LEVEL: "),
+        ("", vec![], vec![flag], "flag --log-level: "),
+    ] {
+        let error = load(toml, &environment, flags).unwrap_err();
+        assert_eq!((error.code, error.exit), ("log_level_invalid", Exit::Usage));
+        assert!(error.message.contains(origin), "{}", error.message);
+    }
+}
+
+#[test]
 fn unknown_keys_name_place_and_nearest_key() {
     for (toml, name, nearest) in [
         ("\n[relay]\nlisen = []", ":3: unknown key \"relay.lisen\"", "relay.listen"),
