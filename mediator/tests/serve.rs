@@ -36,6 +36,11 @@ async fn a_session_is_opened_audited_renewed_and_ended_once() {
     });
     let Body::Granted(granted) = granted.unwrap() else { panic!() };
     assert_eq!(granted.grant, offer.grant);
+    // Each end learns where the other's control connection comes from.
+    assert_eq!(
+        (&granted.peer_seen[..], &offer.peer_seen[..]),
+        (&[127, 0, 0, 1][..], &[127, 0, 0, 1][..])
+    );
     let grant = Grant::open(agent.keys.grant, &offer.grant.unwrap()).unwrap();
     assert_eq!(grant.msg1_sha256, sha256(&msg1));
     assert_eq!(grant.console, console_identity.signing.public());

@@ -139,6 +139,7 @@ impl Mediator {
             grant: Some(grant.sign(&self.grant)),
             noise_msg1: msg1.to_vec().into(),
             relays: Vec::new(),
+            ..Default::default()
         }
     }
 }

@@ -81,6 +81,7 @@ impl Offer {
             candidates: own.candidates.iter().map(Candidate::to_wire).collect(),
             direct: own.direct,
             relay_rtts: Vec::new(),
+            nat: None,
         };
         let mut state = noise::ik_initiator(&context.prologue(), &own.identity.noise, &agent_key)?;
         let message = noise::write_message(&mut state, &init.encode_to_vec())?;
@@ -129,6 +130,7 @@ pub(crate) fn answer(
         candidates: own.candidates.iter().map(Candidate::to_wire).collect(),
         direct: own.direct,
         relay_rtts: Vec::new(),
+        nat: None,
     };
     let message2 = noise::write_message(&mut state, &reply.encode_to_vec())?;
     let hash = noise::handshake_hash(&state);

@@ -280,6 +280,7 @@ fn trickle(parts: &mut Parts, candidates: &[Candidate]) {
     let trickle = wire::Trickle {
         candidates: candidates.iter().map(Candidate::to_wire).collect(),
         end_of_candidates: false,
+        nat: None,
     };
     let Ok((nonce, sealed)) = parts.cipher.seal(&trickle.encode_to_vec()) else { return };
     let session_id = parts.session.to_bytes();

@@ -10,7 +10,7 @@
 //! - [`grant`], [`ticket`], [`token`]: what the mediator signs and gives out
 //! - [`handshake`]: prologues, key schedule, payload checks of the end-to-end handshake
 //! - [`record`]: what flows inside a carrier
-//! - [`target`], [`candidate`], [`code`], [`limits`]
+//! - [`target`], [`candidate`], [`nat`], [`code`], [`limits`]
 
 pub mod candidate;
 pub mod code;
@@ -19,6 +19,7 @@ pub mod handshake;
 pub mod ids;
 pub mod keys;
 pub mod limits;
+pub mod nat;
 pub mod record;
 pub mod target;
 pub mod ticket;

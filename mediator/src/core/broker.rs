@@ -262,6 +262,7 @@ impl Broker {
         let waited = now.mono.saturating_sub(asked).as_micros();
         let audit_us = u32::try_from(waited).unwrap_or(u32::MAX);
         let grant = Box::new(session.grant(recorded, now));
+        let console = session.console;
         let relays = self.tickets(id, Role::Agent, &[], now);
         self.transmits.push_back(Transmit::Offer {
             to: agent,
@@ -269,6 +270,7 @@ impl Broker {
             grant: grant.clone(),
             noise_msg1,
             relays,
+            console,
         });
         if let Some(session) = self.sessions.get_mut(&id) {
             session.lease = now.mono + LEASE;
@@ -286,8 +288,8 @@ impl Broker {
         now: Now,
     ) {
         let Some(session) = self.sessions.get(&id) else { return };
-        let Phase::Offered { request, grant, audit_us, .. } = &session.phase else { return };
-        let (request, grant, audit_us) = (*request, grant.clone(), *audit_us);
+        let Phase::Offered { request, agent, grant, audit_us } = &session.phase else { return };
+        let (request, agent, grant, audit_us) = (*request, *agent, grant.clone(), *audit_us);
         match answer {
             Err(refusal) => {
                 // Its own refusal is certain; silence is not.
@@ -301,7 +303,7 @@ impl Broker {
                     session.phase = Phase::Open;
                 }
                 self.set_lease_timer(id);
-                self.reply(request, Reply::Granted { grant, noise_msg2, relays, audit_us });
+                self.reply(request, Reply::Granted { grant, noise_msg2, relays, audit_us, agent });
             }
         }
     }

@@ -175,7 +175,13 @@ pub(crate) struct RelayChoice {
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     /// The session may begin.
-    Granted { grant: Box<Grant>, noise_msg2: Bytes, relays: Vec<RelayChoice>, audit_us: u32 },
+    Granted {
+        grant: Box<Grant>,
+        noise_msg2: Bytes,
+        relays: Vec<RelayChoice>,
+        audit_us: u32,
+        agent: ConnectionId,
+    },
     /// The lease goes on.
     Renewed(Lease),
     /// Fresh tickets.
@@ -208,6 +214,7 @@ pub(crate) enum Transmit {
         grant: Box<Grant>,
         noise_msg1: Bytes,
         relays: Vec<RelayChoice>,
+        console: Option<ConnectionId>,
     },
     /// Tell an end that its session is over; acknowledged to
     /// [`super::Broker::handle_acknowledged`].

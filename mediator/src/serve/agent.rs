@@ -37,14 +37,14 @@ pub(super) async fn serve(
     device: Device,
     hello: &wire::Hello,
 ) {
-    let (id, peer) = (line.id, line.peer.clone());
+    let (id, peer, source) = (line.id, line.peer.clone(), line.source.ip());
     let broker = line.shared.broker.clone();
     tracing::info!(computer = %computer.name, client = %computer.client_path(),
         version = %fact(&hello.version), "agent online");
     let cert = hello.noise_cert.as_ref().map(encoded).filter(|c| *c != computer.noise_cert);
     let computer_id = computer.id;
     // Wins over an older connection of the same agent.
-    broker.act(move |driver, now| driver.connected(id, device, peer, now)).await;
+    broker.act(move |driver, now| driver.connected(id, device, (peer, source), now)).await;
     seen(&line.shared, computer_id, cert).await;
     while let Some(request) = line.next().await {
         handle(&line, &computer, request).await;

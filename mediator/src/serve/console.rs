@@ -52,8 +52,8 @@ pub(super) async fn resume(line: &mut Line, hello: &wire::Hello) -> Option<Login
 pub(super) async fn serve(mut line: Line, noise: [u8; 32], mut login: Option<LoginId>) {
     let (id, peer, identity) = (line.id, line.peer.clone(), line.identity);
     let broker = line.shared.broker.clone();
-    let device = Device::Console { identity, noise };
-    broker.act(move |driver, now| driver.connected(id, device, peer, now)).await;
+    let (device, source) = (Device::Console { identity, noise }, line.source.ip());
+    broker.act(move |driver, now| driver.connected(id, device, (peer, source), now)).await;
     let mut failures = 0;
     while failures < MAX_LOGIN_FAILURES {
         let Some(request) = line.next().await else { break };

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -14,6 +15,7 @@ use adit_protocol::{
     code::failure,
     ids::{ComputerId, SessionId},
     limits::{MAX_NOISE_MESSAGE, MAX_TEXT, OPEN_TIMEOUT},
+    nat::ip_to_wire,
     wire::{self, frame::Body},
 };
 use adit_runtime::time::unix_ms;
@@ -84,6 +86,8 @@ pub(crate) struct Driver {
     /// Time since 1970 when this process started: sessions that began before have a time too.
     base: Duration,
     peers: BTreeMap<ConnectionId, Peer>,
+    /// Where their control connections come from.
+    sources: BTreeMap<ConnectionId, IpAddr>,
     responders: BTreeMap<RequestId, Responder>,
     next_request: u64,
     writer: Writer,
@@ -112,6 +116,7 @@ pub(crate) fn start(
         started: Instant::now(),
         base: Duration::from_millis(unix_ms()),
         peers: BTreeMap::new(),
+        sources: BTreeMap::new(),
         responders: BTreeMap::new(),
         next_request: 0,
         writer,
@@ -175,11 +180,18 @@ impl Driver {
     }
 
     /// A device connected.
-    pub(crate) fn connected(&mut self, id: ConnectionId, device: Device, peer: Peer, now: Now) {
+    pub(crate) fn connected(
+        &mut self,
+        id: ConnectionId,
+        device: Device,
+        (peer, source): (Peer, IpAddr),
+        now: Now,
+    ) {
         if let Device::Agent { computer, .. } = &device {
             self.online.write().unwrap_or_else(PoisonError::into_inner).insert(*computer);
         }
         self.peers.insert(id, peer);
+        self.sources.insert(id, source);
         self.broker.handle_connected(id, device, now);
     }
 
@@ -191,6 +203,7 @@ impl Driver {
         now: Now,
     ) {
         self.peers.remove(&id);
+        self.sources.remove(&id);
         self.broker.handle_disconnected(id, now);
         if let Some(computer) = computer
             && !self.broker.is_online(computer)
@@ -282,15 +295,21 @@ impl Driver {
                 let reply = wire::CheckInReply { now_ms: unix_ms(), end_sessions };
                 responder.reply(Body::CheckInReply(reply));
             }
-            Reply::Granted { grant, noise_msg2, relays, audit_us } => {
+            Reply::Granted { grant, noise_msg2, relays, audit_us, agent } => {
                 responder.reply(Body::Granted(wire::Granted {
                     grant: Some(grant.sign(&self.installation.grant)),
                     noise_msg2,
                     relays: self.sign_tickets(&relays),
                     audit_us,
+                    peer_seen: self.seen(agent),
                 }));
             }
         }
+    }
+
+    /// The address of a device, as the other end may need it to find the way through its NAT.
+    fn seen(&self, id: ConnectionId) -> Bytes {
+        self.sources.get(&id).map(|ip| ip_to_wire(*ip)).unwrap_or_default()
     }
 
     fn sign_tickets(&self, choices: &[RelayChoice]) -> Vec<wire::RelayGrant> {
@@ -305,11 +324,12 @@ impl Driver {
 
     fn transmit(&mut self, transmit: Transmit) {
         match transmit {
-            Transmit::Offer { to, session, grant, noise_msg1, relays } => {
+            Transmit::Offer { to, session, grant, noise_msg1, relays, console } => {
                 let offer = Body::Offer(wire::Offer {
                     grant: Some(grant.sign(&self.installation.grant)),
                     noise_msg1,
                     relays: self.sign_tickets(&relays),
+                    peer_seen: console.map(|console| self.seen(console)).unwrap_or_default(),
                 });
                 match self.peers.get(&to).cloned() {
                     Some(peer) => {

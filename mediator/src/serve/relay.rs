@@ -17,11 +17,11 @@ const MAX_REPORTED: usize = 4096;
 
 /// Serves a known relay.
 pub(super) async fn serve(mut line: Line, relay: relays::RelayRow, device: Device) {
-    let (id, peer) = (line.id, line.peer.clone());
+    let (id, peer, source) = (line.id, line.peer.clone(), line.source.ip());
     let broker = line.shared.broker.clone();
     let relay_id = relay.id;
     tracing::info!(relay = %relay.name, region = %relay.region, "relay registered");
-    broker.act(move |driver, now| driver.connected(id, device, peer, now)).await;
+    broker.act(move |driver, now| driver.connected(id, device, (peer, source), now)).await;
     let seen = line
         .shared
         .writer
