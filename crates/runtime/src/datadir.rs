@@ -1,6 +1,7 @@
 //! The data directory: private to its owner, written atomically, locked by the running program.
 //! Never follows a name that leaves the directory, never leaves a half-written file behind.
 
+mod access;
 mod platform;
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -11,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use zeroize::Zeroizing;
 
 use crate::cli::CliError;
+
+pub use access::denied;
 
 /// Files that hold secrets are small; a larger one is not ours.
 pub const MAX_SECRET_BYTES: u64 = 1024 * 1024;
@@ -29,9 +32,10 @@ impl DataDir {
     /// Opens the directory, made with mode 0700 if it is not there.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, CliError> {
         let path = absolute(path.into())?;
-        platform::create_private(&path).map_err(|error| unwritable(&path, &error))?;
+        let unusable = |error| denied(&path).unwrap_or_else(|| unwritable(&path, &error));
+        platform::create_private(&path).map_err(unusable)?;
+        platform::check_writable(&path).map_err(unusable)?;
         platform::check_private(&path, MARKER)?;
-        platform::check_writable(&path).map_err(|error| unwritable(&path, &error))?;
         let directory = Self { path };
         if !directory.path.join(MARKER).exists() {
             directory.write_atomic(MARKER, b"", 0o600)?;
@@ -43,6 +47,9 @@ impl DataDir {
     pub fn open_existing(path: impl Into<PathBuf>) -> Result<Self, CliError> {
         let path = path.into();
         if !path.is_dir() {
+            if let Some(error) = denied(&path) {
+                return Err(error);
+            }
             let message = format!("there is no data directory {}", path.display());
             return Err(CliError::not_there("data_dir_missing", message)
                 .hint("give the right one with --data-dir or ADIT_DATA_DIR"));

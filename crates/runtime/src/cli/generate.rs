@@ -7,7 +7,7 @@ use clap::{CommandFactory, Subcommand};
 use clap_complete::Shell;
 
 use super::error::CliError;
-use super::parse::VERSION;
+use super::parse::command;
 use crate::output::write_stdout;
 
 // To be flattened into a program's commands: `#[command(flatten)] Generate(Generate)`.
@@ -46,7 +46,7 @@ pub fn write_completions<T: CommandFactory>(
     shell: Shell,
     out: &mut dyn Write,
 ) -> Result<(), CliError> {
-    let mut command = T::command();
+    let mut command = command::<T>();
     let name = command.get_name().to_owned();
     // The generator panics when a write fails, so it writes to memory.
     let mut script = Vec::new();
@@ -56,15 +56,13 @@ pub fn write_completions<T: CommandFactory>(
 
 /// Writes the man page of the program itself.
 pub fn write_man<T: CommandFactory>(out: &mut dyn Write) -> Result<(), CliError> {
-    let command = T::command().version(VERSION);
-    clap_mangen::Man::new(command).render(out).map_err(|error| failed(&error))
+    clap_mangen::Man::new(command::<T>()).render(out).map_err(|error| failed(&error))
 }
 
 /// Writes a man page for the program and each of its commands into `directory`.
 pub fn write_man_pages<T: CommandFactory>(directory: &Path) -> Result<(), CliError> {
     std::fs::create_dir_all(directory).map_err(|error| failed(&error))?;
-    clap_mangen::generate_to(T::command().version(VERSION), directory)
-        .map_err(|error| failed(&error))
+    clap_mangen::generate_to(command::<T>(), directory).map_err(|error| failed(&error))
 }
 
 fn failed(error: &std::io::Error) -> CliError {

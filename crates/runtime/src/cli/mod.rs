@@ -12,4 +12,4 @@ pub use args::{GlobalArgs, Program};
 pub use error::{CliError, Exit, report};
 pub use escape::escape_text;
 pub use generate::{Generate, write_completions, write_man, write_man_pages};
-pub use parse::{PROTOCOLS, VERSION, parse, parse_from, version_string};
+pub use parse::{PROTOCOLS, VERSION, command, parse, parse_from, version_string};

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Command, CommandFactory, Parser};
 
 use super::error::{CliError, report};
 
@@ -19,6 +19,25 @@ pub fn version_string(program: &str) -> String {
     format!("{program} {VERSION}")
 }
 
+/// The command line of `T`, complete: version, and examples for the commands that all programs
+/// share, which cannot know the program's name by themselves.
+pub fn command<T: CommandFactory>() -> Command {
+    let command = T::command().version(VERSION);
+    if command.find_subcommand("config").is_none() {
+        return command;
+    }
+    let program = command.get_name().to_owned();
+    let check = format!(
+        "Examples:\n  {program} config check\n  {program} config check --config new.toml --json"
+    );
+    let show = format!("Examples:\n  {program} config show\n  {program} config show --json");
+    command.mut_subcommand("config", |config| {
+        config
+            .mut_subcommand("check", |command| command.after_help(check))
+            .mut_subcommand("show", |command| command.after_help(show))
+    })
+}
+
 /// Parses this process's arguments. On `Err` everything is told already: exit with it.
 pub fn parse<T: Parser>() -> Result<T, ExitCode> {
     parse_from(std::env::args_os())
@@ -31,7 +50,7 @@ pub fn parse_from<T: Parser>(
     let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
     // The line is wrong, so clap cannot say whether JSON is wanted.
     let json = arguments.iter().take_while(|argument| *argument != "--").any(|a| a == "--json");
-    let mut command = T::command().version(VERSION);
+    let mut command = command::<T>();
     let parsed = command
         .try_get_matches_from_mut(arguments)
         .and_then(|mut matches| T::from_arg_matches_mut(&mut matches))
@@ -94,6 +113,30 @@ mod tests {
         let error = usage_error(&clap);
         assert!(error.message.contains("'serv'"), "{}", error.message);
         assert!(error.hint.unwrap().contains("serve"));
+    }
+
+    #[derive(Debug, Parser)]
+    #[command(name = "mediator")]
+    struct Configured {
+        #[command(subcommand)]
+        _command: ConfiguredCommand,
+    }
+
+    #[derive(Debug, clap::Subcommand)]
+    enum ConfiguredCommand {
+        #[command(subcommand)]
+        Config(crate::config::ConfigCommand),
+    }
+
+    #[test]
+    fn shared_commands_have_examples_with_the_programs_name() {
+        let command = command::<Configured>();
+        command.clone().debug_assert();
+        for name in ["check", "show"] {
+            let config = command.find_subcommand("config").unwrap();
+            let help = config.find_subcommand(name).unwrap().get_after_help().unwrap().to_string();
+            assert!(help.contains(&format!("mediator config {name}")), "{help}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::file::{add_file, read_file};
 use super::{Config, Entry, Key, Origin, Value, value_error};
 use crate::cli::{CliError, Program, escape_text};
+use crate::datadir::denied;
 use crate::logging::check_level;
 
 /// The key of the log level in every program.
@@ -75,7 +76,7 @@ impl Config {
             }
         }
         if let Some(path) = sources.file(program)
-            && let Some(text) = read_file(&path)?
+            && let Some(text) = read_file(&path).map_err(|error| sources.or_denied(error))?
         {
             add_file(keys, &path, &text, &mut entries)?;
         } else if let Some(path) = &sources.config {
@@ -109,6 +110,28 @@ impl Config {
 }
 
 impl Sources {
+    /// A file that was not named is out of reach when the whole data directory is.
+    fn or_denied(&self, error: CliError) -> CliError {
+        let directory = self.data_dir.as_deref().filter(|_| self.config.is_none());
+        directory.and_then(denied).unwrap_or(error)
+    }
+
+    /// A chosen directory that does not exist is a slip of the pen, and checking "no file" in it
+    /// would hide that. The default one need not exist yet.
+    pub(super) fn check_data_dir(&self, program: &Program) -> Result<(), CliError> {
+        let Some(path) = self.data_dir.as_deref().filter(|_| self.config.is_none()) else {
+            return Ok(());
+        };
+        if path.is_dir() || program.default_data_dir().is_ok_and(|default| default == path) {
+            return Ok(());
+        }
+        let message = format!("there is no data directory {}", path.display());
+        Err(denied(path).unwrap_or_else(|| {
+            CliError::usage("data_dir_missing", message)
+                .hint("give the right one with --data-dir, or the file itself with --config")
+        }))
+    }
+
     pub(super) fn file(&self, program: &Program) -> Option<PathBuf> {
         let default = || Some(self.data_dir.as_ref()?.join(format!("{}.toml", program.name)));
         self.config.clone().or_else(default)

@@ -27,10 +27,26 @@ impl ConfigCommand {
         sources: &Sources,
         output: Output,
     ) -> Result<(), CliError> {
+        self.run_checked(program, keys, sources, output, |_| Ok(()))
+    }
+
+    /// [`Self::run`] for a program that knows more about its values than their types.
+    pub fn run_checked(
+        self,
+        program: &Program,
+        keys: &'static [Key],
+        sources: &Sources,
+        output: Output,
+        check: impl FnOnce(&Config) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        if matches!(self, Self::Check) {
+            sources.check_data_dir(program)?;
+        }
         let config = Config::load(program, keys, sources)?;
         match self {
             Self::Show => config.show(output),
             Self::Check => {
+                check(&config)?;
                 let file = sources.file(program).filter(|path| path.exists());
                 let file = file.map(|path| path.display().to_string());
                 output.emit(&json!({"valid": true, "file": file}))?;

@@ -110,3 +110,18 @@ fn a_config_file_that_was_named_must_exist() {
     let error = Config::load(&RELAY, KEYS, &sources).unwrap_err();
     assert_eq!((error.code, error.exit), ("config_unreadable", Exit::Usage));
 }
+
+#[test]
+fn checking_a_directory_that_does_not_exist_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let typo = Some(directory.path().join("typo"));
+    let sources = Sources { data_dir: typo, ..Sources::default() };
+    let run = |command: ConfigCommand, sources: &Sources| {
+        command.run(&RELAY, KEYS, sources, crate::output::Output::new(true))
+    };
+    let error = run(ConfigCommand::Check, &sources).unwrap_err();
+    assert_eq!((error.code, error.exit), ("data_dir_missing", Exit::Usage));
+    assert!(error.message.contains("typo"), "{}", error.message);
+    let good = Sources { data_dir: Some(directory.path().to_owned()), ..Sources::default() };
+    run(ConfigCommand::Check, &good).unwrap();
+}

@@ -18,6 +18,9 @@ mod unix {
     /// Anything for group or others.
     const OTHERS: u32 = 0o077;
 
+    /// Read of the list of users.
+    const MAX_USERS_BYTES: u64 = 1024 * 1024;
+
     /// Makes the directory, and what is missing above it, with mode 0700.
     pub(in crate::datadir) fn create_private(path: &Path) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)
@@ -55,6 +58,51 @@ mod unix {
     pub(in crate::datadir) fn check_writable(path: &Path) -> io::Result<()> {
         use rustix::fs::Access;
         Ok(rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?)
+    }
+
+    /// Does the system keep this user out of the directory? Above the data directory only
+    /// passing through counts.
+    pub(in crate::datadir) fn is_closed(path: &Path, whole: bool) -> bool {
+        use rustix::fs::Access;
+        let wanted = if whole {
+            Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK
+        } else {
+            Access::EXEC_OK
+        };
+        path.is_dir() && rustix::fs::access(path, wanted) == Err(rustix::io::Errno::ACCESS)
+    }
+
+    /// A user of this machine.
+    #[derive(Debug, PartialEq, Eq)]
+    pub(in crate::datadir) struct User(u32);
+
+    impl std::fmt::Display for User {
+        fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            match user_name(self.0) {
+                Some(name) => write!(formatter, "{name}"),
+                None => write!(formatter, "user {}", self.0),
+            }
+        }
+    }
+
+    pub(in crate::datadir) fn owner(path: &Path) -> Option<User> {
+        std::fs::metadata(path).ok().map(|metadata| User(metadata.uid()))
+    }
+
+    pub(in crate::datadir) fn this_user() -> User {
+        User(rustix::process::geteuid().as_raw())
+    }
+
+    /// Users of directory services are not in the file: they are told by their number.
+    fn user_name(user: u32) -> Option<String> {
+        use std::io::Read;
+        let mut text = String::new();
+        File::open("/etc/passwd").ok()?.take(MAX_USERS_BYTES).read_to_string(&mut text).ok()?;
+        text.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let (name, number) = (fields.next()?, fields.nth(1)?);
+            (number.parse() == Ok(user)).then(|| name.to_owned())
+        })
     }
 
     pub(in crate::datadir) fn check_secret(
@@ -97,6 +145,19 @@ mod other {
 
     pub(in crate::datadir) fn check_writable(_path: &Path) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Access lists are the system's business: opening fails with the system's words.
+    pub(in crate::datadir) fn is_closed(_path: &Path, _whole: bool) -> bool {
+        false
+    }
+
+    pub(in crate::datadir) fn owner(_path: &Path) -> Option<&'static str> {
+        None
+    }
+
+    pub(in crate::datadir) fn this_user() -> &'static str {
+        "this user"
     }
 
     pub(in crate::datadir) fn check_secret(

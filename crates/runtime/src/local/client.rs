@@ -9,6 +9,7 @@ use tokio::io::{AsyncWriteExt, BufReader};
 use super::wire::{Line, push_line, read_line};
 use super::{MAX_REPLY_BYTES, MAX_REQUEST_BYTES, platform};
 use crate::cli::CliError;
+use crate::datadir::denied;
 
 /// For an answer to be complete, unless the caller gives another limit.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -44,10 +45,12 @@ impl From<LocalError> for CliError {
             LocalError::NotRunning(_) => Self::not_there("not_running", message)
                 .hint("start it, or give the right --data-dir"),
             LocalError::Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                Self::refused("local_denied", message).hint("run this as the program's user")
+                Self::failed("data_dir_denied", message).hint("run this as the program's user")
             }
-            LocalError::TimedOut(_) => Self::failed("local_timeout", message),
-            _ => Self::failed("local_failed", message),
+            LocalError::TimedOut(_) => Self::failed("local_timeout", message)
+                .hint("try again; see the running program's log"),
+            _ => Self::failed("local_failed", message)
+                .hint("restart the program if it is of another version; see its log"),
         }
     }
 }
@@ -82,7 +85,10 @@ async fn exchange(path: &Path, request: &Value) -> Result<Vec<Value>, LocalError
     let mut stream = match platform::connect(path).await {
         Ok(stream) => stream,
         Err(error) if not_running(&error) => return Err(LocalError::NotRunning(path.to_owned())),
-        Err(error) => return Err(error.into()),
+        Err(error) => {
+            let directory = path.parent().and_then(denied);
+            return Err(directory.map_or_else(|| error.into(), LocalError::Failed));
+        }
     };
     stream.write_all(&bytes).await?;
     let mut reader = BufReader::new(stream);
