@@ -45,7 +45,8 @@ impl fmt::Debug for ProxyConfig {
 /// The proxy setting cannot be used. The URL is not repeated: it may hold a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "proxy setting from {0} cannot be used: http://[user:password@]host:port or socks5:// is expected"
+    "proxy setting from {0} cannot be used: it must be like http://proxy.example:3128, \
+     http://user:password@proxy.example:3128 or socks5://proxy.example:1080"
 )]
 pub struct InvalidProxy(&'static str);
 
@@ -123,12 +124,18 @@ impl Dialer {
         let no_proxy = env(["NO_PROXY", "no_proxy"]).unwrap_or_default();
         let dialer = Self::with(url.clone(), no_proxy);
         // The matcher drops what it cannot read, and everything would go around the proxy.
+        let explicit_scheme = url.contains("://");
         let probe = Matcher::builder().all(url).build();
         let usable = http::Uri::try_from("https://host.invalid:1/").ok().and_then(|probe_uri| {
             let proxy = probe.intercept(&probe_uri)?;
             let scheme = proxy.uri().scheme_str()?;
-            proxy.uri().host().filter(|_| matches!(scheme, "http" | "socks5" | "socks5h"))?;
-            Some(())
+            let host = proxy.uri().host().filter(|host| is_host(host))?;
+            // A lone word is read as a host of that name; who means one says so or gives a port.
+            let authority = proxy.uri().authority()?.as_str();
+            let without_port = authority.ends_with(host) && explicit_scheme;
+            let meant = proxy.uri().port_u16().map_or(without_port, |port| port != 0);
+            (meant && !host.is_empty() && matches!(scheme, "http" | "socks5" | "socks5h"))
+                .then_some(())
         });
         usable.map(|()| dialer).ok_or(InvalidProxy(origin))
     }
@@ -179,6 +186,17 @@ impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Dialer")
     }
+}
+
+/// Could this be a host: an address, or a name of letters, digits, `-` and `_` (RFC 1123 §2.1)?
+fn is_host(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let label = |label: &str| {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        !label.is_empty() && label.bytes().all(fits)
+    };
+    bare.parse::<std::net::IpAddr>().is_ok()
+        || bare.strip_suffix('.').unwrap_or(bare).split('.').all(label)
 }
 
 fn target_uri(host: &str, port: u16) -> Option<http::Uri> {

@@ -118,10 +118,31 @@ async fn silent_proxy_is_given_up() {
 
 #[test]
 fn unusable_proxy_setting_is_an_error_and_never_ignored() {
-    for bad in ["", "http://", "https://proxy:1", "ftp://proxy:1", "http://a b:1", "::"] {
+    for bad in [
+        "",
+        "http://",
+        "https://proxy:1",
+        "ftp://proxy:1",
+        "http://a b:1",
+        "::",
+        "nonsense",
+        "not a url",
+        "http://pro!xy:1",
+        "http://a..b:1",
+        "proxy:0",
+        "http://proxy:99999",
+        "http//proxy:1",
+    ] {
         assert!(explicit(bad).is_err(), "{bad}");
     }
-    for good in ["http://proxy:3128", "proxy:3128", "socks5://u:p@proxy:1080", "http://[::1]:1"] {
+    for good in [
+        "http://proxy:3128",
+        "proxy:3128",
+        "socks5://u:p@proxy:1080",
+        "http://[::1]:1",
+        "http://proxy",
+        "http://10.0.0.1:8080/",
+    ] {
         assert!(explicit(good).unwrap().uses_proxy("a.example", 443), "{good}");
     }
     let secret = ProxyConfig { explicit: Some("http://u:hidden@p:1".into()), from_env: false };
