@@ -126,7 +126,15 @@ fn explain(error: &io::Error) -> CloseReason {
     if error.kind() == io::ErrorKind::Other && error.to_string().contains("bytes remaining") {
         return CloseReason::Truncated;
     }
-    CloseReason::Lost(error.to_string())
+    lost(error)
+}
+
+/// In plain words: the TLS library's text for a cut connection is a link to its documentation.
+fn lost(error: &io::Error) -> CloseReason {
+    CloseReason::Lost(match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the other side ended it without a word".to_owned(),
+        _ => error.to_string(),
+    })
 }
 
 fn handle_frame(
@@ -206,7 +214,7 @@ async fn write_frames<S: AsyncWrite>(
         let Some(first) = first else { break };
         match timeout(deadline, batch(shared, &mut frames, first, &mut queued)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return CloseReason::Lost(error.to_string()),
+            Ok(Err(error)) => return lost(&error),
             Err(_) => return CloseReason::Stalled,
         }
     }
@@ -276,5 +284,17 @@ async fn keep_alive(shared: &Shared, pings: bool) -> CloseReason {
                 std::future::pending::<()>().await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_connection_is_told_in_plain_words() {
+        let cut = io::Error::new(io::ErrorKind::UnexpectedEof, "see https://docs.rs/a/b");
+        let text = explain(&cut).to_string();
+        assert_eq!(text, "connection lost: the other side ended it without a word");
     }
 }

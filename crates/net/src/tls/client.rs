@@ -150,11 +150,19 @@ pub async fn connect_control<S: AsyncRead + AsyncWrite + Unpin>(
     Ok((stream, PeerInfo { root }))
 }
 
+/// The library's text for a cut is a link to its documentation.
+fn plain(error: io::Error) -> io::Error {
+    match error.kind() {
+        kind @ io::ErrorKind::UnexpectedEof => io::Error::new(kind, "the other side closed it"),
+        _ => error,
+    }
+}
+
 /// One place that turns what TLS says into what a person can act on.
 fn explain(error: io::Error, name: &str, trust: Trust, presented: Option<Presented>) -> TlsError {
     use CertificateError as C;
     let Some(tls) = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) else {
-        return TlsError::Io(error);
+        return TlsError::Io(plain(error));
     };
     match tls {
         rustls::Error::InvalidCertificate(reason) => match (reason, presented) {
