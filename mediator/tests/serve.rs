@@ -159,6 +159,9 @@ async fn only_good_tokens_enrol_and_only_as_often_as_they_say() {
     assert_eq!(fail(&token, 1, &identity(), "pc2").await, failure::TOKEN_SPENT);
     let again = mediator.token(&["agent", "--client", "main/hq"]);
     assert_eq!(fail(&again, 1, &identity(), "PC").await, failure::NAME_TAKEN);
+    let refused = mediator.events_named("enroll.refused");
+    assert_eq!(refused.last().unwrap()["end_reason"], failure::NAME_TAKEN);
+    assert_eq!(refused.last().unwrap()["client"], "main/hq");
     // A refused name costs no use.
     assert!(mediator.enroll(&identity(), &again, 1, "pc2").await.is_ok());
 

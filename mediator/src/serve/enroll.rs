@@ -47,6 +47,7 @@ pub(super) async fn serve(mut line: Line) {
 }
 
 /// What the device says of itself, checked.
+#[derive(Clone)]
 struct Candidate {
     token: TokenId,
     proof: wire::Signed,
@@ -65,21 +66,21 @@ struct Candidate {
 
 async fn redeem(line: &Line, enroll: wire::Enroll) -> Result<wire::Enrolled, wire::Failure> {
     let candidate = check(line, enroll)?;
-    let outcome = line
-        .shared
-        .writer
-        .write(move |tx| Box::pin(async move { candidate.enroll(tx).await }))
-        .await;
-    match outcome {
-        Ok(outcome) => outcome,
-        Err(StoreError::Taken(what)) => {
-            Err(fail(failure::NAME_TAKEN, format!("{what} is taken; choose another name")))
-        }
-        Err(error) => {
-            tracing::error!(%error, "enrolment not written");
-            Err(fail(failure::AUDIT_UNAVAILABLE, "the enrolment could not be recorded"))
-        }
+    let again = candidate.clone();
+    let writer = &line.shared.writer;
+    let mut outcome =
+        writer.write(move |tx| Box::pin(async move { candidate.enroll(tx).await })).await;
+    if let Err(StoreError::Taken(what)) = outcome {
+        // That undid everything, the token's use included: the refusal's record is written apart.
+        let refusal = fail(failure::NAME_TAKEN, format!("{what} is taken; choose another name"));
+        outcome = writer
+            .write(move |tx| Box::pin(async move { again.refuse_name(tx, refusal).await }))
+            .await;
     }
+    outcome.unwrap_or_else(|error| {
+        tracing::error!(%error, "enrolment not written");
+        Err(fail(failure::AUDIT_UNAVAILABLE, "the enrolment could not be recorded"))
+    })
 }
 
 fn check(line: &Line, enroll: wire::Enroll) -> Result<Candidate, wire::Failure> {
@@ -162,18 +163,42 @@ impl Candidate {
             }
         }
         if let Some(refusal) = refusal {
-            let event = self
-                .event("enroll.refused", client.as_ref())
-                .outcome("refused")
-                .end_reason(refusal.code.as_str());
-            let partner = token.partner_id.unwrap_or_else(|| self.home.clone());
-            tx.append(&partner, event).await?;
-            return Ok(Err(refusal));
+            return self.refuse(tx, token.partner_id, client.as_ref(), refusal).await;
         }
         match client {
             Some(client) => self.add_computer(tx, client).await.map(Ok),
             None => self.add_relay(tx, &token.region).await.map(Ok),
         }
+    }
+
+    /// The name was taken, as a first transaction found.
+    async fn refuse_name(
+        self,
+        tx: &mut WriteTx,
+        refusal: wire::Failure,
+    ) -> Result<Outcome, StoreError> {
+        let Some(token) = tokens::find(tx, self.token).await? else { return Ok(Err(invalid())) };
+        let client = match &token.client_id {
+            Some(client) => Some(tenants::client_by_id(tx, client).await?),
+            None => None,
+        };
+        self.refuse(tx, token.partner_id, client.as_ref(), refusal).await
+    }
+
+    async fn refuse(
+        &self,
+        tx: &mut WriteTx,
+        partner_id: Option<String>,
+        client: Option<&tenants::Client>,
+        refusal: wire::Failure,
+    ) -> Result<Outcome, StoreError> {
+        let event = self
+            .event("enroll.refused", client)
+            .outcome("refused")
+            .end_reason(refusal.code.as_str());
+        let partner = partner_id.unwrap_or_else(|| self.home.clone());
+        tx.append(&partner, event).await?;
+        Ok(Err(refusal))
     }
 
     async fn known(
