@@ -285,3 +285,53 @@ async fn relays_register_and_both_ends_get_tickets_for_their_own_keys() {
     ended.unwrap();
     assert!(matches!(cut, Body::RelayCut(_)), "{cut:?}");
 }
+
+#[tokio::test]
+async fn what_a_console_refuses_by_itself_is_recorded_without_naming_what_it_may_not_see() {
+    let mediator = Mediator::start();
+    mediator.admin(&["client", "add", "rival/lab"]);
+    let (_agent, enrolled, _) = mediator.agent("pc").await;
+    let token = mediator.token(&["agent", "--client", "rival/lab"]);
+    let foreign = mediator.enroll(&identity(), &token, 1, "secret-pc").await.unwrap();
+    let (console, console_identity, _) = mediator.console().await;
+    let told = |computer_id: &bytes::Bytes| wire::ConsoleRefusal {
+        computer_id: computer_id.clone(),
+        computer: "as typed".into(),
+        redirector: "ssh".into(),
+        code: "agent_key_changed".into(),
+        targets: vec![wire::Target { host: "127.0.0.1".into(), port: 22, protocol: 6 }],
+        ..wire::ConsoleRefusal::default()
+    };
+    for (id, computer, client) in [
+        (&enrolled.device_id, "pc", serde_json::json!("main/hq")),
+        (&foreign.device_id, "as typed", serde_json::Value::Null),
+        (&bytes::Bytes::new(), "as typed", serde_json::Value::Null),
+    ] {
+        let done = console.ask(Body::ConsoleRefusal(told(id))).await.unwrap();
+        assert!(matches!(done, Body::Done(_)), "{done:?}");
+        let record = mediator.events_named("session.refused").pop().unwrap();
+        assert_eq!((&record["computer"], &record["client"]), (&computer.into(), &client));
+        assert_eq!(record["end_reason"], "agent_key_changed");
+        assert_eq!(record["extra"]["reported_by"], "console");
+        assert_eq!((&record["actor"], &record["outcome"]), (&"admin".into(), &"refused".into()));
+        assert_eq!(record["device"], console_identity.signing.public().fingerprint().to_string());
+        assert_eq!(
+            (&record["target"], &record["partner"]),
+            (&"127.0.0.1:22".into(), &"main".into())
+        );
+    }
+    for odd in [
+        wire::ConsoleRefusal { code: "no such code".into(), ..told(&enrolled.device_id) },
+        wire::ConsoleRefusal { code: String::new(), ..told(&enrolled.device_id) },
+        wire::ConsoleRefusal { computer: "x".repeat(513), ..told(&enrolled.device_id) },
+        wire::ConsoleRefusal { session_id: vec![1; 3].into(), ..told(&enrolled.device_id) },
+    ] {
+        let failed = console.ask(Body::ConsoleRefusal(odd)).await.unwrap_err();
+        assert_eq!(failed.code, failure::BAD_REQUEST);
+    }
+    let stranger = identity();
+    let stranger = mediator.connect(&stranger, hello(2, &stranger, &[])).await.unwrap();
+    let failed = stranger.ask(Body::ConsoleRefusal(told(&enrolled.device_id))).await.unwrap_err();
+    assert_eq!(failed.code, failure::NOT_LOGGED_IN);
+    assert_eq!(mediator.events_named("session.refused").len(), 3);
+}

@@ -13,6 +13,7 @@
 
 pub(crate) mod broker;
 mod events;
+pub(crate) mod refusals;
 pub(crate) mod report;
 mod revoke;
 pub(crate) mod session;

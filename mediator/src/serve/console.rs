@@ -10,7 +10,7 @@ use adit_protocol::{
 use adit_runtime::time::unix_ms;
 use prost::Message;
 
-use super::{agent, connection::Line, logins, open};
+use super::{agent, connection::Line, logins, open, refusals};
 use crate::{
     authz,
     core::{
@@ -123,6 +123,7 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
             }
         },
         Body::Open(wish) => open::open(line, &row, asked_ms, wish, responder).await,
+        Body::ConsoleRefusal(told) => refusals::refused(line, &row, told, responder).await,
         Body::ListSessions(_) => responder.reply(Body::Sessions(sessions(line, &row).await)),
         Body::EndSession(wish) => end(line, &row, &wish, responder).await,
         body => agent::of_session(line, body, responder).await,

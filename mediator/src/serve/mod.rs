@@ -14,6 +14,7 @@ mod half_open;
 mod listen;
 mod logins;
 mod open;
+mod refusals;
 mod relay;
 mod run;
 mod web;

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Bytes of names of redirectors and viewers.
-const MAX_NAME: usize = 64;
+pub(super) const MAX_NAME: usize = 64;
 /// Shortest Noise IK message 1: ephemeral key, encrypted static key, tag of the payload.
 const MIN_MSG1: usize = 96;
 
@@ -51,16 +51,8 @@ pub(super) async fn open(
             }
         }
     }
-    let who = Who {
-        account_id: login.account.id.clone(),
-        account: login.account.name.clone(),
-        partner_id: login.account.partner_id.clone(),
-        partner: login.account.partner.clone(),
-        login: login.id,
-        device: line.identity,
-        source: line.source.to_string(),
-    };
-    let (targets, _) = targets(&open);
+    let who = who(line, login);
+    let (targets, _) = targets(&open.targets);
     let connection = line.id;
     let act = move |driver: &mut super::driver::Driver, now| {
         let attempt = Attempt {
@@ -83,6 +75,19 @@ pub(super) async fn open(
         driver.broker.handle_open(attempt, now);
     };
     line.shared.broker.act(act).await;
+}
+
+/// Who asks on this connection.
+pub(super) fn who(line: &Line, login: &LoginRow) -> Who {
+    Who {
+        account_id: login.account.id.clone(),
+        account: login.account.name.clone(),
+        partner_id: login.account.partner_id.clone(),
+        partner: login.account.partner.clone(),
+        login: login.id,
+        device: line.identity,
+        source: line.source.to_string(),
+    }
 }
 
 type Verdict = Result<String, (Refusal, String)>;
@@ -110,7 +115,7 @@ fn decide(login: &LoginRow, open: &wire::Open, found: Option<&computers::Compute
     }
 }
 
-fn place_of(row: computers::ComputerRow) -> Place {
+pub(super) fn place_of(row: computers::ComputerRow) -> Place {
     Place {
         computer_id: row.id,
         client: row.client_path(),
@@ -123,7 +128,7 @@ fn place_of(row: computers::ComputerRow) -> Place {
 /// Checks what does not depend on the computer.
 fn checked(open: &wire::Open) -> Verdict {
     let refuse = |code, text: &str| Err((Refusal::new(code, text), "malformed".to_owned()));
-    let (targets, all_good) = targets(open);
+    let (targets, all_good) = targets(&open.targets);
     let texts = [(&open.reason, MAX_TEXT), (&open.ticket, MAX_TEXT), (&open.viewer, MAX_NAME)];
     if texts.iter().any(|(text, max)| text.len() > *max) {
         return refuse(failure::BAD_REQUEST, "reason, ticket or viewer is too long");
@@ -171,10 +176,10 @@ fn is_builtin(port: u16, targets: &[Target]) -> bool {
 }
 
 /// The targets that are well-formed, and whether all are in canonical form.
-fn targets(open: &wire::Open) -> (Vec<Target>, bool) {
+pub(super) fn targets(told: &[wire::Target]) -> (Vec<Target>, bool) {
     let mut good = Vec::new();
     let mut all = true;
-    for told in open.targets.iter().take(MAX_TARGETS_PER_GRANT) {
+    for told in told.iter().take(MAX_TARGETS_PER_GRANT) {
         match Target::from_wire(told) {
             Ok(target) if target.host() == told.host => good.push(target),
             _ => all = false,
