@@ -62,7 +62,7 @@ fn run_seed(seed: u64) {
     }
     for side in &world.sides {
         let valid = side.validated_at();
-        assert_eq!(valid.is_some(), possible, "seed {seed}: {plan:#?} {:#?}", side.punch.report());
+        assert_eq!(valid.is_some(), possible, "seed {seed}: {plan:#?} {:#?}", side.punch.pairs());
         let admitted = side.events.iter().any(|(_, e)| matches!(e, Event::AddressAdmitted(_)));
         assert_eq!(admitted, possible, "seed {seed}");
         for (_, to, _) in &side.sent {
@@ -139,7 +139,7 @@ fn candidates_announced_again_start_the_other_end_again() {
     world.announce(0, Duration::from_millis(50), Duration::ZERO);
     let valid = |w: &World| w.sides.iter().all(|s| s.validated_at().is_some());
     world.run_until(Duration::from_millis(skew_ms) + EASY, valid);
-    assert!(valid(&world), "{:#?}", world.sides[1].punch.report());
+    assert!(valid(&world), "{:#?}", world.sides[1].punch.pairs());
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn a_dead_path_turns_silent_expires_and_comes_back() {
         }
         let valid = |w: &World| w.sides.iter().all(|s| s.validated_at().is_some());
         world.run_until(back + EASY, valid);
-        assert!(valid(&world), "seed {seed}: {:#?}", world.sides[0].punch.report());
+        assert!(valid(&world), "seed {seed}: {:#?}", world.sides[0].punch.pairs());
     }
 }
 
@@ -226,7 +226,7 @@ fn a_rebound_mapping_is_found_again() {
 fn acknowledged_data_keep_consent_without_checks() {
     let mut world = connected([Kind::Open, Kind::Open], 1);
     world.udp_dead = true; // for checks, in this test
-    let remote = world.sides[0].punch.report()[0].remote;
+    let remote = world.sides[0].punch.pairs()[0].remote;
     for second in 1..120 {
         world.run_until(Duration::from_secs(second), |_| false);
         let now = world.now;
@@ -235,7 +235,7 @@ fn acknowledged_data_keep_consent_without_checks() {
     let expired =
         |s: usize| world.sides[s].events.iter().any(|(_, e)| matches!(e, Event::Expired { .. }));
     assert!(!expired(0) && expired(1));
-    assert_eq!(world.sides[0].punch.report()[0].state, PairState::Silent);
+    assert_eq!(world.sides[0].punch.pairs()[0].state, PairState::Silent);
 }
 
 #[test]
@@ -243,8 +243,8 @@ fn forged_answers_and_replayed_requests_move_nothing() {
     let mut world = World::new(Plan::of([Kind::Open, Kind::Open]), 7);
     world.udp_dead = true; // but for what the attacker sends
     world.run_until(Duration::from_millis(500), |_| false);
-    let peer: SocketAddr = world.sides[0].punch.report()[0].remote;
-    let console = world.sides[1].punch.report()[0].remote;
+    let peer: SocketAddr = world.sides[0].punch.pairs()[0].remote;
+    let console = world.sides[1].punch.pairs()[0].remote;
     let attacker: SocketAddr = "198.51.100.66:6666".parse().unwrap();
     let Some((_, _, Message::Request { id, .. })) = world.sides[0].sent.first().copied() else {
         panic!("no check was sent")
@@ -270,7 +270,7 @@ fn requests_are_answered_at_a_bounded_rate_and_never_to_forbidden_sources() {
     let mut world = World::new(Plan::of([Kind::Open, Kind::Open]), 7);
     world.udp_dead = true; // but for what is delivered here
     world.run_until(Duration::from_millis(100), |_| false);
-    let console = world.sides[1].punch.report()[0].remote;
+    let console = world.sides[1].punch.pairs()[0].remote;
     for n in 0..1000u16 {
         let mut id = [0; 12];
         id[..2].copy_from_slice(&n.to_be_bytes());
@@ -290,7 +290,7 @@ fn requests_are_answered_at_a_bounded_rate_and_never_to_forbidden_sources() {
     };
     assert!((1..=40).contains(&to("198.51.100.77")), "{}", to("198.51.100.77"));
     assert_eq!(to("127.0.0.1") + to("192.168.9.9"), 0);
-    assert!(world.sides[0].punch.report().len() <= 100);
+    assert!(world.sides[0].punch.pairs().len() <= 100);
 }
 
 #[test]

@@ -179,7 +179,15 @@ impl Punching {
                         udp.admit(remote, false);
                     }
                 }
-                Event::PeerReflexive { .. } => {}
+                // What follows has no sockets to go with yet.
+                Event::PeerReflexive { .. }
+                | Event::WantAddresses
+                | Event::WantNatSummary
+                | Event::WantSockets { .. }
+                | Event::ReleaseSockets { .. }
+                | Event::WantFreshSocket { .. }
+                | Event::Retiring { .. }
+                | Event::SocketUnneeded(_) => {}
                 Event::Exhausted { failed } => {
                     debug!(session = %parts.session, ?failed, "no direct path yet");
                 }
@@ -192,7 +200,7 @@ impl Punching {
     /// Acknowledged data are as good as an answered check.
     pub(crate) fn acknowledged(&mut self, remote: SocketAddr, now: Instant) {
         let Some(punch) = &mut self.punch else { return };
-        let pair = punch.report().into_iter().find(|p| p.remote == remote);
+        let pair = punch.pairs().into_iter().find(|p| p.remote == remote);
         if let Some(pair) = pair {
             punch.handle_acknowledged(pair.socket, remote, now);
         }
@@ -220,7 +228,7 @@ impl Punching {
         if due.is_empty() {
             return Vec::new();
         }
-        let report = self.punch.as_ref().map(Punch::report).unwrap_or_default();
+        let report = self.punch.as_ref().map(Punch::pairs).unwrap_or_default();
         let mut dial = Vec::new();
         for remote in due {
             let live = report

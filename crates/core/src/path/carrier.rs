@@ -25,6 +25,8 @@ pub(super) struct Carrier {
     probe_at: Option<Instant>,
     /// How often it, or its predecessors, were left lately.
     pub(super) lapses: u32,
+    /// A NAT is about to forget its path.
+    pub(super) retiring: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +65,7 @@ impl Carrier {
             checks_lost: None,
             probe_at: None,
             lapses,
+            retiring: false,
         }
     }
 
@@ -130,6 +133,10 @@ impl Carrier {
         } else {
             self.checks_lost.get_or_insert(now);
         }
+    }
+
+    pub(super) fn handle_retiring(&mut self) {
+        self.retiring = true;
     }
 
     /// The peer misses this carrier's packets.

@@ -113,6 +113,11 @@ impl PathChooser {
         }
     }
 
+    /// The carrier's path is about to be forgotten by a NAT: another direct one is preferred.
+    pub fn handle_retiring(&mut self, carrier: CarrierNumber, now: Instant) {
+        self.with(carrier, now, Carrier::handle_retiring);
+    }
+
     /// The network of this end changed: ask for punching without delay if nothing is direct.
     pub fn handle_network_change(&mut self, now: Instant) {
         if let Some((at, asked)) = &mut self.want_direct {
@@ -185,7 +190,7 @@ impl PathChooser {
     /// The best carrier, where "better" has to hold for a while if only round trips say so.
     fn interactive(&mut self, now: Instant) -> Option<CarrierNumber> {
         // The order but for round trips: healthy, direct, interactive slot.
-        let class = |c: &Carrier| (c.tier(now), c.is_direct(), c.slot() == 0);
+        let class = |c: &Carrier| (c.tier(now), c.is_direct(), !c.retiring, c.slot() == 0);
         let top = self.carriers.values().map(class).max()?;
         let peers = || self.carriers.iter().filter(|(_, c)| class(c) == top);
         let (best, best_score) = peers().map(|(n, c)| (*n, c.score())).min_by_key(|b| b.1)?;

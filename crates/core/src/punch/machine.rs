@@ -9,13 +9,15 @@ use std::{
 use adit_protocol::{
     candidate::{Candidate, CandidateKind},
     limits::MAX_CANDIDATES,
+    nat::NatSummary,
 };
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
-    AddressFilter, Event, FailedClass, Family, LocalSocket, MAX_QUEUED, MAX_SOCKETS,
-    MIN_CHECK_INTERVAL, Message, PACE, Packet, PairReport, PunchConfig, REANNOUNCE_GAP,
-    REPLAY_MEMORY, TransactionId, Transmit, UNVERIFIED_BURST, UNVERIFIED_INTERVAL,
+    AddressFilter, Event, FailedClass, Family, HardReport, LocalSocket, MAX_HOLD, MAX_QUEUED,
+    MAX_SOCKETS, MIN_CHECK_INTERVAL, Message, PACE, Packet, PairReport, PunchConfig,
+    REANNOUNCE_GAP, REPLAY_MEMORY, Report, TransactionId, Transmit, UNVERIFIED_BURST,
+    UNVERIFIED_INTERVAL,
     bucket::Bucket,
     candidate_priority,
     pair::Pair,
@@ -88,6 +90,29 @@ impl Punch {
         for candidate in self.remote.clone() {
             self.add(socket, &candidate, now);
         }
+    }
+
+    /// What is known of the own NAT; may change.
+    pub fn handle_local_nat(&mut self, _nat: NatSummary, _now: Instant) {}
+
+    /// What the peer knows of its NAT, and where the mediator sees it.
+    pub fn handle_remote_nat(
+        &mut self,
+        _nat: NatSummary,
+        _seen: Option<std::net::IpAddr>,
+        _now: Instant,
+    ) {
+    }
+
+    /// A socket that was asked for by [`Event::WantSockets`].
+    pub fn handle_birthday_socket(&mut self, _socket: LocalSocket, _family: Family, _now: Instant) {
+    }
+
+    /// The peer starts later than this end, as long as signalling takes: no check of its own
+    /// accord before that, for both ends' first packets must cross. To be called by the end that
+    /// sends its candidates last (the agent), with the round trip of its control connection.
+    pub fn handle_hold(&mut self, signalling: Duration, now: Instant) {
+        self.paced_until = self.paced_until.max(now + signalling.min(MAX_HOLD));
     }
 
     /// A socket is gone, with all its pairs.
@@ -228,8 +253,13 @@ impl Punch {
         wakes.min()
     }
 
+    /// What is known of pairs, failures and hard NATs.
+    pub fn report(&self) -> Report {
+        Report { pairs: self.pairs(), failures: Vec::new(), hard: HardReport::default() }
+    }
+
     /// All pairs, best first.
-    pub fn report(&self) -> Vec<PairReport> {
+    pub fn pairs(&self) -> Vec<PairReport> {
         let mut pairs: Vec<_> = self.table.pairs.iter().collect();
         pairs.sort_by_key(|(_, p)| (!p.is_live(), p.rank));
         let report = |(key, pair): (&PairKey, &Pair)| PairReport {

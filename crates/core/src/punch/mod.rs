@@ -37,7 +37,7 @@ use adit_protocol::candidate::CandidateKind;
 
 pub use filter::{AddressFilter, OwnSubnet};
 pub use machine::Punch;
-pub use report::{FailedClass, PairReport, PairState};
+pub use report::{FailedClass, FailureClass, HardPhase, HardReport, PairReport, PairState, Report};
 
 /// Least time between two checks (RFC 8445 §14.2 allows down to 5 ms).
 pub const PACE: Duration = Duration::from_millis(5);
@@ -51,8 +51,14 @@ pub const MAX_PAIRS: usize = 100;
 pub const MAX_PEER_REFLEXIVE: usize = 16;
 /// Unverified pairs with one remote IP address.
 pub const MAX_PORTS_PER_ADDRESS: usize = 8;
-/// Local sockets of a session.
+/// Local sockets of a session, birthday sockets not counted.
 pub const MAX_SOCKETS: usize = 8;
+/// Numbers of sockets opened on [`Event::WantFreshSocket`] start here.
+pub const FRESH_BASE: usize = 16;
+/// Numbers of birthday sockets start here; those below belong to ordinary ones.
+pub const BIRTHDAY_BASE: usize = 1000;
+/// Sockets that the end with the symmetric NAT opens for birthday probing.
+pub const BIRTHDAY_SOCKETS: usize = 256;
 /// Checks to unverified addresses that may be sent at once: two rounds to 32 candidates.
 pub const UNVERIFIED_BURST: u32 = 320;
 /// And afterwards one in this time.
@@ -71,6 +77,8 @@ pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 pub const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// A pair without any answer for so long loses its consent (RFC 7675 §5.1).
 pub const CONSENT_EXPIRY: Duration = Duration::from_secs(30);
+/// Longest that one end waits for the other's start, see [`Punch::handle_hold`].
+pub const MAX_HOLD: Duration = Duration::from_millis(300);
 /// Candidates announced again start new rounds, but not more often than this.
 pub const REANNOUNCE_GAP: Duration = Duration::from_secs(5);
 
@@ -207,6 +215,47 @@ pub enum Event {
         /// No other pair with this address is left: stop letting its packets in.
         revoked: bool,
     },
+    /// Gather own addresses afresh (ask STUN servers from each ordinary socket), hand them in
+    /// with [`Punch::handle_local_candidates`], and announce all of them to the peer: a direct
+    /// path is sought again, and a NAT may have changed its mind.
+    WantAddresses,
+    /// Observe own NAT anew, from a throw-away socket (mappings that exist say nothing of the
+    /// port that comes next), hand it in with [`Punch::handle_local_nat`], and trickle it: the
+    /// peer is about to predict ports.
+    WantNatSummary,
+    /// Open so many fresh sockets for birthday probing, hand each in with
+    /// [`Punch::handle_birthday_socket`]; fewer, or none, is all right.
+    WantSockets {
+        /// At most.
+        count: usize,
+        /// Of this family.
+        family: Family,
+    },
+    /// Close all birthday sockets but this one, which has become an ordinary one: it is named by
+    /// a `Validated` event, and stays until [`Event::SocketUnneeded`].
+    ReleaseSockets {
+        /// The one with the hit.
+        keep: Option<LocalSocket>,
+    },
+    /// Open one more ordinary socket, numbered from [`FRESH_BASE`], never reusing a number; hand
+    /// it in at once with [`Punch::handle_local_candidates`], and again, with a trickle to the
+    /// peer, when a STUN server told its external address.
+    WantFreshSocket {
+        /// Of this family.
+        family: Family,
+    },
+    /// Another pair will take over from this one, whose NAT is about to forget it: tell
+    /// [`crate::path::PathChooser::handle_retiring`] of its carrier. Comes after the other's
+    /// `Validated`.
+    Retiring {
+        /// From this socket.
+        socket: LocalSocket,
+        /// To this address.
+        remote: SocketAddr,
+    },
+    /// A socket opened for this session has no use any more: close what still runs over it, and
+    /// the socket, then call [`Punch::handle_socket_closed`].
+    SocketUnneeded(LocalSocket),
     /// The first rounds went unanswered; later ones follow at growing intervals. Once for each
     /// start of punching.
     Exhausted {
