@@ -10,6 +10,22 @@ pub mod failure {
     pub const NOT_LOGGED_IN: &str = "not_logged_in";
     /// Not permitted.
     pub const NOT_PERMITTED: &str = "not_permitted";
+    /// Not from this source address.
+    pub const SOURCE_NOT_ALLOWED: &str = "source_not_allowed";
+    /// Not at this time of the day or week.
+    pub const OUTSIDE_HOURS: &str = "outside_hours";
+    /// A reason must be given.
+    pub const REASON_REQUIRED: &str = "reason_required";
+    /// A ticket number must be given.
+    pub const TICKET_REQUIRED: &str = "ticket_required";
+    /// A fresh second factor must be shown.
+    pub const MFA_REQUIRED: &str = "mfa_required";
+    /// Somebody else must approve it first.
+    pub const APPROVAL_REQUIRED: &str = "approval_required";
+    /// The longest permitted time is over.
+    pub const TIME_LIMIT: &str = "time_limit";
+    /// No such request for access.
+    pub const NO_SUCH_REQUEST: &str = "no_such_request";
     /// Not there, or not to be seen.
     pub const NO_SUCH_COMPUTER: &str = "no_such_computer";
     /// Several match.
