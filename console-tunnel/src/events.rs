@@ -54,8 +54,13 @@ pub enum Event<'a> {
         remote: Option<SocketAddr>,
         relay: Option<&'a str>,
     },
-    /// The viewer runs.
-    Viewer { command: &'a [String], pid: u32 },
+    /// The viewer was started, or exited, or could not be started.
+    Viewer {
+        command: &'a [String],
+        pid: Option<u32>,
+        state: &'static str,
+        exit_status: Option<i32>,
+    },
     /// A redirected connection came or went.
     Channel {
         id: ChannelId,
@@ -107,7 +112,12 @@ impl Event<'_> {
                     "remote": remote.map(|a| a.to_string()), "relay": relay, "cipher": CIPHER,
                 }),
             ),
-            Self::Viewer { command, pid } => ("viewer", json!({"command": command, "pid": pid})),
+            Self::Viewer { command, pid, state, exit_status } => (
+                "viewer",
+                json!({
+                    "command": command, "pid": pid, "state": state, "exit_status": exit_status,
+                }),
+            ),
             Self::Channel { id, target, state, reason, bytes_up, bytes_down, duration } => (
                 "channel",
                 json!({
@@ -172,9 +182,11 @@ impl Event<'_> {
                 let color = if *state == "lost" { YELLOW } else { GREEN };
                 (color, '●', "carrier", text)
             }
-            Self::Viewer { command, pid } => {
+            Self::Viewer { command, pid: Some(pid), state: "started", .. } => {
                 (BLUE, '▶', "viewer", format!("{} (process {pid})", command.join(" ")))
             }
+            // Said in words where it ends.
+            Self::Viewer { .. } => return None,
             Self::Channel { target, state: "refused", reason, .. } => {
                 let reason = reason.map_or("refused", ChannelCode::name).replace('_', " ");
                 let target = target.map(|target| format!("{target}: ")).unwrap_or_default();
@@ -238,10 +250,21 @@ impl Reporter {
         self.quiet = quiet;
     }
 
-    /// Tells an event. Local addresses are the asked-for output, the rest is progress.
+    /// Tells an event of just now.
     pub fn tell(&self, session: SessionId, event: &Event<'_>) -> Result<(), CliError> {
+        self.tell_at(session, event, Instant::now())
+    }
+
+    /// Tells an event of some moment ago. Local addresses are the asked-for output, the rest is
+    /// progress.
+    pub fn tell_at(
+        &self,
+        session: SessionId,
+        event: &Event<'_>,
+        at: Instant,
+    ) -> Result<(), CliError> {
         if self.output.json {
-            let object = event.to_json(self.started.elapsed(), session);
+            let object = event.to_json(at.saturating_duration_since(self.started), session);
             return self.writer.line(Line::Json(object));
         }
         match event.to_line() {
@@ -361,10 +384,15 @@ mod tests {
             json_of(&carrier),
             r#"{"event":"carrier","since_start_ms":1.25,"session_id":"01010101-0101-0101-0101-010101010101","kind":"direct","state":"active","rtt_ms":0.3,"local":"127.0.0.1:40123","remote":"[::1]:9","relay":null,"cipher":"AES-256-GCM"}"#
         );
-        let viewer = Event::Viewer { command: &["x".into(), "/v:1".into()], pid: 7 };
+        let viewer = Event::Viewer {
+            command: &["x".into(), "/v:1".into()],
+            pid: Some(7),
+            state: "exited",
+            exit_status: Some(131),
+        };
         assert_eq!(
             json_of(&viewer),
-            r#"{"event":"viewer","since_start_ms":1.25,"session_id":"01010101-0101-0101-0101-010101010101","command":["x","/v:1"],"pid":7}"#
+            r#"{"event":"viewer","since_start_ms":1.25,"session_id":"01010101-0101-0101-0101-010101010101","command":["x","/v:1"],"pid":7,"state":"exited","exit_status":131}"#
         );
         let channel = Event::Channel {
             id: ChannelId(3),

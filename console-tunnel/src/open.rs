@@ -62,14 +62,12 @@ pub async fn open(
         viewer: viewer.as_ref().map(Choice::name).unwrap_or_default(),
         options: &args.session,
     };
-    let (session, first_contact) = opening.open(&wanted, &reporter).await?;
-    let mut running = Running::new(opening.sessions);
-    let mut begun =
-        running.granted(session, vec![local], &opening.computer, first_contact, &reporter);
+    let mut running = Running::new();
+    let mut begun = opening.begin(&wanted, vec![local], &mut running, &mut reporter).await;
     if let (Some(choice), Some(values)) = (viewer, values) {
         begun = begun.and_then(|()| running.launch(&choice, &values, args.keep, &mut reporter));
     }
-    running.run(begun, shutdown, &mut reporter).await
+    running.run(opening.sessions, begun, shutdown, &mut reporter).await
 }
 
 /// `forward COMPUTER (-L|-U|-D)…`: a session for each kind, since each is permitted on its own.
@@ -94,7 +92,8 @@ pub async fn forward(
             None => groups.push((protocol, vec![local])),
         }
     }
-    let mut granted: Vec<(Session, bool, Vec<Local>)> = Vec::new();
+    let mut running = Running::new();
+    let mut begun = Ok(());
     for (protocol, group) in groups {
         let mut targets: Vec<Target> = group.iter().filter_map(|l| l.target().cloned()).collect();
         targets.sort();
@@ -106,20 +105,13 @@ pub async fn forward(
             viewer: String::new(),
             options: &args.session,
         };
-        match opening.open(&wanted, &reporter).await {
-            Ok((session, first_contact)) => granted.push((session, first_contact, group)),
-            Err(error) => {
-                // All or nothing: those that were granted before end here.
-                opening.sessions.shutdown("closed").await;
-                return Err(error);
-            }
+        begun = opening.begin(&wanted, group, &mut running, &mut reporter).await;
+        if begun.is_err() {
+            // All or nothing: those that were granted before end in `run`.
+            break;
         }
     }
-    let mut running = Running::new(opening.sessions);
-    let begun = granted.into_iter().try_for_each(|(session, first_contact, group)| {
-        running.granted(session, group, &opening.computer, first_contact, &reporter)
-    });
-    running.run(begun, shutdown, &mut reporter).await
+    running.run(opening.sessions, begun, shutdown, &mut reporter).await
 }
 
 async fn bind_all(args: &ForwardArgs) -> Result<Vec<Local>, CliError> {
@@ -240,28 +232,37 @@ impl<'a> Opening<'a> {
         })
     }
 
-    /// Opens a session after comparing the agent's key with what is known of it.
-    async fn open(
+    /// Opens a session after comparing the agent's key with what is known of it, tells of it, and
+    /// serves its local ends.
+    async fn begin(
         &mut self,
         wanted: &Wanted<'_>,
-        reporter: &Reporter,
-    ) -> Result<(Session, bool), CliError> {
+        locals: Vec<Local>,
+        running: &mut Running,
+        reporter: &mut Reporter,
+    ) -> Result<(), CliError> {
         let verdict = self.check_key()?;
-        let interrupt = self.shutdown.token();
-        let session = tokio::select! {
-            session = self.ask(wanted) => session?,
-            // Whether the mediator has granted it is not known: the end of the connection ends it.
-            () = interrupt.cancelled() => return Err(CliError::interrupted()),
-        };
+        let session = running.meanwhile(self.ask_unless_interrupted(wanted), reporter).await?;
         let first_contact = verdict == Verdict::FirstContact;
-        self.remember().await?;
+        let handle = running.granted(session, &self.computer, first_contact, reporter)?;
         if first_contact {
             let key = self.computer.identity.fingerprint();
             reporter.remark(&format!("first contact with the agent of {}", self.computer.path()));
             reporter
                 .remark(&format!("its key is {key}: compare it with agent-tunnel status there"));
         }
-        Ok((session, first_contact))
+        // Before anything is carried.
+        running.meanwhile(self.remember(), reporter).await?;
+        running.serve(&handle, locals, reporter)
+    }
+
+    async fn ask_unless_interrupted(&mut self, wanted: &Wanted<'_>) -> Result<Session, CliError> {
+        let interrupt = self.shutdown.token();
+        tokio::select! {
+            session = self.ask(wanted) => session,
+            // Whether the mediator has granted it is not known: the end of the connection ends it.
+            () = interrupt.cancelled() => Err(CliError::interrupted()),
+        }
     }
 
     async fn ask(&mut self, wanted: &Wanted<'_>) -> Result<Session, CliError> {

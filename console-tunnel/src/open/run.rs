@@ -1,4 +1,9 @@
 //! Sessions that are granted: serving local ports, telling events, waiting for the end.
+//!
+//! INVARIANT: events are told in the order in which they happened, each with its own time, also
+//! while a further session is being opened.
+
+use std::time::Instant;
 
 use adit_protocol::ids::SessionId;
 use adit_runtime::{
@@ -13,22 +18,32 @@ use crate::{
     forward::Local,
     session::{Session, SessionEvent, SessionHandle, Sessions},
     state::KnownComputer,
-    viewer::{self, Choice, Launched, Values, Viewer},
+    viewer::{self, Choice, Ended, Launched, Values, Viewer},
 };
 
 /// Events of all sessions that wait to be told.
 const EVENTS: usize = 256;
+/// Time for sessions to end when a further one was refused.
+const WIND_DOWN: std::time::Duration = std::time::Duration::from_secs(2);
 /// The user stopped the command.
 const INTERRUPTED: &str = "interrupted";
 /// The viewer's end is the session's end.
 const VIEWER_EXITED: &str = "viewer_exited";
 
+/// An event of a session, and when it happened.
+struct Happened {
+    session: SessionId,
+    event: SessionEvent,
+    at: Instant,
+}
+
 /// Granted sessions.
 pub struct Running {
-    sessions: Sessions,
     handles: Vec<SessionHandle>,
-    events: mpsc::Receiver<(SessionId, SessionEvent)>,
-    event_in: mpsc::Sender<(SessionId, SessionEvent)>,
+    /// Sessions whose last event was not told yet.
+    open: usize,
+    events: mpsc::Receiver<Happened>,
+    event_in: mpsc::Sender<Happened>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
     viewer: Option<Viewer>,
@@ -37,18 +52,18 @@ pub struct Running {
 
 /// Why to stop waiting.
 enum Next {
-    Tell(SessionId, SessionEvent),
+    Tell(Happened),
     Close(&'static str),
-    ViewerGone(String),
+    ViewerGone(Ended),
 }
 
 impl Running {
     /// None yet.
-    pub fn new(sessions: Sessions) -> Self {
+    pub fn new() -> Self {
         let (event_in, events) = mpsc::channel(EVENTS);
         Self {
-            sessions,
             handles: Vec::new(),
+            open: 0,
             events,
             event_in,
             tasks: JoinSet::new(),
@@ -58,18 +73,42 @@ impl Running {
         }
     }
 
-    /// Tells that a session was granted and serves its local ends.
+    /// Waits for `work`, and tells what happens meanwhile in the sessions that there are. The end
+    /// of one of them is an error.
+    pub async fn meanwhile<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, CliError>>,
+        reporter: &mut Reporter,
+    ) -> Result<T, CliError> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                Some(happened) = self.events.recv() => {
+                    if let Some(reason) = self.tell(&happened, reporter)? {
+                        ended_by_others(&reason)?;
+                    }
+                }
+                result = &mut work => return result,
+            }
+        }
+    }
+
+    /// Tells that a session was granted, just now.
     pub fn granted(
         &mut self,
         session: Session,
-        locals: Vec<Local>,
         computer: &KnownComputer,
         first_contact: bool,
         reporter: &Reporter,
-    ) -> Result<(), CliError> {
+    ) -> Result<SessionHandle, CliError> {
+        let at = Instant::now();
         let Session { handle, grant, audit, events } = session;
         let id = grant.session;
-        reporter.tell(
+        self.handles.push(handle.clone());
+        self.open += 1;
+        self.tasks.spawn(pass_on(id, events, self.event_in.clone()));
+        reporter.tell_at(
             id,
             &Event::Granted {
                 computer: &computer.name,
@@ -81,20 +120,27 @@ impl Running {
                 agent_key: grant.agent.fingerprint(),
                 first_contact,
             },
+            at,
         )?;
+        Ok(handle)
+    }
+
+    /// Serves a session's local ends and tells of them.
+    pub fn serve(
+        &mut self,
+        session: &SessionHandle,
+        locals: Vec<Local>,
+        reporter: &Reporter,
+    ) -> Result<(), CliError> {
         for local in locals {
-            reporter.tell(
-                id,
-                &Event::Listening {
-                    protocol: local.protocol().event_name(),
-                    local: local.address(),
-                    target: local.target(),
-                },
-            )?;
-            self.tasks.spawn(local.serve(handle.clone(), self.stop.clone()));
+            let listening = Event::Listening {
+                protocol: local.protocol().event_name(),
+                local: local.address(),
+                target: local.target(),
+            };
+            reporter.tell(session.id(), &listening)?;
+            self.tasks.spawn(local.serve(session.clone(), self.stop.clone()));
         }
-        self.tasks.spawn(pass_on(id, events, self.event_in.clone()));
-        self.handles.push(handle);
         Ok(())
     }
 
@@ -106,30 +152,40 @@ impl Running {
         keep: bool,
         reporter: &mut Reporter,
     ) -> Result<(), CliError> {
-        let Launched { command, pid, viewer } = viewer::launch(choice, values)?;
-        let session = self.handles.first().map_or(SessionId([0; 16]), SessionHandle::id);
-        reporter.tell(session, &Event::Viewer { command: &command, pid })?;
+        let command = choice.command(values)?;
+        let launched = viewer::launch(choice, command.clone());
+        let pid = launched.as_ref().ok().map(|launched| launched.pid);
+        let state = if launched.is_ok() { "started" } else { "failed" };
+        let event = Event::Viewer { command: &command, pid, state, exit_status: None };
+        reporter.tell(self.first_session(), &event)?;
+        let Launched { viewer, .. } = launched?;
         reporter.set_quiet(viewer.in_terminal());
         self.viewer = Some(viewer);
         self.keep = keep;
         Ok(())
     }
 
+    /// The only one if there is a viewer.
+    fn first_session(&self) -> SessionId {
+        self.handles.first().map_or(SessionId([0; 16]), SessionHandle::id)
+    }
+
     /// Runs until the user, the viewer, or the other side ends it; not at all if it did not begin
     /// well, but then too both sides are told.
     pub async fn run(
         mut self,
+        sessions: Sessions,
         begun: Result<(), CliError>,
         shutdown: &Shutdown,
         reporter: &mut Reporter,
     ) -> Result<(), CliError> {
         let result = match begun {
             Ok(()) => self.until_closed(shutdown, reporter).await,
-            Err(error) => Err(error),
+            Err(error) => self.wind_down(error, reporter).await,
         };
         self.stop.cancel();
         let reason = if result.is_ok() { "closed" } else { "failed" };
-        self.sessions.shutdown(reason).await;
+        sessions.shutdown(reason).await;
         if let Some(viewer) = self.viewer.take() {
             viewer.leave().await;
         }
@@ -137,6 +193,30 @@ impl Running {
         while self.tasks.join_next().await.is_some() {}
         let written = reporter.finish();
         result.and(written)
+    }
+
+    /// Ends what was granted before something failed. Ctrl-C after a grant is no failure.
+    async fn wind_down(
+        &mut self,
+        error: CliError,
+        reporter: &mut Reporter,
+    ) -> Result<(), CliError> {
+        let interrupted = error.exit == Exit::Interrupted;
+        let granted = !self.handles.is_empty();
+        self.stop.cancel();
+        self.close_all(if interrupted { INTERRUPTED } else { "failed" });
+        let rest = async {
+            while self.open > 0 {
+                let Some(happened) = self.events.recv().await else { return };
+                if self.tell(&happened, reporter).is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(WIND_DOWN, rest).await.is_err() {
+            tracing::debug!("a session did not end in time");
+        }
+        if interrupted && granted { Ok(()) } else { Err(error) }
     }
 
     async fn until_closed(
@@ -147,39 +227,30 @@ impl Running {
         let interrupt = shutdown.token();
         let mut asked: Option<&'static str> = None;
         let mut outcome = Ok(());
-        let mut open = self.handles.len();
-        while open > 0 {
+        while self.open > 0 {
             let next = tokio::select! {
                 biased;
                 () = interrupt.cancelled(), if asked.is_none() => Next::Close(INTERRUPTED),
-                Some((id, event)) = self.events.recv() => Next::Tell(id, event),
+                Some(happened) = self.events.recv() => Next::Tell(happened),
                 how = viewer_ended(&mut self.viewer), if asked.is_none() => Next::ViewerGone(how),
             };
             match next {
-                Next::Tell(id, event) => {
-                    let closed = tell(id, &event, reporter)?;
-                    if let Some(reason) = closed {
-                        open -= 1;
-                        if asked.is_none() {
-                            outcome = ended_by_others(&reason);
-                            // One end is the end of all.
-                            asked = Some(INTERRUPTED);
-                            self.close_all("closed");
-                        }
+                Next::Tell(happened) => {
+                    let closed = self.tell(&happened, reporter)?;
+                    if let (Some(reason), None) = (closed, asked) {
+                        outcome = ended_by_others(&reason);
+                        // One end is the end of all.
+                        asked = Some(INTERRUPTED);
+                        self.close_all("closed");
                     }
                 }
                 Next::Close(reason) => {
                     asked = Some(reason);
                     self.close_all(reason);
                 }
-                Next::ViewerGone(how) => {
-                    reporter.set_quiet(false);
-                    self.viewer = None;
-                    if self.keep {
-                        reporter.remark(&format!("{how}; the session goes on until Ctrl-C"));
-                    } else {
-                        reporter.remark(&how);
-                        asked = Some(VIEWER_EXITED);
+                Next::ViewerGone(ended) => {
+                    if let Some(end) = self.viewer_gone(ended, reporter)? {
+                        (asked, outcome) = (Some(VIEWER_EXITED), end);
                         self.close_all(VIEWER_EXITED);
                     }
                 }
@@ -188,64 +259,96 @@ impl Running {
         outcome
     }
 
+    /// Tells that the viewer ended; gives the command's outcome unless the session goes on.
+    fn viewer_gone(
+        &mut self,
+        ended: Ended,
+        reporter: &mut Reporter,
+    ) -> Result<Option<Result<(), CliError>>, CliError> {
+        reporter.set_quiet(false);
+        self.viewer = None;
+        let Ended { command, pid, exit_status, how, failed } = ended;
+        let event =
+            Event::Viewer { command: &command, pid: Some(pid), state: "exited", exit_status };
+        reporter.tell(self.first_session(), &event)?;
+        if self.keep {
+            let how = failed.map_or(how, |error| error.message);
+            reporter.remark(&format!("{how}; the session goes on until Ctrl-C"));
+            return Ok(None);
+        }
+        if failed.is_none() {
+            reporter.remark(&how);
+        }
+        Ok(Some(failed.map_or(Ok(()), Err)))
+    }
+
+    /// Tells an event; gives the reason if it is a session's last.
+    fn tell(
+        &mut self,
+        happened: &Happened,
+        reporter: &mut Reporter,
+    ) -> Result<Option<String>, CliError> {
+        let closed = match &happened.event {
+            SessionEvent::Closed { reason, .. } => {
+                self.open = self.open.saturating_sub(1);
+                reporter.set_quiet(false);
+                Some(reason.clone())
+            }
+            _ => None,
+        };
+        if let Some(event) = told(&happened.event) {
+            reporter.tell_at(happened.session, &event, happened.at)?;
+        }
+        Ok(closed)
+    }
+
     fn close_all(&self, reason: &str) {
         self.handles.iter().for_each(|handle| handle.close(reason));
     }
 }
 
-/// Tells an event; gives the reason if it is a session's last.
-fn tell(
-    session: SessionId,
-    event: &SessionEvent,
-    reporter: &mut Reporter,
-) -> Result<Option<String>, CliError> {
-    match event {
-        SessionEvent::Carrier { kind, state, rtt, local, remote, relay, .. } => {
-            reporter.tell(
-                session,
-                &Event::Carrier {
-                    kind: kind.as_str(),
-                    state: state.as_str(),
-                    rtt: *rtt,
-                    local: *local,
-                    remote: *remote,
-                    relay: relay.as_deref(),
-                },
-            )?;
-        }
-        SessionEvent::Channel { id, target, state, reason, bytes_up, bytes_down, duration } => {
-            reporter.tell(
-                session,
-                &Event::Channel {
-                    id: *id,
-                    target: target.as_ref(),
-                    state: state.as_str(),
-                    reason: *reason,
-                    bytes_up: *bytes_up,
-                    bytes_down: *bytes_down,
-                    duration: *duration,
-                },
-            )?
-        }
-        SessionEvent::Lease { expires_ms } => tracing::debug!(expires_ms, "grant renewed"),
-        SessionEvent::Closed { reason, bytes_up, bytes_down, duration } => {
-            reporter.set_quiet(false);
-            reporter.tell(
-                session,
-                &Event::Closed {
-                    reason,
-                    bytes_up: *bytes_up,
-                    bytes_down: *bytes_down,
-                    duration: *duration,
-                },
-            )?;
-            return Ok(Some(reason.clone()));
-        }
+impl Default for Running {
+    fn default() -> Self {
+        Self::new()
     }
-    Ok(None)
 }
 
-async fn viewer_ended(viewer: &mut Option<Viewer>) -> String {
+/// What the user is told of a session's event.
+fn told(event: &SessionEvent) -> Option<Event<'_>> {
+    Some(match event {
+        SessionEvent::Carrier { kind, state, rtt, local, remote, relay, .. } => Event::Carrier {
+            kind: kind.as_str(),
+            state: state.as_str(),
+            rtt: *rtt,
+            local: *local,
+            remote: *remote,
+            relay: relay.as_deref(),
+        },
+        SessionEvent::Channel { id, target, state, reason, bytes_up, bytes_down, duration } => {
+            Event::Channel {
+                id: *id,
+                target: target.as_ref(),
+                state: state.as_str(),
+                reason: *reason,
+                bytes_up: *bytes_up,
+                bytes_down: *bytes_down,
+                duration: *duration,
+            }
+        }
+        SessionEvent::Lease { expires_ms } => {
+            tracing::debug!(expires_ms, "grant renewed");
+            return None;
+        }
+        SessionEvent::Closed { reason, bytes_up, bytes_down, duration } => Event::Closed {
+            reason,
+            bytes_up: *bytes_up,
+            bytes_down: *bytes_down,
+            duration: *duration,
+        },
+    })
+}
+
+async fn viewer_ended(viewer: &mut Option<Viewer>) -> Ended {
     match viewer {
         Some(viewer) => viewer.ended().await,
         None => std::future::pending().await,
@@ -254,25 +357,25 @@ async fn viewer_ended(viewer: &mut Option<Viewer>) -> String {
 
 /// A session whose events end without a last one was lost; that is a last one too.
 async fn pass_on(
-    id: SessionId,
+    session: SessionId,
     mut events: mpsc::Receiver<SessionEvent>,
-    to: mpsc::Sender<(SessionId, SessionEvent)>,
+    to: mpsc::Sender<Happened>,
 ) {
     let mut closed = false;
     while let Some(event) = events.recv().await {
         closed |= matches!(event, SessionEvent::Closed { .. });
-        if to.send((id, event)).await.is_err() {
+        if to.send(Happened { session, event, at: Instant::now() }).await.is_err() {
             return;
         }
     }
     if !closed {
-        let lost = SessionEvent::Closed {
+        let event = SessionEvent::Closed {
             reason: "lost".to_owned(),
             bytes_up: 0,
             bytes_down: 0,
             duration: std::time::Duration::ZERO,
         };
-        let _ = to.send((id, lost)).await;
+        let _ = to.send(Happened { session, event, at: Instant::now() }).await;
     }
 }
 
@@ -319,7 +422,7 @@ mod tests {
         pass_on(SessionId([1; 16]), events, out).await;
         assert!(matches!(
             told.recv().await,
-            Some((_, SessionEvent::Closed { reason, .. })) if reason == "lost"
+            Some(Happened { event: SessionEvent::Closed { reason, .. }, .. }) if reason == "lost"
         ));
     }
 }

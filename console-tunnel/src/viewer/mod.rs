@@ -7,14 +7,17 @@ mod launch;
 pub mod table;
 pub mod template;
 
-use std::{io::IsTerminal, path::PathBuf};
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+};
 
 use adit_runtime::{
     cli::{CliError, escape_text},
     config::Config,
 };
 
-pub use launch::{Launched, Viewer, launch};
+pub use launch::{Ended, Launched, Viewer, launch};
 pub use table::Shell;
 pub use template::{UserName, Values};
 
@@ -88,9 +91,13 @@ pub fn choose(kind: &str, config: &Config, json: bool) -> Result<Choice, CliErro
             ))
         })?;
         let shell = Shell::Window;
+        if !has_display() && needs_display(&program) {
+            return Err(no_display(name));
+        }
         return Ok(Choice { kind: kind.to_owned(), program, template, shell });
     }
     let terminal = !json && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let mut blind = None;
     for row in table::rows(std::env::consts::OS, kind) {
         if row.shell == Shell::Terminal && !terminal {
             continue;
@@ -101,9 +108,16 @@ pub fn choose(kind: &str, config: &Config, json: bool) -> Result<Choice, CliErro
             continue;
         }
         if let Some(Ok(program)) = row.command.first().map(which::which) {
+            if !has_display() && needs_display(&program) {
+                blind = blind.or(row.command.first());
+                continue;
+            }
             let template = row.command.iter().map(|word| (*word).to_owned()).collect();
             return Ok(Choice { kind: kind.to_owned(), program, template, shell: row.shell });
         }
+    }
+    if let Some(program) = blind {
+        return Err(no_display(program));
     }
     let message = format!("no {kind} viewer is installed on this machine");
     Err(CliError::not_there("no_viewer", message).hint(format!(
@@ -111,4 +125,56 @@ pub fn choose(kind: &str, config: &Config, json: bool) -> Result<Choice, CliErro
          command = [\"program\", \"{{host}}:{{port}}\"]), or use --no-launch",
         table::packages(kind)
     )))
+}
+
+/// Whether windows can be opened: an X server or a Wayland compositor is named.
+fn has_display() -> bool {
+    ["DISPLAY", "WAYLAND_DISPLAY"]
+        .into_iter()
+        .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+}
+
+fn needs_display(program: &Path) -> bool {
+    let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    table::needs_display(std::env::consts::OS, name)
+}
+
+fn no_display(program: &str) -> CliError {
+    let message =
+        format!("{program} needs a display, and neither DISPLAY nor WAYLAND_DISPLAY is set");
+    CliError::not_there("no_display", message).hint(
+        "run it in a desktop session, log in with ssh -X, or use --no-launch and connect a \
+         program of your choice to the local address",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::table::{is_failure, needs_display};
+
+    #[test]
+    fn ends_that_the_user_wanted_are_no_failures() {
+        let (soon, late) = (Duration::from_secs(1), Duration::from_secs(60));
+        for (program, status, after, failure) in [
+            ("xfreerdp", 131, late, true),
+            ("xfreerdp", 12, late, false),
+            ("xfreerdp3", 1, late, false),
+            ("xfreerdp", 1, soon, true),
+            ("ssh", 1, soon, false),
+            ("ssh.exe", 255, late, true),
+            ("vncviewer", 1, late, true),
+            ("own-viewer", 3, soon, true),
+        ] {
+            assert_eq!(is_failure(program, status, after), failure, "{program} {status}");
+        }
+    }
+
+    #[test]
+    fn programs_with_windows_need_a_display_where_there_may_be_none() {
+        assert!(needs_display("linux", "xfreerdp") && needs_display("linux", "xdg-open"));
+        assert!(!needs_display("linux", "ssh") && !needs_display("linux", "own-viewer"));
+        assert!(!needs_display("macos", "xfreerdp"));
+    }
 }

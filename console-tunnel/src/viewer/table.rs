@@ -3,6 +3,8 @@
 //! A server can name a *kind* of viewer and nothing more. Earlier rows are preferred. Arguments
 //! are templates (see `template.rs`), never a shell's line.
 
+use std::time::Duration;
+
 /// What a viewer needs to run in, and what its end means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shell {
@@ -14,6 +16,38 @@ pub enum Shell {
     Terminal,
     /// Uses this process's standard input where there is no terminal at all.
     Standard,
+}
+
+/// A viewer that ends so soon has shown nothing: its exit status is to be believed.
+const SOON: Duration = Duration::from_secs(3);
+
+/// Whether an exit status other than 0 means that a viewer failed, for a viewer that ran for
+/// `after`. Some have statuses for an end that the user wanted.
+pub fn is_failure(program: &str, status: i32, after: Duration) -> bool {
+    let program = program.strip_suffix(".exe").unwrap_or(program);
+    match program {
+        // That of the remote command; 255 is ssh's own (ssh(1), exit status). Terminals that pass
+        // it on have no other of their own.
+        "ssh" | "gnome-terminal" | "konsole" | "xterm" | "x-terminal-emulator" | "conhost" => {
+            status == 255
+        }
+        // The peer's reason for the end of a connection: disconnected, logged off, disconnected
+        // by the user, logged off by the user. From 128 on they are the program's own failures.
+        "xfreerdp3" | "xfreerdp" | "wlfreerdp" => {
+            after < SOON || !matches!(status, 1 | 2 | 11 | 12)
+        }
+        _ => true,
+    }
+}
+
+/// Whether a program opens a window, and so needs a display where those are not always there.
+pub fn needs_display(os: &str, program: &str) -> bool {
+    let windowed = |entry: &Entry| {
+        entry.os == "unix"
+            && entry.command.first() == Some(&program)
+            && matches!(entry.shell, Shell::Window | Shell::HandsOver)
+    };
+    !matches!(os, "macos" | "windows") && TABLE.iter().any(windowed)
 }
 
 /// One row of the table.
