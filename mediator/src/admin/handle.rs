@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{AdminRequest, tokens, users};
 use crate::{
-    core::types::Affected,
+    core::{ending::CLIENT_ERASED, types::Affected},
     init::HOME_PARTNER,
     names,
     place::store_error,
@@ -158,7 +158,7 @@ async fn client_erase(context: &AdminContext, path: String) -> Result<Vec<Value>
         .await
         .map_err(store_error)?;
     let affected = Affected::Client(found.id.clone());
-    let ended = context.end_sessions(affected, "client_erased").await;
+    let ended = context.end_sessions(affected, CLIENT_ERASED).await;
     let (erased, computers) = context
         .writer
         .write(move |tx| {

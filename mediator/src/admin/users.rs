@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     authz,
-    core::types::Affected,
+    core::{
+        ending::{PASSWORD_CHANGED, USER_DISABLED},
+        types::Affected,
+    },
     names, password,
     place::store_error,
     store::{StoreError, accounts, tenants},
@@ -93,7 +96,7 @@ pub(super) async fn disable(
         .map_err(store_error)?;
     let mut ended = 0;
     if disabled {
-        ended = context.end_sessions(Affected::Account(account), "user_disabled").await;
+        ended = context.end_sessions(Affected::Account(account), USER_DISABLED).await;
     }
     Ok(vec![json!({"user": user, "enabled": !disabled, "sessions_ended": ended})])
 }
@@ -120,7 +123,7 @@ pub(super) async fn password(
         })
         .await
         .map_err(store_error)?;
-    context.end_sessions(Affected::Account(account), "password_changed").await;
+    context.end_sessions(Affected::Account(account), PASSWORD_CHANGED).await;
     let mut told = json!({"user": user});
     show_generated(&mut told, generated);
     Ok(vec![told])

@@ -19,6 +19,7 @@ use adit_protocol::{
 use bytes::Bytes;
 
 use super::{
+    ending::{ENDED_BY_ADMINISTRATOR, EndedBy, Ending, PERMISSION_WITHDRAWN},
     events,
     session::{Phase, Session, lease_ms},
     types::*,
@@ -321,7 +322,7 @@ impl Broker {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let event = events::refused(session, &refusal);
         let (partner, reason) = (session.who.partner_id.clone(), refusal.code.to_owned());
-        session.phase = Phase::Ended { reason: reason.clone() };
+        session.phase = Phase::Ended { ending: Ending::decided(&reason) };
         let effect =
             Effect::End { session: id, reason, bytes_up: 0, bytes_down: 0, relay_bytes: 0 };
         self.audit(partner, vec![event], effect, Purpose::Refuse(request, refusal));
@@ -337,7 +338,7 @@ impl Broker {
     pub(super) fn end(
         &mut self,
         id: SessionId,
-        reason: &str,
+        ending: Ending,
         duration_ms: Option<u64>,
         told_by: Option<ConnectionId>,
         request: Option<RequestId>,
@@ -346,7 +347,7 @@ impl Broker {
         let Some(session) = self.sessions.get_mut(&id).filter(|session| session.is_open()) else {
             return;
         };
-        session.phase = Phase::Ended { reason: reason.to_owned() };
+        session.phase = Phase::Ended { ending };
         self.begin_revocation(id, told_by, now);
         self.record_end(id, duration_ms, request, now);
         self.push_revocation(id, now);
@@ -360,13 +361,13 @@ impl Broker {
         now: Now,
     ) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let Phase::Ended { reason } = &session.phase else { return };
+        let Phase::Ended { ending } = &session.phase else { return };
         let lasted = now.mono.saturating_sub(session.started).as_millis();
         let duration = duration_ms.unwrap_or(u64::try_from(lasted).unwrap_or(u64::MAX));
-        let event = events::ended(session, reason, duration);
+        let event = events::ended(session, ending, duration);
         let effect = Effect::End {
             session: id,
-            reason: reason.clone(),
+            reason: ending.reason.clone(),
             bytes_up: session.bytes.0,
             bytes_down: session.bytes.1,
             relay_bytes: session.relayed(),
@@ -386,21 +387,23 @@ impl Broker {
         now: Now,
     ) {
         let session = self.sessions.get(&id).filter(|session| session.is_open());
-        let (told_by, allowed) = match (by, session) {
-            (_, None) => (None, false),
+        let (told_by, ended_by) = match (by, session) {
+            (_, None) => (None, None),
             (EndAs::End(connection), Some(_)) => {
-                (Some(*connection), self.role_of(*connection, id).is_some())
+                let role = self.role_of(*connection, id);
+                (Some(*connection), role.map(|role| EndedBy::role(Some(role))))
             }
-            (EndAs::Account { partner_id, account_id, all, .. }, Some(session)) => {
+            (EndAs::Account { partner_id, account_id, account, all }, Some(session)) => {
                 let own = session.who.account_id == *account_id;
-                (None, session.who.partner_id == *partner_id && (own || *all))
+                let allowed = session.who.partner_id == *partner_id && (own || *all);
+                (None, allowed.then(|| EndedBy::Person(account.clone())))
             }
         };
-        if !allowed {
+        let Some(ended_by) = ended_by else {
             let refusal = Refusal::new(failure::NO_SUCH_SESSION, "there is no such session");
             return self.reply(request, Reply::Refused(refusal));
-        }
-        self.end(id, reason, None, told_by, Some(request), now);
+        };
+        self.end(id, Ending::told(reason, ended_by), None, told_by, Some(request), now);
     }
 
     /// An administrator's act, a logout, a disabled account: live sessions end now.
@@ -435,7 +438,7 @@ impl Broker {
                 let text = format!("the right to this session was withdrawn ({reason})");
                 self.refuse(id, request, Refusal::new(failure::NOT_PERMITTED, text), true, now);
             }
-            Phase::Open => self.end(id, reason, None, None, None, now),
+            Phase::Open => self.end(id, Ending::decided(reason), None, None, None, now),
             Phase::Ended { .. } => {}
         }
     }
@@ -452,7 +455,7 @@ impl Broker {
     /// The machine's administrator ends a session.
     pub(crate) fn handle_ended_by_administrator(&mut self, id: SessionId, now: Now) -> bool {
         let open = self.is_open(id);
-        self.end_or_refuse(id, "ended_by_administrator", now);
+        self.end_or_refuse(id, ENDED_BY_ADMINISTRATOR, now);
         open
     }
 
@@ -482,7 +485,7 @@ impl Broker {
             return self.reply(request, Reply::Refused(refusal));
         }
         if !allowed {
-            self.end(id, "permission_withdrawn", None, None, None, now);
+            self.end(id, Ending::decided(PERMISSION_WITHDRAWN), None, None, None, now);
             let refusal = Refusal::new(failure::NOT_PERMITTED, "the lease is not renewed");
             return self.reply(request, Reply::Refused(refusal));
         }
@@ -569,7 +572,7 @@ impl Broker {
                 self.refuse(id, request, refusal, true, now);
             }
             Phase::Open if now.mono >= self.lease_end(session) => {
-                self.end(id, "lease_expired", None, None, None, now);
+                self.end(id, Ending::decided("lease_expired"), None, None, None, now);
             }
             Phase::Open => self.set_lease_timer(id),
             Phase::Ended { .. } => {

@@ -4,6 +4,7 @@
 use adit_ledger::{Event, Level};
 
 use super::{
+    ending::{EndedBy, Ending},
     session::{Session, target_text},
     types::{Attempt, Refusal},
 };
@@ -74,15 +75,19 @@ pub(super) fn refused(session: &Session, refusal: &Refusal) -> Event {
         .extra_personal("message", refusal.message.as_str())
 }
 
-pub(super) fn ended(session: &Session, reason: &str, duration_ms: u64) -> Event {
+pub(super) fn ended(session: &Session, ending: &Ending, duration_ms: u64) -> Event {
     let mut event = of_session("session.ended", Level::Significant, session)
         .outcome("ended")
-        .end_reason(reason)
+        .end_reason(&ending.reason)
+        .extra("reported_by", ending.by.name())
         .bytes_up(session.bytes.0)
         .bytes_down(session.bytes.1)
         .duration_ms(duration_ms);
     event.carriers = session.kinds().to_vec();
-    event
+    match &ending.by {
+        EndedBy::Person(name) => event.extra_personal("ended_by", name.as_str()),
+        _ => event,
+    }
 }
 
 fn some(text: &str) -> Option<String> {

@@ -12,6 +12,7 @@
 //!   honest end can still serve the session.
 
 pub(crate) mod broker;
+pub(crate) mod ending;
 mod events;
 pub(crate) mod refusals;
 pub(crate) mod report;
@@ -19,6 +20,8 @@ mod revoke;
 pub(crate) mod session;
 pub(crate) mod types;
 
+#[cfg(test)]
+mod record_tests;
 #[cfg(test)]
 mod tests;
 

@@ -14,8 +14,9 @@ use adit_protocol::{
 
 use super::{
     broker::{Broker, Purpose},
+    ending::{AGENT_LOST_SESSION, EndedBy, Ending, claim},
     events,
-    session::Session,
+    session::{Phase, Session},
     types::*,
 };
 
@@ -63,7 +64,8 @@ impl Broker {
                 session.is_open() && (old || session.offered_on != Some(connection))
             });
             if lost {
-                self.end(*id, "agent_lost_session", None, Some(connection), None, now);
+                let ending = Ending::decided(AGENT_LOST_SESSION);
+                self.end(*id, ending, None, Some(connection), None, now);
             }
         }
         self.reply(request, Reply::CheckedIn(over));
@@ -119,14 +121,22 @@ impl Broker {
         told: &wire::SessionEnd,
         now: Now,
     ) {
+        let by = EndedBy::role(self.role_of(connection, id));
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if !session.is_open() {
             // Ended from here, before its ends could say what they had moved: that follows.
+            let reason = code_text(&told.reason);
+            let reason = match &session.phase {
+                // It repeats what it was told.
+                Phase::Ended { ending } if ending.reason == reason => reason,
+                _ => claim(&reason).into_owned(),
+            };
             let known = session.bytes;
             session.bytes = (known.0.max(told.bytes_up), known.1.max(told.bytes_down));
             let accounted = (session.bytes != known).then(|| {
                 let event = events::of_session("session.accounted", Level::Significant, session)
-                    .end_reason(code_text(&told.reason))
+                    .end_reason(reason)
+                    .extra("reported_by", by.name())
                     .bytes_up(session.bytes.0)
                     .bytes_down(session.bytes.1)
                     .duration_ms(told.duration_ms);
@@ -141,9 +151,9 @@ impl Broker {
             };
         }
         session.bytes = (session.bytes.0.max(told.bytes_up), session.bytes.1.max(told.bytes_down));
-        let reason = code_text(&told.reason);
+        let ending = Ending::told(&code_text(&told.reason), by);
         let duration = (told.duration_ms > 0).then_some(told.duration_ms);
-        self.end(id, &reason, duration, Some(connection), Some(request), now);
+        self.end(id, ending, duration, Some(connection), Some(request), now);
     }
 
     /// The agent is about to dial a target that the grant does not name (SOCKS).

@@ -65,8 +65,8 @@ impl Broker {
     /// Sends what is pending to those who are connected, and sets the next look.
     pub(super) fn push_revocation(&mut self, id: SessionId, now: Now) {
         let Some(session) = self.sessions.get(&id) else { return };
-        let Phase::Ended { reason } = &session.phase else { return };
-        let reason = reason.clone();
+        let Phase::Ended { ending } = &session.phase else { return };
+        let reason = ending.reason.clone();
         let pending = &session.revocation;
         let agent = self.agents.get(&session.place.computer_id).copied();
         let mut out: Vec<Transmit> = Vec::new();

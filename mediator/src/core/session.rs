@@ -15,6 +15,7 @@ use adit_protocol::{
 };
 use bytes::Bytes;
 
+use super::ending::Ending;
 use super::types::{Attempt, ConnectionId, Now, Place, Recorded, RequestId, SessionRow, Who};
 
 /// Kinds of carriers remembered per end.
@@ -30,7 +31,7 @@ pub(crate) enum Phase {
     /// Granted.
     Open,
     /// Over; kept until everybody knows.
-    Ended { reason: String },
+    Ended { ending: Ending },
 }
 
 /// A session that was asked for.

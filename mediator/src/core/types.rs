@@ -134,7 +134,7 @@ pub(crate) enum EndAs {
     /// One of the session's ends.
     End(ConnectionId),
     /// A technician: an own session, or with the right to, any of the partner.
-    Account { partner_id: String, account_id: String, all: bool },
+    Account { partner_id: String, account_id: String, account: String, all: bool },
 }
 
 /// A row of the session table when it begins, or is read after a restart.

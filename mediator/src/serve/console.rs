@@ -14,6 +14,7 @@ use super::{agent, connection::Line, logins, open, refusals};
 use crate::{
     authz,
     core::{
+        ending::LOGGED_OUT,
         report::code_text,
         types::{Affected, Device, EndAs, Refusal},
     },
@@ -108,7 +109,7 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
                 shared
                     .broker
                     .act(move |driver, now| {
-                        driver.broker.handle_revoked(&affected, "logged_out", now);
+                        driver.broker.handle_revoked(&affected, LOGGED_OUT, now);
                     })
                     .await;
                 responder.reply(Body::Done(wire::Done {}));
@@ -244,6 +245,7 @@ async fn end(line: &Line, row: &LoginRow, wish: &wire::EndSession, responder: Re
     let by = EndAs::Account {
         partner_id: row.account.partner_id.clone(),
         account_id: row.account.id.clone(),
+        account: row.account.name.clone(),
         all: authz::may_end_others(&row.account.role),
     };
     let id = line.id;

@@ -1,0 +1,190 @@
+//! What the records of a session say, whoever tells it.
+
+use std::time::Duration;
+
+use adit_ledger::{Event, Hash, Value};
+use adit_protocol::{
+    ids::{ComputerId, SessionId},
+    keys::{PublicKey, SigningKey},
+    target::{Target, Transport},
+    wire::{self, session_event},
+};
+
+use super::{Broker, ending::MEDIATOR_WORDS, types::*};
+
+const AGENT: ConnectionId = ConnectionId(1);
+const CONSOLE: ConnectionId = ConnectionId(2);
+
+/// A broker with one agent and one console; what it records is durable at once.
+struct Desk {
+    broker: Broker,
+    now: Now,
+    events: Vec<Event>,
+    replies: Vec<Reply>,
+    requests: u64,
+}
+
+fn key(n: u8) -> PublicKey {
+    SigningKey::from_seed(&[n; 32]).unwrap().public()
+}
+
+fn tcp(host: &str, port: u16) -> Target {
+    Target::new(host, port, Transport::Tcp).unwrap()
+}
+
+impl Desk {
+    fn new() -> Self {
+        let mut desk = Self {
+            broker: Broker::default(),
+            now: Now { mono: Duration::from_secs(1_000), unix_ms: 1_000_000 },
+            events: Vec::new(),
+            replies: Vec::new(),
+            requests: 0,
+        };
+        let agent = Device::Agent { computer: ComputerId([5; 16]), noise: [1; 32] };
+        desk.broker.handle_connected(AGENT, agent, desk.now);
+        let console = Device::Console { identity: key(2), noise: [2; 32] };
+        desk.broker.handle_connected(CONSOLE, console, desk.now);
+        desk
+    }
+
+    fn request(&mut self) -> RequestId {
+        self.requests += 1;
+        RequestId(self.requests)
+    }
+
+    /// A session of the console at the agent, open.
+    fn open(&mut self, n: u8, targets: &[Target], any_target: bool) -> SessionId {
+        let session = SessionId([n; 16]);
+        let attempt = Attempt {
+            request: self.request(),
+            connection: CONSOLE,
+            asked_ms: self.now.unix_ms,
+            who: Who {
+                account_id: "jane-id".into(),
+                account: "jane".into(),
+                partner_id: "p".into(),
+                partner: "p".into(),
+                login: [1; 32],
+                device: key(2),
+                source: "192.0.2.1:1".into(),
+            },
+            session,
+            place: Some(Place {
+                computer_id: ComputerId([5; 16]),
+                computer: "pc".into(),
+                client_id: "c".into(),
+                client: "p/c".into(),
+                agent: key(1),
+            }),
+            computer_id: String::new(),
+            redirector: "tcp".into(),
+            targets: targets.to_vec(),
+            any_target,
+            reason: String::new(),
+            ticket: String::new(),
+            viewer: String::new(),
+            noise_msg1: vec![0; 100].into(),
+            verdict: Ok("rule".into()),
+        };
+        self.broker.handle_open(attempt, self.now);
+        self.drain();
+        self.broker.handle_answer(session, Ok(vec![1].into()), self.now);
+        self.drain();
+        session
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.broker.poll_output() {
+            match output {
+                Output::Audit { id, events, .. } => {
+                    self.events.extend(events);
+                    let recorded = Recorded { seq: 1, leaf: Hash([0; 32]) };
+                    self.broker.handle_audit_committed(id, recorded, self.now);
+                }
+                Output::Reply { reply, .. } => self.replies.push(reply),
+            }
+        }
+        while self.broker.poll_transmit().is_some() {}
+    }
+
+    fn report(
+        &mut self,
+        by: ConnectionId,
+        session: SessionId,
+        events: Vec<session_event::Event>,
+    ) {
+        let events: Vec<_> = events
+            .into_iter()
+            .map(|event| wire::SessionEvent { at_ms: 1, event: Some(event) })
+            .collect();
+        let request = self.request();
+        self.broker.handle_report(request, by, session, &events, self.now);
+        self.drain();
+    }
+}
+
+fn ended(reason: &str) -> session_event::Event {
+    let reason = reason.to_owned();
+    session_event::Event::End(wire::SessionEnd { reason, ..wire::SessionEnd::default() })
+}
+
+#[test]
+fn no_end_of_a_session_speaks_with_the_mediators_words() {
+    let mut desk = Desk::new();
+    for (n, (by, name)) in (1..).zip([(AGENT, "agent"), (CONSOLE, "console")]) {
+        for (m, word) in (0..).zip(MEDIATOR_WORDS) {
+            let session = desk.open(10 * n + m, &[tcp("127.0.0.1", 22)], false);
+            desk.report(by, session, vec![ended(word)]);
+            let record = desk.events.last().unwrap();
+            assert_eq!(record.end_reason, Some(format!("claimed_{word}")));
+            assert_eq!(record.extra["reported_by"], Value::from(name));
+        }
+    }
+    let session = desk.open(100, &[tcp("127.0.0.1", 22)], false);
+    desk.report(AGENT, session, vec![ended("locked_by_owner")]);
+    assert_eq!(desk.events.last().unwrap().end_reason.as_deref(), Some("locked_by_owner"));
+}
+
+#[test]
+fn ends_name_who_decided_them() {
+    let mut desk = Desk::new();
+    let target = [tcp("127.0.0.1", 22)];
+    let session = desk.open(1, &target, false);
+    desk.broker.handle_ended_by_administrator(session, desk.now);
+    desk.drain();
+    // The agent repeats what it was told; the count of bytes is its own.
+    let told = wire::SessionEnd {
+        reason: "ended_by_administrator".into(),
+        bytes_up: 7,
+        ..wire::SessionEnd::default()
+    };
+    desk.report(AGENT, session, vec![session_event::Event::End(told)]);
+    let by_person = desk.open(2, &target, false);
+    let request = desk.request();
+    let chief = EndAs::Account {
+        partner_id: "p".into(),
+        account_id: "chief-id".into(),
+        account: "chief".into(),
+        all: true,
+    };
+    desk.broker.handle_end(request, by_person, "user_disabled", &chief, desk.now);
+    desk.drain();
+    let ends: Vec<_> = desk
+        .events
+        .iter()
+        .filter(|event| matches!(event.name.as_str(), "session.ended" | "session.accounted"))
+        .map(|event| (event.end_reason.as_deref().unwrap(), event.extra["reported_by"].clone()))
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            ("ended_by_administrator", Value::from("mediator")),
+            ("ended_by_administrator", Value::from("agent")),
+            ("claimed_user_disabled", Value::from("mediator")),
+        ]
+    );
+    let last = desk.events.last().unwrap();
+    assert_eq!(last.extra_personal["ended_by"], Value::from("chief"));
+    assert_eq!(last.actor.as_deref(), Some("jane"));
+}
