@@ -3,6 +3,7 @@
 pub mod identity;
 pub mod interfaces;
 pub mod noise;
+pub mod portmap;
 pub mod proxy;
 pub mod quic;
 pub mod stun;

@@ -2,26 +2,37 @@
 //!
 //! Addresses are hints for candidates. They must never serve as proof of where somebody is.
 
+#[cfg(target_os = "linux")]
+mod news;
 mod probe;
+mod wake;
 
-use std::{cmp::Reverse, net::IpAddr};
+use std::{
+    cmp::Reverse,
+    net::IpAddr,
+    time::{Duration, Instant, SystemTime},
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use n0_watcher::Watcher as _;
 use netwatch::{
-    interfaces::{self, Interface, State},
+    interfaces::{self, HomeRouter, Interface, State},
     netmon::Monitor,
 };
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-pub use probe::{forbidden_probe_target, is_private};
+use wake::SleepWatch;
+
+pub use probe::{forbidden_probe_target, is_private, may_connect};
 
 /// Addresses reported; a host with hundreds of containers has more than anyone wants to probe.
 pub const MAX_ADDRESSES: usize = 64;
 /// Changes waiting to be read. More would say the same: look again.
 const CHANGES: usize = 4;
+/// News come in bursts: an address goes, another comes, then its routes.
+const SETTLE: Duration = Duration::from_millis(40);
 
 /// An address of an interface that is up.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,19 +92,89 @@ pub async fn watch(
 
 async fn report(monitor: &Monitor, changes: &mpsc::Sender<Change>) {
     let mut states = monitor.interface_state();
-    let mut old = states.get();
-    while let Ok(new) = states.updated().await {
-        let change = Change {
-            addresses: ranked(&new),
-            major: new.is_major_change(&old),
-            resumed: new.last_unsuspend != old.last_unsuspend,
-        };
-        debug!(major = change.major, resumed = change.resumed, "network interfaces changed");
+    let mut old = Seen::of(&states.get()).await;
+    let mut news = News::open();
+    let mut sleep = SleepWatch::new(Instant::now(), SystemTime::now());
+    let mut tick = tokio::time::interval(wake::TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let mut resumed = false;
+        tokio::select! {
+            updated = states.updated() => if updated.is_err() { return },
+            () = news.next() => tokio::time::sleep(SETTLE).await,
+            _ = tick.tick() => {
+                resumed = sleep.tick(Instant::now(), SystemTime::now());
+                if !resumed {
+                    continue;
+                }
+            }
+        }
+        let new = Seen::of(&State::new().await).await;
+        let major = new.differs_much(&old);
+        if !resumed && new == old {
+            continue;
+        }
+        debug!(major, resumed, "network interfaces changed");
+        let change = Change { addresses: new.addresses.clone(), major, resumed };
         old = new;
-        // Waiting, not dropping: the watcher keeps the newest state meanwhile.
+        // Waiting, not dropping: what changes meanwhile is seen at the next look.
         if changes.send(change).await.is_err() {
             return;
         }
+    }
+}
+
+/// What a change is told by.
+#[derive(PartialEq, Eq)]
+struct Seen {
+    addresses: Vec<InterfaceAddr>,
+    default_route: Option<String>,
+    gateway: Option<IpAddr>,
+}
+
+impl Seen {
+    async fn of(state: &State) -> Self {
+        // Asks the system synchronously; without an answer the rest still counts.
+        let gateway = tokio::task::spawn_blocking(|| HomeRouter::new().map(|r| r.gateway)).await;
+        Self {
+            addresses: ranked(state),
+            default_route: state.default_route_interface.clone(),
+            gateway: gateway.ok().flatten(),
+        }
+    }
+
+    /// Containers that come and go are no reason to try all paths again.
+    fn differs_much(&self, old: &Self) -> bool {
+        let that_matter = |seen: &Self| {
+            let addresses = seen.addresses.iter().filter(|a| !a.junk && !a.loopback);
+            addresses.map(|a| (a.ip, a.name.clone())).collect::<Vec<_>>()
+        };
+        self.gateway != old.gateway
+            || self.default_route != old.default_route
+            || that_matter(self) != that_matter(old)
+    }
+}
+
+/// Where the system has no news that we can read, the library's watcher does alone.
+struct News {
+    #[cfg(target_os = "linux")]
+    source: Option<news::News>,
+}
+
+impl News {
+    fn open() -> Self {
+        Self {
+            #[cfg(target_os = "linux")]
+            source: news::News::open().inspect_err(|error| debug!(%error, "no news of links")).ok(),
+        }
+    }
+
+    async fn next(&mut self) {
+        #[cfg(target_os = "linux")]
+        if let Some(source) = &mut self.source {
+            return source.next().await;
+        }
+        std::future::pending().await
     }
 }
 
@@ -158,7 +239,6 @@ const JUNK_NAMES: &[&str] = &[
     "cali",
     "cilium",
     "podman",
-    "nerdctl",
     "kube",
     "ovs",
     "tun",
@@ -169,6 +249,22 @@ const JUNK_NAMES: &[&str] = &[
     "ppp",
     "tailscale",
     "dummy",
+    "nebula",
+    "netbird",
+    "nordlynx",
+    "gre",
+    "sit",
+    "ip6tnl",
+    "tunl",
+    "vti",
+    "erspan",
+    "vxlan",
+    "geneve",
+    "azv",
+    "weave",
+    "nerdctl",
+    "waydroid",
+    "p2p-",
     "ifb",
     "awdl",
     "llw",
@@ -183,6 +279,12 @@ const JUNK_NAMES: &[&str] = &[
     "vnet",
     "macvtap",
     "ipvl",
+    "local area connection*",
+    "openvpn",
+    "wireguard",
+    "zerotier",
+    "npcap",
+    "bluetooth",
 ];
 
 fn is_junk_name(name: &str) -> bool {

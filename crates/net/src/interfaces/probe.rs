@@ -36,6 +36,46 @@ pub fn forbidden_probe_target(target: SocketAddr, own: &[IpNet], loopback: bool)
     is_private(ip) && (own_net.is_none() || target.port() < FIRST_PRIVATE_PORT)
 }
 
+/// Whether a program may connect to an address that the mediator named: a relay, or a further
+/// STUN server. To be asked of every address that a name resolved to.
+///
+/// A mediator that was taken over must not make its agents knock at what is reachable only for
+/// them. So public addresses are all right; private and shared ones only where the mediator
+/// itself was reached at such an address, or at one of the same subnet, for then the whole
+/// installation lives in a private network; loopback only for a mediator on loopback. With an
+/// unknown `mediator` (behind a proxy) private addresses need an own subnet; the proxy, which
+/// makes the connection then, has rules of its own.
+pub fn may_connect(target: SocketAddr, mediator: Option<SocketAddr>, own: &[IpNet]) -> bool {
+    let ip = innermost(target.ip());
+    let mediator = mediator.map(|m| innermost(m.ip()));
+    if target.port() == 0 || METADATA.contains(&ip) {
+        return false;
+    }
+    if ip.is_loopback() {
+        return mediator.is_some_and(|m| m.is_loopback());
+    }
+    // A relay next to a mediator that was reached at the same address is no new destination.
+    if mediator == Some(ip) {
+        return true;
+    }
+    if never_a_peer(ip) || own.iter().any(|net| net.contains(&ip) && is_broadcast(net, ip)) {
+        return false;
+    }
+    if !is_private(ip) && !is_shared(ip) {
+        return true;
+    }
+    match mediator {
+        Some(m) if m.is_loopback() => own.iter().any(|net| net.contains(&ip)),
+        Some(m) => is_private(m) || is_shared(m),
+        None => own.iter().any(|net| net.contains(&ip)),
+    }
+}
+
+/// Shared with other customers of a provider (RFC 6598); some overlay networks use it too.
+fn is_shared(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V4(ip) if ip.octets()[0] == 100 && ip.octets()[1] & 0xC0 == 64)
+}
+
 /// RFC 1918 and RFC 4193.
 pub fn is_private(ip: IpAddr) -> bool {
     match ip.to_canonical() {
@@ -143,5 +183,39 @@ mod tests {
         assert!(!forbidden_probe_target("127.0.0.1:5000".parse().unwrap(), &[], true));
         assert!(!forbidden_probe_target("[::1]:5000".parse().unwrap(), &[], true));
         assert!(forbidden_probe_target("169.254.169.254:80".parse().unwrap(), &[], true));
+    }
+
+    #[test]
+    fn a_mediator_leads_nobody_into_networks_that_it_is_not_in_itself() {
+        let own = ["192.168.7.20/24".parse().unwrap()];
+        let may = |target: &str, mediator: Option<&str>| {
+            let mediator = mediator.map(|m| m.parse().unwrap());
+            may_connect(target.parse().unwrap(), mediator, &own)
+        };
+        let public = Some("203.0.113.9:443");
+        let private = Some("10.1.2.3:443");
+        for target in ["198.51.100.7:443", "[2001:db8::7]:443"] {
+            assert!(may(target, public) && may(target, private) && may(target, None), "{target}");
+        }
+        for target in ["10.9.9.9:443", "192.168.7.9:443", "100.64.1.1:443", "[fd12::9]:443"] {
+            assert!(!may(target, public), "{target}");
+            assert!(may(target, private), "{target}");
+        }
+        assert!(may("192.168.7.9:443", None) && !may("10.9.9.9:443", None));
+        let here = Some("127.0.0.1:443");
+        assert!(may("127.0.0.1:8443", here) && may("[::1]:8443", here));
+        assert!(!may("127.0.0.1:8443", private) && !may("127.0.0.1:8443", None));
+        for target in [
+            "169.254.169.254:80",
+            "[::ffff:169.254.169.254]:80",
+            "[fe80::1]:443",
+            "224.0.0.1:443",
+            "0.0.0.0:443",
+            "192.168.7.255:443",
+            "198.51.100.7:0",
+        ] {
+            assert!(![public, private, here, None].into_iter().any(|m| may(target, m)), "{target}");
+        }
+        assert!(may("[fe80::5]:443", Some("[fe80::5]:8443")), "the mediator's own host");
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod client;
 mod codec;
+pub mod explore;
 mod filtering;
 mod integrity;
 mod rate;

@@ -1,4 +1,5 @@
-//! The mediator's STUN service on ports N and N+1 of one or more addresses.
+//! The mediator's STUN service on ports N and N+1 of one or more addresses, and where it is wanted
+//! on a further port that restrictive networks let pass.
 //!
 //! Stateless: at most one answer for each request (RFC 8489 §6.3.1), never a larger one than
 //! twice the request over IPv4, none to anything malformed, none that names software. It must
@@ -54,6 +55,8 @@ struct Site {
     local: SocketAddr,
     /// Index of the same port at another address of the family, for CHANGE-REQUEST.
     other_ip: Option<usize>,
+    /// Only says where a request seems to come from: it has no second port.
+    plain: bool,
 }
 
 impl StunSockets {
@@ -86,7 +89,7 @@ impl StunSockets {
             base = first.1.port();
             let next = base.checked_add(1).ok_or(io::ErrorKind::AddrInUse)?;
             for (socket, local) in [first, bind_one(SocketAddr::new(*ip, next), dual)?] {
-                sockets.push(Site { socket, local, other_ip: None });
+                sockets.push(Site { socket, local, other_ip: None, plain: false });
             }
         }
         let locals: Vec<SocketAddr> = sockets.iter().map(|s| s.local).collect();
@@ -94,6 +97,18 @@ impl StunSockets {
             site.other_ip = other_ip(&locals, index);
         }
         Ok(Self { sockets })
+    }
+
+    /// Binds one more port of each address, for plain requests only: networks that block what
+    /// they do not know often let UDP 443 pass, for QUIC.
+    pub fn bind_plain(&mut self, port: u16) -> io::Result<()> {
+        let ips: BTreeSet<IpAddr> = self.sockets.iter().map(|site| site.local.ip()).collect();
+        let dual = ips.len() == 1;
+        for ip in ips {
+            let (socket, local) = bind_one(SocketAddr::new(ip, port), dual)?;
+            self.sockets.push(Site { socket, local, other_ip: None, plain: true });
+        }
+        Ok(())
     }
 
     /// Where requests are received.
@@ -118,13 +133,16 @@ impl StunSockets {
         if packet.class != StunClass::Request || packet.unknown_required {
             return None;
         }
+        let id = packet.transaction_id;
+        if self.sockets.get(index)?.plain {
+            return packet.change.is_none().then(|| (index, encode_binding_response(id, from)));
+        }
         let change = packet.change.unwrap_or_default();
         let via = self.partner(index, change)?;
         let origin = self.address_of(via, to.filter(|_| !change.ip));
         let other = self
             .partner(index, Change { ip: true, port: true })
             .and_then(|other| self.address_of(other, None));
-        let id = packet.transaction_id;
         if request.len() >= SMALLEST_BEHAVIOUR_ANSWER {
             let answer = encode_behaviour_response(id, from, origin, other);
             if answer.len() <= request.len() {
