@@ -2,8 +2,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use adit_net::proxy::parse_host_port;
-use adit_protocol::limits::{RELAY_UNJOINED, RELAY_UNPAIRED};
+use adit_net::proxy::{Dialer, ProxyConfig, format_host_port, parse_host_port};
+use adit_protocol::{
+    limits::{RELAY_UNJOINED, RELAY_UNPAIRED},
+    target::{Target, Transport},
+};
 use adit_runtime::{
     cli::{CliError, Program},
     config::{Config, Key, Kind},
@@ -104,7 +107,7 @@ impl Settings {
                 Err(config.invalid(path, "must be between 10s and 30d"))
             }
         };
-        Ok(Self {
+        let settings = Self {
             listen,
             listen_chosen: !matches!(
                 config.origin("relay.listen"),
@@ -125,6 +128,20 @@ impl Settings {
             metrics: config.opt_parsed("metrics.listen")?,
             log_level: config.string("log.level")?,
             proxy: config.opt_secret("proxy.url")?.map(|url| url.as_str().to_owned()),
+        };
+        // Before anything is dialled: a wrong proxy must not look like a network that is down.
+        settings.dialer()?;
+        Ok(settings)
+    }
+
+    /// The way out.
+    pub fn dialer(&self) -> Result<Dialer, CliError> {
+        let proxy = ProxyConfig { explicit: self.proxy.clone(), from_env: true };
+        Dialer::new(&proxy).map_err(|error| {
+            CliError::usage("proxy_invalid", error.to_string()).hint(
+                "correct --proxy, proxy.url in relay.toml, or HTTPS_PROXY; NO_PROXY names \
+                 exceptions",
+            )
         })
     }
 }
@@ -136,10 +153,19 @@ pub fn read_advertise(texts: &[String]) -> Result<Vec<String>, String> {
     }
     let read = texts.iter().map(|text| {
         let (host, port) = parse_host_port(text, DEFAULT_PORT).map_err(|e| e.to_string())?;
+        let nobody = |why| Err(format!("\"{text}\": nobody can connect to {why}"));
         if port == 0 {
-            return Err(format!("\"{text}\": nobody can connect to port 0"));
+            return nobody("port 0");
         }
-        Ok(adit_net::proxy::format_host_port(&host, port))
+        let Ok(target) = Target::new(&host, port, Transport::Tcp) else {
+            return Err(format!("\"{text}\": \"{host}\" is neither a host name nor an address"));
+        };
+        match target.ip() {
+            Some(ip) if ip.is_unspecified() => return nobody("an unspecified address"),
+            Some(ip) if ip.is_multicast() => return nobody("a multicast address"),
+            _ => {}
+        }
+        Ok(format_host_port(target.host(), port))
     });
     read.collect()
 }
@@ -166,6 +192,12 @@ mod tests {
             ("relay.listen", ""),
             ("relay.advertise", "a:b:c"),
             ("relay.advertise", "a:0"),
+            ("relay.advertise", "bad host"),
+            ("relay.advertise", "rel!ay.example:443"),
+            ("relay.advertise", "-relay.example"),
+            ("relay.advertise", "999.1.1.1:443"),
+            ("relay.advertise", "0.0.0.0:443"),
+            ("relay.advertise", "[::]:443"),
             ("limits.idle", "1s"),
             ("limits.max_pairs", "0"),
         ] {

@@ -1,6 +1,7 @@
 //! What goes wrong with the mediator, in the words, codes and exit codes of the contract.
 
 use adit_control::{RequestError, client::ConnectError};
+use adit_net::identity::IdentityError;
 use adit_protocol::{code::failure as codes, wire::Failure};
 use adit_runtime::cli::CliError;
 
@@ -28,6 +29,21 @@ pub fn request_error(error: &RequestError) -> CliError {
     match error {
         RequestError::Failed(failure) => failure_error(failure),
         _ => CliError::no_path("mediator_unreachable", error.to_string()),
+    }
+}
+
+/// Why the relay's own keys cannot be used.
+pub fn identity_error(error: &IdentityError) -> CliError {
+    let text = error.to_string();
+    match error {
+        IdentityError::Io { what: "read", .. } => CliError::failed("data_dir_unreadable", text)
+            .hint("check the owner and mode of the data directory"),
+        IdentityError::Io { .. } => CliError::failed("data_dir_unwritable", text)
+            .hint("check owner, mode and free space, or choose another --data-dir"),
+        IdentityError::Damaged { .. } => CliError::failed("identity_damaged", text).hint(
+            "restore identity.key and noise.key from a backup, or join again in another directory",
+        ),
+        IdentityError::Key(_) => CliError::failed("crypto_failed", text),
     }
 }
 

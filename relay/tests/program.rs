@@ -172,8 +172,12 @@ struct Serving {
 
 impl Serving {
     async fn start(dir: &Path) -> Self {
+        Self::start_logging(dir, Stdio::null()).await
+    }
+
+    async fn start_logging(dir: &Path, log: impl Into<Stdio>) -> Self {
         let mut command = relay(dir, &["serve", "--listen", "127.0.0.1:0"]);
-        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(log).env_remove("ADIT_LOG");
         let mut child = command.spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         let line = tokio::task::spawn_blocking(move || {
@@ -189,10 +193,14 @@ impl Serving {
         self.ready["listen"][0].as_str().unwrap().to_owned()
     }
 
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     async fn stop(mut self) -> (Option<i32>, Duration) {
         let start = Instant::now();
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
         let wait = tokio::task::spawn_blocking(move || self.child.wait().unwrap());
         (timeout(PATIENCE, wait).await.unwrap().unwrap().code(), start.elapsed())
     }
@@ -261,7 +269,7 @@ async fn joins_once_serves_reports_is_told_to_cut_and_drains() {
     assert_eq!((again.status.code(), last_line(&again)), (Some(0), last_line(&joined)));
     let other = EnrollToken { id: TokenId([2; 16]), ..mediator.token() }.encode();
     let refused = output(relay(&dir, &["join", &other])).await;
-    assert_eq!(refused.status.code(), Some(3));
+    assert_eq!(refused.status.code(), Some(1));
     assert_eq!(last_line(&refused)["error"]["code"], "already_joined");
     let (enrolling, _) = hello(&mut told).await;
     assert_eq!(enrolling.role, 4);
@@ -319,6 +327,147 @@ async fn joins_once_serves_reports_is_told_to_cut_and_drains() {
     let (code, took) = serve.stop().await;
     assert_eq!(code, Some(0));
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
+async fn joining_again_changes_what_is_advertised_and_says_so() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("relay");
+    let mediator = Arc::new(Mediator::new().await);
+    let (tell, mut told) = mpsc::channel(64);
+    let mut serving = JoinSet::new();
+    serving.spawn(Arc::clone(&mediator).serve(tell));
+    for bad in ["bad host", "0.0.0.0:1", "a:0", "no:good:1", "x!:1"] {
+        let wrong = output(relay(&dir, &["join", "adit1-x", "--advertise", bad])).await;
+        assert_eq!(wrong.status.code(), Some(2), "{bad}");
+        assert_eq!(last_line(&wrong)["error"]["code"], "usage", "{bad}");
+    }
+    let token = mediator.token().encode();
+    let joined = last_line(&output(relay(&dir, &["join", &token, "--advertise", "foo"])).await);
+    assert_eq!((&joined["region"], &joined["changed"]), (&Value::Null, &false.into()));
+    assert_eq!(joined["advertise"], serde_json::json!(["foo:443"]), "the port is told");
+    hello(&mut told).await;
+
+    // With the token that was used, or without any.
+    let region = ["join", &token, "--region", "eu"];
+    let changed = last_line(&output(relay(&dir, &region)).await);
+    assert_eq!((&changed["region"], &changed["changed"]), (&"eu".into(), &true.into()));
+    let moved = last_line(&output(relay(&dir, &["join", "--advertise", "bar:8443"])).await);
+    assert_eq!(moved["changed"], true);
+    assert_eq!(moved["advertise"], serde_json::json!(["bar:8443"]));
+    let same = last_line(&output(relay(&dir, &["join", "--region", "eu"])).await);
+    assert_eq!(same["changed"], false);
+
+    let serve = Serving::start(&dir).await;
+    let info = hello(&mut told).await.0.relay.unwrap();
+    assert_eq!((info.addresses, info.region.as_str()), (vec!["bar:8443".to_owned()], "eu"));
+    serve.stop().await;
+}
+
+#[tokio::test]
+async fn hangup_reloads_log_level_and_limits_and_a_mistake_changes_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("relay");
+    let mediator = Arc::new(Mediator::new().await);
+    let (tell, mut told) = mpsc::channel(64);
+    let mut serving = JoinSet::new();
+    serving.spawn(Arc::clone(&mediator).serve(tell));
+    output(relay(&dir, &["join", &mediator.token().encode()])).await;
+    hello(&mut told).await;
+    let configure = |text: &str| std::fs::write(dir.join("relay.toml"), text).unwrap();
+    configure("[log]\nlevel = \"error\"");
+    let log = temp.path().join("log");
+    let serve = Serving::start_logging(&dir, std::fs::File::create(&log).unwrap()).await;
+    let (said, _) = hello(&mut told).await;
+    let at = serve.listen();
+    let _first = join(&mediator, &said, &at, session(1), Role::Console).await.unwrap();
+    let hang_up = async |text: &str, seen: &str| {
+        configure(text);
+        serve.signal(rustix::process::Signal::HUP);
+        let started = Instant::now();
+        while !std::fs::read_to_string(&log).unwrap().contains(seen) {
+            assert!(started.elapsed() < PATIENCE, "{seen} is not logged");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    hang_up("[log]\nlevel = \"loud\"", "configuration not reloaded").await;
+    assert!(!std::fs::read_to_string(&log).unwrap().contains("\"INFO\""));
+    let _second = join(&mediator, &said, &at, session(2), Role::Console).await.unwrap();
+    hang_up("[log]\nlevel = \"info\"\n[limits]\nmax_pairs = 2", "as configured").await;
+    assert!(join(&mediator, &said, &at, session(3), Role::Console).await.is_err());
+    serve.stop().await;
+}
+
+#[tokio::test]
+async fn damaged_keys_have_one_code() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("relay");
+    let mediator = Arc::new(Mediator::new().await);
+    let (tell, _told) = mpsc::channel(64);
+    let mut serving = JoinSet::new();
+    serving.spawn(Arc::clone(&mediator).serve(tell));
+    output(relay(&dir, &["join", &mediator.token().encode()])).await;
+    for damage in [Some("short"), None] {
+        match damage {
+            Some(text) => std::fs::write(dir.join("identity.key"), text).unwrap(),
+            None => std::fs::remove_file(dir.join("identity.key")).unwrap(),
+        }
+        for arguments in [&["serve"][..], &["join"]] {
+            let failed = output(relay(&dir, arguments)).await;
+            assert_eq!(failed.status.code(), Some(1));
+            assert_eq!(last_line(&failed)["error"]["code"], "identity_damaged", "{arguments:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn wrong_usage_is_found_before_anything_is_dialled() {
+    let temp = tempfile::tempdir().unwrap();
+    for (arguments, code) in [
+        (&["serve", "--log-level", "nonsense"][..], "log_level_invalid"),
+        (&["serve", "--proxy", "nonsense"], "proxy_invalid"),
+        (&["join", "adit1-x", "--proxy", "http://a b"], "proxy_invalid"),
+        (&["config", "check", "--proxy", "ftp://p:1"], "proxy_invalid"),
+        (&["config", "check", "--data-dir", "/nonexistent/typo"], "data_dir_missing"),
+    ] {
+        let failed = output(relay(temp.path(), arguments)).await;
+        assert_eq!(failed.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(last_line(&failed)["error"]["code"], code, "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn another_users_directory_has_one_code_whatever_is_asked() {
+    use std::os::unix::{fs::PermissionsExt, process::CommandExt};
+    /// The user "nobody".
+    const NOBODY: u32 = 65_534;
+    if !rustix::process::geteuid().is_root() {
+        // Only root can be somebody else.
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let program = temp.path().join("program");
+    std::fs::copy(env!("CARGO_BIN_EXE_relay"), &program).unwrap();
+    let dir = temp.path().join("d");
+    adit_runtime::datadir::DataDir::open(&dir).unwrap();
+    for arguments in [
+        &["serve"][..],
+        &["status"],
+        &["drain"],
+        &["config", "show"],
+        &["config", "check"],
+        &["join", "adit1-x"],
+        &["join"],
+    ] {
+        let mut command = Command::new(&program);
+        command.args(arguments).args(["--json", "--data-dir"]).arg(&dir).current_dir("/");
+        command.env_remove("ADIT_TOKEN").uid(NOBODY).gid(NOBODY);
+        let failed = output(command).await;
+        let error = &last_line(&failed)["error"];
+        assert_eq!(error["code"], "data_dir_denied", "{arguments:?}");
+        assert!(error["message"].as_str().unwrap().contains("belongs to root"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -3,11 +3,7 @@
 use std::sync::Arc;
 
 use adit_control::client::{ATTEMPT_TIMEOUT, ConnectConfig, connect};
-use adit_net::{
-    identity::DeviceIdentity,
-    proxy::{Dialer, ProxyConfig},
-    tls::Trust,
-};
+use adit_net::{identity::DeviceIdentity, proxy::Dialer, tls::Trust};
 use adit_protocol::{
     PROTOCOL_VERSION,
     ids::RelayId,
@@ -23,12 +19,13 @@ use adit_runtime::{
 };
 use clap::Args;
 use serde_json::json;
+use tracing::warn;
 
-use super::sources;
+use super::{own_identity, sources};
 use crate::{
     config::{KEYS, PROGRAM, Settings, read_advertise},
     enrolment::Enrolment,
-    errors::{connect_error, request_error},
+    errors::{connect_error, identity_error, request_error},
 };
 
 /// `Hello.role` of a device that enrols.
@@ -40,15 +37,18 @@ const MAX_NAME: usize = 63;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     echo \"$TOKEN\" | relay join - --advertise relay.example:443 --region eu\n  \
-    ADIT_TOKEN=adit1-… relay join --data-dir /srv/relay")]
+    ADIT_TOKEN=adit1-… relay join --data-dir /srv/relay\n  \
+    relay join --advertise relay.example:8443    (after joining: change the addresses)")]
 pub struct JoinArgs {
-    /// The token, or - to read it from stdin [default: ADIT_TOKEN]
+    /// The token, or - to read it from stdin [default: ADIT_TOKEN]; none changes a relay that
+    /// has joined
     #[arg(value_name = "TOKEN|-")]
     token: Option<Token>,
-    /// Addresses under which agents and consoles reach this relay [default: the bound ones]
+    /// Addresses under which agents and consoles reach this relay [default: the bound ones;
+    /// default port: 443]
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     advertise: Vec<String>,
-    /// Region, for people
+    /// Region, for people [default: what the token says]
     #[arg(long)]
     region: Option<String>,
     /// Name, for people [default: the host's name]
@@ -76,37 +76,41 @@ impl std::fmt::Debug for Token {
 pub(super) async fn run(global: &GlobalArgs, args: &JoinArgs) -> Result<(), CliError> {
     let settings = Settings::read(&Config::load(&PROGRAM, KEYS, &sources(global, None)?)?)?;
     logging::init(&settings.log_level, global.log_format)?;
-    let advertise = read_advertise(&args.advertise)
-        .map_err(|reason| CliError::usage("usage", format!("--advertise: {reason}")))?;
+    let asked = Asked::read(args)?;
+    let path = global.data_dir(&PROGRAM)?;
+    if args.token.is_none()
+        && path.is_dir()
+        && let dir = DataDir::open(&path)?
+        && let Some(known) = Enrolment::load(&dir)?
+        && secretio::from_env(secretio::TOKEN_VARIABLE, "token")?.is_none()
+    {
+        let _lock = dir.lock("join")?;
+        return again(global, &dir, known, asked, &settings);
+    }
     let token = secretio::token(args.token.as_ref().map(|t| t.0.as_str()))?;
     let token = EnrollToken::decode(&token).map_err(token_error)?;
     if token.kind != TokenKind::Relay {
         return Err(CliError::refused("token_wrong_role", "the token is not for a relay")
             .hint("a relay's token is made with: mediator token relay"));
     }
-    let dir = DataDir::open(global.data_dir(&PROGRAM)?)?;
+    let dir = DataDir::open(path)?;
     let _lock = dir.lock("join")?;
     if let Some(known) = Enrolment::load(&dir)? {
         if known.token == token.id && known.root == token.root {
-            return tell(global, &dir, &known);
+            return again(global, &dir, known, asked, &settings);
         }
         let message = format!("{} belongs to a relay that has joined", dir.path().display());
-        return Err(CliError::refused("already_joined", message)
-            .hint("use another --data-dir for another relay"));
-    }
-    let region = args.region.clone().unwrap_or_default();
-    let name = args.name.clone().unwrap_or_else(host_name);
-    for (what, text) in [("--region", &region), ("--name", &name)] {
-        if text.len() > MAX_NAME || text.chars().any(char::is_control) {
-            let message = format!("{what}: at most {MAX_NAME} printable characters are expected");
-            return Err(CliError::usage("usage", message));
-        }
+        return Err(CliError::failed("already_joined", message).hint(
+            "use another --data-dir for another relay; to change --advertise or --region of \
+             this one, run relay join without a token",
+        ));
     }
     let identity = DeviceIdentity::load_or_create(dir.path(), unix_ms())
-        .map_err(|e| CliError::failed("identity_failed", e.to_string()))?;
-    let proxy = ProxyConfig { explicit: settings.proxy.clone(), from_env: true };
-    let dialer =
-        Dialer::new(&proxy).map_err(|e| CliError::usage("proxy_invalid", e.to_string()))?;
+        .map_err(|error| identity_error(&error))?;
+    let Asked { advertise, region, name } = asked;
+    let (advertise, region) = (advertise.unwrap_or_default(), region.unwrap_or_default());
+    let name = name.unwrap_or_else(host_name);
+    let dialer = settings.dialer()?;
     let enrolled = redeem(&token, Arc::new(identity), dialer, &advertise, &region, name).await?;
     let relay = RelayId::from_slice(&enrolled.device_id)
         .map_err(|e| CliError::failed("mediator_failed", format!("mediator's answer: {e}")))?;
@@ -120,7 +124,59 @@ pub(super) async fn run(global: &GlobalArgs, args: &JoinArgs) -> Result<(), CliE
         region,
     };
     enrolment.save(&dir)?;
-    tell(global, &dir, &enrolment)
+    tell(global, &dir, &enrolment, false)
+}
+
+/// What was given on the command line, checked before anything is made or sent.
+struct Asked {
+    advertise: Option<Vec<String>>,
+    region: Option<String>,
+    name: Option<String>,
+}
+
+impl Asked {
+    fn read(args: &JoinArgs) -> Result<Self, CliError> {
+        let advertise = read_advertise(&args.advertise)
+            .map_err(|reason| CliError::usage("usage", format!("--advertise: {reason}")))?;
+        let (region, name) = (args.region.clone(), args.name.clone());
+        for (what, text) in [("--region", &region), ("--name", &name)] {
+            let text = text.as_deref().unwrap_or_default();
+            if text.len() > MAX_NAME || text.chars().any(char::is_control) {
+                let message =
+                    format!("{what}: at most {MAX_NAME} printable characters are expected");
+                return Err(CliError::usage("usage", message));
+            }
+        }
+        let advertise = (!args.advertise.is_empty()).then_some(advertise);
+        Ok(Self { advertise, region, name })
+    }
+}
+
+/// Joining again changes what was given anew; the mediator learns it when the relay serves.
+fn again(
+    global: &GlobalArgs,
+    dir: &DataDir,
+    known: Enrolment,
+    asked: Asked,
+    settings: &Settings,
+) -> Result<(), CliError> {
+    if asked.name.as_ref().is_some_and(|name| *name != known.name) {
+        warn!(name = %known.name, "the name stays: it is the mediator's since the first join");
+    }
+    if asked.advertise.is_some() && !settings.advertise.is_empty() {
+        warn!("relay.advertise of the configuration goes before --advertise");
+    }
+    if asked.region.is_some() && settings.region.is_some() {
+        warn!("relay.region of the configuration goes before --region");
+    }
+    let mut enrolment = known.clone();
+    enrolment.advertise = asked.advertise.unwrap_or(enrolment.advertise);
+    enrolment.region = asked.region.unwrap_or(enrolment.region);
+    let changed = enrolment != known;
+    if changed {
+        enrolment.save(dir)?;
+    }
+    tell(global, dir, &enrolment, changed)
 }
 
 async fn redeem(
@@ -131,7 +187,7 @@ async fn redeem(
     region: &str,
     name: String,
 ) -> Result<wire::Enrolled, CliError> {
-    let key = |e| CliError::failed("identity_failed", format!("{e}"));
+    let key = |e| CliError::failed("crypto_failed", format!("the token's key: {e}"));
     let public = identity.signing.public();
     let noise_cert = Some(identity.noise_cert.clone());
     let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -174,10 +230,14 @@ async fn redeem(
     }
 }
 
-fn tell(global: &GlobalArgs, dir: &DataDir, enrolment: &Enrolment) -> Result<(), CliError> {
-    let identity = DeviceIdentity::load(dir.path())
-        .map_err(|e| CliError::failed("identity_failed", e.to_string()))?;
-    let key = identity.map(|i| i.signing.public().fingerprint().to_string());
+fn tell(
+    global: &GlobalArgs,
+    dir: &DataDir,
+    enrolment: &Enrolment,
+    changed: bool,
+) -> Result<(), CliError> {
+    let key = own_identity(dir)?.signing.public().fingerprint().to_string();
+    let region = (!enrolment.region.is_empty()).then_some(enrolment.region.as_str());
     let output = global.output();
     output.emit(&json!({
         "relay_id": enrolment.relay.to_string(),
@@ -186,13 +246,24 @@ fn tell(global: &GlobalArgs, dir: &DataDir, enrolment: &Enrolment) -> Result<(),
         "fingerprint": enrolment.root.to_string(),
         "mediators": enrolment.mediators,
         "advertise": enrolment.advertise,
-        "region": enrolment.region,
+        "region": region,
+        "changed": changed,
     }))?;
+    let advertised = match enrolment.advertise.is_empty() {
+        true => "the addresses it listens on".to_owned(),
+        false => enrolment.advertise.join(", "),
+    };
+    let (joined, start) = match changed {
+        true => ("changed; joined", "takes effect when it is started next"),
+        false => ("joined", "start it with"),
+    };
     output.human(format_args!(
-        "joined as {} ({})\nrelay key {}\nstart it with: relay serve --data-dir {}",
+        "{joined} as {} ({})\nrelay key {key}\nadvertised as {}\nregion {}\n\
+         {start}: relay serve --data-dir {}",
         escape_text(&enrolment.name),
         enrolment.relay,
-        key.unwrap_or_default(),
+        escape_text(&advertised),
+        escape_text(region.unwrap_or("as the token says")),
         escape_text(&dir.path().display().to_string()),
     ))
 }

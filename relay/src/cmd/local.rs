@@ -1,6 +1,7 @@
 //! `relay status` and `relay drain`: both sides of the local socket.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -8,6 +9,7 @@ use std::{
 use adit_runtime::{
     cli::{CliError, GlobalArgs, escape_text},
     config::parse_duration,
+    datadir::DataDir,
     local::{LocalClient, socket_path},
 };
 use clap::Args;
@@ -34,7 +36,7 @@ pub struct DrainArgs {
 pub(super) async fn drain(global: &GlobalArgs, args: &DrainArgs) -> Result<(), CliError> {
     let deadline = args.deadline.min(MAX_DEADLINE);
     let ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-    let path = socket_path(&global.data_dir(&PROGRAM)?, PROGRAM.name);
+    let path = socket(global)?;
     let request = json!({"command": "drain", "deadline_ms": ms});
     let replies = LocalClient::call_within(&path, request, deadline + CALL_SLACK).await?;
     let reply = replies.into_iter().next().unwrap_or_default();
@@ -48,7 +50,7 @@ pub(super) async fn drain(global: &GlobalArgs, args: &DrainArgs) -> Result<(), C
 }
 
 pub(super) async fn status(global: &GlobalArgs) -> Result<(), CliError> {
-    let path = socket_path(&global.data_dir(&PROGRAM)?, PROGRAM.name);
+    let path = socket(global)?;
     let replies = LocalClient::call(&path, json!({"command": "status"})).await?;
     let reply = replies.into_iter().next().unwrap_or_default();
     global.output().emit(&reply)?;
@@ -74,6 +76,12 @@ pub(super) async fn status(global: &GlobalArgs) -> Result<(), CliError> {
     .map(|(label, key)| format!("{label:22}{}", escape_text(&text(key))))
     .collect();
     global.output().human(lines.join("\n"))
+}
+
+/// Of the relay of the data directory, which must be there.
+fn socket(global: &GlobalArgs) -> Result<PathBuf, CliError> {
+    let dir = DataDir::open_existing(global.data_dir(&PROGRAM)?)?;
+    Ok(socket_path(dir.path(), PROGRAM.name))
 }
 
 /// The answering side.

@@ -4,13 +4,18 @@ mod enrol;
 mod local;
 mod serve;
 
+use adit_net::identity::{DeviceIdentity, IDENTITY_FILE};
 use adit_runtime::{
     cli::{CliError, Generate, GlobalArgs},
-    config::{ConfigCommand, Sources},
+    config::{Config, ConfigCommand, Sources},
+    datadir::DataDir,
 };
 use clap::{Parser, Subcommand};
 
-use crate::config::{KEYS, PROGRAM};
+use crate::{
+    config::{KEYS, PROGRAM, Settings},
+    errors::identity_error,
+};
 
 pub use enrol::JoinArgs;
 pub use local::DrainArgs;
@@ -47,7 +52,10 @@ enum Command {
     )]
     Status,
     /// Check or show the configuration
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  relay config check\n  relay config show --json"
+    )]
     Config(ConfigCommand),
     #[command(flatten)]
     Generate(Generate),
@@ -65,7 +73,9 @@ impl Cli {
         match command {
             Command::Generate(generate) => generate.run::<Self>(),
             Command::Config(config) => {
-                config.run(&PROGRAM, KEYS, &sources(&global, None)?, global.output())
+                let (sources, output) = (sources(&global, None)?, global.output());
+                let check = |config: &Config| Settings::read(config).map(drop);
+                config.run_checked(&PROGRAM, KEYS, &sources, output, check)
             }
             Command::Join(args) => block_on(enrol::run(&global, &args)),
             Command::Serve(args) => block_on(serve::run(&global, &args)),
@@ -73,6 +83,17 @@ impl Cli {
             Command::Status => block_on(local::status(&global)),
         }
     }
+}
+
+/// The keys of a relay that has joined; without them it is not the one that the mediator knows.
+fn own_identity(dir: &DataDir) -> Result<DeviceIdentity, CliError> {
+    let identity = DeviceIdentity::load(dir.path()).map_err(|error| identity_error(&error))?;
+    identity.ok_or_else(|| {
+        let message = format!("{} is missing", dir.path().join(IDENTITY_FILE).display());
+        CliError::failed("identity_damaged", message).hint(
+            "restore identity.key and noise.key from a backup, or join again in another directory",
+        )
+    })
 }
 
 /// Where the configuration comes from.
@@ -90,4 +111,23 @@ fn block_on(work: impl Future<Output = Result<(), CliError>>) -> Result<(), CliE
         .build()
         .map_err(|e| CliError::failed("internal", format!("cannot start: {e}")))?
         .block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent_and_every_command_has_examples() {
+        let command = adit_runtime::cli::command::<Cli>();
+        command.clone().debug_assert();
+        every_command_has_examples(&command);
+    }
+
+    fn every_command_has_examples(command: &clap::Command) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.starts_with("Examples:"), "{}", command.get_name());
+        let visible = command.get_subcommands().filter(|c| !c.is_hide_set());
+        visible.for_each(every_command_has_examples);
+    }
 }

@@ -2,10 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use adit_net::{
-    identity::DeviceIdentity,
-    proxy::{Dialer, ProxyConfig, parse_host_port},
-};
+use adit_net::{identity::DeviceIdentity, proxy::parse_host_port};
 use adit_runtime::{
     cli::{CliError, GlobalArgs},
     config::Config,
@@ -26,7 +23,7 @@ use tokio::{
 };
 use tracing::{error, info};
 
-use super::{local::Responder, sources};
+use super::{local::Responder, own_identity, sources};
 use crate::{
     capacity::Capacity,
     config::{DEFAULT_PORT, KEYS, PROGRAM, Settings},
@@ -65,9 +62,7 @@ pub(super) async fn run(global: &GlobalArgs, args: &ServeArgs) -> Result<(), Cli
     let dir = DataDir::open_existing(global.data_dir(&PROGRAM)?)?;
     let _lock = dir.lock(PROGRAM.name)?;
     let enrolment = Enrolment::load(&dir)?.ok_or_else(not_joined)?;
-    let identity = DeviceIdentity::load(dir.path())
-        .map_err(|e| CliError::failed("identity_failed", e.to_string()))?
-        .ok_or_else(not_joined)?;
+    let identity = own_identity(&dir)?;
 
     let shutdown = Shutdown::install()?;
     let tasks = Tasks::new(shutdown.token());
@@ -152,9 +147,7 @@ impl Parts {
         let hosts = certificate_hosts(&advertise);
         let door = Door::new(Arc::clone(&identity), Arc::clone(&trust), &hosts, unix_ms())
             .map_err(|e| CliError::failed("tls_failed", e.to_string()))?;
-        let proxy = ProxyConfig { explicit: settings.proxy.clone(), from_env: true };
-        let dialer =
-            Dialer::new(&proxy).map_err(|e| CliError::usage("proxy_invalid", e.to_string()))?;
+        let dialer = settings.dialer()?;
         let relay_id = enrolment.relay.to_string();
         let listen = bound.iter().map(ToString::to_string).collect();
         let registration = Registration {
