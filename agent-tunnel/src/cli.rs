@@ -80,7 +80,10 @@ pub enum Command {
     )]
     Service(ServiceCommand),
     /// Check or show the configuration
-    #[command(subcommand, after_help = "Examples:\n  agent-tunnel config show")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  agent-tunnel config check\n  agent-tunnel config show"
+    )]
     Config(ConfigCommand),
     #[command(flatten)]
     #[expect(missing_docs, reason = "hidden commands of the runtime")]
@@ -136,7 +139,8 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Unlock => block_on(commands::lock(DataDir::open_existing(path)?, false, output)),
         Command::Service(command) => service::run(&command, &path, output),
         Command::Config(command) => {
-            command.run(&PROGRAM, KEYS, &settings::sources(&global, &path), output)
+            let sources = settings::sources(&global, &path);
+            command.run_checked(&PROGRAM, KEYS, &sources, output, |c| Settings::read(c).map(drop))
         }
         Command::Generate(_) => Ok(()),
     }
@@ -157,19 +161,20 @@ fn block_on(task: impl Future<Output = Result<(), CliError>>) -> Result<(), CliE
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn command_line_is_consistent_and_every_command_has_examples() {
-        let command = Cli::command();
+        let command = adit_runtime::cli::command::<Cli>();
         command.clone().debug_assert();
+        every_command_has_examples(&command);
+    }
+
+    fn every_command_has_examples(command: &clap::Command) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.starts_with("Examples:"), "{}", command.get_name());
         let visible = command.get_subcommands().filter(|c| !c.is_hide_set());
-        for sub in visible {
-            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.starts_with("Examples:"), "{}", sub.get_name());
-        }
+        visible.for_each(every_command_has_examples);
     }
 
     #[test]

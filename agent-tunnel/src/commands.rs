@@ -98,7 +98,7 @@ pub fn policy_show(dir: DataDir, output: Output) -> Result<(), CliError> {
 /// `policy check`.
 pub fn policy_check(dir: PathBuf, file: Option<&Path>, output: Output) -> Result<(), CliError> {
     let (shown, found) = match file {
-        Some(file) => (file.to_owned(), check_file(file).map(|()| true)),
+        Some(file) => (file.to_owned(), check_text(&read_policy(file)?).map(|()| true)),
         None => {
             let store = PolicyStore::new(DataDir::open_existing(dir.clone())?);
             let checked = store.check().map_err(|error| error.to_string());
@@ -118,16 +118,29 @@ pub fn policy_check(dir: PathBuf, file: Option<&Path>, output: Output) -> Result
     }
 }
 
-fn check_file(file: &Path) -> Result<(), String> {
-    use std::io::Read;
+/// Text of a policy that somebody names.
+fn read_policy(file: &Path) -> Result<String, CliError> {
+    use std::io::{ErrorKind, Read};
+    let shown = file.display();
+    let unreadable = |reason: String| {
+        CliError::usage("policy_unreadable", reason)
+            .hint("name the file to check, or none for policy.toml of the data directory")
+    };
+    let cannot = |error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound => unreadable(format!("there is no file {shown}")),
+        _ => unreadable(format!("cannot read {shown}: {error}")),
+    };
     let mut text = String::new();
-    let opened = std::fs::File::open(file).map_err(|error| error.to_string())?;
-    let read = opened.take(MAX_POLICY_BYTES + 1).read_to_string(&mut text);
-    let read = read.map_err(|error| error.to_string())?;
+    let opened = std::fs::File::open(file).map_err(cannot)?;
+    let read = opened.take(MAX_POLICY_BYTES + 1).read_to_string(&mut text).map_err(cannot)?;
     if u64::try_from(read).unwrap_or(u64::MAX) > MAX_POLICY_BYTES {
-        return Err(format!("it is larger than {MAX_POLICY_BYTES} bytes"));
+        return Err(unreadable(format!("{shown} is larger than {MAX_POLICY_BYTES} bytes")));
     }
-    Policy::parse(&text).map(|_| ()).map_err(|error| error.to_string())
+    Ok(text)
+}
+
+fn check_text(text: &str) -> Result<(), String> {
+    Policy::parse(text).map(|_| ()).map_err(|error| error.to_string())
 }
 
 /// One question to the running agent, one answer.

@@ -53,6 +53,9 @@ pub const KEYS: &[Key] = &[
     },
 ];
 
+/// Where a proxy may have been set.
+const PROXY_HINT: &str = "correct --proxy, network.proxy in agent-tunnel.toml, or HTTPS_PROXY; NO_PROXY names exceptions";
+
 /// Settings of a running agent.
 #[derive(Clone)]
 pub struct Settings {
@@ -78,19 +81,25 @@ pub fn sources(global: &GlobalArgs, data_dir: &Path) -> Sources {
 impl Settings {
     /// Reads and checks all sources.
     pub fn load(global: &GlobalArgs, data_dir: &Path) -> Result<Self, CliError> {
-        let config = Config::load(&PROGRAM, KEYS, &sources(global, data_dir))?;
+        Self::read(&Config::load(&PROGRAM, KEYS, &sources(global, data_dir))?)
+    }
+
+    /// Checks what types do not say.
+    pub fn read(config: &Config) -> Result<Self, CliError> {
         let resume_window = config.duration("session.resume_window")?;
         if resume_window > RESUME_WINDOW {
             let most = format_duration(RESUME_WINDOW);
             return Err(config.invalid("session.resume_window", &format!("is at most {most}")));
         }
-        let proxy = config.opt_secret("network.proxy")?;
+        let proxy = config.opt_secret("network.proxy")?.map(|url| url.as_str().to_owned());
+        // Before anything is dialled: a wrong proxy must not look like a network that is down.
+        dialer(proxy.clone())?;
         Ok(Self {
             direct: config.bool("network.direct")?,
             resume_window,
             log_level: config.opt_string("log.level")?.unwrap_or_else(|| DEFAULT_LEVEL.to_owned()),
             metrics: config.opt_parsed("metrics.listen")?,
-            proxy: proxy.map(|url| url.as_str().to_owned()),
+            proxy,
         })
     }
 
@@ -109,5 +118,5 @@ impl Settings {
 /// A dialer with this proxy, else the environment's.
 pub fn dialer(explicit: Option<String>) -> Result<Dialer, CliError> {
     Dialer::new(&ProxyConfig { explicit, from_env: true })
-        .map_err(|error| CliError::usage("proxy_invalid", error.to_string()))
+        .map_err(|error| CliError::usage("proxy_invalid", error.to_string()).hint(PROXY_HINT))
 }

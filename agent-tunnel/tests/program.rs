@@ -236,3 +236,69 @@ async fn damaged_directories_end_run_with_a_clear_error() {
     let (code, lines, _) = run().await;
     assert_eq!((code, &lines[0]["error"]["code"]), (2, &"config_unknown_key".into()));
 }
+
+#[tokio::test]
+async fn wrong_usage_is_found_before_anything_is_dialled() {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path();
+    adit_runtime::datadir::DataDir::open(dir).unwrap();
+    let typo = dir.join("typo");
+    let no_policy = dir.join("nosuch.toml");
+    let named = no_policy.to_str().unwrap();
+    for (place, arguments, code, said) in [
+        (dir, &["status", "--log-level", "nonsense"][..], "log_level_invalid", "nonsense"),
+        (dir, &["config", "check", "--log-level", "nonsense"], "log_level_invalid", "nonsense"),
+        (dir, &["run", "--proxy", "nonsense"], "proxy_invalid", "http://proxy.example:3128"),
+        (dir, &["enroll", "adit1-AAAA", "--proxy", "a b"], "proxy_invalid", "socks5://"),
+        (dir, &["config", "check", "--proxy", "ftp://p:1"], "proxy_invalid", "configuration"),
+        (dir, &["policy", "check", named], "policy_unreadable", "there is no file"),
+        (&typo, &["config", "check"], "data_dir_missing", "typo"),
+    ] {
+        let (exit, lines, _) = finish(agent(place, &[arguments, &["--json"]].concat())).await;
+        let error = &lines.last().unwrap()["error"];
+        assert_eq!((exit, &error["code"]), (2, &code.into()), "{arguments:?}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(said), "{arguments:?}: {message}");
+    }
+}
+
+/// The user "nobody".
+const NOBODY: u32 = 65_534;
+
+#[tokio::test]
+async fn another_users_directory_has_one_code_whatever_is_asked() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root can be somebody else.
+        return;
+    }
+    let outer = tempfile::tempdir().unwrap();
+    let open = || std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(outer.path(), open()).unwrap();
+    let program = outer.path().join("agent-tunnel");
+    std::fs::copy(env!("CARGO_BIN_EXE_agent-tunnel"), &program).unwrap();
+    let dir = outer.path().join("d");
+    adit_runtime::datadir::DataDir::open(&dir).unwrap();
+    std::fs::write(dir.join("agent-tunnel.toml"), "").unwrap();
+    for place in [dir.clone(), dir.join("below")] {
+        for command in [
+            &["run"][..],
+            &["status"],
+            &["lock"],
+            &["unlock"],
+            &["policy", "show"],
+            &["policy", "check"],
+            &["config", "show"],
+            &["config", "check"],
+            &["enroll", "adit1-AAAA"],
+        ] {
+            let mut as_nobody = support::agent_program(&program, &place, command);
+            as_nobody.arg("--json").current_dir("/").uid(NOBODY).gid(NOBODY);
+            let (code, lines, stderr) = finish(as_nobody).await;
+            let error = &lines.last().unwrap_or_else(|| panic!("{command:?}: {stderr}"))["error"];
+            assert_eq!((code, &error["code"]), (1, &"data_dir_denied".into()), "{command:?}");
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains("belongs to root"), "{message}");
+            assert!(message.contains(dir.to_str().unwrap()), "{message}");
+        }
+    }
+}

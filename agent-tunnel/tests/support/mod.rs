@@ -216,7 +216,12 @@ impl Shared {
 
 /// The program, as a user starts it.
 pub(crate) fn agent(dir: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_agent-tunnel"));
+    agent_program(Path::new(env!("CARGO_BIN_EXE_agent-tunnel")), dir, arguments)
+}
+
+/// The same from another file.
+pub(crate) fn agent_program(program: &Path, dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.args(arguments).arg("--data-dir").arg(dir).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "ADIT_TOKEN"] {
