@@ -7,8 +7,6 @@ use super::{Findings, sources::File};
 const TABLE: &str = "docs/errors.md";
 /// Codes of control failures, channels and joins.
 const CODES: &str = "crates/protocol/src/code.rs";
-/// Where the errors themselves are, with constructors for special cases.
-const ERRORS: &str = "crates/runtime/src/cli/error.rs";
 /// Constructors of command-line errors whose first argument is the code.
 const CONSTRUCTORS: &[&str] = &["failed", "usage", "refused", "not_there", "no_path", "new"];
 
@@ -46,12 +44,15 @@ fn row(line: &str) -> Option<&str> {
 fn codes(file: &File) -> Vec<String> {
     let text = file.without_tests();
     let mut found = Vec::new();
-    let kind = if file.path == ERRORS { "Self::" } else { "CliError::" };
-    for (at, _) in text.match_indices(kind) {
-        let rest = text.get(at + kind.len()..).unwrap_or_default();
-        let Some((name, arguments)) = rest.split_once('(') else { continue };
-        if CONSTRUCTORS.contains(&name) {
-            found.extend(literal(arguments.trim_start()));
+    // Conversions into the error call it `Self`.
+    let own = text.contains("for CliError {") || text.contains("impl CliError {");
+    for kind in ["CliError::", "Self::"].into_iter().take(if own { 2 } else { 1 }) {
+        for (at, _) in text.match_indices(kind) {
+            let rest = text.get(at + kind.len()..).unwrap_or_default();
+            let Some((name, arguments)) = rest.split_once('(') else { continue };
+            if CONSTRUCTORS.contains(&name) {
+                found.extend(literal(arguments.trim_start()));
+            }
         }
     }
     if file.path == CODES {
@@ -84,8 +85,11 @@ mod tests {
 
     fn findings(table: &str) -> String {
         let codes = "pub const BUSY: &str = \"busy\";\nSelf::Idle => \"idle\",";
+        let conversion = "impl From<X> for CliError {\n Self::refused(\"converted\", x) }";
         let files = [
             file("relay/src/a.rs", SOURCE),
+            file("crates/runtime/src/local/client.rs", conversion),
+            file("relay/src/b.rs", "impl Relay { fn a() { Self::new(\"not_a_code\") } }"),
             file("xtask/src/a.rs", "CliError::failed(\"not_ours\")"),
             file(CODES, codes),
             file(TABLE, table),
@@ -95,11 +99,11 @@ mod tests {
 
     #[test]
     fn compares_sources_and_table() {
-        let rows = "| `port_in_use` | 1 |\n| `busy` | 1 |\n| `idle` | – |\n";
+        let rows = "| `port_in_use` | 1 |\n| `busy` | 1 |\n| `idle` | – |\n| `converted` | 3 |\n";
         assert_eq!(findings(rows), "");
         let found = findings(&rows.replace("port_in_use", "gone"));
         assert!(found.contains("lacks port_in_use, used in relay/src/a.rs"), "{found}");
         assert!(found.contains("lists gone, which nothing uses"), "{found}");
-        assert!(findings("").contains("lacks idle"));
+        assert!(findings("").contains("lacks idle") && findings("").contains("lacks converted"));
     }
 }
