@@ -189,6 +189,7 @@ mod valid {
             Record::Datagram { channel, id: 1, piece: 0, pieces: 2, len: 1000 },
             Record::Ping { nonce: u64::from(u32::MAX) },
             Record::JoinRelay { relay: 1, slot: 1 },
+            Record::LeaveRelay { relay: u32::MAX },
             Record::Hello { carrier: CarrierNumber(2) },
         ];
         if let Ok(target) = Target::new("pc.lab.example", 3389, Transport::Tcp) {

@@ -256,7 +256,9 @@ impl Driver {
             Message::Down(number, why) => self.carrier_down(number, &why, now),
             Message::DialFailed(remote) => self.punching.dial_failed(remote, now),
             Message::Connected(id) => self.tell_channel(id, Duration::ZERO, &Progress::Open),
-            Message::Signal(signal) => self.punching.handle_signal(&mut self.p, &signal),
+            Message::Signal(signal) => {
+                self.punching.handle_signal(&mut self.p, &signal);
+            }
             Message::Renewed(result) => {
                 self.renewing = false;
                 match result {

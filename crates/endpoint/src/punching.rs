@@ -88,15 +88,21 @@ impl Punching {
         }
     }
 
-    pub(crate) fn handle_signal(&mut self, parts: &mut Parts, signal: &wire::Signal) {
+    /// Gives what the peer said, for those whom the rest of it concerns.
+    pub(crate) fn handle_signal(
+        &mut self,
+        parts: &mut Parts,
+        signal: &wire::Signal,
+    ) -> Option<wire::Trickle> {
         // Not sealed by the peer, or said before: no reason to end anything.
-        let Ok(payload) = parts.cipher.open(signal.nonce, &signal.sealed) else { return };
-        let Ok(trickle) = wire::Trickle::decode(payload.as_slice()) else { return };
+        let payload = parts.cipher.open(signal.nonce, &signal.sealed).ok()?;
+        let trickle = wire::Trickle::decode(payload.as_slice()).ok()?;
         if let Some(punch) = &mut self.punch {
             let candidates = Candidate::list_from_wire(&trickle.candidates);
             debug!(session = %parts.session, ?candidates, "peer's further candidates");
             punch.handle_remote_candidates(&candidates, trickle.end_of_candidates, Instant::now());
         }
+        Some(trickle)
     }
 
     /// Own addresses changed: new ones are told to the peer.
@@ -283,13 +289,22 @@ fn direction_keys(parts: &Parts) -> (&[u8; 32], &[u8; 32]) {
 
 /// Tells the peer of candidates, sealed, through the mediator.
 fn trickle(parts: &mut Parts, candidates: &[Candidate]) {
-    let Some(peer) = parts.control.peer() else { return };
+    if parts.control.peer().is_none() {
+        return;
+    }
     debug!(session = %parts.session, ?candidates, "further candidates told");
     let trickle = wire::Trickle {
         candidates: candidates.iter().map(Candidate::to_wire).collect(),
         end_of_candidates: false,
         nat: None,
+        relay_rtts: Vec::new(),
     };
+    send_trickle(parts, &trickle);
+}
+
+/// Tells the peer something, sealed, through the mediator.
+pub(crate) fn send_trickle(parts: &mut Parts, trickle: &wire::Trickle) {
+    let Some(peer) = parts.control.peer() else { return };
     let Ok((nonce, sealed)) = parts.cipher.seal(&trickle.encode_to_vec()) else { return };
     let session_id = parts.session.to_bytes();
     let signal = wire::Signal { session_id, nonce, sealed: Bytes::from(sealed) };

@@ -116,12 +116,18 @@ pub enum Record {
         /// Of the ping.
         nonce: u64,
     },
-    /// Console: join this slot of the relay with that number in the current relay list.
+    /// Console: join this slot of a relay, and keep it joined.
     JoinRelay {
-        /// Index in the session's relay list.
+        /// First 4 bytes of the relay's identity, as a big-endian number: the two ends' lists of
+        /// relays need not be the same.
         relay: u32,
         /// Connection slot at the relay.
         slot: u32,
+    },
+    /// Console: all slots of this relay are left.
+    LeaveRelay {
+        /// As in `JoinRelay`.
+        relay: u32,
     },
     /// Console: first record on a direct connection.
     Hello {
@@ -157,6 +163,7 @@ mod kind {
     pub(super) const HELLO: u8 = 14;
     pub(super) const WELCOME: u8 = 15;
     pub(super) const CLOSE: u8 = 16;
+    pub(super) const LEAVE_RELAY: u8 = 17;
 }
 
 impl Record {
@@ -196,6 +203,7 @@ impl Record {
             Self::JoinRelay { relay, slot } => {
                 w.byte(kind::JOIN_RELAY).int((*relay).into()).int((*slot).into());
             }
+            Self::LeaveRelay { relay } => _ = w.byte(kind::LEAVE_RELAY).int((*relay).into()),
             Self::Hello { carrier } => _ = w.byte(kind::HELLO).int(carrier.0),
             Self::Welcome { carrier } => _ = w.byte(kind::WELCOME).int(carrier.0),
             Self::Close { reason } => {
@@ -233,6 +241,7 @@ impl Record {
             | Self::Ping { .. }
             | Self::Pong { .. }
             | Self::JoinRelay { .. }
+            | Self::LeaveRelay { .. }
             | Self::Hello { .. }
             | Self::Welcome { .. }
             | Self::Close { .. } => None,
@@ -363,6 +372,7 @@ impl<'a> Reader<'a> {
             kind::PING => Record::Ping { nonce: self.int()? },
             kind::PONG => Record::Pong { nonce: self.int()? },
             kind::JOIN_RELAY => Record::JoinRelay { relay: self.u32()?, slot: self.u32()? },
+            kind::LEAVE_RELAY => Record::LeaveRelay { relay: self.u32()? },
             kind::HELLO => Record::Hello { carrier: CarrierNumber(self.int()?) },
             kind::WELCOME => Record::Welcome { carrier: CarrierNumber(self.int()?) },
             kind::CLOSE => {

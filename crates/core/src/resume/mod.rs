@@ -214,6 +214,13 @@ impl Resume {
         }
     }
 
+    /// Console: tells the agent that a relay is left.
+    pub fn tell_leave(&mut self, relay: u32) {
+        if let Some(carrier) = self.interactive {
+            self.control(carrier, Record::LeaveRelay { relay });
+        }
+    }
+
     /// Tells the peer that the session ends, on every carrier, and resets all channels.
     pub fn close(&mut self, reason: &str) {
         let code = ChannelCode::SessionEnded;
@@ -412,6 +419,11 @@ impl Resume {
             Record::JoinRelay { relay, slot } => {
                 self.agent_only("join")?;
                 self.events.push_back(Event::JoinRelay { relay: *relay, slot: *slot });
+                Ok(())
+            }
+            Record::LeaveRelay { relay } => {
+                self.agent_only("leave")?;
+                self.events.push_back(Event::LeaveRelay { relay: *relay });
                 Ok(())
             }
             Record::Close { reason } => {

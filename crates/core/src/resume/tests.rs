@@ -167,9 +167,10 @@ impl World {
                     assert_eq!(local.closed, None, "closed twice");
                     local.closed = Some(end.code);
                 }
-                Event::PeerClosed(_) | Event::JoinRelay { .. } | Event::MoveAsked(_) => {
-                    panic!("nobody asked")
-                }
+                Event::PeerClosed(_)
+                | Event::JoinRelay { .. }
+                | Event::LeaveRelay { .. }
+                | Event::MoveAsked(_) => panic!("nobody asked"),
                 Event::Deliver(_) | Event::Capacity(_) | Event::Opened(_) => {}
                 Event::Datagram(..) | Event::Pong(..) => {}
             }

@@ -63,10 +63,15 @@ pub enum Event {
     Pong(CarrierNumber, u64),
     /// Console asks to join a relay slot.
     JoinRelay {
-        /// Index in the session's relay list.
+        /// First 4 bytes of its identity.
         relay: u32,
         /// Connection slot.
         slot: u32,
+    },
+    /// Console leaves a relay.
+    LeaveRelay {
+        /// First 4 bytes of its identity.
+        relay: u32,
     },
     /// The peer ends the session, for this reason.
     PeerClosed(Box<str>),
