@@ -5,9 +5,17 @@ use adit_ledger::{Event, Level};
 
 use super::{
     ending::{EndedBy, Ending},
-    session::{Session, target_text},
+    session::{ANY, Session, target_text},
     types::{Attempt, Refusal},
 };
+
+/// Bytes of one list of targets: the ledger keeps as much of a detail.
+const MAX_LIST: usize = 1024;
+/// All targets of a session with several, comma-separated; what does not fit goes on under the
+/// same name with a number.
+const TARGETS: &str = "targets";
+/// The grant names no targets: each is recorded when it is dialled.
+const ANY_TARGET: &str = "any_target";
 
 /// The attempt, whatever becomes of it.
 pub(super) fn requested(attempt: &Attempt) -> Event {
@@ -29,8 +37,8 @@ fn of_attempt(name: &str, level: Level, attempt: &Attempt) -> Event {
         .redirector(&attempt.redirector)
         .actor(&attempt.who.account)
         .device(attempt.who.device.fingerprint().to_string())
-        .source(&attempt.who.source)
-        .target(target_text(&attempt.targets, attempt.any_target));
+        .source(&attempt.who.source);
+    event = with_targets(event, &target_text(&attempt.targets, attempt.any_target));
     event.viewer = some(&attempt.viewer);
     event.reason = some(&attempt.reason);
     event.ticket = some(&attempt.ticket);
@@ -44,6 +52,37 @@ fn of_attempt(name: &str, level: Level, attempt: &Attempt) -> Event {
     }
 }
 
+/// Names what a session or channel may reach, given as [`target_text`] writes it: `target` is the
+/// first, or none where the technician says later (SOCKS); of several all are listed beside it.
+pub(super) fn with_targets(mut event: Event, text: &str) -> Event {
+    event.extra.remove(ANY_TARGET);
+    event.extra_personal.retain(|key, _| !key.starts_with(TARGETS));
+    let (any, named): (Vec<&str>, Vec<&str>) =
+        text.split(',').filter(|part| !part.is_empty()).partition(|part| *part == ANY);
+    event.target = named.first().map(|first| (*first).to_owned());
+    if !any.is_empty() {
+        event = event.extra(ANY_TARGET, "yes");
+    }
+    if named.len() < 2 {
+        return event;
+    }
+    let mut lists: Vec<String> = Vec::new();
+    for target in named {
+        match lists.last_mut() {
+            Some(list) if list.len() + 1 + target.len() <= MAX_LIST => {
+                list.push(',');
+                list.push_str(target);
+            }
+            _ => lists.push(target.to_owned()),
+        }
+    }
+    for (n, list) in (1..).zip(lists) {
+        let key = if n == 1 { TARGETS.to_owned() } else { format!("{TARGETS}_{n}") };
+        event = event.extra_personal(key, list);
+    }
+    event
+}
+
 /// An event about a session.
 pub(super) fn of_session(name: &str, level: Level, session: &Session) -> Event {
     let mut event = Event::new(name, level)
@@ -55,8 +94,8 @@ pub(super) fn of_session(name: &str, level: Level, session: &Session) -> Event {
         .redirector(&session.redirector)
         .actor(&session.who.account)
         .device(session.who.device.fingerprint().to_string())
-        .source(&session.who.source)
-        .target(&session.target);
+        .source(&session.who.source);
+    event = with_targets(event, &session.target);
     event.viewer = some(&session.viewer);
     event.reason = some(&session.reason);
     event.ticket = some(&session.ticket);

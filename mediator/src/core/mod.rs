@@ -14,6 +14,7 @@
 pub(crate) mod broker;
 pub(crate) mod ending;
 mod events;
+mod fold;
 pub(crate) mod refusals;
 pub(crate) mod report;
 mod revoke;

@@ -108,12 +108,7 @@ impl Desk {
         while self.broker.poll_transmit().is_some() {}
     }
 
-    fn report(
-        &mut self,
-        by: ConnectionId,
-        session: SessionId,
-        events: Vec<session_event::Event>,
-    ) {
+    fn report(&mut self, by: ConnectionId, session: SessionId, events: Vec<session_event::Event>) {
         let events: Vec<_> = events
             .into_iter()
             .map(|event| wire::SessionEvent { at_ms: 1, event: Some(event) })
@@ -121,6 +116,10 @@ impl Desk {
         let request = self.request();
         self.broker.handle_report(request, by, session, &events, self.now);
         self.drain();
+    }
+
+    fn named(&self, name: &str) -> Vec<&Event> {
+        self.events.iter().filter(|event| event.name == name).collect()
     }
 }
 
@@ -187,4 +186,99 @@ fn ends_name_who_decided_them() {
     let last = desk.events.last().unwrap();
     assert_eq!(last.extra_personal["ended_by"], Value::from("chief"));
     assert_eq!(last.actor.as_deref(), Some("jane"));
+}
+
+#[test]
+fn a_session_with_several_targets_names_the_first_and_lists_all() {
+    let mut desk = Desk::new();
+    desk.open(1, &[tcp("10.0.0.1", 80), tcp("::1", 443)], false);
+    for name in ["session.requested", "session.granted"] {
+        let record = desk.named(name).pop().unwrap();
+        assert_eq!(record.target.as_deref(), Some("10.0.0.1:80"));
+        assert_eq!(record.extra_personal["targets"], Value::from("10.0.0.1:80,[::1]:443"));
+    }
+    let socks = desk.open(2, &[], true);
+    let record = desk.named("session.granted").pop().unwrap();
+    assert_eq!((record.target.as_deref(), &record.extra["any_target"]), (None, &"yes".into()));
+    let request = desk.request();
+    desk.broker.handle_target(request, AGENT, socks, &tcp("10.0.0.9", 22));
+    desk.drain();
+    let record = desk.named("channel.requested").pop().unwrap();
+    assert_eq!(record.target.as_deref(), Some("10.0.0.9:22"));
+    assert!(!record.extra.contains_key("any_target"));
+    // However many there are, none is lost.
+    let many: Vec<_> =
+        (0..64).map(|n| tcp(&format!("{}.example", "n".repeat(60)), 100 + n)).collect();
+    desk.open(3, &many, false);
+    let record = desk.named("session.granted").pop().unwrap();
+    let listed: usize = record
+        .extra_personal
+        .iter()
+        .filter(|(key, _)| key.starts_with("targets"))
+        .map(|(_, list)| match list {
+            Value::Text(list) => list.split(',').count(),
+            Value::Integer(_) => 0,
+        })
+        .sum();
+    assert_eq!(listed, 64);
+}
+
+#[test]
+fn a_channel_that_the_policy_refuses_is_recorded_once() {
+    let target = |port| Some(tcp("10.0.0.1", port).to_wire());
+    let policy = |port| {
+        let refusal = wire::PolicyRefusal { target: target(port), rule: "ports".into() };
+        session_event::Event::Refusal(refusal)
+    };
+    let channel = |port| {
+        session_event::Event::Channel(wire::ChannelEnd {
+            target: target(port),
+            outcome: "policy_refused".into(),
+            refused: true,
+            ..wire::ChannelEnd::default()
+        })
+    };
+    let mut desk = Desk::new();
+    let session = desk.open(1, &[], true);
+    for (events, records) in [
+        (vec![policy(1), channel(1)], 1),
+        (vec![channel(2), policy(2)], 1),
+        (vec![policy(3), policy(3), channel(3), channel(3)], 2),
+        (vec![channel(4), channel(4)], 2),
+        (vec![policy(5), channel(6)], 2),
+    ] {
+        let before = desk.named("channel.refused").len();
+        desk.report(AGENT, session, events);
+        assert_eq!(desk.named("channel.refused").len() - before, records);
+    }
+    // Much later it is another refusal.
+    desk.report(AGENT, session, vec![policy(7)]);
+    desk.now.mono += Duration::from_secs(60);
+    let before = desk.named("channel.refused").len();
+    desk.report(AGENT, session, vec![channel(7)]);
+    assert_eq!(desk.named("channel.refused").len() - before, 1);
+}
+
+#[test]
+fn a_carriers_record_has_its_pair_and_what_failed_but_no_other_address() {
+    let mut desk = Desk::new();
+    let session = desk.open(1, &[tcp("127.0.0.1", 22)], false);
+    let mut told = |local: &str, detail: &str| {
+        let change = wire::CarrierChange {
+            kind: "direct".into(),
+            state: "active".into(),
+            local: local.into(),
+            remote: "198.51.100.2:4000".into(),
+            detail: detail.into(),
+            ..wire::CarrierChange::default()
+        };
+        desk.report(CONSOLE, session, vec![session_event::Event::Carrier(change)]);
+        let record = desk.named("session.carrier").pop().unwrap();
+        (record.pair.clone(), record.extra["detail"].clone())
+    };
+    assert_eq!(
+        told("192.0.2.1:5", "direct_failed:udp_blocked"),
+        (Some("192.0.2.1:5 198.51.100.2:4000".into()), "direct_failed:udp_blocked".into())
+    );
+    assert_eq!(told("<b>", "tried 10.1.2.3:5 Twice"), (None, "tried_:_twice".into()));
 }

@@ -64,8 +64,8 @@ fn of_told(told: &ConsoleRefusal) -> Event {
         .partner(&told.who.partner)
         .actor(&told.who.account)
         .device(told.who.device.fingerprint().to_string())
-        .source(&told.who.source)
-        .target(target_text(&told.targets, told.any_target));
+        .source(&told.who.source);
+    event = events::with_targets(event, &target_text(&told.targets, told.any_target));
     event.redirector = some(&told.redirector);
     match &told.place {
         Some(place) => event

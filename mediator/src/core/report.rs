@@ -1,7 +1,7 @@
 //! What devices tell of sessions: check-ins, reports of use, targets about to be dialled, bytes
 //! through relays.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use adit_ledger::{Event, Level};
 use adit_protocol::{
@@ -16,6 +16,7 @@ use super::{
     broker::{Broker, Purpose},
     ending::{AGENT_LOST_SESSION, EndedBy, Ending, claim},
     events,
+    fold::Telling,
     session::{Phase, Session},
     types::*,
 };
@@ -25,6 +26,8 @@ pub(crate) const MAX_EVENTS_PER_REPORT: usize = 64;
 /// A session this young may be missing in a check-in that was on its way, if it was offered on
 /// the same connection.
 const CHECK_IN_SLACK: Duration = Duration::from_secs(30);
+/// Characters of the classes of failures that a peer gives.
+const MAX_CLASSES: usize = 256;
 /// Bytes of a code that a peer gives.
 const MAX_CODE: usize = 64;
 
@@ -93,7 +96,7 @@ impl Broker {
             let Some(session) = self.sessions.get_mut(&id) else { break };
             match &event.event {
                 Some(session_event::Event::End(told)) => end = Some(told.clone()),
-                Some(other) => records.extend(record(session, role, event.at_ms, other)),
+                Some(other) => records.extend(record(session, role, event.at_ms, other, now)),
                 None => {}
             }
         }
@@ -173,8 +176,8 @@ impl Broker {
         };
         let covered = session.any_target || session.targets.contains(target);
         let name = if covered { "channel.requested" } else { "channel.refused" };
-        let event = events::of_session(name, Level::Informational, session)
-            .target(target.to_string())
+        let event = events::of_session(name, Level::Informational, session);
+        let event = events::with_targets(event, &target.to_string())
             .extra("transport", target.transport().to_string())
             .outcome(if covered { "granted" } else { "refused" });
         let partner = session.who.partner_id.clone();
@@ -242,6 +245,7 @@ fn record(
     by: Role,
     at_ms: u64,
     event: &session_event::Event,
+    now: Now,
 ) -> Option<Event> {
     let reported_by = match by {
         Role::Console => "console",
@@ -262,44 +266,86 @@ fn record(
             if let Ok(relay) = RelayId::from_slice(&change.relay_id) {
                 record = record.relay(relay.to_string());
             }
-            if !change.local.is_empty() || !change.remote.is_empty() {
-                record = record.pair(format!("{} {}", change.local, change.remote));
+            if let Some(pair) = pair(&change.local, &change.remote) {
+                record = record.pair(pair);
             }
             if !change.detail.is_empty() {
-                record = record.extra_personal("detail", change.detail.as_str());
+                record = record.extra("detail", classes(&change.detail));
             }
             Some(told(record))
         }
         session_event::Event::Channel(end) => {
             let outcome = code_text(&end.outcome);
+            if end.refused && outcome == failure::POLICY_REFUSED {
+                once(session, end.target.as_ref(), Telling::Channel, now)?;
+            }
             let (name, word) = match end.refused {
                 true => ("channel.refused", "refused"),
                 false => ("channel.closed", "ended"),
             };
-            let mut record = events::of_session(name, Level::Normal, session)
+            let record = events::of_session(name, Level::Normal, session)
                 .outcome(word)
                 .end_reason(outcome)
                 .bytes_up(end.bytes_up)
                 .bytes_down(end.bytes_down)
                 .duration_ms(end.duration_ms)
                 .extra("channel", end.channel);
-            record.target = target_of(end.target.as_ref()).or(record.target);
-            Some(told(record))
+            Some(told(one_target(record, end.target.as_ref())))
         }
         session_event::Event::Refusal(refusal) => {
-            let mut record = events::of_session("channel.refused", Level::Significant, session)
+            once(session, refusal.target.as_ref(), Telling::Policy, now)?;
+            let record = events::of_session("channel.refused", Level::Significant, session)
                 .outcome("refused")
                 .end_reason(failure::POLICY_REFUSED)
                 .extra_personal("policy", refusal.rule.as_str());
-            record.target = target_of(refusal.target.as_ref()).or(record.target);
-            Some(told(record))
+            Some(told(one_target(record, refusal.target.as_ref())))
         }
         session_event::Event::End(_) => None,
     }
 }
 
-fn target_of(target: Option<&wire::Target>) -> Option<String> {
-    target.and_then(|target| Target::from_wire(target).ok()).map(|target| target.to_string())
+/// None if the other telling of this refusal was recorded.
+fn once(
+    session: &mut Session,
+    target: Option<&wire::Target>,
+    telling: Telling,
+    now: Now,
+) -> Option<()> {
+    let Some(target) = target.and_then(|target| Target::from_wire(target).ok()) else {
+        return Some(());
+    };
+    session.refusals.is_new(&target, telling, now.mono).then_some(())
+}
+
+fn one_target(record: Event, target: Option<&wire::Target>) -> Event {
+    match target.and_then(|target| Target::from_wire(target).ok()) {
+        Some(target) => events::with_targets(record, &target.to_string()),
+        None => record,
+    }
+}
+
+/// The address pair in use, if that is what is told.
+fn pair(local: &str, remote: &str) -> Option<String> {
+    let address = |text: &str| match text {
+        "" => Some(String::new()),
+        text => text.parse::<SocketAddr>().ok().map(|address| address.to_string()),
+    };
+    let (local, remote) = (address(local)?, address(remote)?);
+    (!local.is_empty() || !remote.is_empty()).then(|| format!("{local} {remote}"))
+}
+
+/// What failed, in words like `direct_failed:udp_blocked,no_check_answered`: without digits, so
+/// that no private address of an end gets into the log with them.
+fn classes(detail: &str) -> String {
+    let mut out = String::new();
+    for c in detail.chars().take(MAX_CLASSES).map(|c| c.to_ascii_lowercase()) {
+        if c.is_ascii_lowercase() || matches!(c, ':' | ',') {
+            out.push(c);
+        } else if !out.ends_with('_') {
+            out.push('_');
+        }
+    }
+    out
 }
 
 /// A code as peers should give it; anything else becomes `other`.

@@ -16,6 +16,7 @@ use adit_protocol::{
 use bytes::Bytes;
 
 use super::ending::Ending;
+use super::fold::Refusals;
 use super::types::{Attempt, ConnectionId, Now, Place, Recorded, RequestId, SessionRow, Who};
 
 /// Kinds of carriers remembered per end.
@@ -63,6 +64,8 @@ pub(crate) struct Session {
     pub(crate) relays: BTreeSet<RelayId>,
     /// Kinds of carriers in the order of use, by the end that told.
     kinds: BTreeMap<Role, Vec<String>>,
+    /// Refused channels told of late.
+    pub(super) refusals: Refusals,
     /// Console to target, target to console.
     pub(crate) bytes: (u64, u64),
     pub(crate) relay_bytes: BTreeMap<RelayId, u64>,
@@ -99,6 +102,7 @@ impl Session {
             offered_on: None,
             relays: BTreeSet::new(),
             kinds: BTreeMap::new(),
+            refusals: Refusals::default(),
             bytes: (0, 0),
             relay_bytes: BTreeMap::new(),
             revocation: Default::default(),
@@ -133,6 +137,7 @@ impl Session {
             offered_on: None,
             relays: BTreeSet::new(),
             kinds: BTreeMap::new(),
+            refusals: Refusals::default(),
             bytes: (0, 0),
             relay_bytes: BTreeMap::new(),
             revocation: Default::default(),
@@ -207,11 +212,14 @@ pub(super) fn lease_ms() -> u64 {
     u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Targets for the record: `host:port`, comma-separated, `*` for any.
+/// Stands for any target.
+pub(super) const ANY: &str = "*";
+
+/// Targets as kept: `host:port`, comma-separated, `*` for any.
 pub(super) fn target_text(targets: &[Target], any: bool) -> String {
     let mut parts: Vec<String> = targets.iter().map(ToString::to_string).collect();
     if any {
-        parts.push("*".to_owned());
+        parts.push(ANY.to_owned());
     }
     parts.join(",")
 }
