@@ -1,7 +1,10 @@
 //! Failures of the mediator connection in the words and exit codes of the contract. The only
 //! place where they are mapped; text of the mediator is passed on escaped by whoever prints it.
 
-use adit_control::{RequestError, client::ConnectError};
+use adit_control::{
+    RequestError,
+    client::{ConnectError, DownReason},
+};
 use adit_net::identity::IdentityError;
 use adit_protocol::{code::failure, limits::MAX_TEXT, wire};
 use adit_runtime::cli::{CliError, Exit};
@@ -42,7 +45,7 @@ pub fn connect(error: &ConnectError) -> CliError {
         ConnectError::Refused { failure, .. } => refused(failure),
         ConnectError::Tls { error, .. } if error.is_trust() => {
             CliError::refused("wrong_mediator_key", text)
-                .hint("the token is of another installation, or somebody is in between: compare fingerprints with its administrator")
+                .hint("another installation answers there, or somebody is in between: compare fingerprints with the mediator's administrator")
         }
         ConnectError::Keys { .. } => CliError::refused("wrong_mediator_key", text)
             .hint("tell the mediator's administrator"),
@@ -55,6 +58,14 @@ pub fn connect(error: &ConnectError) -> CliError {
         | ConnectError::Timeout { .. }
         | ConnectError::NoWelcome { .. } => CliError::no_path("mediator_unreachable", text)
             .hint("check address, firewall and proxy (--proxy), and that the mediator runs"),
+    }
+}
+
+/// The kept-up connection is down.
+pub fn down(reason: &DownReason) -> CliError {
+    match reason {
+        DownReason::Connect(error) => connect(error),
+        DownReason::Closed(closed) => CliError::no_path("mediator_unreachable", closed.to_string()),
     }
 }
 

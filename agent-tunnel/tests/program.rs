@@ -238,6 +238,66 @@ async fn damaged_directories_end_run_with_a_clear_error() {
 }
 
 #[tokio::test]
+async fn a_foreign_mediator_is_told_at_once_with_its_key_and_what_to_do() {
+    let (mediator, foreign) = (Mediator::start().await, Mediator::start().await);
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("d");
+    assert_eq!(enroll(&dir, &mediator.token(TokenKind::Agent)).await.0, 0);
+    let file = dir.join("enrollment.json");
+    let stored = std::fs::read_to_string(&file).unwrap();
+    let (from, to) = (mediator.address.to_string(), foreign.address.to_string());
+    std::fs::write(&file, stored.replace(&from, &to)).unwrap();
+
+    let log = outer.path().join("log");
+    let mut running = Running::start_logging(&dir, std::fs::File::create(&log).unwrap());
+    let offline = running.event("offline").await;
+    assert_eq!(offline["code"], "wrong_mediator_key");
+    let presented = foreign.root.public().fingerprint().to_string();
+    assert!(offline["reason"].as_str().unwrap().contains(&presented), "{offline}");
+    let (code, lines, _) = finish(agent(&dir, &["status", "--json"])).await;
+    let status = &lines[0];
+    assert_eq!((code, &status["state"]), (0, &"offline".into()));
+    assert_eq!(status["problem_code"], "wrong_mediator_key");
+    assert!(status["hint"].as_str().unwrap().contains("fingerprints"), "{status}");
+    let retry = status["retry_in_ms"].as_u64().unwrap();
+    assert!((1..=120_000).contains(&retry), "it goes on trying, slowly: {retry}");
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("\"ERROR\"") && text.contains(&presented), "{text}");
+}
+
+#[tokio::test]
+async fn hangup_reloads_the_log_level_and_a_mistake_changes_nothing() {
+    let mediator = Mediator::start().await;
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("d");
+    assert_eq!(enroll(&dir, &mediator.token(TokenKind::Agent)).await.0, 0);
+    let configure = |level: &str| {
+        let text = format!("[log]\nlevel = \"{level}\"");
+        std::fs::write(dir.join("agent-tunnel.toml"), text).unwrap();
+    };
+    configure("error");
+    let log = outer.path().join("log");
+    let mut running = Running::start_logging(&dir, std::fs::File::create(&log).unwrap());
+    running.event("online").await;
+    let hang_up = async |level: &str, seen: &str| {
+        configure(level);
+        running.signal(Signal::HUP);
+        let started = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(&log).unwrap();
+            if text.contains(seen) {
+                return text;
+            }
+            assert!(started.elapsed() < SOON, "{seen} is not logged: {text}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let text = hang_up("loud", "the log level stays").await;
+    assert!(!text.contains("\"INFO\""), "{text}");
+    hang_up("info", "policy in force").await;
+}
+
+#[tokio::test]
 async fn wrong_usage_is_found_before_anything_is_dialled() {
     let outer = tempfile::tempdir().unwrap();
     let dir = outer.path();

@@ -1,21 +1,24 @@
 //! The control connection's ups and downs, and what the mediator asks over it.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use adit_control::{
     Incoming, Request,
-    client::{ATTEMPT_TIMEOUT, ConnectConfig, Connected, Event},
-    failure,
+    client::{ATTEMPT_TIMEOUT, ConnectConfig, Connected, DownReason, Event},
 };
 use adit_net::{proxy::Dialer, tls::Trust};
 use adit_protocol::{PROTOCOL_VERSION, code::failure as codes, wire, wire::frame::Body};
-use adit_runtime::supervise::Tasks;
+use adit_runtime::{cli::escape_text, supervise::Tasks};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use super::{Agent, check_in, status::LinkState};
-use crate::sessions::Sessions;
+use crate::{failure, sessions::Sessions};
 
 /// Role of `Hello` (docs/protocol.md).
 const ROLE_AGENT: u32 = 1;
@@ -62,21 +65,30 @@ pub(crate) async fn serve(
             Event::Down { error, retry_in } => {
                 sessions.link_down();
                 agent.health.set_ready(false);
-                let reason = error.to_string();
-                if error.is_fatal() {
-                    error!(%reason, ?retry_in, "the mediator does not take this agent");
-                } else {
-                    warn!(%reason, ?retry_in, "offline");
-                }
-                agent.events.emit(&json!({
-                    "event": "offline",
-                    "reason": reason,
-                    "retry_in_ms": u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX),
-                }));
-                *agent.link() = LinkState::Offline { reason };
+                down(&agent, &error, retry_in);
             }
         }
     }
+}
+
+/// Says at once why, and what to do, however long the next attempt is away.
+fn down(agent: &Agent, error: &DownReason, retry_in: Duration) {
+    let problem = failure::down(error);
+    let (code, reason) = (problem.code, escape_text(&problem.message));
+    let hint = problem.hint.as_deref().unwrap_or_default();
+    if error.is_fatal() {
+        error!(code, %reason, hint, ?retry_in, "the mediator cannot be used");
+    } else {
+        warn!(code, %reason, ?retry_in, "offline");
+    }
+    agent.events.emit(&json!({
+        "event": "offline",
+        "code": code,
+        "reason": problem.message,
+        "hint": problem.hint,
+        "retry_in_ms": u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX),
+    }));
+    *agent.link() = LinkState::Offline { problem, retry_at: Instant::now() + retry_in };
 }
 
 fn up(agent: &Arc<Agent>, sessions: &Arc<Sessions>, connected: Connected, tasks: &Tasks) {
@@ -84,7 +96,7 @@ fn up(agent: &Arc<Agent>, sessions: &Arc<Sessions>, connected: Connected, tasks:
     *agent.link() = LinkState::Online {
         host: host.clone(),
         via_proxy: connected.via_proxy,
-        since: std::time::Instant::now(),
+        since: Instant::now(),
     };
     sessions.link_up(&connected);
     agent.health.set_ready(true);
@@ -120,7 +132,7 @@ fn refuse(request: Request) {
         request.reply(Body::Done(wire::Done {}));
     } else if !request.is_push() {
         debug!("the mediator asked for something that agents do not do");
-        request.fail(failure(codes::BAD_REQUEST, "agents do not do this"));
+        request.fail(adit_control::failure(codes::BAD_REQUEST, "agents do not do this"));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use adit_runtime::cli::escape_text;
+use adit_runtime::cli::{CliError, escape_text};
 use serde_json::{Value, json};
 
 use super::Agent;
@@ -25,8 +25,10 @@ pub enum LinkState {
     },
     /// Between attempts.
     Offline {
-        /// Why.
-        reason: String,
+        /// Why, and what to do.
+        problem: CliError,
+        /// When the next attempt is due.
+        retry_at: Instant,
     },
 }
 
@@ -44,12 +46,18 @@ impl LinkState {
 /// Of the running agent.
 pub(crate) fn running(agent: &Agent, sessions: &Sessions) -> Value {
     let link = agent.link().clone();
-    let (host, via_proxy, online_ms, problem) = match &link {
+    let (host, via_proxy, online_ms) = match &link {
         LinkState::Online { host, via_proxy, since } => {
-            (Some(host.clone()), Some(*via_proxy), Some(millis(*since)), None)
+            (Some(host.clone()), Some(*via_proxy), Some(millis(*since)))
         }
-        LinkState::Offline { reason } => (None, None, None, Some(reason.clone())),
-        LinkState::Connecting => (None, None, None, None),
+        LinkState::Offline { .. } | LinkState::Connecting => (None, None, None),
+    };
+    let offline = match &link {
+        LinkState::Offline { problem, retry_at } => {
+            let left = retry_at.saturating_duration_since(Instant::now());
+            Some((problem, u64::try_from(left.as_millis()).unwrap_or(u64::MAX)))
+        }
+        _ => None,
     };
     let host = host.or_else(|| agent.enrollment.hosts.first().cloned());
     let nat = sessions.nat();
@@ -60,7 +68,10 @@ pub(crate) fn running(agent: &Agent, sessions: &Sessions) -> Value {
         "nat": {"mapping": nat.0, "filtering": nat.1},
         "sessions": sessions.list(),
         "online_ms": online_ms,
-        "problem": problem,
+        "problem": offline.map(|(problem, _)| problem.message.as_str()),
+        "problem_code": offline.map(|(problem, _)| problem.code),
+        "hint": offline.and_then(|(problem, _)| problem.hint.as_deref()),
+        "retry_in_ms": offline.map(|(_, left)| left),
         "uptime_ms": millis(agent.started),
     });
     add_common(&mut status, &agent.enrollment, agent.rules.kill_switch(), &agent.rules.loaded());
@@ -126,7 +137,12 @@ pub(crate) fn human(status: &Value) -> String {
         format!("Policy:    {}", inner("policy", "source")),
     ];
     if status.get("problem").is_some_and(Value::is_string) {
-        lines.push(format!("Problem:   {}", field("problem")));
+        lines.push(format!("Problem:   {} ({})", field("problem"), field("problem_code")));
+        if status.get("hint").is_some_and(Value::is_string) {
+            lines.push(format!("           try: {}", field("hint")));
+        }
+        let left = status.get("retry_in_ms").and_then(Value::as_u64).unwrap_or(0);
+        lines.push(format!("           next attempt in {} s", left.div_ceil(1000)));
     }
     if status.pointer("/policy/error").is_some_and(Value::is_string) {
         let error = inner("policy", "error");

@@ -224,7 +224,9 @@ pub(crate) fn agent_program(program: &Path, dir: &Path, arguments: &[&str]) -> C
     let mut command = Command::new(program);
     command.args(arguments).arg("--data-dir").arg(dir).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "ADIT_TOKEN"] {
+    for variable in
+        ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "ADIT_TOKEN", "ADIT_LOG"]
+    {
         command.env_remove(variable);
     }
     command
@@ -246,7 +248,11 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(dir: &Path) -> Self {
-        let mut child = agent(dir, &["run", "--json"]).stderr(Stdio::inherit()).spawn().unwrap();
+        Self::start_logging(dir, Stdio::inherit())
+    }
+
+    pub(crate) fn start_logging(dir: &Path, log: impl Into<Stdio>) -> Self {
+        let mut child = agent(dir, &["run", "--json"]).stderr(log).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
     }
