@@ -16,8 +16,9 @@ use tracing::debug;
 
 use crate::{
     carrier::{CarrierEnd, Life},
+    carriers::CarrierUp,
     direct::{self, Direct, GREETING},
-    driver::{CarrierUp, Driver, Message},
+    driver::{Driver, Message},
     punching::Validated,
     shared::Shared,
 };

@@ -30,7 +30,8 @@ use tracing::debug;
 
 use crate::{
     carrier::{CarrierEnd, Life, fill_message, take_in_message},
-    driver::{CarrierUp, Message},
+    carriers::CarrierUp,
+    driver::Message,
     link::ControlLink,
     relayed::{self, Relayed, read_frame},
     shared::Shared,

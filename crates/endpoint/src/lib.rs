@@ -13,6 +13,7 @@
 //! - a panic or error in one session ends that session.
 
 mod carrier;
+mod carriers;
 mod connect;
 mod direct;
 mod driver;
@@ -29,6 +30,7 @@ mod report;
 mod session;
 mod shared;
 mod target;
+mod telling;
 mod udp;
 
 #[cfg(test)]

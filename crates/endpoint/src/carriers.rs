@@ -1,0 +1,279 @@
+//! The driver's carriers: which there are, which one is used, which still live.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use adit_core::path::{CarrierKind as PathKind, PathEvent};
+use adit_protocol::{ids::CarrierNumber, ticket::Role};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::{
+    carrier::Life,
+    direct::Direct,
+    driver::Driver,
+    events::{CarrierKind, CarrierState, SessionEvent},
+};
+
+/// A session counts as busy for so long after the last sign of life.
+const BUSY_FOR: Duration = Duration::from_secs(2);
+/// How often the round trip of a relayed carrier is measured.
+const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// A carrier that is ready.
+pub(crate) struct CarrierUp {
+    pub(crate) number: CarrierNumber,
+    pub(crate) kind: PathKind,
+    pub(crate) rtt: Duration,
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) remote: Option<SocketAddr>,
+    pub(crate) relay: Option<String>,
+    pub(crate) life: Arc<Life>,
+    pub(crate) direct: Option<Direct>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// A carrier and how it is doing.
+pub(crate) struct Carrier {
+    pub(crate) up: CarrierUp,
+    pub(crate) state: CarrierState,
+    seen: (u64, u64, u64),
+    quic_acks: u64,
+    pinged: Option<(u64, Instant)>,
+    next_ping: Instant,
+}
+
+impl Driver {
+    pub(crate) fn carrier_up(&mut self, up: CarrierUp, now: Instant) {
+        let number = up.number;
+        let rtt = (up.rtt > Duration::ZERO).then_some(up.rtt);
+        if !self.chooser.handle_carrier_up(
+            number,
+            up.kind,
+            rtt.unwrap_or(Duration::from_millis(100)),
+            now,
+        ) {
+            up.stop.cancel();
+            return;
+        }
+        if let Some(rtt) = rtt {
+            self.p.shared.with(|resume, _| resume.set_rtt(number, rtt));
+        }
+        info!(session = %self.p.session, carrier = %number, kind = kind(&up).as_str(), "carrier up");
+        (self.stranded, self.had_carrier) = (None, true);
+        let up_remote = up.direct.as_ref().and(up.remote);
+        let carrier = Carrier {
+            up,
+            state: CarrierState::Standby,
+            seen: (0, 0, 0),
+            quic_acks: 0,
+            pinged: None,
+            next_ping: now,
+        };
+        self.carriers.insert(number, carrier);
+        if let Some(remote) = up_remote {
+            self.punching.connected(remote);
+        }
+        if self.p.role == Role::Agent {
+            self.in_use = self.p.shared.with(|resume, _| resume.in_use());
+            self.update_totals();
+        }
+        self.follow_chooser();
+        if self.in_use != Some(number) {
+            self.tell_carrier(number);
+        }
+    }
+
+    pub(crate) fn carrier_down(&mut self, number: CarrierNumber, why: &str, now: Instant) {
+        let Some(mut carrier) = self.carriers.remove(&number) else { return };
+        carrier.up.stop.cancel();
+        info!(session = %self.p.session, carrier = %number, why, "carrier down");
+        self.chooser.handle_carrier_down(number, now);
+        carrier.state = CarrierState::Lost;
+        self.report_carrier(&carrier, why);
+        self.emit(carrier_event(&carrier));
+        self.in_use.take_if(|n| *n == number);
+        if let Some(remote) = carrier.up.direct.as_ref().and(carrier.up.remote) {
+            self.punching.connection_lost(remote, now);
+        }
+        if self.carriers.is_empty() {
+            self.stranded.get_or_insert(now);
+        }
+        self.follow_chooser();
+        self.update_totals();
+    }
+
+    /// Everything that the machines advise; `Some` ends the session.
+    pub(crate) fn follow_advice(&mut self) -> Option<String> {
+        self.follow_chooser();
+        let carriers = self.carriers_by_remote();
+        for validated in self.punching.drain(&self.p, &mut self.chooser, &carriers) {
+            self.dial_direct(validated);
+        }
+        None
+    }
+
+    pub(crate) fn carriers_by_remote(&self) -> BTreeMap<SocketAddr, CarrierNumber> {
+        self.carriers
+            .iter()
+            .filter(|(_, c)| c.up.direct.is_some())
+            .filter_map(|(n, c)| Some((c.up.remote?, *n)))
+            .collect()
+    }
+
+    pub(crate) fn follow_chooser(&mut self) {
+        while let Some(event) = self.chooser.poll_event() {
+            match event {
+                PathEvent::Use { interactive, bulk } => {
+                    self.p.shared.with(|resume, now| resume.prefer(interactive, bulk, now));
+                    self.use_carrier(interactive);
+                }
+                PathEvent::Suspect(number) => {
+                    if self.p.role == Role::Agent {
+                        self.p.shared.with(|resume, _| resume.ask_move(number));
+                    }
+                }
+                PathEvent::Probe(number) => self.ping(number, Instant::now()),
+                PathEvent::Dead(number) => {
+                    if let Some(carrier) = self.carriers.get(&number) {
+                        carrier.up.stop.cancel();
+                    }
+                }
+                PathEvent::WantDirect => self.punching.want_direct(&mut self.p),
+                PathEvent::Stranded => debug!(session = %self.p.session, "no carrier left"),
+            }
+        }
+    }
+
+    pub(crate) fn use_carrier(&mut self, number: CarrierNumber) {
+        let before = self.in_use.replace(number);
+        if before == Some(number) {
+            return;
+        }
+        for (n, state) in [(before, CarrierState::Standby), (Some(number), CarrierState::Active)] {
+            if let Some(n) = n
+                && let Some(carrier) = self.carriers.get_mut(&n)
+            {
+                carrier.state = state;
+                self.tell_carrier(n);
+            }
+        }
+        self.update_totals();
+    }
+
+    pub(crate) fn look_for_life(&mut self, now: Instant) {
+        use adit_core::path::Activity;
+        let numbers: Vec<_> = self.carriers.keys().copied().collect();
+        for number in numbers {
+            let outstanding = self.p.shared.with(|resume, _| resume.outstanding(number));
+            let Some(carrier) = self.carriers.get_mut(&number) else { continue };
+            let seen = carrier.up.life.read();
+            let (mut received, mut acked) = (seen.0 != carrier.seen.0, seen.1 != carrier.seen.1);
+            let sent = seen.2 != carrier.seen.2;
+            carrier.seen = seen;
+            let direct_remote = carrier.up.direct.as_ref().and(carrier.up.remote);
+            if let Some(direct) = &carrier.up.direct {
+                let stats = direct.connection.stats();
+                acked |= stats.frame_rx.acks != carrier.quic_acks;
+                received |= acked;
+                carrier.quic_acks = stats.frame_rx.acks;
+                let rtt = direct.connection.rtt();
+                self.chooser.handle_rtt(number, rtt, now);
+                self.p.shared.with(|resume, _| resume.set_rtt(number, rtt));
+            }
+            if sent && outstanding {
+                self.chooser.handle_activity(number, Activity::Sent, now);
+            }
+            if received {
+                self.chooser.handle_activity(number, Activity::Received, now);
+            }
+            if acked && let Some(remote) = direct_remote {
+                self.punching.acknowledged(remote, now);
+            }
+            if acked {
+                self.chooser.handle_activity(number, Activity::Acknowledged { outstanding }, now);
+            }
+            if sent || received {
+                self.busy_until = now + BUSY_FOR;
+            }
+            if carrier.up.direct.is_none() && now >= carrier.next_ping {
+                self.ping(number, now);
+            }
+        }
+        self.update_totals();
+    }
+
+    pub(crate) fn ping(&mut self, number: CarrierNumber, now: Instant) {
+        let Some(carrier) = self.carriers.get_mut(&number) else { return };
+        carrier.next_ping = now + PING_EVERY;
+        if carrier.pinged.is_some_and(|(_, at)| now < at + PING_EVERY) {
+            return;
+        }
+        let nonce = self.next_nonce;
+        self.next_nonce += 1;
+        carrier.pinged = Some((nonce, now));
+        self.p.shared.with(|resume, _| resume.ping(number, nonce));
+    }
+
+    pub(crate) fn handle_pong(&mut self, number: CarrierNumber, nonce: u64, now: Instant) {
+        let Some(carrier) = self.carriers.get_mut(&number) else { return };
+        if let Some((_, sent)) = carrier.pinged.take_if(|(n, _)| *n == nonce) {
+            let rtt = now.saturating_duration_since(sent);
+            self.chooser.handle_rtt(number, rtt, now);
+            let outstanding = self.p.shared.with(|resume, _| {
+                resume.set_rtt(number, rtt);
+                resume.outstanding(number)
+            });
+            let activity = adit_core::path::Activity::Acknowledged { outstanding };
+            self.chooser.handle_activity(number, activity, now);
+        }
+    }
+
+    /// Only relays are left and something moves much: a second connection keeps it out of the
+    /// way of keystrokes.
+    pub(crate) fn want_bulk_slot(&mut self) {
+        let relayed = self.carriers.values().all(|c| c.up.direct.is_none());
+        if self.p.role != Role::Console || self.bulk_slot || !relayed || self.carriers.is_empty() {
+            return;
+        }
+        let Some(relay) = self.p.relays.first().cloned() else { return };
+        let asked = self.p.shared.with(|resume, _| {
+            let bulk = resume.has_bulk();
+            if bulk {
+                resume.ask_join(0, 1);
+            }
+            bulk
+        });
+        if asked {
+            self.bulk_slot = true;
+            self.join(relay, 0, 1);
+        }
+    }
+}
+
+/// Over what it goes.
+pub(crate) fn kind(up: &CarrierUp) -> CarrierKind {
+    if up.direct.is_some() { CarrierKind::Direct } else { CarrierKind::Relayed }
+}
+
+/// As the program learns of it.
+pub(crate) fn carrier_event(carrier: &Carrier) -> SessionEvent {
+    let up = &carrier.up;
+    let rtt = match &up.direct {
+        Some(direct) => Some(direct.connection.rtt()),
+        None => (up.rtt > Duration::ZERO).then_some(up.rtt),
+    };
+    SessionEvent::Carrier {
+        number: up.number,
+        kind: kind(up),
+        state: carrier.state,
+        rtt,
+        local: up.local,
+        remote: up.remote,
+        relay: up.relay.clone(),
+    }
+}

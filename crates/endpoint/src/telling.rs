@@ -1,0 +1,171 @@
+//! What the driver tells the program, the mediator's audit, and at the end the peer.
+
+use std::{net::SocketAddr, time::Duration};
+
+use adit_protocol::{
+    code::ChannelCode,
+    ids::{CarrierNumber, ChannelId, SessionId},
+    ticket::Role,
+    wire,
+};
+use tracing::info;
+
+use crate::{
+    carriers::{Carrier, carrier_event, kind},
+    driver::{Driver, Message},
+    events::{ChannelState, SessionEvent},
+    link::Link,
+    shared::{DriverEvent, Progress},
+};
+
+/// Time for the last records to leave when the session ends.
+const LAST_WORDS: Duration = Duration::from_millis(150);
+
+impl Driver {
+    pub(crate) fn emit(&self, event: SessionEvent) {
+        // A program that does not read its events loses some, not the session.
+        let _ = self.p.events.try_send(event);
+    }
+
+    pub(crate) fn tell_carrier(&self, number: CarrierNumber) {
+        let Some(carrier) = self.carriers.get(&number) else { return };
+        self.emit(carrier_event(carrier));
+        self.report_carrier(carrier, "");
+    }
+
+    pub(crate) fn report_carrier(&self, carrier: &Carrier, detail: &str) {
+        if self.p.role != Role::Console {
+            return; // the console chooses, so it reports
+        }
+        let text = |a: Option<SocketAddr>| a.map(|a| a.to_string()).unwrap_or_default();
+        let change = wire::CarrierChange {
+            kind: kind(&carrier.up).as_str().into(),
+            state: carrier.state.as_str().into(),
+            relay_id: bytes::Bytes::new(),
+            local: text(carrier.up.local),
+            remote: text(carrier.up.remote),
+            detail: detail.into(),
+        };
+        self.report(wire::session_event::Event::Carrier(change));
+    }
+
+    pub(crate) fn report(&self, event: wire::session_event::Event) {
+        let now_ms = self.p.control.last().map_or(0, |(_, clock)| clock.now_ms());
+        self.p.reports.push(self.p.session, event, now_ms);
+    }
+
+    pub(crate) fn tell_channel(&mut self, id: ChannelId, lasted: Duration, progress: &Progress) {
+        let Progress::Over(end) = progress else {
+            let reason = None;
+            let target = self.p.shared.with(|resume, _| resume.target(id).cloned());
+            self.emit(SessionEvent::Channel {
+                id,
+                target,
+                state: ChannelState::Open,
+                reason,
+                bytes_up: 0,
+                bytes_down: 0,
+                duration: lasted,
+            });
+            return;
+        };
+        let (up, down) = match self.p.role {
+            Role::Console => (end.bytes_sent, end.bytes_received),
+            Role::Agent => (end.bytes_received, end.bytes_sent),
+        };
+        self.p.totals.send_modify(|t| {
+            t.bytes_up += up;
+            t.bytes_down += down;
+        });
+        let state = if end.refused { ChannelState::Refused } else { ChannelState::Closed };
+        if self.p.role == Role::Agent {
+            let ended = wire::ChannelEnd {
+                channel: id.0,
+                target: Some(end.target.to_wire()),
+                refused: end.refused,
+                outcome: end.code.map_or("closed", ChannelCode::name).into(),
+                bytes_up: up,
+                bytes_down: down,
+                duration_ms: u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX),
+            };
+            self.report(wire::session_event::Event::Channel(ended));
+        }
+        self.emit(SessionEvent::Channel {
+            id,
+            target: Some(end.target.clone()),
+            state,
+            reason: end.code,
+            bytes_up: up,
+            bytes_down: down,
+            duration: lasted,
+        });
+    }
+
+    pub(crate) fn update_totals(&self) {
+        let carrier = self.in_use.and_then(|n| self.carriers.get(&n)).map(|c| kind(&c.up));
+        self.p.totals.send_if_modified(|t| std::mem::replace(&mut t.carrier, carrier) != carrier);
+    }
+
+    pub(crate) fn renew(&mut self) {
+        let Some(link) = self.p.control.current() else { return };
+        if std::mem::replace(&mut self.renewing, true) {
+            return;
+        }
+        let (session, message_in) = (self.p.session, self.p.message_in.clone());
+        let cancel = self.p.cancel.clone();
+        self.p.tasks.spawn(async move {
+            let result = cancel.run_until_cancelled(renew(&link, session)).await.flatten();
+            let _ = message_in.send(Message::Renewed(result)).await;
+        });
+    }
+
+    pub(crate) async fn finish(mut self, reason: &str) {
+        info!(session = %self.p.session, reason, "session over");
+        self.p.shared.with(|resume, _| resume.close(reason));
+        // Resets of channels and the farewell are on their way; more than this is not owed.
+        let events = async {
+            loop {
+                let event = self.p.shared.driver_event().await;
+                if let DriverEvent::Channel(id, lasted, progress) = event {
+                    self.tell_channel(id, lasted, &progress);
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, events).await;
+        self.punching.forget(&self.p);
+        self.p.cancel.cancel();
+        let totals = *self.p.totals.borrow();
+        let duration = self.started.elapsed();
+        self.report(wire::session_event::Event::End(wire::SessionEnd {
+            reason: reason.to_owned(),
+            bytes_up: totals.bytes_up,
+            bytes_down: totals.bytes_down,
+            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+        }));
+        let closed = SessionEvent::Closed {
+            reason: reason.to_owned(),
+            bytes_up: totals.bytes_up,
+            bytes_down: totals.bytes_down,
+            duration,
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, self.p.events.send(closed)).await;
+    }
+}
+
+/// `None`: no answer.
+async fn renew(link: &Link, session: SessionId) -> Option<Result<Duration, &'static str>> {
+    let body = wire::frame::Body::Renew(wire::Renew { session_id: session.to_bytes() });
+    match link.peer.request(body, Duration::from_secs(10)).await {
+        Ok(wire::frame::Body::Renewed(renewed)) => {
+            let lease = adit_protocol::grant::Lease::open(link.keys.grant, &renewed.lease?).ok()?;
+            let left = lease.expires_ms.saturating_sub(link.clock.now_ms());
+            (lease.session == session).then(|| Ok(Duration::from_millis(left)))
+        }
+        Err(adit_control::RequestError::Failed(failure)) => {
+            use adit_protocol::code::failure as code;
+            let over = [code::NOT_PERMITTED, code::NO_SUCH_SESSION, code::NOT_LOGGED_IN];
+            over.contains(&failure.code.as_str()).then_some(Err("revoked"))
+        }
+        _ => None,
+    }
+}
