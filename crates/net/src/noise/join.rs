@@ -49,8 +49,44 @@ pub async fn join_relay<S: AsyncRead + AsyncWrite + Unpin>(
     ticket: &wire::Signed,
     slot: u32,
 ) -> Result<(), JoinError> {
+    begin_join(stream, relay_noise_key, own, ticket, slot).await?.confirm(stream).await
+}
+
+/// The relay accepts the join, but it does not count yet: several connections may come so far,
+/// and only the one that is [confirmed](Self::confirm) replaces an older join.
+pub struct AcceptedJoin(snow::TransportState);
+
+/// The first two messages of a join.
+pub async fn begin_join<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    relay_noise_key: &[u8; 32],
+    own: &NoiseKeypair,
+    ticket: &wire::Signed,
+    slot: u32,
+) -> Result<AcceptedJoin, JoinError> {
     let join = exchange(stream, relay_noise_key, own, ticket, slot);
     tokio::time::timeout(RELAY_UNJOINED, join).await.map_err(|_| JoinError::Timeout)?
+}
+
+impl AcceptedJoin {
+    /// The last message; afterwards the stream is the carrier's.
+    pub async fn confirm<S: AsyncWrite + Unpin>(mut self, stream: &mut S) -> Result<(), JoinError> {
+        let mut confirm = [0; NOISE_TAG];
+        let len = self.0.write_message(&[], &mut confirm).map_err(NoiseError::from)?;
+        let confirm = framed(confirm.get(..len).unwrap_or_default())?;
+        let write = async {
+            stream.write_all(&confirm).await?;
+            stream.flush().await
+        };
+        tokio::time::timeout(RELAY_UNJOINED, write).await.map_err(|_| JoinError::Timeout)??;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for AcceptedJoin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AcceptedJoin")
+    }
 }
 
 async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
@@ -59,7 +95,7 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
     own: &NoiseKeypair,
     ticket: &wire::Signed,
     slot: u32,
-) -> Result<(), JoinError> {
+) -> Result<AcceptedJoin, JoinError> {
     let mut state = ik_initiator(&join_prologue(), own, relay_noise_key)?;
     let init = wire::JoinInit { ticket: Some(ticket.clone()), slot };
     let message = write_message(&mut state, &init.encode_to_vec())?;
@@ -78,13 +114,7 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
         JoinStatus::Accepted => {}
         status => return Err(JoinError::Refused(status)),
     }
-
-    let mut transport = state.into_transport_mode().map_err(NoiseError::from)?;
-    let mut confirm = [0; NOISE_TAG];
-    let len = transport.write_message(&[], &mut confirm).map_err(NoiseError::from)?;
-    stream.write_all(&framed(confirm.get(..len).unwrap_or_default())?).await?;
-    stream.flush().await?;
-    Ok(())
+    Ok(AcceptedJoin(state.into_transport_mode().map_err(NoiseError::from)?))
 }
 
 fn framed(message: &[u8]) -> Result<Vec<u8>, NoiseError> {

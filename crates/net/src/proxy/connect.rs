@@ -27,6 +27,15 @@ const MAX_ADDRESSES: usize = 16;
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, DialError> {
+    connect_where(host, port, &|_| true).await
+}
+
+/// Only to addresses that `admits` lets through.
+pub(super) async fn connect_where(
+    host: &str,
+    port: u16,
+    admits: &(dyn Fn(SocketAddr) -> bool + Send + Sync),
+) -> Result<TcpStream, DialError> {
     let shown = format_host_port(host, port);
     let addresses = match host.parse() {
         Ok(ip) => vec![SocketAddr::new(ip, port)],
@@ -35,6 +44,11 @@ pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, DialErro
             .map_err(|_| DialError::NameNotFound(host.to_owned()))?
             .collect(),
     };
+    let (addresses, forbidden): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| admits(*address));
+    if addresses.is_empty() && !forbidden.is_empty() {
+        return Err(DialError::Forbidden(shown));
+    }
     let mut waiting = interleave(addresses);
     if waiting.is_empty() {
         return Err(DialError::NameNotFound(host.to_owned()));

@@ -62,6 +62,9 @@ pub enum DialError {
     /// No route.
     #[error("{0} cannot be reached")]
     Unreachable(String),
+    /// An address to which this program does not connect.
+    #[error("{0} is an address to which a mediator may not send this computer")]
+    Forbidden(String),
     /// No answer in time.
     #[error("{0} did not answer in time")]
     Timeout(String),
@@ -104,6 +107,7 @@ pub struct Dialed {
 #[derive(Clone)]
 pub struct Dialer {
     matcher: Arc<Matcher>,
+    proxied: bool,
 }
 
 impl Dialer {
@@ -142,11 +146,17 @@ impl Dialer {
 
     /// Without any proxy.
     pub fn direct() -> Self {
-        Self { matcher: Arc::new(Matcher::builder().build()) }
+        Self { matcher: Arc::new(Matcher::builder().build()), proxied: false }
     }
 
     fn with(url: String, no_proxy: String) -> Self {
-        Self { matcher: Arc::new(Matcher::builder().all(url).no(no_proxy).build()) }
+        let matcher = Arc::new(Matcher::builder().all(url).no(no_proxy).build());
+        Self { matcher, proxied: true }
+    }
+
+    /// Whether there is a proxy setting, for whatever destinations.
+    pub fn has_proxy(&self) -> bool {
+        self.proxied
     }
 
     /// Whether connections to this host go through a proxy.
@@ -161,6 +171,19 @@ impl Dialer {
         port: u16,
         deadline: Duration,
     ) -> Result<Dialed, DialError> {
+        self.dial_where(host, port, deadline, &|_| true).await
+    }
+
+    /// As [`Self::dial`], but only to addresses that `admits` lets through, whatever a name
+    /// resolves to. Through a proxy the proxy resolves, and has rules of its own; an address
+    /// given as such is asked about all the same.
+    pub async fn dial_where(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Duration,
+        admits: &(dyn Fn(SocketAddr) -> bool + Send + Sync),
+    ) -> Result<Dialed, DialError> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let shown = format_host_port(host, port);
         let attempt = async {
@@ -168,11 +191,14 @@ impl Dialer {
                 target_uri(host, port).ok_or_else(|| DialError::NameNotFound(host.to_owned()))?;
             match self.matcher.intercept(&uri) {
                 None => {
-                    let stream = connect::connect(host, port).await?;
+                    let stream = connect::connect_where(host, port, admits).await?;
                     let remote = stream.peer_addr().ok();
                     Ok(Dialed { stream, via_proxy: false, remote })
                 }
                 Some(proxy) => {
+                    if host.parse().is_ok_and(|ip| !admits(SocketAddr::new(ip, port))) {
+                        return Err(DialError::Forbidden(shown.clone()));
+                    }
                     let stream = through(&proxy, uri).await?;
                     Ok(Dialed { stream, via_proxy: true, remote: None })
                 }
@@ -243,6 +269,7 @@ impl DialError {
         match self {
             Self::NameNotFound(h) => Self::NameNotFound(h.clone()),
             Self::Refused(h) => Self::Refused(h.clone()),
+            Self::Forbidden(h) => Self::Forbidden(h.clone()),
             Self::Unreachable(h) => Self::Unreachable(h.clone()),
             Self::Timeout(h) => Self::Timeout(h.clone()),
             Self::ProxyAuth(p) => Self::ProxyAuth(p.clone()),

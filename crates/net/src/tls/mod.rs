@@ -4,12 +4,14 @@
 //! - [`ServerTls`]: one port, told apart by ALPN
 //! - [`connect_control`]: the client of the control connection
 //! - [`quic_client_config`], [`quic_server_config`]: direct carriers with raw public keys
+//! - [`connect_cover`]: TLS around a relay join, which protects nothing
 //!
 //! Never falls back: no older version, no other suite, no resumption, no early data, no
 //! certificate that is accepted "this once".
 
 mod authority;
 mod client;
+mod cover;
 mod direct;
 mod server;
 #[cfg(test)]
@@ -27,6 +29,7 @@ use rustls::{
 
 pub use authority::{AuthorityError, IssuedCert, RootAuthority, read_pem_chain, read_pem_key};
 pub use client::{PeerInfo, TlsError, Trust, connect_control};
+pub use cover::connect_cover;
 pub use direct::{
     AllowClient, QuicConfigError, peer_spki_sha256, quic_client_config, quic_server_config,
 };
