@@ -141,3 +141,55 @@ async fn a_database_that_was_put_back_is_not_served() {
     assert_eq!(code, 1);
     assert_eq!(lines[0]["error"]["code"], "audit_rolled_back");
 }
+
+/// The answer to an offer, as an agent that agrees gives it.
+async fn agree(agent: &mut common::Device) {
+    loop {
+        let (body, responder) = agent.next().await.into_parts();
+        if matches!(body, Body::Offer(_)) {
+            responder.reply(Body::Answer(wire::Answer { noise_msg2: vec![8; 100].into() }));
+            return;
+        }
+        responder.reply(Body::Done(wire::Done {}));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_reports_by_one_agent_delays_nobody_elses_grant() {
+    use adit_protocol::wire::session_event::Event;
+    let mediator = Mediator::start();
+    let (mut hostile, hostile_enrolled, hostile_identity) = mediator.agent("hostile").await;
+    let (mut agent, enrolled, agent_identity) = mediator.agent("pc").await;
+    let (console, _, _) = mediator.console().await;
+    let wish = common::open(1, &hostile_enrolled, &hostile_identity);
+    let (granted, ()) = tokio::join!(console.ask(Body::Open(wish)), agree(&mut hostile));
+    granted.unwrap();
+    let change = wire::CarrierChange {
+        kind: "relayed".into(),
+        state: "active".into(),
+        detail: "x".repeat(200),
+        ..wire::CarrierChange::default()
+    };
+    let event = wire::SessionEvent { at_ms: 1, event: Some(Event::Carrier(change)) };
+    let report = wire::SessionReport { session_id: vec![1; 16].into(), events: vec![event; 64] };
+    let mut flood = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let (peer, report) = (hostile.peer.clone(), report.clone());
+        flood.spawn(async move {
+            while !peer.is_closed() {
+                let _ = peer.request(Body::SessionReport(report.clone()), common::WAIT).await;
+            }
+        });
+    }
+    for n in 2..8 {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        let started = Instant::now();
+        let wish = common::open(n, &enrolled, &agent_identity);
+        let (granted, ()) = tokio::join!(console.ask(Body::Open(wish)), agree(&mut agent));
+        assert!(matches!(granted.unwrap(), Body::Granted(_)));
+        assert!(started.elapsed().as_millis() < 1_000, "{:?}", started.elapsed());
+    }
+    flood.abort_all();
+    let told = mediator.events_named("session.carrier").len();
+    assert!(told > 4_000, "only {told} reports: no flood");
+}

@@ -48,6 +48,8 @@ pub mod failure {
     pub const BAD_REQUEST: &str = "bad_request";
     /// Too many requests, sessions or connections.
     pub const BUSY: &str = "busy";
+    /// Too much for too long on this connection.
+    pub const RATE_LIMITED: &str = "rate_limited";
     /// The audit record could not be written; nothing was granted.
     pub const AUDIT_UNAVAILABLE: &str = "audit_unavailable";
     /// Unexpected fault of the server.

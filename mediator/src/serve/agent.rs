@@ -9,6 +9,7 @@ use adit_protocol::{
     wire::{self, frame::Body},
 };
 use adit_runtime::time::unix_ms;
+use futures_util::future::BoxFuture;
 use serde_json::json;
 
 use super::{
@@ -20,7 +21,7 @@ use crate::{
         report::code_text,
         types::{Device, EndAs},
     },
-    store::{accounts, computers},
+    store::{Room, StoreError, WriteTx, accounts, computers},
 };
 
 /// Sessions in one check-in.
@@ -55,10 +56,9 @@ pub(super) async fn serve(
 }
 
 async fn seen(shared: &Shared, id: adit_protocol::ids::ComputerId, cert: Option<Vec<u8>>) {
-    let written = shared
-        .writer
-        .write(move |tx| Box::pin(async move { computers::seen(tx, id, cert).await }))
-        .await;
+    let written =
+        routine(shared, move |tx| Box::pin(async move { computers::seen(tx, id, cert).await }))
+            .await;
     if let Err(error) = written {
         tracing::warn!(%error, "last contact not written");
     }
@@ -87,14 +87,33 @@ async fn handle(line: &Line, computer: &computers::ComputerRow, request: adit_co
             let (Ok(session), Some(Ok(target))) = (session, target) else {
                 return responder.fail(fail(failure::BAD_REQUEST, "session or target is no such"));
             };
+            let Some((room, responder)) = room(&line.shared, 1, responder).await else { return };
             broker
                 .act(move |driver, _| {
-                    let request = driver.request(responder);
+                    let request = driver.routine(responder, room);
                     driver.broker.handle_target(request, id, session, &target);
                 })
                 .await;
         }
         body => of_session(line, body, responder).await,
+    }
+}
+
+/// Room in the writer's queue for everyday records. While there is none the device waits; in the
+/// end it is told that nothing was recorded.
+pub(super) async fn room(
+    shared: &Shared,
+    records: usize,
+    responder: adit_control::Responder,
+) -> Option<(Room, adit_control::Responder)> {
+    match shared.writer.room(records).await {
+        Ok(room) => Some((room, responder)),
+        Err(error) => {
+            tracing::warn!(%error, "a report was put off");
+            let text = "the mediator cannot record it at the moment";
+            responder.fail(fail(failure::AUDIT_UNAVAILABLE, text));
+            None
+        }
     }
 }
 
@@ -109,9 +128,12 @@ pub(super) async fn of_session(line: &Line, body: Body, responder: adit_control:
         },
         Body::SessionReport(report) => match SessionId::from_slice(&report.session_id) {
             Ok(session) => {
+                let records = report.events.len();
+                let room = room(&line.shared, records, responder).await;
+                let Some((room, responder)) = room else { return };
                 broker
                     .act(move |driver, now| {
-                        let request = driver.request(responder);
+                        let request = driver.routine(responder, room);
                         driver.broker.handle_report(request, id, session, &report.events, now);
                     })
                     .await;
@@ -189,6 +211,15 @@ async fn may_go_on(
     Ok(enabled && accounts::login_lives(pool, login, unix_ms()).await?)
 }
 
+/// Writes what nobody waits for in the place of everyday records.
+async fn routine<F>(shared: &Shared, job: F) -> Result<(), StoreError>
+where
+    F: for<'a> FnOnce(&'a mut WriteTx) -> BoxFuture<'a, Result<(), StoreError>> + Send + 'static,
+{
+    let _room = shared.writer.room(1).await?;
+    shared.writer.write(job).await
+}
+
 async fn store_status(
     shared: &Shared,
     computer: &computers::ComputerRow,
@@ -207,12 +238,10 @@ async fn store_status(
     })
     .to_string();
     let (id, os, version) = (computer.id, fact(&check_in.os), fact(&check_in.version));
-    let written = shared
-        .writer
-        .write(move |tx| {
-            Box::pin(async move { computers::status(tx, id, &os, &version, &status).await })
-        })
-        .await;
+    let written = routine(shared, move |tx| {
+        Box::pin(async move { computers::status(tx, id, &os, &version, &status).await })
+    })
+    .await;
     if let Err(error) = written {
         tracing::warn!(%error, "status of a computer not written");
     }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use adit_control::{Incoming, Options, Peer, Responder, failure as fail, server::expect_hello};
+use adit_ledger::{Event, Level};
 use adit_protocol::{
     code::failure,
     ids::{ComputerId, RelayId},
@@ -21,7 +22,14 @@ use adit_runtime::time::unix_ms;
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{agent, console, enroll, half_open::Admitted, relay, run::Shared};
+use super::{
+    agent,
+    allowance::{Allowance, Taken},
+    console, enroll,
+    half_open::Admitted,
+    relay,
+    run::Shared,
+};
 use crate::{
     core::types::{ConnectionId, Device},
     store::{computers, relays},
@@ -44,11 +52,63 @@ pub(super) struct Line {
     pub(super) incoming: Incoming,
     /// Until the device proved that it belongs here.
     pub(super) unproved: Option<Admitted>,
+    /// Once it did: how much it may say, and whose log tells if it says more.
+    pub(super) proved: Option<Proved>,
+}
+
+/// A device that belongs here.
+pub(super) struct Proved {
+    allowance: Allowance,
+    partner_id: String,
 }
 
 impl Line {
-    /// The next request. Those who have proved nothing have a deadline and give way to others.
+    /// The device belongs here; what it does too much of is told in this partner's log.
+    pub(super) fn proved(&mut self, partner_id: &str) {
+        self.unproved = None;
+        let allowance = self.shared.allowances.of(self.identity);
+        self.proved = Some(Proved { allowance, partner_id: partner_id.to_owned() });
+    }
+
+    /// The next request. Those who have proved nothing have a deadline and give way to others;
+    /// those who say too much wait, and are cut off at last.
     pub(super) async fn next(&mut self) -> Option<adit_control::Request> {
+        let request = self.receive().await?;
+        let Some(proved) = &self.proved else { return Some(request) };
+        match proved.allowance.take(&request.body) {
+            Taken::After(wait) if wait.is_zero() => Some(request),
+            Taken::After(wait) => tokio::select! {
+                () = tokio::time::sleep(wait) => Some(request),
+                () = self.peer.closed() => None,
+            },
+            Taken::Cut { kind, first } => {
+                tracing::warn!(source = %self.source, kind, "connection ended: it asks too much");
+                if first {
+                    self.record_cut(proved.partner_id.clone(), kind).await;
+                }
+                let text = "too many messages for too long; connect again later";
+                request.fail(fail(failure::RATE_LIMITED, text));
+                None
+            }
+        }
+    }
+
+    async fn record_cut(&self, partner_id: String, kind: &'static str) {
+        let event = Event::new("connection.limited", Level::Significant)
+            .device(self.identity.fingerprint().to_string())
+            .source(self.source.to_string())
+            .outcome("refused")
+            .end_reason(failure::RATE_LIMITED)
+            .extra("kind", kind);
+        let written = self.shared.writer.write(move |tx| {
+            Box::pin(async move { tx.append(&partner_id, event).await.map(|_| ()) })
+        });
+        if let Err(error) = written.await {
+            tracing::error!(%error, "a connection's cut was not recorded");
+        }
+    }
+
+    async fn receive(&mut self) -> Option<adit_control::Request> {
         match &self.unproved {
             None => self.incoming.recv().await,
             Some(admitted) => {
@@ -80,6 +140,7 @@ pub(super) async fn serve<S>(
         peer: peer.clone(),
         incoming,
         unproved: Some(admitted),
+        proved: None,
     };
     let speak = async {
         speak(line).await;
@@ -96,7 +157,7 @@ async fn speak(mut line: Line) {
     match hello.role {
         1 => match known_agent(&line, &hello).await {
             Ok((computer, device)) => {
-                line.unproved = None;
+                line.proved(&computer.partner_id);
                 welcome(&line, responder).await;
                 agent::serve(line, computer, device, &hello).await;
             }
@@ -112,7 +173,8 @@ async fn speak(mut line: Line) {
         },
         3 => match known_relay(&line, &hello).await {
             Ok((relay, device)) => {
-                line.unproved = None;
+                let home = line.shared.home.clone();
+                line.proved(&home);
                 welcome(&line, responder).await;
                 relay::serve(line, relay, device).await;
             }

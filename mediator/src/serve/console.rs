@@ -43,8 +43,8 @@ pub(super) async fn resume(line: &mut Line, hello: &wire::Hello) -> Option<Login
         return None;
     }
     let token = logins::token_id(&hello.session_token);
-    line.shared.logins.session(token, line.identity).await.ok()?;
-    line.unproved = None;
+    let row = line.shared.logins.session(token, line.identity).await.ok()?;
+    line.proved(&row.account.partner_id);
     line.peer.trust();
     Some(token)
 }
@@ -64,7 +64,10 @@ pub(super) async fn serve(mut line: Line, noise: [u8; 32], mut login: Option<Log
                 match line.shared.logins.login(wish, identity, line.source).await {
                     Ok((told, token)) => {
                         login = Some(token);
-                        line.unproved = None;
+                        let row = line.shared.logins.session(token, identity).await;
+                        let partner =
+                            row.map_or_else(|_| line.shared.home.clone(), |r| r.account.partner_id);
+                        line.proved(&partner);
                         line.peer.trust();
                         responder.reply(Body::LoggedIn(told));
                     }

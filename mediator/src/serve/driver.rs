@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     core::{Broker, types::*},
     installation::Installation,
-    store::{StoreError, Writer, sessions},
+    store::{Room, StoreError, Writer, sessions},
 };
 
 /// Closures that may wait for the broker.
@@ -88,7 +88,8 @@ pub(crate) struct Driver {
     peers: BTreeMap<ConnectionId, Peer>,
     /// Where their control connections come from.
     sources: BTreeMap<ConnectionId, IpAddr>,
-    responders: BTreeMap<RequestId, Responder>,
+    /// With the room that a request's records take in the writer's queue.
+    responders: BTreeMap<RequestId, (Responder, Option<Room>)>,
     next_request: u64,
     writer: Writer,
     installation: Arc<Installation>,
@@ -169,12 +170,21 @@ impl Driver {
 
     /// Keeps a request until the broker answers it.
     pub(crate) fn request(&mut self, responder: Responder) -> RequestId {
+        self.keep(responder, None)
+    }
+
+    /// The same for what waits in the writer's queue like everyday reports.
+    pub(crate) fn routine(&mut self, responder: Responder, room: Room) -> RequestId {
+        self.keep(responder, Some(room))
+    }
+
+    fn keep(&mut self, responder: Responder, room: Option<Room>) -> RequestId {
         self.next_request += 1;
         let id = RequestId(self.next_request);
         if self.responders.len() >= MAX_REQUESTS {
             responder.fail(adit_control::failure(failure::BUSY, "too many requests wait"));
         } else {
-            self.responders.insert(id, responder);
+            self.responders.insert(id, (responder, room));
         }
         id
     }
@@ -276,7 +286,7 @@ impl Driver {
     }
 
     fn reply(&mut self, request: RequestId, reply: Reply) {
-        let Some(responder) = self.responders.remove(&request) else { return };
+        let Some((responder, _room)) = self.responders.remove(&request) else { return };
         match reply {
             Reply::Done => responder.reply(Body::Done(wire::Done {})),
             Reply::Refused(refusal) => {

@@ -68,6 +68,10 @@ async fn redeem(line: &Line, enroll: wire::Enroll) -> Result<wire::Enrolled, wir
     let candidate = check(line, enroll)?;
     let again = candidate.clone();
     let writer = &line.shared.writer;
+    // Strangers wait like everyday reports do.
+    let Ok(_room) = writer.room(1).await else {
+        return Err(fail(failure::BUSY, "too many enrolments at the moment; try again"));
+    };
     let mut outcome =
         writer.write(move |tx| Box::pin(async move { candidate.enroll(tx).await })).await;
     if let Err(StoreError::Taken(what)) = outcome {

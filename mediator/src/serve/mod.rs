@@ -6,6 +6,7 @@
 //! - [`web`]: what a browser gets
 
 mod agent;
+mod allowance;
 mod connection;
 mod console;
 mod driver;

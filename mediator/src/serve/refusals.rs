@@ -9,6 +9,7 @@ use adit_protocol::{
 };
 
 use super::{
+    agent,
     connection::Line,
     open::{self, MAX_NAME},
 };
@@ -59,11 +60,12 @@ pub(super) async fn refused(
             }
         }
     };
+    let Some((room, responder)) = agent::room(&line.shared, 1, responder).await else { return };
     let (who, connection) = (open::who(line, login), line.id);
     let (targets, _) = open::targets(&told.targets);
     let act = move |driver: &mut super::driver::Driver, _| {
         let told = ConsoleRefusal {
-            request: driver.request(responder),
+            request: driver.routine(responder, room),
             connection,
             who,
             session,

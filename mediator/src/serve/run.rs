@@ -24,7 +24,9 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use zeroize::Zeroizing;
 
-use super::{BrokerHandle, driver, half_open::HalfOpen, listen, logins::Logins};
+use super::{
+    BrokerHandle, allowance::Allowances, driver, half_open::HalfOpen, listen, logins::Logins,
+};
 use crate::{
     admin::{AdminContext, AdminRequest, handle},
     config::{PROGRAM, Settings},
@@ -55,6 +57,7 @@ pub(super) struct Shared {
     pub(super) home: String,
     pub(super) stun_ports: [u16; 2],
     pub(super) check_in_ms: u32,
+    pub(super) allowances: Arc<Allowances>,
     pub(super) next_connection: AtomicU64,
 }
 
@@ -190,6 +193,7 @@ impl Server {
             home,
             stun_ports: [ports.stun_port, ports.stun_port.saturating_add(1)],
             check_in_ms: settings.check_in_ms,
+            allowances: Arc::default(),
             next_connection: AtomicU64::new(1),
         });
         let control_cert = live(installation.server())?;

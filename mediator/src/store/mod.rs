@@ -25,7 +25,7 @@ use std::{path::Path, time::Duration};
 use sqlx::{AnyConnection, AnyPool, Connection, Row, any::AnyPoolOptions, any::AnyRow};
 
 pub(crate) use audit::LogSigner;
-pub(crate) use writer::{WriteTx, Writer};
+pub(crate) use writer::{Room, WriteTx, Writer};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 

@@ -304,3 +304,46 @@ async fn the_remaining_statements_run() {
     assert_eq!(tenants::clients(pool).await.unwrap().len(), 0);
     running.close().await;
 }
+
+#[tokio::test]
+async fn a_flood_of_everyday_records_leaves_room_for_a_grant() {
+    let fixture = Fixture::new();
+    let running = fixture.open().await.unwrap();
+    let partner = running.partner("p").await.id;
+    // The disk stands still while the flood comes.
+    let (go, gate) = tokio::sync::oneshot::channel::<()>();
+    let stuck = running.writer.submit(move |_| {
+        Box::pin(async move {
+            let _ = gate.await;
+            Ok(())
+        })
+    });
+    let stuck = stuck.unwrap();
+    let mut flood = JoinSet::new();
+    for _ in 0..3 * writer::MAX_WAITING_JOBS {
+        let (writer, partner) = (running.writer.clone(), partner.clone());
+        flood.spawn(async move {
+            let _room = writer.room(1).await?;
+            let event = Event::new("flood", Level::Normal);
+            let job = writer.write(move |tx| {
+                Box::pin(async move { tx.append(&partner, event).await.map(|_| ()) })
+            });
+            job.await
+        });
+    }
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let grant = running.writer.submit(move |tx| {
+        Box::pin(async move {
+            tx.append(&partner, Event::new("grant", Level::Significant)).await.map(|a| a.seq)
+        })
+    });
+    let grant = grant.expect("the queue has room");
+    go.send(()).unwrap();
+    stuck.wait().await.unwrap();
+    let seq = grant.wait().await.unwrap();
+    assert!(seq <= writer::MAX_ROUTINE as u64 + 2, "the grant waited behind {seq} records");
+    assert!(flood.join_all().await.into_iter().all(|done| done.is_ok()));
+    running.close().await;
+}

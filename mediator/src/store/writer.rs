@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use sqlx::{AnyConnection, Connection};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -21,6 +21,9 @@ use super::{
 
 /// Jobs that may wait.
 pub(crate) const MAX_WAITING_JOBS: usize = 1024;
+/// Records of everyday reports that may wait: less than half of the queue, so that no flood of
+/// them keeps grants and ends out, and few enough to be written within a moment.
+pub(crate) const MAX_ROUTINE: usize = 512;
 /// Jobs in one transaction.
 pub(crate) const MAX_BATCH: usize = 256;
 /// How long a caller waits for room in the queue.
@@ -83,7 +86,11 @@ impl<T> Pending<T> {
 #[derive(Clone)]
 pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
+    routine: Arc<Semaphore>,
 }
+
+/// Room in the queue for everyday records, until it is dropped.
+pub(crate) struct Room(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 impl Writer {
     /// Reads and checks the trees, and gives the task that has to run.
@@ -97,7 +104,19 @@ impl Writer {
         let (jobs, queue) = mpsc::channel(MAX_WAITING_JOBS);
         let tx = WriteTx { connection, trees, now_ms: 0 };
         let task = Task { store: store.clone(), tx, queue, healthy: true };
-        Ok((Self { jobs }, task.run(stop)))
+        let routine = Arc::new(Semaphore::new(MAX_ROUTINE));
+        Ok((Self { jobs, routine }, task.run(stop)))
+    }
+
+    /// Room for so many records of what devices report every day; whoever asks first gets it
+    /// first. Must be held until they are durable.
+    pub(crate) async fn room(&self, records: usize) -> Result<Room, StoreError> {
+        let records = u32::try_from(records.clamp(1, MAX_ROUTINE / 4)).unwrap_or(1);
+        let room = Arc::clone(&self.routine).acquire_many_owned(records);
+        match tokio::time::timeout(QUEUE_TIMEOUT, room).await {
+            Ok(Ok(permit)) => Ok(Room(permit)),
+            _ => Err(StoreError::Unavailable("too much waits to be written".into())),
+        }
     }
 
     /// Does `job` and waits until it is durable.
