@@ -335,3 +335,27 @@ async fn what_a_console_refuses_by_itself_is_recorded_without_naming_what_it_may
     assert_eq!(failed.code, failure::NOT_LOGGED_IN);
     assert_eq!(mediator.events_named("session.refused").len(), 3);
 }
+
+#[tokio::test]
+async fn a_strangers_guesses_do_not_keep_a_user_out_who_logged_in_before() {
+    let mediator = Mediator::start();
+    let (known, _, _) = mediator.console().await;
+    let stranger = identity();
+    let stranger = mediator.connect(&stranger, hello(2, &stranger, &[])).await.unwrap();
+    for _ in 0..12 {
+        let refused = stranger.login("admin", "a wrong password of theirs").await.unwrap_err();
+        assert_eq!(refused.code, failure::LOGIN_FAILED);
+    }
+    // The stranger is delayed, even with the right password.
+    let refused = stranger.login("admin", &mediator.password).await.unwrap_err();
+    assert_eq!(refused.code, failure::LOGIN_FAILED);
+    assert_eq!(mediator.events_named("login.failed").last().unwrap()["end_reason"], "delayed");
+    known.login("admin", &mediator.password).await.unwrap();
+    // A known console is no way to guess without end.
+    for _ in 0..12 {
+        known.login("admin", "a wrong password of theirs").await.unwrap_err();
+    }
+    let refused = known.login("admin", &mediator.password).await.unwrap_err();
+    assert_eq!(refused.code, failure::LOGIN_FAILED);
+    assert_eq!(mediator.events_named("login.failed").last().unwrap()["end_reason"], "delayed");
+}

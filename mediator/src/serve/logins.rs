@@ -1,6 +1,7 @@
 //! Logging in: passwords checked a few at a time, failures slowed down, all of it recorded.
 //!
-//! An unknown user costs what a known one costs and gets the same answer. Only the hash of a
+//! A console with which a user logged in before has failures and delays of its own: guesses from
+//! elsewhere do not keep the user out. An unknown user costs what a known one costs and gets the same answer. Only the hash of a
 //! session token is kept, bound to the console's identity.
 
 use std::{
@@ -25,13 +26,16 @@ use crate::{
     core::types::Refusal,
     password,
     store::{
-        Store, StoreError, Writer,
+        Store, StoreError, WriteTx, Writer,
         accounts::{self, AccountRow, LoginId, LoginRow},
+        devices,
     },
 };
 
 /// Logins that may wait for a processor.
 const MAX_WAITING: usize = 64;
+/// The same for consoles with which their user logged in before.
+const MAX_WAITING_KNOWN: usize = 64;
 /// Of one source.
 const MAX_WAITING_PER_SOURCE: usize = 8;
 /// Failures in a row without delay.
@@ -75,6 +79,7 @@ pub(super) struct Logins {
     home: String,
     processors: Semaphore,
     waiting: Semaphore,
+    waiting_known: Semaphore,
     by_source: Arc<Mutex<HashMap<Source, usize>>>,
     /// Hash of a password that nobody has.
     nobody: String,
@@ -89,6 +94,7 @@ impl Logins {
             home,
             processors: Semaphore::new(at_once),
             waiting: Semaphore::new(MAX_WAITING),
+            waiting_known: Semaphore::new(MAX_WAITING_KNOWN),
             by_source: Arc::default(),
             nobody,
         })
@@ -106,27 +112,37 @@ impl Logins {
         if user.len() > MAX_USER || secret.len() > password::MAX_BYTES {
             return Err(wrong());
         }
-        let _place = self.place(source.ip()).ok_or_else(busy)?;
-        let _waiting = self.waiting.try_acquire().map_err(|_| busy())?;
+        let account = accounts::by_name(&self.store.readers, &user)
+            .await
+            .map_err(|error| unavailable(&error))?;
+        let id = account.as_ref().map_or("", |account| account.id.as_str());
+        let known = devices::retry_ms(&self.store.readers, id, device)
+            .await
+            .map_err(|error| unavailable(&error))?;
+        let _place = match known {
+            None => Some(self.place(source.ip()).ok_or_else(busy)?),
+            Some(_) => None,
+        };
+        let waiting = if known.is_some() { &self.waiting_known } else { &self.waiting };
+        let _waiting = waiting.try_acquire().map_err(|_| busy())?;
         let processor = tokio::time::timeout(QUEUE_TIMEOUT, self.processors.acquire())
             .await
             .map_err(|_| busy())?
             .map_err(|_| busy())?;
-        let account = accounts::by_name(&self.store.readers, &user)
-            .await
-            .map_err(|error| unavailable(&error))?;
         let hash = account.as_ref().map_or_else(|| self.nobody.clone(), |a| a.password.clone());
         let right = tokio::task::spawn_blocking(move || password::verify(&secret, &hash))
             .await
             .unwrap_or(false);
         drop(processor);
         let now = unix_ms();
+        let retry_ms = known.or(account.as_ref().map(|account| account.retry_ms)).unwrap_or(0);
         match account {
-            Some(account) if right && !account.disabled && now >= account.retry_ms => {
+            Some(account) if right && !account.disabled && now >= retry_ms => {
                 self.succeeded(account, device, source, now).await
             }
             account => {
-                self.failed(account, user, device, source, now).await?;
+                let delayed = now < retry_ms;
+                self.failed(account, user, delayed, device, source, now).await?;
                 Err(wrong())
             }
         }
@@ -155,6 +171,7 @@ impl Logins {
                 Box::pin(async move {
                     accounts::set_failures(tx, &row, 0, 0).await?;
                     accounts::insert_login(tx, id, &row, device, expires_ms).await?;
+                    devices::note(tx, &row, device).await?;
                     tx.append(&partner_id, event).await
                 })
             })
@@ -173,6 +190,7 @@ impl Logins {
         &self,
         account: Option<AccountRow>,
         user: String,
+        delayed: bool,
         device: PublicKey,
         source: std::net::SocketAddr,
         now: u64,
@@ -183,7 +201,7 @@ impl Logins {
         if let Some(account) = account {
             let why = if account.disabled {
                 "disabled"
-            } else if now < account.retry_ms {
+            } else if delayed {
                 "delayed"
             } else {
                 "password"
@@ -192,7 +210,7 @@ impl Logins {
             partner_id = account.partner_id.clone();
             // Attempts during a delay do not prolong it: guessing at an account must not keep
             // its owner out for ever.
-            update = (now >= account.retry_ms).then_some(account.id);
+            update = (!delayed).then_some(account.id);
         } else {
             event = event.end_reason("unknown_user");
         }
@@ -200,9 +218,7 @@ impl Logins {
             .write(move |tx| {
                 Box::pin(async move {
                     if let Some(id) = update {
-                        let failures = accounts::add_failure(tx, &id).await?;
-                        let retry_ms = now.saturating_add(delay_ms(failures));
-                        accounts::set_failures(tx, &id, failures, retry_ms).await?;
+                        count_failure(tx, &id, device, now).await?;
                     }
                     tx.append(&partner_id, event).await
                 })
@@ -277,6 +293,21 @@ impl Logins {
         *count += 1;
         Some(Place { table: Arc::clone(&self.by_source), source })
     }
+}
+
+/// Counts against the device if the user logged in with it before, else against the account.
+async fn count_failure(
+    tx: &mut WriteTx,
+    account: &str,
+    device: PublicKey,
+    now: u64,
+) -> Result<(), StoreError> {
+    let retry = |failures| now.saturating_add(delay_ms(failures));
+    if let Some(failures) = devices::add_failure(tx, account, device).await? {
+        return devices::set_retry(tx, account, device, retry(failures)).await;
+    }
+    let failures = accounts::add_failure(tx, account).await?;
+    accounts::set_failures(tx, account, failures, retry(failures)).await
 }
 
 /// One source's place among those that wait.

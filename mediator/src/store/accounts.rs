@@ -3,7 +3,7 @@
 use adit_protocol::keys::PublicKey;
 use sqlx::{AnyPool, any::AnyRow};
 
-use super::{Columns, StoreError, WriteTx, bigint, fresh_id, tenants};
+use super::{Columns, StoreError, WriteTx, bigint, devices, fresh_id, tenants};
 
 /// Hash of a session token.
 pub(crate) type LoginId = [u8; 32];
@@ -174,6 +174,7 @@ pub(crate) async fn set_password(
         .bind(id.to_owned())
         .execute(tx.sql())
         .await?;
+    devices::forget(tx, id).await?;
     end_logins(tx, id).await
 }
 
