@@ -17,6 +17,7 @@ use crate::{
     direct::Direct,
     driver::Driver,
     events::{CarrierKind, CarrierState, SessionEvent},
+    punching::Validated,
 };
 
 /// A session counts as busy for so long after the last sign of life.
@@ -35,6 +36,14 @@ pub(crate) struct CarrierUp {
     pub(crate) life: Arc<Life>,
     pub(crate) direct: Option<Direct>,
     pub(crate) stop: CancellationToken,
+}
+
+impl CarrierUp {
+    /// The pair that a direct one uses.
+    pub(crate) fn pair(&self) -> Option<Validated> {
+        let direct = self.direct.as_ref()?;
+        Some(Validated { socket: direct.socket, remote: self.remote? })
+    }
 }
 
 /// A carrier and how it is doing.
@@ -65,7 +74,7 @@ impl Driver {
         }
         info!(session = %self.p.session, carrier = %number, kind = kind(&up).as_str(), "carrier up");
         (self.stranded, self.had_carrier) = (None, true);
-        let up_remote = up.direct.as_ref().and(up.remote);
+        let pair = up.pair();
         let carrier = Carrier {
             up,
             state: CarrierState::Standby,
@@ -75,8 +84,8 @@ impl Driver {
             next_ping: now,
         };
         self.carriers.insert(number, carrier);
-        if let Some(remote) = up_remote {
-            self.punching.connected(remote);
+        if let Some(pair) = pair {
+            self.punching.connected(pair);
         }
         if self.p.role == Role::Agent {
             self.in_use = self.p.shared.with(|resume, _| resume.in_use());
@@ -97,8 +106,8 @@ impl Driver {
         self.report_carrier(&carrier, why);
         self.emit(carrier_event(&carrier));
         self.in_use.take_if(|n| *n == number);
-        if let Some(remote) = carrier.up.direct.as_ref().and(carrier.up.remote) {
-            self.punching.connection_lost(remote, now);
+        if let Some(pair) = carrier.up.pair() {
+            self.punching.connection_lost(pair, now);
         }
         if self.carriers.is_empty() {
             self.stranded.get_or_insert(now);
@@ -110,19 +119,15 @@ impl Driver {
     /// Everything that the machines advise; `Some` ends the session.
     pub(crate) fn follow_advice(&mut self) -> Option<String> {
         self.follow_chooser();
-        let carriers = self.carriers_by_remote();
-        for validated in self.punching.drain(&self.p, &mut self.chooser, &carriers) {
+        let carriers = self.carriers_by_pair();
+        for validated in self.punching.drain(&mut self.p, &mut self.chooser, &carriers) {
             self.dial_direct(validated);
         }
         None
     }
 
-    pub(crate) fn carriers_by_remote(&self) -> BTreeMap<SocketAddr, CarrierNumber> {
-        self.carriers
-            .iter()
-            .filter(|(_, c)| c.up.direct.is_some())
-            .filter_map(|(n, c)| Some((c.up.remote?, *n)))
-            .collect()
+    fn carriers_by_pair(&self) -> BTreeMap<Validated, CarrierNumber> {
+        self.carriers.iter().filter_map(|(n, c)| Some((c.up.pair()?, *n))).collect()
     }
 
     pub(crate) fn follow_chooser(&mut self) {
@@ -143,7 +148,7 @@ impl Driver {
                         carrier.up.stop.cancel();
                     }
                 }
-                PathEvent::WantDirect => self.punching.want_direct(&mut self.p),
+                PathEvent::WantDirect => self.punching.want_direct(),
                 PathEvent::Stranded => debug!(session = %self.p.session, "no carrier left"),
             }
         }
@@ -175,7 +180,7 @@ impl Driver {
             let (mut received, mut acked) = (seen.0 != carrier.seen.0, seen.1 != carrier.seen.1);
             let sent = seen.2 != carrier.seen.2;
             carrier.seen = seen;
-            let direct_remote = carrier.up.direct.as_ref().and(carrier.up.remote);
+            let pair = carrier.up.pair();
             if let Some(direct) = &carrier.up.direct {
                 let stats = direct.connection.stats();
                 acked |= stats.frame_rx.acks != carrier.quic_acks;
@@ -191,8 +196,8 @@ impl Driver {
             if received {
                 self.chooser.handle_activity(number, Activity::Received, now);
             }
-            if acked && let Some(remote) = direct_remote {
-                self.punching.acknowledged(remote, now);
+            if acked && let Some(pair) = pair {
+                self.punching.acknowledged(pair, now);
             }
             if acked {
                 self.chooser.handle_activity(number, Activity::Acknowledged { outstanding }, now);

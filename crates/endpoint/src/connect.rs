@@ -6,7 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use adit_core::{path::CarrierKind as PathKind, punch::Family, resume::Shape};
+use adit_core::{
+    path::CarrierKind as PathKind,
+    punch::{Family, LocalSocket},
+    resume::Shape,
+};
 use adit_net::tls::quic_client_config;
 use adit_protocol::ids::CarrierNumber;
 use quinn::{Connection, RecvStream, SendStream};
@@ -21,6 +25,7 @@ use crate::{
     driver::{Driver, Message},
     punching::Validated,
     shared::Shared,
+    udp::Accepted,
 };
 
 /// Direct carriers that a session holds at once.
@@ -36,6 +41,7 @@ struct Runner {
     driver: mpsc::Sender<Message>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    socket: LocalSocket,
     local_port: u16,
 }
 
@@ -58,9 +64,10 @@ fn local_address(
 }
 
 impl Driver {
-    fn runner(&self, family: Family) -> Runner {
-        let local_port = self.p.udp.as_ref().map_or(0, |u| u.port(family));
+    fn runner(&self, socket: LocalSocket, remote: SocketAddr) -> Runner {
+        let local_port = self.punching.port(&self.p, socket, remote);
         Runner {
+            socket,
             shared: self.p.shared.clone(),
             driver: self.p.message_in.clone(),
             tasks: self.p.tasks.clone(),
@@ -73,16 +80,16 @@ impl Driver {
     pub(crate) fn dial_direct(&mut self, pair: Validated) {
         let now = Instant::now();
         if self.direct_count() >= MAX_DIRECT {
-            self.punching.dial_failed(pair.remote, now);
+            self.punching.dial_failed(pair, now);
             return;
         }
-        let (Some(udp), Some(key)) = (self.p.udp.clone(), &self.p.quic_key) else { return };
+        let Some(key) = &self.p.quic_key else { return };
         let Ok(config) = quic_client_config(key, self.p.peer_quic_sha256) else { return };
-        let Some(connecting) = udp.dial(pair.socket, pair.remote, config) else {
-            self.punching.dial_failed(pair.remote, now);
+        let Some(connecting) = self.punching.dial(&self.p, pair, config) else {
+            self.punching.dial_failed(pair, now);
             return;
         };
-        let runner = self.runner(Family::of(pair.remote));
+        let runner = self.runner(pair.socket, pair.remote);
         let number = self.numbers().next();
         let stop = runner.stop.clone();
         self.p.tasks.spawn(async move {
@@ -98,7 +105,7 @@ impl Driver {
                 }
                 Some(None) => {
                     debug!(remote = %pair.remote, "direct dial failed");
-                    let _ = runner.driver.send(Message::DialFailed(pair.remote)).await;
+                    let _ = runner.driver.send(Message::DialFailed(pair)).await;
                 }
                 None => {}
             }
@@ -106,7 +113,7 @@ impl Driver {
     }
 
     /// Agent: a connection that presented this session's key.
-    pub(crate) fn accept_direct(&mut self, connection: Connection) {
+    pub(crate) fn accept_direct(&mut self, (socket, connection): Accepted) {
         if self.direct_count() >= MAX_DIRECT {
             connection.close(quinn::VarInt::from_u32(2), b"too many");
             return;
@@ -115,7 +122,7 @@ impl Driver {
             connection.close(quinn::VarInt::from_u32(2), b"too many");
             return;
         };
-        let runner = self.runner(Family::of(connection.remote_address()));
+        let runner = self.runner(socket, connection.remote_address());
         let numbers = self.numbers();
         let stop = runner.stop.clone();
         self.p.tasks.spawn(async move {
@@ -152,7 +159,9 @@ impl Runner {
         transmit.notify_one(); // last words may be waiting
         let life = Arc::new(Life::default());
         let tasks = self.tasks.clone();
-        let direct = Direct { number, connection: connection.clone(), life: life.clone(), tasks };
+        let socket = self.socket;
+        let direct =
+            Direct { number, socket, connection: connection.clone(), life: life.clone(), tasks };
         let up = CarrierUp {
             number,
             kind: PathKind::Direct { family: Family::of(remote) },

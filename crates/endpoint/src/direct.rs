@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use adit_core::resume::Transmit;
+use adit_core::{punch::LocalSocket, resume::Transmit};
 use adit_protocol::{
     ids::{CarrierNumber, ChannelId},
     record::Record,
@@ -36,6 +36,8 @@ const DATAGRAM_HEADER: usize = 24;
 #[derive(Clone)]
 pub(crate) struct Direct {
     pub(crate) number: CarrierNumber,
+    /// Through which it runs.
+    pub(crate) socket: LocalSocket,
     pub(crate) connection: Connection,
     pub(crate) life: Arc<Life>,
     pub(crate) tasks: TaskTracker,

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,6 +18,7 @@ use adit_protocol::{
     handshake::SessionKeys,
     ids::{CarrierNumber, ChannelId, SessionId},
     keys::SigningKey,
+    nat::NatSummary,
     record::MAX_REASON,
     ticket::Role,
     wire,
@@ -31,7 +32,7 @@ use crate::{
     join::{Joiner, Numbers, Relay},
     lease::{LeaseEvent, LeaseTimer},
     link::ControlLink,
-    punching::Punching,
+    punching::{Punching, Validated},
     report::Reports,
     shared::{DriverEvent, Progress, Shared},
     target::{self, Gate},
@@ -51,7 +52,7 @@ pub(crate) enum Message {
     Up(Box<CarrierUp>),
     Down(CarrierNumber, String),
     /// Console: a direct dial to this pair came to nothing.
-    DialFailed(SocketAddr),
+    DialFailed(Validated),
     /// Agent: the target is connected.
     Connected(ChannelId),
     Signal(wire::Signal),
@@ -75,9 +76,13 @@ pub(crate) struct Parts {
     pub(crate) udp: Option<Arc<UdpStack>>,
     pub(crate) punch: Option<Punch>,
     pub(crate) inbox: Option<Inbox>,
+    /// Where the mediator sees the peer.
+    pub(crate) peer_seen: Option<IpAddr>,
     pub(crate) quic_key: Option<SigningKey>,
     pub(crate) peer_quic_sha256: [u8; 32],
     pub(crate) sent_candidates: Vec<adit_protocol::candidate::Candidate>,
+    /// What the handshake told the peer of the NAT.
+    pub(crate) sent_nat: Option<NatSummary>,
     pub(crate) gate: Option<Arc<dyn Gate>>,
     pub(crate) control: ControlLink,
     pub(crate) lease_left: Duration,
@@ -143,7 +148,7 @@ impl Driver {
             }
         }
         let (mut stun_in, mut connections) =
-            self.p.inbox.take().map_or((None, None), |i| (Some(i.stun), Some(i.connections)));
+            self.p.inbox.take().map_or((None, None), |i| (Some(i.incoming), Some(i.connections)));
         let mut link = self.p.control.subscribe();
         let mut addresses = self.p.udp.as_ref().map(|u| u.addresses());
         if let Some(addresses) = &mut addresses {
@@ -177,7 +182,7 @@ impl Driver {
                 Some(message) = self.p.messages.recv() => self.handle_message(message),
                 event = shared.driver_event() => self.handle_event(event),
                 Some(stun) = next(&mut stun_in) => {
-                    self.punching.handle_stun(&self.p, stun);
+                    self.punching.handle_incoming(&mut self.p, stun);
                     None
                 }
                 Some(connection) = next(&mut connections) => {
@@ -219,7 +224,7 @@ impl Driver {
         match message {
             Message::Up(up) => self.carrier_up(*up, now),
             Message::Down(number, why) => self.carrier_down(number, &why, now),
-            Message::DialFailed(remote) => self.punching.dial_failed(remote, now),
+            Message::DialFailed(pair) => self.punching.dial_failed(pair, now),
             Message::Connected(id) => self.tell_channel(id, Duration::ZERO, &Progress::Open),
             Message::Signal(signal) => {
                 self.punching.handle_signal(&mut self.p, &signal);

@@ -12,6 +12,7 @@ use adit_protocol::{
     candidate::Candidate,
     handshake::{HandshakeContext, SessionKeys, decode_init, decode_reply},
     keys::{KeyError, NoiseCert, PublicKey, random, sha256},
+    nat::NatSummary,
     wire,
 };
 use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768};
@@ -41,6 +42,7 @@ pub(crate) struct Own<'a> {
     pub(crate) identity: &'a DeviceIdentity,
     pub(crate) quic_key_sha256: [u8; 32],
     pub(crate) candidates: &'a [Candidate],
+    pub(crate) nat: Option<&'a NatSummary>,
     pub(crate) direct: bool,
 }
 
@@ -50,6 +52,8 @@ pub(crate) struct Established {
     pub(crate) cipher: SignalCipher,
     pub(crate) peer_quic_sha256: [u8; 32],
     pub(crate) candidates: Vec<Candidate>,
+    /// What the peer knows of its NAT.
+    pub(crate) nat: Option<NatSummary>,
     /// The peer wants and can do a direct carrier.
     pub(crate) direct: bool,
 }
@@ -81,7 +85,7 @@ impl Offer {
             candidates: own.candidates.iter().map(Candidate::to_wire).collect(),
             direct: own.direct,
             relay_rtts: Vec::new(),
-            nat: None,
+            nat: own.nat.map(NatSummary::to_wire),
         };
         let mut state = noise::ik_initiator(&context.prologue(), &own.identity.noise, &agent_key)?;
         let message = noise::write_message(&mut state, &init.encode_to_vec())?;
@@ -102,6 +106,7 @@ impl Offer {
             cipher: SignalCipher::new(self.state)?,
             peer_quic_sha256: fixed(&reply.quic_key_sha256)?,
             candidates: Candidate::list_from_wire(&reply.candidates),
+            nat: reply.nat.as_ref().map(NatSummary::from_wire),
             direct: reply.direct,
         })
     }
@@ -130,7 +135,7 @@ pub(crate) fn answer(
         candidates: own.candidates.iter().map(Candidate::to_wire).collect(),
         direct: own.direct,
         relay_rtts: Vec::new(),
-        nat: None,
+        nat: own.nat.map(NatSummary::to_wire),
     };
     let message2 = noise::write_message(&mut state, &reply.encode_to_vec())?;
     let hash = noise::handshake_hash(&state);
@@ -139,6 +144,7 @@ pub(crate) fn answer(
         cipher: SignalCipher::new(state)?,
         peer_quic_sha256: fixed(&init.quic_key_sha256)?,
         candidates: Candidate::list_from_wire(&init.candidates),
+        nat: init.nat.as_ref().map(NatSummary::from_wire),
         direct: init.direct,
     };
     Ok((established, message2))
@@ -186,7 +192,7 @@ mod tests {
     }
 
     fn own(identity: &DeviceIdentity) -> Own<'_> {
-        Own { identity, quic_key_sha256: [3; 32], candidates: &[], direct: true }
+        Own { identity, quic_key_sha256: [3; 32], candidates: &[], nat: None, direct: true }
     }
 
     #[test]

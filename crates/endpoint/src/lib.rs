@@ -18,6 +18,7 @@ mod connect;
 mod direct;
 mod driver;
 mod events;
+mod extra;
 mod handshake;
 mod join;
 mod lease;
@@ -42,9 +43,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use adit_net::{
-    identity::DeviceIdentity, proxy::Dialer, stun::MappingBehaviour, tls::QuicConfigError,
-};
+use adit_net::{identity::DeviceIdentity, proxy::Dialer, tls::QuicConfigError};
 use adit_protocol::{
     ids::SessionId,
     keys::KeyError,
@@ -140,7 +139,10 @@ impl Endpoint {
     ) -> Result<Arc<Self>, StartError> {
         let tasks = TaskTracker::new();
         let udp = match config.direct {
-            true => Some(UdpStack::start(config.role, control.clone(), &tasks, &cancel)?),
+            true => {
+                let upnp = !config.dialer.has_proxy();
+                Some(UdpStack::start(config.role, upnp, control.clone(), &tasks, &cancel)?)
+            }
             false => None,
         };
         let reports = Arc::new(Reports::default());
@@ -223,9 +225,13 @@ impl Endpoint {
 
     /// What is known of the NAT.
     pub fn nat(&self) -> NatInfo {
-        let mapping = self.udp.as_ref().and_then(|u| u.addresses().borrow().mapping);
-        let mapping = mapping.map_or("unknown", MappingBehaviour::as_str);
-        NatInfo { mapping, filtering: "unknown" }
+        let nat = self.udp.as_ref().and_then(|u| u.nat()).unwrap_or_default();
+        NatInfo { mapping: nat.mapping.as_str(), filtering: nat.filtering.as_str() }
+    }
+
+    /// Protocols by which the gateway maps ports, as far as sessions needed to know.
+    pub fn port_mapping(&self) -> Vec<&'static str> {
+        self.udp.as_ref().map(|u| u.port_mapping()).unwrap_or_default()
     }
 
     /// The machine's network changed.

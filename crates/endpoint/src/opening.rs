@@ -1,6 +1,7 @@
 //! Opening a session: the console's request, the agent's answer, and what both check.
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -8,12 +9,14 @@ use std::{
 use adit_control::RequestError;
 use adit_core::punch::{CHECK_INTERVAL, Punch, PunchConfig};
 use adit_protocol::{
+    candidate::Candidate,
     code::failure,
     grant::Grant,
     handshake::HandshakeContext,
     ids::{ComputerId, SessionId},
     keys::{KeyError, PublicKey, SigningKey, random},
     limits::{LEASE, OPEN_TIMEOUT},
+    nat::{NatSummary, ip_from_wire},
     target::Target,
     ticket::Role,
     wire,
@@ -117,11 +120,12 @@ impl Endpoint {
         }
         let session = SessionId(random()?);
         let quic_key = SigningKey::generate()?;
-        let candidates = self.candidates(direct);
+        let (candidates, nat) = (self.candidates(direct), self.known_nat(direct));
         let own = Own {
             identity: &self.identity,
             quic_key_sha256: quic_key.public().fingerprint().0,
             candidates: &candidates,
+            nat: nat.as_ref(),
             direct,
         };
         let context = HandshakeContext {
@@ -137,7 +141,8 @@ impl Endpoint {
         let (offer, message1) = Offer::begin(&context, &own, &request.agent_noise)?;
         let granted = self.ask(&request, session, message1.clone()).await?;
         let audit = Duration::from_micros(granted.audit_us.into());
-        match self.begin(&request, &context, offer, &message1, granted, candidates, quic_key) {
+        let known = (candidates, nat);
+        match self.begin(&request, &context, offer, &message1, granted, known, quic_key) {
             Ok(session) => Ok(Session { audit, ..session }),
             Err(error) => {
                 // It was granted and nobody will use it: the agent need not wait for us.
@@ -155,7 +160,7 @@ impl Endpoint {
         offer: Offer,
         message1: &[u8],
         granted: wire::Granted,
-        candidates: Vec<adit_protocol::candidate::Candidate>,
+        (candidates, nat): (Vec<Candidate>, Option<NatSummary>),
         quic_key: SigningKey,
     ) -> Result<Session, OpenError> {
         let direct = request.carrier != CarrierChoice::Relayed && self.udp.is_some();
@@ -173,6 +178,8 @@ impl Endpoint {
             established,
             relays: granted.relays,
             candidates,
+            nat,
+            peer_seen: ip_from_wire(&granted.peer_seen),
             direct,
             relayed,
             quic_key: Some(quic_key),
@@ -246,10 +253,15 @@ impl Endpoint {
         self.remember(grant.msg1_sha256)?;
 
         let direct = self.udp.is_some();
-        let candidates = self.candidates(direct);
+        let (candidates, nat) = (self.candidates(direct), self.known_nat(direct));
         let quic_key_sha256 = self.udp.as_ref().map_or([0; 32], |u| u.key_sha256());
-        let own =
-            Own { identity: &self.identity, quic_key_sha256, candidates: &candidates, direct };
+        let own = Own {
+            identity: &self.identity,
+            quic_key_sha256,
+            candidates: &candidates,
+            nat: nat.as_ref(),
+            direct,
+        };
         let context = HandshakeContext {
             session: grant.session,
             tenant: &grant.tenant,
@@ -274,6 +286,8 @@ impl Endpoint {
             established,
             relays: offer.relays,
             candidates,
+            nat,
+            peer_seen: ip_from_wire(&offer.peer_seen),
             direct,
             relayed: true,
             quic_key: None,
@@ -301,7 +315,11 @@ impl Endpoint {
         Ok(())
     }
 
-    fn candidates(&self, direct: bool) -> Vec<adit_protocol::candidate::Candidate> {
+    fn known_nat(&self, direct: bool) -> Option<NatSummary> {
+        self.udp.as_ref().filter(|_| direct)?.nat()
+    }
+
+    fn candidates(&self, direct: bool) -> Vec<Candidate> {
         match &self.udp {
             Some(udp) if direct => {
                 udp.refresh();
@@ -390,7 +408,18 @@ impl Endpoint {
             ) {
                 punch.handle_local_candidates(socket, family, own, now);
             }
+            if let Some(nat) = &opening.nat {
+                punch.handle_local_nat(nat.clone(), now);
+            }
+            if let Some(nat) = &established.nat {
+                punch.handle_remote_nat(nat.clone(), opening.peer_seen, now);
+            }
             punch.handle_remote_candidates(&established.candidates, false, now);
+            if self.role == Role::Agent
+                && let Some(rtt) = self.control.peer().and_then(|peer| peer.rtt())
+            {
+                punch.handle_hold(rtt, now);
+            }
             Some(punch)
         });
         let accepts = (self.role == Role::Agent).then_some(established.peer_quic_sha256);
@@ -420,6 +449,8 @@ impl Endpoint {
             quic_key: opening.quic_key,
             peer_quic_sha256: established.peer_quic_sha256,
             sent_candidates: opening.candidates,
+            sent_nat: opening.nat,
+            peer_seen: opening.peer_seen,
             gate: opening.gate,
             control: self.control.clone(),
             lease_left: opening.lease_left,
@@ -442,7 +473,9 @@ struct Opening {
     grant: Grant,
     established: Established,
     relays: Vec<wire::RelayGrant>,
-    candidates: Vec<adit_protocol::candidate::Candidate>,
+    candidates: Vec<Candidate>,
+    nat: Option<NatSummary>,
+    peer_seen: Option<IpAddr>,
     direct: bool,
     relayed: bool,
     quic_key: Option<SigningKey>,

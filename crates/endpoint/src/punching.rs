@@ -1,5 +1,6 @@
 //! A session's hole punching between the machine and the sockets: seals and opens checks, keeps
-//! the set of admitted addresses, trickles candidates, and says which pairs to dial.
+//! the set of admitted addresses, opens and closes the session's own sockets, trickles candidates
+//! and what is known of the NAT, and says which pairs to dial.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,24 +10,37 @@ use std::{
 
 use adit_core::{
     path::PathChooser,
-    punch::{Event, LocalSocket, Message, Packet, PairState, Punch},
+    punch::{Event, Family, LocalSocket, Message, Packet, PairState, Punch, candidate_priority},
 };
 use adit_net::stun::{self, StunClass};
-use adit_protocol::{candidate::Candidate, ids::CarrierNumber, ticket::Role, wire};
+use adit_protocol::{
+    candidate::{Candidate, CandidateKind},
+    ids::CarrierNumber,
+    limits::MAX_CANDIDATES,
+    nat::NatSummary,
+    ticket::Role,
+    wire,
+};
 use bytes::Bytes;
 use prost::Message as _;
 use tracing::debug;
 
 use crate::{
     driver::Parts,
-    udp::{Addresses, StunIn},
+    extra::{Extras, Ground},
+    udp::{Addresses, Incoming, StunIn},
 };
 
 /// A lost or failed connection over a pair that still answers is tried again after these.
 const REDIAL_MS: [u64; 5] = [200, 1000, 3000, 10_000, 30_000];
+/// Time for servers to answer before own addresses are announced again: both ends start then.
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(200);
+
+/// Local preference of what leads to a session's own socket: behind the shared one.
+const FRESH_PREFERENCE: u16 = 60_000;
 
 /// A pair that works both ways.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Validated {
     pub(crate) socket: LocalSocket,
     pub(crate) remote: SocketAddr,
@@ -34,20 +48,44 @@ pub(crate) struct Validated {
 
 pub(crate) struct Punching {
     punch: Option<Punch>,
+    extras: Option<Extras>,
     admitted: BTreeSet<SocketAddr>,
-    dialled: BTreeSet<SocketAddr>,
-    redial: BTreeMap<SocketAddr, (Instant, usize)>,
+    dialled: BTreeSet<Validated>,
+    redial: BTreeMap<Validated, (Instant, usize)>,
+    /// Candidates that the peer was told.
     sent: BTreeSet<SocketAddr>,
+    /// What the peer was told of the NAT.
+    told_nat: Option<NatSummary>,
+    generation: Option<u64>,
+    /// Own sockets of the session, and what leads to them.
+    fresh: BTreeMap<LocalSocket, (Family, Vec<Candidate>)>,
+    /// All candidates are to be announced then.
+    announce_at: Option<Instant>,
+    /// To be trickled with the next look: candidates, and whether the NAT goes along.
+    untold: (Vec<Candidate>, bool),
 }
 
 impl Punching {
     pub(crate) fn new(parts: &mut Parts) -> Self {
+        let ground = parts.udp.clone().zip(parts.inbox.as_ref()).map(|(udp, inbox)| Ground {
+            udp,
+            doors: inbox.doors.clone(),
+            tasks: parts.tasks.clone(),
+            cancel: parts.cancel.clone(),
+            quic_key: (parts.role == Role::Agent).then_some(parts.peer_quic_sha256),
+        });
         Self {
             punch: parts.punch.take(),
+            extras: ground.map(Extras::new),
             admitted: BTreeSet::new(),
             dialled: BTreeSet::new(),
             redial: BTreeMap::new(),
             sent: parts.sent_candidates.iter().map(|c| c.addr).collect(),
+            told_nat: parts.sent_nat.take(),
+            generation: None,
+            fresh: BTreeMap::new(),
+            announce_at: None,
+            untold: (Vec::new(), false),
         }
     }
 
@@ -60,52 +98,97 @@ impl Punching {
                 Message::Request { id, priority } => {
                     let tag = parts.keys.stun_tag;
                     let packet = stun::encode_check(id, &tag, own, priority);
-                    udp.send_check(t.socket, t.to, &packet, Some((id, tag)));
+                    match self.extras.as_ref().filter(|e| e.has(t.socket)) {
+                        Some(extras) => extras.send(t.socket, t.to, &packet),
+                        None => udp.send_check(t.socket, t.to, &packet, Some((id, tag))),
+                    }
                 }
                 Message::Response { id, mapped } => {
                     let packet = stun::encode_check_response(id, mapped, peer);
-                    udp.send_check(t.socket, t.to, &packet, None);
+                    match self.extras.as_ref().filter(|e| e.has(t.socket)) {
+                        Some(extras) => extras.send(t.socket, t.to, &packet),
+                        None => udp.send_check(t.socket, t.to, &packet, None),
+                    }
                 }
             }
         }
     }
 
-    pub(crate) fn handle_stun(&mut self, parts: &Parts, stun: StunIn) {
+    /// What the sockets have for this session.
+    pub(crate) fn handle_incoming(&mut self, parts: &mut Parts, incoming: Incoming) {
+        let now = Instant::now();
+        match incoming {
+            Incoming::Check(check) => self.handle_check(parts, &check, now),
+            Incoming::Mapped(socket, mapped) => self.handle_mapped(socket, mapped, now),
+            Incoming::Nat(nat) => {
+                if let Some(punch) = &mut self.punch {
+                    punch.handle_local_nat(nat.clone(), now);
+                    self.told_nat = Some(nat);
+                    self.untold.1 = true; // also if it is as before: the peer waits for it
+                }
+            }
+        }
+        self.tell(parts);
+    }
+
+    fn handle_check(&mut self, parts: &Parts, check: &StunIn, now: Instant) {
         let Some(punch) = &mut self.punch else { return };
         let (own, peer) = direction_keys(parts);
-        let id = stun.packet.transaction_id;
-        let (key, message) = match (stun.packet.class, stun.packet.mapped) {
+        let id = check.packet.transaction_id;
+        let (key, message) = match (check.packet.class, check.packet.mapped) {
             (StunClass::Request, _) => {
-                let priority = stun.packet.priority.unwrap_or(0);
+                let priority = check.packet.priority.unwrap_or(0);
                 (peer, Message::Request { id, priority })
             }
             (StunClass::Success, Some(mapped)) => (own, Message::Response { id, mapped }),
             _ => return,
         };
-        if stun::verify_integrity(&stun.raw, key) {
-            let packet = Packet { socket: stun.socket, from: stun.from, message };
-            punch.handle_packet(packet, Instant::now());
+        if !stun::verify_integrity(&check.raw, key) {
+            return;
         }
+        if let Some(extras) = &mut self.extras {
+            extras.promote(check.socket, self.admitted.iter().copied());
+        }
+        let packet = Packet { socket: check.socket, from: check.from, message };
+        punch.handle_packet(packet, now);
     }
 
-    /// Gives what the peer said, for those whom the rest of it concerns.
-    pub(crate) fn handle_signal(
-        &mut self,
-        parts: &mut Parts,
-        signal: &wire::Signal,
-    ) -> Option<wire::Trickle> {
-        // Not sealed by the peer, or said before: no reason to end anything.
-        let payload = parts.cipher.open(signal.nonce, &signal.sealed).ok()?;
-        let trickle = wire::Trickle::decode(payload.as_slice()).ok()?;
+    /// A server told how a socket of this session's own is seen.
+    fn handle_mapped(&mut self, socket: LocalSocket, mapped: SocketAddr, now: Instant) {
+        let Some((family, own)) = self.fresh.get_mut(&socket) else { return };
+        if own.iter().any(|c| c.addr == mapped) {
+            return;
+        }
+        let kind = CandidateKind::ServerReflexive;
+        let candidate =
+            Candidate { kind, addr: mapped, priority: candidate_priority(kind, FRESH_PREFERENCE) };
+        own.push(candidate);
         if let Some(punch) = &mut self.punch {
-            let candidates = Candidate::list_from_wire(&trickle.candidates);
-            debug!(session = %parts.session, ?candidates, "peer's further candidates");
-            punch.handle_remote_candidates(&candidates, trickle.end_of_candidates, Instant::now());
+            punch.handle_local_candidates(socket, *family, own, now);
         }
-        Some(trickle)
+        if self.sent.insert(mapped) {
+            self.untold.0.push(candidate);
+        }
     }
 
-    /// Own addresses changed: new ones are told to the peer.
+    pub(crate) fn handle_signal(&mut self, parts: &mut Parts, signal: &wire::Signal) {
+        // Not sealed by the peer, or said before: no reason to end anything.
+        let Ok(payload) = parts.cipher.open(signal.nonce, &signal.sealed) else { return };
+        let Ok(trickle) = wire::Trickle::decode(payload.as_slice()) else { return };
+        let Some(punch) = &mut self.punch else { return };
+        let now = Instant::now();
+        let candidates = Candidate::list_from_wire(&trickle.candidates);
+        debug!(session = %parts.session, ?candidates, nat = ?trickle.nat, "peer tells more");
+        // The NAT first: it says how the candidates are to be tried.
+        if let Some(nat) = &trickle.nat {
+            punch.handle_remote_nat(NatSummary::from_wire(nat), parts.peer_seen, now);
+        }
+        if !candidates.is_empty() || trickle.end_of_candidates {
+            punch.handle_remote_candidates(&candidates, trickle.end_of_candidates, now);
+        }
+    }
+
+    /// Own addresses, or what is known of the NAT, changed: what is new is told to the peer.
     pub(crate) fn handle_addresses(
         &mut self,
         parts: &mut Parts,
@@ -114,141 +197,259 @@ impl Punching {
     ) {
         let (Some(punch), Some(udp)) = (&mut self.punch, &parts.udp) else { return };
         let all = addresses.all();
-        let hosts_gone = self.sent.iter().any(|s| all.iter().all(|c| c.addr != *s));
         for ((socket, family), own) in udp.sockets().zip(&addresses.candidates) {
             punch.handle_local_candidates(socket, family, own, now);
         }
-        if hosts_gone {
-            self.sent.retain(|s| all.iter().any(|c| c.addr == *s));
+        let moved = self.generation.replace(addresses.generation);
+        let moved = moved.is_some_and(|before| before != addresses.generation);
+        let fresh: BTreeSet<_> = self.fresh.values().flat_map(|f| &f.1).map(|c| c.addr).collect();
+        let gone = |s: &SocketAddr| all.iter().all(|c| c.addr != *s) && !fresh.contains(s);
+        if moved || self.sent.iter().any(gone) {
+            self.sent.retain(|s| !gone(s));
             punch.handle_network_change(addresses.filter.clone(), now);
         }
-        let new: Vec<_> = all.into_iter().filter(|c| self.sent.insert(c.addr)).collect();
-        if !new.is_empty() {
-            trickle(parts, &new);
+        if let Some(nat) = addresses.nat.as_ref().filter(|nat| self.told_nat.as_ref() != Some(*nat))
+        {
+            punch.handle_local_nat(nat.clone(), now);
+            self.told_nat = Some(nat.clone());
+            self.untold.1 = true;
+        }
+        let new = all.into_iter().filter(|c| self.sent.insert(c.addr));
+        self.untold.0.extend(new);
+        if moved {
+            // The peer knows some of them already, but not that they are tried again now.
+            self.announce_at = Some(now + ANNOUNCE_AFTER);
+        }
+        self.tell(parts);
+    }
+
+    /// Tells the peer what is new.
+    fn tell(&mut self, parts: &mut Parts) {
+        let (candidates, with_nat) = std::mem::take(&mut self.untold);
+        if !candidates.is_empty() || with_nat {
+            let nat = self.told_nat.as_ref().filter(|_| with_nat);
+            trickle(parts, &candidates, nat.map(NatSummary::to_wire));
         }
     }
 
-    /// No direct path: both ends start again.
-    pub(crate) fn want_direct(&mut self, parts: &mut Parts) {
-        let (Some(punch), Some(udp)) = (&mut self.punch, parts.udp.clone()) else { return };
-        punch.handle_want_direct(Instant::now());
-        udp.refresh();
-        let all = udp.addresses().borrow().all();
+    /// Tells the peer everything, so that both ends start again.
+    fn announce(&mut self, parts: &mut Parts) {
+        let Some(udp) = parts.udp.clone() else { return };
+        let mut all = udp.addresses().borrow().all();
+        let own = self.fresh.values().flat_map(|f| f.1.iter().copied());
+        all.extend(own.filter(|c| c.kind != CandidateKind::Host));
+        all.truncate(MAX_CANDIDATES);
         self.sent = all.iter().map(|c| c.addr).collect();
-        trickle(parts, &all);
+        self.untold = (all, true);
+        self.tell(parts);
+    }
+
+    /// No direct path: the machine starts again when it sees fit.
+    pub(crate) fn want_direct(&mut self) {
+        if let Some(punch) = &mut self.punch {
+            punch.handle_want_direct(Instant::now());
+        }
     }
 
     /// Follows the machine's events; gives the pairs to dial.
     pub(crate) fn drain(
         &mut self,
-        parts: &Parts,
+        parts: &mut Parts,
         chooser: &mut PathChooser,
-        carriers: &BTreeMap<SocketAddr, CarrierNumber>,
+        carriers: &BTreeMap<Validated, CarrierNumber>,
     ) -> Vec<Validated> {
-        let (Some(punch), Some(udp)) = (&mut self.punch, &parts.udp) else { return Vec::new() };
         let now = Instant::now();
         let mut dial = Vec::new();
-        let console = parts.role == Role::Console;
-        while let Some(event) = punch.poll_event() {
-            match event {
-                Event::AddressAdmitted(addr) => {
-                    if self.admitted.insert(addr) {
-                        udp.admit(addr, true);
-                    }
-                }
-                Event::Validated { socket, remote, rtt, .. } => {
-                    debug!(session = %parts.session, %remote, ?rtt, "path validated");
-                    if let Some(number) = carriers.get(&remote) {
-                        chooser.handle_check(*number, true, now);
-                    } else if console && self.dialled.insert(remote) {
-                        dial.push(Validated { socket, remote });
-                    }
-                }
-                Event::Rebound { socket, remote, .. } => {
-                    if console {
-                        self.dialled.insert(remote);
-                        dial.push(Validated { socket, remote });
-                    }
-                }
-                Event::Rtt { remote, .. } => {
-                    if let Some(number) = carriers.get(&remote) {
-                        chooser.handle_check(*number, true, now);
-                    }
-                }
-                Event::Silent { remote, .. } => {
-                    if let Some(number) = carriers.get(&remote) {
-                        chooser.handle_check(*number, false, now);
-                    }
-                }
-                Event::Expired { remote, revoked, .. } => {
-                    if revoked && self.admitted.remove(&remote) {
-                        udp.admit(remote, false);
-                    }
-                }
-                // What follows has no sockets to go with yet.
-                Event::PeerReflexive { .. }
-                | Event::WantAddresses
-                | Event::WantNatSummary
-                | Event::WantSockets { .. }
-                | Event::ReleaseSockets { .. }
-                | Event::WantFreshSocket { .. }
-                | Event::Retiring { .. }
-                | Event::SocketUnneeded(_) => {}
-                Event::Exhausted { failed } => {
-                    debug!(session = %parts.session, ?failed, "no direct path yet");
-                }
-            }
+        if self.announce_at.take_if(|at| *at <= now).is_some() {
+            self.announce(parts);
         }
+        while let Some(event) = self.punch.as_mut().and_then(Punch::poll_event) {
+            dial.extend(self.follow(parts, chooser, carriers, event, now));
+        }
+        self.tell(parts);
         dial.extend(self.due_redials(now));
         dial
     }
 
+    fn follow(
+        &mut self,
+        parts: &Parts,
+        chooser: &mut PathChooser,
+        carriers: &BTreeMap<Validated, CarrierNumber>,
+        event: Event,
+        now: Instant,
+    ) -> Option<Validated> {
+        let number = |socket, remote| carriers.get(&Validated { socket, remote }).copied();
+        match event {
+            Event::AddressAdmitted(addr) => {
+                if self.admitted.insert(addr) {
+                    self.admit(parts, addr, true);
+                }
+            }
+            Event::Validated { socket, remote, rtt, .. } => {
+                debug!(session = %parts.session, ?socket, %remote, ?rtt, "path validated");
+                let pair = Validated { socket, remote };
+                if let Some(number) = carriers.get(&pair) {
+                    chooser.handle_check(*number, true, now);
+                } else if parts.role == Role::Console && self.dialled.insert(pair) {
+                    return Some(pair);
+                }
+            }
+            Event::Rebound { socket, remote, .. } if parts.role == Role::Console => {
+                let pair = Validated { socket, remote };
+                self.dialled.insert(pair);
+                return Some(pair);
+            }
+            Event::Rtt { socket, remote, .. } => {
+                if let Some(number) = number(socket, remote) {
+                    chooser.handle_check(number, true, now);
+                }
+            }
+            Event::Silent { socket, remote } => {
+                if let Some(number) = number(socket, remote) {
+                    chooser.handle_check(number, false, now);
+                }
+            }
+            Event::Expired { remote, revoked, .. } => {
+                if revoked && self.admitted.remove(&remote) {
+                    self.admit(parts, remote, false);
+                }
+            }
+            Event::Retiring { socket, remote } => {
+                if let Some(number) = number(socket, remote) {
+                    chooser.handle_retiring(number, now);
+                }
+            }
+            Event::Rebound { .. } | Event::PeerReflexive { .. } => {}
+            Event::Exhausted { failed } => {
+                debug!(session = %parts.session, ?failed, "no direct path yet");
+            }
+            event => self.provide(parts, &event, now),
+        }
+        None
+    }
+
+    /// What the machine wants of sockets and servers.
+    fn provide(&mut self, parts: &Parts, event: &Event, now: Instant) {
+        let (Some(punch), Some(extras), Some(udp)) =
+            (&mut self.punch, &mut self.extras, &parts.udp)
+        else {
+            return;
+        };
+        debug!(session = %parts.session, ?event, "punching");
+        match *event {
+            Event::WantAddresses => {
+                udp.rediscover();
+                self.announce_at = Some(now + ANNOUNCE_AFTER);
+            }
+            Event::WantNatSummary => {
+                let (udp, doors) = (udp.clone(), extras.doors());
+                let cancel = parts.cancel.clone();
+                parts.tasks.spawn(async move {
+                    let observed = cancel.run_until_cancelled(udp.observe_nat()).await.flatten();
+                    if let Some(nat) = observed {
+                        let _ = doors.incoming.send(Incoming::Nat(nat)).await;
+                    }
+                });
+            }
+            Event::WantSockets { count, family } => {
+                for socket in extras.open_birthday(count, family) {
+                    punch.handle_birthday_socket(socket, family, now);
+                }
+            }
+            Event::ReleaseSockets { keep } => extras.release_birthday(keep),
+            Event::WantFreshSocket { family } => {
+                let admitted = self.admitted.iter().copied();
+                if let Some((socket, port)) = extras.open_fresh(family, admitted) {
+                    let own = udp.hosts_like(family, port);
+                    punch.handle_local_candidates(socket, family, &own, now);
+                    self.fresh.insert(socket, (family, own));
+                }
+            }
+            Event::SocketUnneeded(socket) => {
+                extras.close(socket);
+                self.fresh.remove(&socket);
+                self.dialled.retain(|pair| pair.socket != socket);
+                self.redial.retain(|pair, _| pair.socket != socket);
+                punch.handle_socket_closed(socket);
+            }
+            _ => {}
+        }
+    }
+
+    fn admit(&self, parts: &Parts, addr: SocketAddr, admit: bool) {
+        if let Some(udp) = &parts.udp {
+            udp.admit(addr, admit);
+        }
+        if let Some(extras) = &self.extras {
+            extras.admit(addr, admit);
+        }
+    }
+
+    /// Dials over a pair, from whichever socket it is.
+    pub(crate) fn dial(
+        &self,
+        parts: &Parts,
+        pair: Validated,
+        config: quinn::ClientConfig,
+    ) -> Option<quinn::Connecting> {
+        match self.extras.as_ref().filter(|e| e.has(pair.socket)) {
+            Some(extras) => extras.dial(pair.socket, pair.remote, config),
+            None => parts.udp.as_ref()?.dial(pair.socket, pair.remote, config),
+        }
+    }
+
+    /// The local port of a socket.
+    pub(crate) fn port(&self, parts: &Parts, socket: LocalSocket, remote: SocketAddr) -> u16 {
+        let own = self.extras.as_ref().and_then(|e| e.port(socket));
+        own.or_else(|| Some(parts.udp.as_ref()?.port(Family::of(remote)))).unwrap_or(0)
+    }
+
     /// Acknowledged data are as good as an answered check.
-    pub(crate) fn acknowledged(&mut self, remote: SocketAddr, now: Instant) {
-        let Some(punch) = &mut self.punch else { return };
-        let pair = punch.pairs().into_iter().find(|p| p.remote == remote);
-        if let Some(pair) = pair {
-            punch.handle_acknowledged(pair.socket, remote, now);
+    pub(crate) fn acknowledged(&mut self, pair: Validated, now: Instant) {
+        if let Some(punch) = &mut self.punch {
+            punch.handle_acknowledged(pair.socket, pair.remote, now);
         }
     }
 
-    pub(crate) fn dial_failed(&mut self, remote: SocketAddr, now: Instant) {
-        let tries = self.redial.get(&remote).map_or(0, |r| r.1);
+    pub(crate) fn dial_failed(&mut self, pair: Validated, now: Instant) {
+        let tries = self.redial.get(&pair).map_or(0, |r| r.1);
         let pause = REDIAL_MS.get(tries).or(REDIAL_MS.last()).copied().unwrap_or(1000);
-        self.redial.insert(remote, (now + Duration::from_millis(pause), tries + 1));
+        self.redial.insert(pair, (now + Duration::from_millis(pause), tries + 1));
     }
 
-    pub(crate) fn connection_lost(&mut self, remote: SocketAddr, now: Instant) {
-        if self.dialled.contains(&remote) {
-            self.dial_failed(remote, now);
+    pub(crate) fn connection_lost(&mut self, pair: Validated, now: Instant) {
+        if self.dialled.contains(&pair) {
+            self.dial_failed(pair, now);
         }
     }
 
-    pub(crate) fn connected(&mut self, remote: SocketAddr) {
-        self.redial.remove(&remote);
+    pub(crate) fn connected(&mut self, pair: Validated) {
+        self.redial.remove(&pair);
     }
 
     fn due_redials(&mut self, now: Instant) -> Vec<Validated> {
         let due: Vec<_> =
-            self.redial.iter().filter(|(_, (at, _))| *at <= now).map(|(r, _)| *r).collect();
+            self.redial.iter().filter(|(_, (at, _))| *at <= now).map(|(pair, _)| *pair).collect();
         if due.is_empty() {
             return Vec::new();
         }
-        let report = self.punch.as_ref().map(Punch::pairs).unwrap_or_default();
+        let pairs = self.punch.as_ref().map(Punch::pairs).unwrap_or_default();
         let mut dial = Vec::new();
-        for remote in due {
-            let live = report
-                .iter()
-                .find(|p| p.remote == remote && matches!(p.state, PairState::Valid { .. }));
-            match (live, self.redial.get_mut(&remote)) {
-                (Some(pair), Some(entry)) => {
+        for pair in due {
+            let is_live = pairs.iter().any(|p| {
+                (p.socket, p.remote) == (pair.socket, pair.remote)
+                    && matches!(p.state, PairState::Valid { .. })
+            });
+            match self.redial.get_mut(&pair) {
+                Some(entry) if is_live => {
                     entry.0 = now + Duration::from_secs(60); // until the dial's outcome is known
-                    dial.push(Validated { socket: pair.socket, remote });
+                    dial.push(pair);
                 }
                 _ => {
                     // It will be dialled when it validates again.
-                    self.redial.remove(&remote);
-                    self.dialled.remove(&remote);
+                    self.redial.remove(&pair);
+                    self.dialled.remove(&pair);
                 }
             }
         }
@@ -264,8 +465,9 @@ impl Punching {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let redial = self.redial.values().map(|r| r.0).min();
-        self.punch.as_ref().and_then(Punch::poll_timeout).into_iter().chain(redial).min()
+        let redial = self.redial.values().map(|r| r.0);
+        let punch = self.punch.as_ref().and_then(Punch::poll_timeout);
+        punch.into_iter().chain(self.announce_at).chain(redial).min()
     }
 
     /// The session is over: its addresses get no more answers.
@@ -276,6 +478,7 @@ impl Punching {
         for addr in std::mem::take(&mut self.admitted) {
             udp.admit(addr, false);
         }
+        self.extras = None;
     }
 }
 
@@ -287,24 +490,16 @@ fn direction_keys(parts: &Parts) -> (&[u8; 32], &[u8; 32]) {
     }
 }
 
-/// Tells the peer of candidates, sealed, through the mediator.
-fn trickle(parts: &mut Parts, candidates: &[Candidate]) {
-    if parts.control.peer().is_none() {
-        return;
-    }
-    debug!(session = %parts.session, ?candidates, "further candidates told");
+/// Tells the peer of candidates and the NAT, sealed, through the mediator.
+fn trickle(parts: &mut Parts, candidates: &[Candidate], nat: Option<wire::NatSummary>) {
+    let Some(peer) = parts.control.peer() else { return };
+    debug!(session = %parts.session, ?candidates, ?nat, "told the peer more");
     let trickle = wire::Trickle {
         candidates: candidates.iter().map(Candidate::to_wire).collect(),
         end_of_candidates: false,
-        nat: None,
+        nat,
         relay_rtts: Vec::new(),
     };
-    send_trickle(parts, &trickle);
-}
-
-/// Tells the peer something, sealed, through the mediator.
-pub(crate) fn send_trickle(parts: &mut Parts, trickle: &wire::Trickle) {
-    let Some(peer) = parts.control.peer() else { return };
     let Ok((nonce, sealed)) = parts.cipher.seal(&trickle.encode_to_vec()) else { return };
     let session_id = parts.session.to_bytes();
     let signal = wire::Signal { session_id, nonce, sealed: Bytes::from(sealed) };

@@ -3,33 +3,33 @@
 //! STUN messages go to the session that their tag or transaction names; QUIC connections to the
 //! session that owns the key they present. What belongs to no session gets no answer.
 
+mod own;
+
 use std::{
     collections::{HashMap, VecDeque},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use adit_core::punch::{AddressFilter, Family, LocalSocket, OwnSubnet, candidate_priority};
+use adit_core::punch::{AddressFilter, BIRTHDAY_SOCKETS, Family, LocalSocket};
 use adit_net::{
-    interfaces::{self, InterfaceAddr},
+    portmap::{MapProtocol, PortMapper},
     quic::QuicEndpoint,
-    stun::{self, MappingBehaviour, StunClass, StunClient},
+    stun::{self, StunClass},
     tls::{peer_spki_sha256, quic_server_config},
-    udp::{DemuxSocket, StunDatagram},
+    udp::{DemuxSocket, StunDatagram, descriptor_room},
 };
 use adit_protocol::{
-    candidate::{Candidate, CandidateKind},
-    keys::{SigningKey, random},
-    limits::MAX_CANDIDATES,
-    ticket::Role,
+    candidate::Candidate, keys::SigningKey, limits::MAX_CANDIDATES, nat::NatSummary, ticket::Role,
 };
 use bytes::Bytes;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-use crate::link::{ControlLink, Link};
+use crate::link::ControlLink;
+use own::Own;
 
 /// STUN messages of one session that wait for its driver.
 const SESSION_QUEUE: usize = 64;
@@ -40,11 +40,21 @@ const MAX_TRANSACTIONS: usize = 8192;
 const MAX_HANDSHAKES: usize = 64;
 /// Time for a QUIC handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// A mapping older than this may be forgotten by its NAT (RFC 4787 §4.3 asks for 2 min, but many
-/// keep 30 s).
-const MAPPING_FRESH: Duration = Duration::from_secs(20);
-/// Local preference of an ordinary address and of junk (RFC 8445 §5.1.2.1).
-const PREFERENCE: (u16, u16) = (65_535, 1_000);
+/// Sessions that may hold birthday sockets at once.
+const MAX_BIRTHDAYS: usize = 2;
+/// Sockets opened for single sessions, in all; fewer where the system allows fewer.
+const MAX_EXTRA_SOCKETS: usize = MAX_BIRTHDAYS * BIRTHDAY_SOCKETS + 64;
+
+/// What the sockets have for a session.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// A check, not verified yet.
+    Check(StunIn),
+    /// A server told where a socket of the session's own is seen.
+    Mapped(LocalSocket, SocketAddr),
+    /// The NAT was observed anew because the session asked for it.
+    Nat(NatSummary),
+}
 
 /// A STUN message for a session.
 #[derive(Debug)]
@@ -55,39 +65,55 @@ pub(crate) struct StunIn {
     pub(crate) raw: Bytes,
 }
 
+/// A connection and the socket through which it came.
+pub(crate) type Accepted = (LocalSocket, quinn::Connection);
+
 /// What a session is reached by.
 pub(crate) struct Inbox {
-    pub(crate) stun: mpsc::Receiver<StunIn>,
-    pub(crate) connections: mpsc::Receiver<quinn::Connection>,
+    pub(crate) incoming: mpsc::Receiver<Incoming>,
+    pub(crate) connections: mpsc::Receiver<Accepted>,
+    /// For the session's own sockets.
+    pub(crate) doors: Doors,
+}
+
+/// Where things for a session are put.
+#[derive(Debug, Clone)]
+pub(crate) struct Doors {
+    pub(crate) incoming: mpsc::Sender<Incoming>,
+    pub(crate) connections: mpsc::Sender<Accepted>,
 }
 
 struct Entry {
     family: Family,
     socket: Arc<DemuxSocket>,
-    quic: QuicEndpoint,
+    quic: Arc<QuicEndpoint>,
 }
 
 #[derive(Default)]
 struct Registry {
-    by_tag: HashMap<[u8; 16], mpsc::Sender<StunIn>>,
+    by_tag: HashMap<[u8; 16], mpsc::Sender<Incoming>>,
     by_transaction: HashMap<[u8; 12], [u8; 16]>,
     transactions: VecDeque<[u8; 12]>,
-    by_quic_key: HashMap<[u8; 32], mpsc::Sender<quinn::Connection>>,
+    by_quic_key: HashMap<[u8; 32], mpsc::Sender<Accepted>>,
 }
 
-/// Addresses as sessions offer them, and the rules for probing.
+/// Addresses as sessions offer them, the rules for probing, and what is known of the NAT.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Addresses {
     /// By socket.
     pub(crate) candidates: Vec<Vec<Candidate>>,
     pub(crate) filter: AddressFilter,
-    pub(crate) mapping: Option<MappingBehaviour>,
+    /// `None`: no server has been asked, or none can have answered yet.
+    pub(crate) nat: Option<NatSummary>,
+    /// Another number: the network is another one, or the machine slept.
+    pub(crate) generation: u64,
 }
 
 impl Addresses {
+    /// The best for a peer: however many junk interfaces there are, they crowd out nothing.
     pub(crate) fn all(&self) -> Vec<Candidate> {
         let mut all: Vec<_> = self.candidates.iter().flatten().copied().collect();
-        all.sort_by_key(|c| std::cmp::Reverse(c.priority));
+        all.sort_by_key(|c| (own::is_junk(c), std::cmp::Reverse(c.priority)));
         all.truncate(MAX_CANDIDATES);
         all
     }
@@ -97,18 +123,23 @@ impl Addresses {
 pub(crate) struct UdpStack {
     entries: Vec<Entry>,
     registry: Arc<Mutex<Registry>>,
+    role: Role,
     key: SigningKey,
     addresses: watch::Sender<Addresses>,
-    discovery: Mutex<Vec<Option<StunClient>>>,
-    discover: Notify,
-    discovered_at: Mutex<Option<Instant>>,
+    own: Own,
+    /// Sessions that are registered.
+    sessions: watch::Sender<usize>,
+    portmap: PortMapper,
+    birthdays: Arc<Semaphore>,
+    extra_sockets: Arc<Semaphore>,
 }
 
 impl UdpStack {
     /// Binds what the machine has and starts to serve it. The agent accepts connections, the
-    /// console only dials.
+    /// console only dials. `upnp`: TCP to the gateway goes around no proxy.
     pub(crate) fn start(
         role: Role,
+        upnp: bool,
         control: ControlLink,
         tasks: &TaskTracker,
         cancel: &CancellationToken,
@@ -129,35 +160,32 @@ impl UdpStack {
                     continue;
                 }
             };
-            let server = match role {
-                Role::Console => None,
-                Role::Agent => {
-                    let registry = registry.clone();
-                    let allow =
-                        move |hash: &[u8; 32]| lock(&registry).by_quic_key.contains_key(hash);
-                    Some(quic_server_config(&key, Arc::new(allow))?)
-                }
-            };
-            let quic = QuicEndpoint::new(socket.clone(), server)?;
+            let server = server_config(role, &key, &registry)?;
+            let quic = Arc::new(QuicEndpoint::new(socket.clone(), server)?);
             entries.push(Entry { family, socket, quic });
             receivers.push(stun);
         }
-        let discovery = Mutex::new(entries.iter().map(|_| None).collect());
+        let room = descriptor_room().min(MAX_EXTRA_SOCKETS);
         let stack = Arc::new(Self {
+            own: Own::new(entries.len()),
             entries,
             registry,
+            role,
             key,
             addresses: watch::Sender::new(Addresses::default()),
-            discovery,
-            discover: Notify::new(),
-            discovered_at: Mutex::new(None),
+            sessions: watch::Sender::new(0),
+            portmap: PortMapper::start(upnp, tasks, cancel.clone()),
+            birthdays: Arc::new(Semaphore::new(MAX_BIRTHDAYS)),
+            extra_sockets: Arc::new(Semaphore::new(room)),
         });
         for (index, receiver) in receivers.into_iter().enumerate() {
             let serve = stack.clone().serve_stun(LocalSocket(index), receiver);
             let token = cancel.clone();
             tasks.spawn(async move { token.run_until_cancelled(serve).await });
             if role == Role::Agent {
-                let (accept, token) = (stack.clone().accept(index, tasks.clone()), cancel.clone());
+                let Some(quic) = stack.entries.get(index).map(|e| e.quic.clone()) else { continue };
+                let accept = stack.clone().accept(LocalSocket(index), quic, None, tasks.clone());
+                let token = cancel.clone();
                 tasks.spawn(async move { token.run_until_cancelled(accept).await });
             }
         }
@@ -185,29 +213,28 @@ impl UdpStack {
         self.addresses.subscribe()
     }
 
-    /// Asks the STUN servers again unless they were asked just now.
-    pub(crate) fn refresh(&self) {
-        let at = *self.discovered_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if at.is_none_or(|at| at.elapsed() > MAPPING_FRESH) {
-            self.discover.notify_one();
-        }
+    /// What is known of the NAT, if anything is.
+    pub(crate) fn nat(&self) -> Option<NatSummary> {
+        self.addresses.borrow().nat.clone()
     }
 
-    /// The network changed: everything known is doubtful.
-    pub(crate) fn network_changed(&self) {
-        self.discover.notify_one();
+    /// Protocols by which the gateway maps ports, as far as it was asked.
+    pub(crate) fn port_mapping(&self) -> Vec<&'static str> {
+        self.portmap.available().into_iter().map(MapProtocol::as_str).collect()
     }
 
     /// A session wants what carries its tag, and connections with this key.
     pub(crate) fn register(&self, tag: [u8; 16], quic_key: Option<[u8; 32]>) -> Inbox {
-        let (stun_in, stun) = mpsc::channel(SESSION_QUEUE);
+        let (incoming_in, incoming) = mpsc::channel(SESSION_QUEUE);
         let (connection_in, connections) = mpsc::channel(4);
+        let doors = Doors { incoming: incoming_in, connections: connection_in };
         let mut registry = lock(&self.registry);
-        registry.by_tag.insert(tag, stun_in);
+        registry.by_tag.insert(tag, doors.incoming.clone());
         if let Some(key) = quic_key {
-            registry.by_quic_key.insert(key, connection_in);
+            registry.by_quic_key.insert(key, doors.connections.clone());
         }
-        Inbox { stun, connections }
+        self.sessions.send_replace(registry.by_tag.len());
+        Inbox { incoming, connections, doors }
     }
 
     pub(crate) fn forget(&self, tag: [u8; 16], quic_key: Option<[u8; 32]>) {
@@ -216,6 +243,7 @@ impl UdpStack {
         if let Some(key) = quic_key {
             registry.by_quic_key.remove(&key);
         }
+        self.sessions.send_replace(registry.by_tag.len());
     }
 
     /// Sends a check; its answer comes to the session with this tag.
@@ -265,7 +293,22 @@ impl UdpStack {
     pub(crate) async fn shutdown(&self, deadline: Duration) {
         let all =
             self.entries.iter().map(|e| e.quic.shutdown(quinn::VarInt::from_u32(0), b"", deadline));
-        futures_util::future::join_all(all).await;
+        tokio::join!(futures_util::future::join_all(all), self.portmap.release());
+    }
+
+    /// Keys with which a session's own socket accepts connections; the console accepts none.
+    pub(crate) fn server_config(&self) -> Option<quinn::ServerConfig> {
+        server_config(self.role, &self.key, &self.registry).ok().flatten()
+    }
+
+    /// Permission to hold birthday sockets.
+    pub(crate) fn birthday_turn(&self) -> Option<OwnedSemaphorePermit> {
+        self.birthdays.clone().try_acquire_owned().ok()
+    }
+
+    /// Permission for one socket beyond the shared ones.
+    pub(crate) fn socket_room(&self) -> Option<OwnedSemaphorePermit> {
+        self.extra_sockets.clone().try_acquire_owned().ok()
     }
 
     async fn serve_stun(
@@ -288,16 +331,23 @@ impl UdpStack {
             };
             if let Some(session) = session {
                 let from = datagram.from;
+                let check = StunIn { socket, from, packet, raw: datagram.payload };
                 // A session that does not keep up loses checks, which are repeated anyway.
-                let _ = session.try_send(StunIn { socket, from, packet, raw: datagram.payload });
+                let _ = session.try_send(Incoming::Check(check));
             }
         }
     }
 
-    async fn accept(self: Arc<Self>, index: usize, tasks: TaskTracker) {
-        let Some(entry) = self.entries.get(index) else { return };
+    /// Accepts connections of sessions, or of one of them alone.
+    pub(crate) async fn accept(
+        self: Arc<Self>,
+        socket: LocalSocket,
+        quic: Arc<QuicEndpoint>,
+        only: Option<[u8; 32]>,
+        tasks: TaskTracker,
+    ) {
         let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-        while let Some(incoming) = entry.quic.accept().await {
+        while let Some(incoming) = quic.accept().await {
             let Ok(turn) = handshakes.clone().try_acquire_owned() else {
                 incoming.ignore();
                 continue;
@@ -310,9 +360,10 @@ impl UdpStack {
                 };
                 drop(turn);
                 let session = peer_spki_sha256(&connection)
+                    .filter(|key| only.is_none_or(|only| only == *key))
                     .and_then(|key| lock(&stack.registry).by_quic_key.get(&key).cloned());
                 match session {
-                    Some(session) => drop(session.try_send(connection)),
+                    Some(session) => drop(session.try_send((socket, connection))),
                     None => connection.close(quinn::VarInt::from_u32(1), b""),
                 }
             });
@@ -320,180 +371,17 @@ impl UdpStack {
     }
 }
 
-// ---------------------------------------------------------------- own addresses
-
-impl UdpStack {
-    fn is_discovery(
-        &self,
-        socket: LocalSocket,
-        datagram: &StunDatagram,
-        packet: &stun::StunPacket,
-    ) -> bool {
-        if packet.class == StunClass::Request {
-            return false;
-        }
-        let mut discovery = self.discovery.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Some(client)) = discovery.get_mut(socket.0) else { return false };
-        let ours = client.handle_packet(datagram.from, packet, Instant::now());
-        if ours {
-            let mut new = false;
-            while client.poll_event().is_some() {
-                new = true;
-            }
-            let (mapped, behaviour) = (client.mapped(), client.mapping_behaviour());
-            drop(discovery);
-            if new {
-                self.set_mapped(socket, &mapped, behaviour);
-            }
-        }
-        ours
+fn server_config(
+    role: Role,
+    key: &SigningKey,
+    registry: &Arc<Mutex<Registry>>,
+) -> Result<Option<quinn::ServerConfig>, adit_net::tls::QuicConfigError> {
+    if role == Role::Console {
+        return Ok(None);
     }
-
-    fn set_mapped(&self, socket: LocalSocket, mapped: &[SocketAddr], behaviour: MappingBehaviour) {
-        self.addresses.send_modify(|addresses| {
-            addresses.mapping = Some(behaviour);
-            let Some(own) = addresses.candidates.get_mut(socket.0) else { return };
-            own.retain(|c| c.kind != CandidateKind::ServerReflexive);
-            for addr in mapped.iter().take(4) {
-                if own.iter().all(|c| c.addr != *addr) {
-                    let kind = CandidateKind::ServerReflexive;
-                    let priority = candidate_priority(kind, PREFERENCE.0);
-                    own.push(Candidate { kind, addr: *addr, priority });
-                }
-            }
-        });
-    }
-
-    fn set_hosts(&self, interfaces: &[InterfaceAddr], loopback: bool) {
-        self.addresses.send_if_modified(|addresses| {
-            let before = (addresses.candidates.clone(), addresses.filter.loopback);
-            addresses.filter = AddressFilter {
-                own_subnets: interfaces
-                    .iter()
-                    .filter(|i| !i.loopback)
-                    .map(|i| OwnSubnet { addr: i.net.addr(), prefix: i.net.prefix_len() })
-                    .collect(),
-                loopback,
-            };
-            addresses.candidates.resize(self.entries.len(), Vec::new());
-            for (entry, own) in self.entries.iter().zip(&mut addresses.candidates) {
-                own.retain(|c| c.kind != CandidateKind::Host);
-                let port = entry.socket.local_addr().port();
-                let fitting = interfaces.iter().filter(|i| {
-                    i.ip.is_ipv4() == (entry.family == Family::V4) && (!i.loopback || loopback)
-                });
-                for (rank, i) in (0u16..).zip(fitting.take(MAX_CANDIDATES)) {
-                    let preference = if i.junk { PREFERENCE.1 } else { PREFERENCE.0 };
-                    let priority =
-                        candidate_priority(CandidateKind::Host, preference.saturating_sub(rank));
-                    let addr = SocketAddr::new(i.ip, port);
-                    own.push(Candidate { kind: CandidateKind::Host, addr, priority });
-                }
-            }
-            before != (addresses.candidates.clone(), loopback)
-        });
-    }
-
-    /// Keeps own addresses up to date.
-    async fn watch(
-        self: Arc<Self>,
-        control: ControlLink,
-        tasks: TaskTracker,
-        cancel: CancellationToken,
-    ) {
-        let mut link = control.subscribe();
-        let mut interfaces = interfaces::local_addresses().await;
-        let mut changes = interfaces::watch(&tasks, cancel)
-            .await
-            .inspect_err(|error| tracing::warn!(%error, "interfaces are not watched"))
-            .ok();
-        // The link for which the STUN servers were asked.
-        let mut asked: Option<(Option<SocketAddr>, String)> = None;
-        loop {
-            let current = link.borrow_and_update().clone();
-            let loopback = current
-                .as_ref()
-                .and_then(|l| l.remote)
-                .is_some_and(|r| r.ip().to_canonical().is_loopback());
-            self.set_hosts(&interfaces, loopback);
-            let link_now = current.as_ref().map(|l| (l.remote, l.host.clone()));
-            if let Some(current) = &current
-                && asked != link_now
-            {
-                asked = link_now;
-                self.begin_discovery(current).await;
-            }
-            tokio::select! {
-                changed = link.changed() => if changed.is_err() { return },
-                change = next_change(&mut changes) => {
-                    interfaces = change.addresses;
-                    if change.major {
-                        asked = None;
-                    }
-                }
-                () = self.discover.notified() => asked = None,
-                () = self.drive_discovery() => {}
-            }
-        }
-    }
-
-    async fn begin_discovery(&self, link: &Link) {
-        let mut servers = link.stun_addrs.clone();
-        let mut ips: Vec<IpAddr> = link.remote.map(|r| r.ip().to_canonical()).into_iter().collect();
-        if let Ok((host, port)) = adit_net::proxy::parse_host_port(&link.host, 443)
-            && let Ok(found) = tokio::net::lookup_host((host.as_str(), port)).await
-        {
-            ips.extend(found.map(|a| a.ip().to_canonical()).take(8));
-        }
-        ips.sort_unstable();
-        ips.dedup();
-        servers.extend(
-            ips.iter().flat_map(|ip| link.stun_ports.iter().map(|p| SocketAddr::new(*ip, *p))),
-        );
-        let now = Instant::now();
-        *self.discovered_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-        let mut discovery = self.discovery.lock().unwrap_or_else(PoisonError::into_inner);
-        for (entry, slot) in self.entries.iter().zip(discovery.iter_mut()) {
-            let own: Vec<_> =
-                servers.iter().copied().filter(|s| Family::of(*s) == entry.family).collect();
-            // Without randomness there are no unpredictable transactions, hence no discovery.
-            *slot = random::<12>()
-                .is_ok()
-                .then(|| StunClient::new(&own, || random().unwrap_or_default(), now));
-        }
-    }
-
-    /// Sends what discovery wants to send; returns never.
-    async fn drive_discovery(&self) {
-        loop {
-            let next = {
-                let mut discovery = self.discovery.lock().unwrap_or_else(PoisonError::into_inner);
-                for (entry, slot) in self.entries.iter().zip(discovery.iter_mut()) {
-                    let Some(client) = slot else { continue };
-                    client.handle_timeout(Instant::now());
-                    while let Some((to, packet)) = client.poll_transmit() {
-                        entry.socket.send_stun(to, &packet);
-                    }
-                }
-                discovery.iter().flatten().filter_map(StunClient::poll_timeout).min()
-            };
-            match next {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        }
-    }
-}
-
-async fn next_change(
-    changes: &mut Option<mpsc::Receiver<interfaces::Change>>,
-) -> interfaces::Change {
-    if let Some(receiver) = changes
-        && let Some(change) = receiver.recv().await
-    {
-        return change;
-    }
-    std::future::pending().await
+    let registry = registry.clone();
+    let allow = move |hash: &[u8; 32]| lock(&registry).by_quic_key.contains_key(hash);
+    quic_server_config(key, Arc::new(allow)).map(Some)
 }
 
 fn lock(registry: &Mutex<Registry>) -> MutexGuard<'_, Registry> {

@@ -123,6 +123,11 @@ impl PortMapper {
         self.state.clone()
     }
 
+    /// Protocols that the gateway answered to.
+    pub fn available(&self) -> Vec<MapProtocol> {
+        self.state.borrow().available.clone()
+    }
+
     /// Gives the mapping back and waits until the gateway was told.
     pub async fn release(&self) {
         self.want(None);

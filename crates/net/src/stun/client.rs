@@ -185,7 +185,8 @@ impl StunClient {
         classify(if v4.len() >= v6.len() { &v4 } else { &v6 })
     }
 
-    fn answers(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr)> {
+    /// The answers so far: server, and the address that it saw; in the order of asking.
+    pub fn answers(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr)> {
         self.transactions.iter().filter_map(|t| match t.state {
             State::Answered { mapped } => Some((t.server, mapped)),
             _ => None,

@@ -18,8 +18,8 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
-    time::Instant,
+    task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -41,8 +41,15 @@ pub const SOCKET_BUFFER: usize = 7_500_000;
 pub const STUN_QUEUE: usize = 256;
 /// Addresses admitted at once.
 pub const MAX_ADMITTED: usize = 16_384;
-/// A receive that fails this often in a row is reported to quinn, which ends the endpoint.
-const MAX_RECEIVE_ERRORS: u32 = 10_000;
+/// Receives that may fail in a row before there is a pause: a socket without an interface must not
+/// keep a processor busy.
+const RECEIVE_ERRORS_AT_ONCE: u32 = 64;
+/// That pause.
+const ERROR_PAUSE: Duration = Duration::from_millis(50);
+/// Descriptors that a process may have open for all its purposes.
+const MAX_DESCRIPTORS: u64 = 20_000;
+/// Descriptors that sockets beyond the ordinary ones leave to everything else.
+const OTHER_DESCRIPTORS: u64 = 512;
 
 /// A STUN message as it came; nothing in it is verified.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -80,6 +87,7 @@ pub struct DemuxSocket {
     released: AtomicBool,
     receiver: AtomicWaker,
     errors: AtomicU32,
+    pause: Mutex<Option<Pin<Box<tokio::time::Sleep>>>>,
     dropped_stun: AtomicU64,
     dropped_dark: AtomicU64,
 }
@@ -122,6 +130,7 @@ impl DemuxSocket {
             released: AtomicBool::new(false),
             receiver: AtomicWaker::new(),
             errors: AtomicU32::new(0),
+            pause: Mutex::default(),
             dropped_stun: AtomicU64::new(0),
             dropped_dark: AtomicU64::new(0),
         };
@@ -313,7 +322,10 @@ impl AsyncUdpSocket for DemuxSocket {
             };
             count = match received {
                 Ok(count) => count,
-                Err(error) => ready!(self.survive(error, cx))?,
+                Err(error) => {
+                    self.survive(&error, cx);
+                    return Poll::Pending;
+                }
             };
             self.errors.store(0, Ordering::Relaxed);
             for (buffer, meta) in bufs.iter_mut().zip(metas.iter_mut()).take(count) {
@@ -341,17 +353,22 @@ impl AsyncUdpSocket for DemuxSocket {
 }
 
 impl DemuxSocket {
-    /// An ICMP error that the system reports on receive is some peer's news, not the socket's.
-    fn survive(&self, error: io::Error, cx: &Context<'_>) -> Poll<io::Result<usize>> {
+    /// An error that the system reports on receive is some peer's news (ICMP), or the network's;
+    /// the socket goes on, after a pause if errors do not end.
+    fn survive(&self, error: &io::Error, cx: &mut Context<'_>) {
         let errors = self.errors.fetch_add(1, Ordering::Relaxed);
-        if errors >= MAX_RECEIVE_ERRORS {
-            return Poll::Ready(Err(error));
-        }
         if errors == 0 {
             debug!(%error, local = %self.local, "receive failed, going on");
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        if errors < RECEIVE_ERRORS_AT_ONCE {
+            cx.waker().wake_by_ref();
+            return;
+        }
+        let mut pause = Box::pin(tokio::time::sleep(ERROR_PAUSE));
+        if pause.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = Some(pause);
     }
 }
 
@@ -359,6 +376,15 @@ impl fmt::Debug for DemuxSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DemuxSocket").field("local", &self.local).finish_non_exhaustive()
     }
+}
+
+/// How many sockets beyond the ordinary ones this process may open. Raises the process's limit of
+/// open files as far as the system allows and we want.
+pub fn descriptor_room() -> usize {
+    // Where there is no such limit the call says so by an error.
+    let limit = rlimit::increase_nofile_limit(MAX_DESCRIPTORS).unwrap_or(MAX_DESCRIPTORS);
+    let room = limit.min(MAX_DESCRIPTORS).saturating_sub(OTHER_DESCRIPTORS) / 2;
+    usize::try_from(room).unwrap_or(0)
 }
 
 /// One address, one spelling: IPv4-mapped as IPv4, no flow label, a scope only where it counts.
