@@ -60,7 +60,12 @@ impl MediatorDir {
 
     /// The database.
     pub(crate) async fn store(&self, mode: Mode) -> Result<Store, CliError> {
-        Store::open(&self.dir.file(DATABASE)?, mode).await.map_err(store_error)
+        let file = self.dir.file(DATABASE)?;
+        if !file.exists() {
+            return Err(CliError::failed("file_missing", format!("{} is gone", file.display()))
+                .hint("put a backup in its place with mediator restore"));
+        }
+        Store::open(&file, mode).await.map_err(store_error)
     }
 
     /// Ports that were bound last.
@@ -147,9 +152,11 @@ impl MediatorDir {
 /// A store's failure in words for the administrator.
 pub(crate) fn store_error(error: StoreError) -> CliError {
     let message = error.to_string();
+    if error.is_corruption() {
+        return CliError::failed("database_corrupt", format!("the database is damaged: {message}"))
+            .hint("keep the file; see mediator audit verify, then restore a backup");
+    }
     match error {
-        StoreError::Corrupt(_) => CliError::failed("database_corrupt", message)
-            .hint("run mediator audit verify; restore a backup if it was not you"),
         StoreError::Taken(_) => CliError::failed("name_taken", message),
         StoreError::Missing(_) => CliError::not_there("not_found", message),
         StoreError::Unavailable(_) => CliError::failed("audit_unavailable", message)

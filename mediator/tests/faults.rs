@@ -193,3 +193,39 @@ async fn a_flood_of_reports_by_one_agent_delays_nobody_elses_grant() {
     let told = mediator.events_named("session.carrier").len();
     assert!(told > 4_000, "only {told} reports: no flood");
 }
+
+#[tokio::test]
+async fn damage_has_one_name_wherever_it_is() {
+    let mut mediator = Mediator::start();
+    for n in 0..60 {
+        mediator.admin(&["client", "add", &format!("partner{}/client{n}", n % 7)]);
+    }
+    mediator.stop();
+    let good = std::fs::read(mediator.database()).unwrap();
+    let pages = good.len() / 4096;
+    assert!(pages > 20, "only {pages} pages");
+    let page = |n: usize| n * 4096..(n + 1) * 4096;
+    let serve_after = |bytes: &[u8]| {
+        for end in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(mediator.database().with_extension(format!("db{end}")));
+        }
+        std::fs::write(mediator.database(), bytes).unwrap();
+        let (code, lines) = mediator.try_admin(&["serve"], "");
+        (code, lines.last().unwrap()["error"]["code"].as_str().unwrap().to_owned())
+    };
+    for at in [1, pages / 3, pages / 2, pages - 2] {
+        let mut bytes = good.clone();
+        bytes[page(at)].fill(0xa5);
+        assert_eq!(serve_after(&bytes), (1, "database_corrupt".into()), "page {at} of {pages}");
+    }
+    assert_eq!(
+        serve_after(b"this is no database, though it is long enough"),
+        (1, "database_corrupt".into())
+    );
+    assert_eq!(serve_after(&good[..good.len() / 2]), (1, "database_corrupt".into()));
+    std::fs::remove_file(mediator.database()).unwrap();
+    let (code, lines) = mediator.try_admin(&["serve"], "");
+    assert_eq!((code, &lines[0]["error"]["code"]), (1, &"file_missing".into()));
+    let (code, lines) = mediator.try_admin(&["user", "list"], "");
+    assert_eq!((code, &lines[0]["error"]["code"]), (1, &"file_missing".into()));
+}

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use adit_ledger::{Event, Level};
 use adit_net::{
     stun::server::{self as stun, StunSockets},
     tls::{LiveCert, ServerTls, read_pem_chain, read_pem_key},
@@ -20,7 +21,7 @@ use adit_runtime::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use zeroize::Zeroizing;
 
@@ -33,7 +34,7 @@ use crate::{
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     installation::Installation,
     place::{MediatorDir, Ports, store_error},
-    store::{Mode, Store, Writer, sessions, tenants},
+    store::{Mode, Store, Writer, integrity::CHECK_WAIT, sessions, tenants},
 };
 
 /// Time for connections to end when the server stops.
@@ -165,6 +166,7 @@ impl Server {
                 .await
                 .map_err(store_error)?;
         writing.spawn_essential("writer", task);
+        check_integrity(&store, &writer, &home, &essential).await?;
         let adopted = sessions::open(&store.readers).await.map_err(store_error)?;
         let stop = essential.token().clone();
         let (broker, task) =
@@ -269,6 +271,45 @@ async fn check_database(store: &Store, fingerprint: &str) -> Result<String, CliE
     setting(HOME_PARTNER)
         .await?
         .ok_or_else(|| CliError::failed("database_corrupt", "the database has no home partner"))
+}
+
+/// Refuses a damaged database. A large one is checked further while the server runs; damage is
+/// then logged and recorded.
+async fn check_integrity(
+    store: &Store,
+    writer: &Writer,
+    home: &str,
+    tasks: &Tasks,
+) -> Result<(), CliError> {
+    let (tell, told) = oneshot::channel();
+    let (store, writer, home) = (store.clone(), writer.clone(), home.to_owned());
+    tasks.spawn_until_stopped("database check", async move {
+        // Nobody waits any more if this comes late.
+        match tell.send(store.check_integrity().await) {
+            Ok(()) => {}
+            Err(Ok(())) => tracing::info!("the database is whole"),
+            Err(Err(error)) => {
+                tracing::error!(%error, "the database is damaged: stop, and restore a backup");
+                let event = Event::new("database.damaged", Level::Critical)
+                    .actor("mediator")
+                    .outcome("failed")
+                    .extra("fault", error.to_string());
+                let written = writer.write(move |tx| {
+                    Box::pin(async move { tx.append(&home, event).await.map(|_| ()) })
+                });
+                if let Err(error) = written.await {
+                    tracing::error!(%error, "the damage could not be recorded");
+                }
+            }
+        }
+    });
+    match tokio::time::timeout(CHECK_WAIT, told).await {
+        Ok(Ok(checked)) => checked.map_err(store_error),
+        _ => {
+            tracing::info!("the database is large: it is checked while the mediator runs");
+            Ok(())
+        }
+    }
 }
 
 /// The configured ports; for port 0 those of the last time, if they are free.

@@ -12,6 +12,7 @@ pub(crate) mod accounts;
 pub(crate) mod audit;
 pub(crate) mod computers;
 pub(crate) mod devices;
+pub(crate) mod integrity;
 pub(crate) mod relays;
 pub(crate) mod sessions;
 pub(crate) mod tenants;
