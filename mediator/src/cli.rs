@@ -1,5 +1,7 @@
 //! The command line.
 
+mod access;
+
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use adit_ledger::{Anchor, SignedHead, Trust, verify_export};
@@ -20,10 +22,10 @@ use crate::{
         export::{self, Format, Selection},
         handle,
     },
-    authz,
     config::{KEYS, PROGRAM},
     init::{self, InitOptions},
     place::{MediatorDir, store_error},
+    roles::role::TECHNICIAN,
     serve,
     store::{Mode, Writer},
 };
@@ -55,9 +57,18 @@ enum Command {
     /// Technicians and administrators
     #[command(subcommand, after_help = "Example: mediator user add jane")]
     User(UserCommand),
-    /// Roles (built-in ones only in this version)
+    /// Roles and to whom they are bound
     #[command(subcommand, after_help = "Example: mediator role list")]
-    Role(RoleCommand),
+    Role(access::RoleCommand),
+    /// Computers, their groups and tags
+    #[command(subcommand, after_help = "Example: mediator computer list")]
+    Computer(access::ComputerCommand),
+    /// Requests for access
+    #[command(subcommand, after_help = "Example: mediator request list --pending")]
+    Request(access::RequestCommand),
+    /// Which rule lets a user open a redirector, or does not
+    #[command(after_help = "Example: mediator explain jane acme/headquarters/pc-1 rdp --at 24h")]
+    Explain(access::ExplainArgs),
     /// Open sessions
     #[command(subcommand, after_help = "Example: mediator session list")]
     Session(SessionCommand),
@@ -170,8 +181,8 @@ enum UserCommand {
         /// Partner the user belongs to [default: the first one]
         #[arg(long)]
         partner: Option<String>,
-        /// technician or administrator
-        #[arg(long, default_value = authz::TECHNICIAN)]
+        /// Role on the whole partner; none: bind one later with `mediator role bind`
+        #[arg(long, default_value = TECHNICIAN)]
         role: String,
         /// Read the password from stdin
         #[arg(long)]
@@ -192,6 +203,17 @@ enum UserCommand {
         /// Name
         user: String,
     },
+    /// Put a user into a group
+    #[command(after_help = "Example: mediator user group jane night-shift")]
+    Group {
+        /// Name
+        user: String,
+        /// Name of the group
+        group: String,
+        /// Take the user out
+        #[arg(long)]
+        remove: bool,
+    },
     /// Set a password, or generate one and show it once
     #[command(after_help = "Example: mediator user password jane")]
     Password {
@@ -201,13 +223,6 @@ enum UserCommand {
         #[arg(long)]
         password_stdin: bool,
     },
-}
-
-#[derive(Subcommand)]
-enum RoleCommand {
-    /// List roles
-    #[command(after_help = "Example: mediator role list --json")]
-    List,
 }
 
 #[derive(Subcommand)]
@@ -301,7 +316,10 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Client(command) => client(global, command).await,
         Command::Token(command) => token(global, command).await,
         Command::User(command) => user(global, command).await,
-        Command::Role(RoleCommand::List) => roles(global),
+        Command::Role(command) => access::role(global, command).await,
+        Command::Computer(command) => access::computer(global, command).await,
+        Command::Request(command) => access::request(global, command).await,
+        Command::Explain(args) => access::explain(global, args).await,
         Command::Session(SessionCommand::List) => ask(global, AdminRequest::SessionList).await,
         Command::Session(SessionCommand::End { session }) => {
             ask(global, AdminRequest::SessionEnd { session }).await
@@ -370,24 +388,15 @@ async fn user(global: &GlobalArgs, command: UserCommand) -> Result<(), CliError>
         UserCommand::List => AdminRequest::UserList,
         UserCommand::Disable { user } => AdminRequest::UserDisable { user, disabled: true },
         UserCommand::Enable { user } => AdminRequest::UserDisable { user, disabled: false },
+        UserCommand::Group { user, group, remove } => {
+            let act = crate::admin::access::AccessAct::UserGroup { user, group, remove };
+            AdminRequest::Access(act)
+        }
         UserCommand::Password { user, password_stdin } => {
             AdminRequest::UserPassword { user, password: secret(password_stdin)? }
         }
     };
     ask(global, request).await
-}
-
-fn roles(global: &GlobalArgs) -> Result<(), CliError> {
-    let output = global.output();
-    let known = [
-        (authz::TECHNICIAN, "opens redirectors on computers of the own partner"),
-        (authz::ADMINISTRATOR, "also sees and ends sessions of others"),
-    ];
-    for (role, help) in known {
-        output.emit(&json!({"role": role, "description": help, "builtin": true}))?;
-        output.human(format_args!("{role}\t{help}"))?;
-    }
-    Ok(())
 }
 
 async fn audit(global: &GlobalArgs, command: AuditCommand) -> Result<(), CliError> {
@@ -572,6 +581,7 @@ async fn directly(place: &MediatorDir, request: AdminRequest) -> Result<Vec<Valu
         hosts: place.settings.hosts.clone(),
         port: place.public_port(),
         broker: None,
+        rules: Default::default(),
     });
     let (done, ()) = tokio::join!(
         async {

@@ -15,12 +15,16 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::{
-    authz,
     config::{PROGRAM, check_hosts},
     installation::{self, Installation},
     names, password,
     place::{DATABASE, INIT_MARK, store_error},
-    store::{Mode, Store, StoreError, Writer, accounts, tenants},
+    roles::role::{BUILTIN, OWNER},
+    store::{
+        Mode, Store, StoreError, Writer,
+        access::bindings::{self, Binding},
+        accounts, tenants,
+    },
 };
 
 /// Setting that names the partner whose log holds the installation's own events.
@@ -119,7 +123,9 @@ async fn seed(
                 let partner = tenants::create_partner(tx, &partner).await?;
                 tenants::set(tx, HOME_PARTNER, &partner.id).await?;
                 tenants::set(tx, ROOT_FINGERPRINT, &fingerprint).await?;
-                accounts::insert(tx, &partner, &admin, authz::ADMINISTRATOR, &hash).await?;
+                let id = accounts::insert(tx, &partner, &admin, OWNER, &hash).await?;
+                let owner = format!("{BUILTIN}{OWNER}");
+                bindings::insert(tx, &Binding::on_partner(&partner.id, id, owner)?).await?;
                 let started = Event::new("installation.created", Level::Significant)
                     .partner(&partner.name)
                     .actor("local administrator")
@@ -129,7 +135,7 @@ async fn seed(
                 let added = Event::new("user.added", Level::Significant)
                     .partner(&partner.name)
                     .actor("local administrator")
-                    .extra("role", authz::ADMINISTRATOR)
+                    .extra("role", OWNER)
                     .extra_personal("user", admin);
                 tx.append(&partner.id, added).await?;
                 Ok(())

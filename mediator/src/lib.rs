@@ -21,6 +21,8 @@ pub(crate) mod installation;
 pub(crate) mod names;
 pub(crate) mod password;
 pub(crate) mod place;
+pub(crate) mod requests;
 pub(crate) mod restore;
+pub(crate) mod roles;
 pub(crate) mod serve;
 pub(crate) mod store;

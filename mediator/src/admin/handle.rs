@@ -13,7 +13,7 @@ use crate::{
     init::HOME_PARTNER,
     names,
     place::store_error,
-    serve::BrokerHandle,
+    serve::{BrokerHandle, review::Rules},
     store::{Store, StoreError, WriteTx, Writer, tenants},
 };
 
@@ -31,6 +31,8 @@ pub(crate) struct AdminContext {
     pub(crate) port: Result<u16, CliError>,
     /// Live sessions, when the server runs.
     pub(crate) broker: Option<BrokerHandle>,
+    /// Told of every change of rights.
+    pub(crate) rules: Rules,
 }
 
 impl AdminContext {
@@ -48,6 +50,13 @@ impl AdminContext {
             .ask(move |driver, now| driver.broker.handle_revoked(&affected, reason, now))
             .await
             .unwrap_or(0)
+    }
+
+    /// Live sessions are judged by the rules that hold now.
+    pub(super) async fn rules_changed(&self) {
+        if let Some(broker) = &self.broker {
+            self.rules.changed(broker).await;
+        }
     }
 
     fn running(&self) -> Result<&BrokerHandle, CliError> {
@@ -82,6 +91,7 @@ pub(crate) async fn handle(
         AdminRequest::UserPassword { user, password } => {
             users::password(&context, user, password).await
         }
+        AdminRequest::Access(act) => super::access::handle(&context, act).await,
         AdminRequest::SessionEnd { session } => session_end(&context, &session).await,
         AdminRequest::SessionList => session_list(&context).await,
         AdminRequest::AuditRead { how } => audit_read(&context, how).await,

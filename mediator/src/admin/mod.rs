@@ -4,8 +4,11 @@
 //! it itself under the data directory's lock when no server runs. Every act is recorded in the
 //! transaction that does it.
 
+pub(crate) mod access;
+pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod handle;
+mod labels;
 mod tokens;
 mod users;
 
@@ -67,6 +70,8 @@ pub(crate) enum AdminRequest {
     UserDisable { user: String, disabled: bool },
     /// Sets a password.
     UserPassword { user: String, password: Option<Secret> },
+    /// Manages roles, labels and requests, or explains a decision.
+    Access(access::AccessAct),
     /// Ends a session.
     SessionEnd { session: String },
     /// Lists open sessions.

@@ -9,15 +9,26 @@ use super::{
     handle::{AdminContext, bad_name, event},
 };
 use crate::{
-    authz,
     core::{
         ending::{PASSWORD_CHANGED, USER_DISABLED},
         types::Affected,
     },
     names, password,
     place::store_error,
-    store::{StoreError, accounts, tenants},
+    roles::Rule,
+    store::{
+        StoreError,
+        access::{
+            When,
+            bindings::{self, Binding},
+            roles,
+        },
+        accounts, tenants,
+    },
 };
+
+/// Instead of a role: nothing is bound.
+const NO_ROLE: &str = "none";
 
 /// Adds a user, with the given or a generated password.
 pub(super) async fn add(
@@ -28,7 +39,6 @@ pub(super) async fn add(
     secret: Option<Secret>,
 ) -> Result<Vec<Value>, CliError> {
     names::check(&user).map_err(bad_name)?;
-    check_role(&role)?;
     let (hash, generated) = hashed(&user, secret).await?;
     let home = context.home().await.map_err(store_error)?;
     let (name, role_name) = (user.clone(), role.clone());
@@ -42,7 +52,13 @@ pub(super) async fn add(
                     }
                     None => tenants::partner_by_id(tx, &home).await?,
                 };
-                accounts::insert(tx, &partner, &name, &role_name, &hash).await?;
+                let id = accounts::insert(tx, &partner, &name, &role_name, &hash).await?;
+                if role_name != NO_ROLE {
+                    let role = roles::by_name(tx, &partner.id, &role_name)
+                        .await?
+                        .ok_or(StoreError::Missing("role"))?;
+                    bindings::insert(tx, &Binding::on_partner(&partner.id, id, role.id)?).await?;
+                }
                 let added = event("user.added", &partner.name)
                     .extra("role", role_name)
                     .extra_personal("user", name);
@@ -51,7 +67,13 @@ pub(super) async fn add(
             })
         })
         .await;
-    let partner = added.map_err(store_error)?;
+    let partner = added.map_err(|error| match error {
+        StoreError::Missing("role") => {
+            let text = format!("there is no role \"{role}\"");
+            CliError::usage("usage", text).hint("mediator role list")
+        }
+        error => store_error(error),
+    })?;
     let mut told = json!({"user": user, "partner": partner, "role": role});
     show_generated(&mut told, generated);
     Ok(vec![told])
@@ -59,18 +81,21 @@ pub(super) async fn add(
 
 /// All users.
 pub(super) async fn list(context: &AdminContext) -> Result<Vec<Value>, CliError> {
-    let rows = accounts::list(&context.store.readers).await.map_err(store_error)?;
-    Ok(rows
-        .iter()
-        .map(|row| {
-            json!({
-                "user": row.name,
-                "partner": row.partner,
-                "role": row.role,
-                "enabled": !row.disabled,
-            })
-        })
-        .collect())
+    let pool = &context.store.readers;
+    let mut told = Vec::new();
+    for row in accounts::list(pool).await.map_err(store_error)? {
+        let rules = bindings::rules(pool, &row.partner_id, &row.id, When::Now)
+            .await
+            .map_err(store_error)?;
+        let roles: Vec<String> = rules.iter().map(Rule::name).collect();
+        told.push(json!({
+            "user": row.name,
+            "partner": row.partner,
+            "roles": roles,
+            "enabled": !row.disabled,
+        }));
+    }
+    Ok(told)
 }
 
 /// Disables or enables a user.
@@ -127,14 +152,6 @@ pub(super) async fn password(
     let mut told = json!({"user": user});
     show_generated(&mut told, generated);
     Ok(vec![told])
-}
-
-fn check_role(role: &str) -> Result<(), CliError> {
-    if authz::ROLES.contains(&role) {
-        return Ok(());
-    }
-    let text = format!("there is no role \"{role}\": {} is expected", authz::ROLES.join(" or "));
-    Err(CliError::usage("usage", text))
 }
 
 async fn hashed(

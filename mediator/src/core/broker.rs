@@ -79,6 +79,10 @@ pub(crate) struct Broker {
     /// and its session was not there yet to be ended.
     withdrawn: VecDeque<(Affected, u64)>,
     timers: BTreeSet<(Duration, SessionId)>,
+    /// Of the rules that hold.
+    pub(super) generation: u64,
+    /// Sessions whose right must be judged anew.
+    pub(super) reviews: BTreeSet<SessionId>,
     audits: BTreeMap<AuditId, Purpose>,
     next_audit: u64,
     outputs: VecDeque<Output>,
@@ -116,11 +120,18 @@ impl Broker {
         self.sessions.values().filter(|session| session.is_open())
     }
 
+    /// An open session.
+    pub(crate) fn open_session(&self, id: SessionId) -> Option<&Session> {
+        self.sessions.get(&id).filter(|session| session.is_open())
+    }
+
     /// A session that was open when the mediator stopped.
     pub(crate) fn handle_adopted(&mut self, row: SessionRow, now: Now) {
         let session = Session::adopted(row, now);
         let id = session.id;
         self.insert(session);
+        // Rules may have changed, and ends come, while no mediator ran.
+        self.reviews.insert(id);
         self.set_lease_timer(id);
     }
 
@@ -163,8 +174,8 @@ impl Broker {
     /// Someone wants a session. Everything about the attempt was checked and decided; what is
     /// left to find out is whether the agent is there.
     pub(crate) fn handle_open(&mut self, attempt: Attempt, now: Now) {
-        let checked = attempt.verdict.clone().and_then(|rule| {
-            let refuse = |code, text: &str| Err((Refusal::new(code, text), rule.clone()));
+        let checked = attempt.verdict.clone().and_then(|allowed| {
+            let refuse = |code, text: &str| Err((Refusal::new(code, text), allowed.rule.clone()));
             let Some(place) = attempt.place.clone() else {
                 return refuse(failure::NO_SUCH_COMPUTER, "there is no such computer");
             };
@@ -180,7 +191,7 @@ impl Broker {
             } else if !self.is_online(place.computer_id) {
                 refuse(failure::AGENT_OFFLINE, "the computer is not online")
             } else {
-                Ok((place, rule))
+                Ok((place, allowed))
             }
         });
         let partner = attempt.who.partner_id.clone();
@@ -191,12 +202,13 @@ impl Broker {
                 let purpose = Purpose::Refuse(attempt.request, refusal);
                 self.audit(partner, vec![requested, refused], Effect::None, purpose);
             }
-            Ok((place, rule)) => {
-                let session = Session::new(&attempt, place, rule, now);
+            Ok((place, allowed)) => {
+                let session = Session::new(&attempt, place, allowed, now);
                 let row = session.row(now.unix_ms.saturating_add(lease_ms()));
                 let events = vec![requested, events::granted(&session)];
                 let id = session.id;
                 self.insert(session);
+                self.review_if_older(id, attempt.generation);
                 self.audit(partner, events, Effect::Begin(Box::new(row)), Purpose::Grant(id));
             }
         }
@@ -430,7 +442,7 @@ impl Broker {
     }
 
     /// Ends a session in whatever phase it is.
-    fn end_or_refuse(&mut self, id: SessionId, reason: &str, now: Now) {
+    pub(super) fn end_or_refuse(&mut self, id: SessionId, reason: &str, now: Now) {
         let Some(session) = self.sessions.get(&id) else { return };
         match &session.phase {
             Phase::Auditing { request, .. } | Phase::Offered { request, .. } => {
@@ -574,6 +586,9 @@ impl Broker {
             Phase::Open if now.mono >= self.lease_end(session) => {
                 self.end(id, Ending::decided("lease_expired"), None, None, None, now);
             }
+            Phase::Open if session.until.is_some_and(|until| now.mono >= until) => {
+                self.right_ended(id, now);
+            }
             Phase::Open => self.set_lease_timer(id),
             Phase::Ended { .. } => {
                 let unrecorded = session.revocation.unrecorded;
@@ -596,9 +611,10 @@ impl Broker {
         session.lease + LEASE_SLACK + grace
     }
 
-    fn set_lease_timer(&mut self, id: SessionId) {
+    pub(super) fn set_lease_timer(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(&id) else { return };
-        let at = self.lease_end(session);
+        let lease = self.lease_end(session);
+        let at = session.until.map_or(lease, |until| until.min(lease));
         self.set_timer(id, at);
     }
 
@@ -672,12 +688,6 @@ impl Broker {
     /// Whether a connection speaks for the console of a session.
     pub(crate) fn speaks_for(&self, connection: ConnectionId, id: SessionId) -> bool {
         self.sessions.get(&id).is_some_and(|session| session.console == Some(connection))
-    }
-
-    /// The session's login and account, for the decision about a renewal.
-    pub(crate) fn holder(&self, id: SessionId) -> Option<(String, [u8; 32])> {
-        let session = self.sessions.get(&id)?;
-        Some((session.who.account_id.clone(), session.who.login))
     }
 
     fn is_open(&self, id: SessionId) -> bool {

@@ -5,11 +5,11 @@
 
 use std::borrow::Cow;
 
-use adit_protocol::ticket::Role;
+use adit_protocol::{code::failure, ticket::Role};
 
 /// Ends that the mediator decides. `lease_expired` is not among them: each end has a clock of its
 /// own for its lease.
-pub(crate) const MEDIATOR_WORDS: [&str; 7] = [
+pub(crate) const MEDIATOR_WORDS: [&str; 13] = [
     ENDED_BY_ADMINISTRATOR,
     USER_DISABLED,
     PASSWORD_CHANGED,
@@ -17,6 +17,12 @@ pub(crate) const MEDIATOR_WORDS: [&str; 7] = [
     LOGGED_OUT,
     PERMISSION_WITHDRAWN,
     AGENT_LOST_SESSION,
+    TIME_LIMIT,
+    failure::OUTSIDE_HOURS,
+    failure::SOURCE_NOT_ALLOWED,
+    failure::MFA_REQUIRED,
+    failure::APPROVAL_REQUIRED,
+    failure::NOT_PERMITTED,
 ];
 /// The machine's administrator ended it.
 pub(crate) const ENDED_BY_ADMINISTRATOR: &str = "ended_by_administrator";
@@ -32,6 +38,8 @@ pub(crate) const LOGGED_OUT: &str = "logged_out";
 pub(crate) const PERMISSION_WITHDRAWN: &str = "permission_withdrawn";
 /// The agent does not serve it any more.
 pub(crate) const AGENT_LOST_SESSION: &str = "agent_lost_session";
+/// The longest time that the technician's right allows is over.
+pub(crate) const TIME_LIMIT: &str = failure::TIME_LIMIT;
 
 /// Before one of those words when an end says it.
 const CLAIMED: &str = "claimed_";

@@ -17,6 +17,7 @@ mod events;
 mod fold;
 pub(crate) mod refusals;
 pub(crate) mod report;
+pub(crate) mod review;
 mod revoke;
 pub(crate) mod session;
 pub(crate) mod types;

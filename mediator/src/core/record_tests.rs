@@ -59,6 +59,7 @@ impl Desk {
         let attempt = Attempt {
             request: self.request(),
             connection: CONSOLE,
+            generation: 0,
             asked_ms: self.now.unix_ms,
             who: Who {
                 account_id: "jane-id".into(),
@@ -133,7 +134,7 @@ fn no_end_of_a_session_speaks_with_the_mediators_words() {
     let mut desk = Desk::new();
     for (n, (by, name)) in (1..).zip([(AGENT, "agent"), (CONSOLE, "console")]) {
         for (m, word) in (0..).zip(MEDIATOR_WORDS) {
-            let session = desk.open(10 * n + m, &[tcp("127.0.0.1", 22)], false);
+            let session = desk.open(20 * n + m, &[tcp("127.0.0.1", 22)], false);
             desk.report(by, session, vec![ended(word)]);
             let record = desk.events.last().unwrap();
             assert_eq!(record.end_reason, Some(format!("claimed_{word}")));

@@ -17,7 +17,9 @@ use bytes::Bytes;
 
 use super::ending::Ending;
 use super::fold::Refusals;
-use super::types::{Attempt, ConnectionId, Now, Place, Recorded, RequestId, SessionRow, Who};
+use super::types::{
+    Allowed, Attempt, Basis, ConnectionId, Now, Place, Recorded, RequestId, SessionRow, Who,
+};
 
 /// Kinds of carriers remembered per end.
 const MAX_KINDS: usize = 16;
@@ -72,11 +74,16 @@ pub(crate) struct Session {
     pub(crate) revocation: super::revoke::Revocation,
     /// When this session must be looked at again.
     pub(super) timer: Option<Duration>,
+    pub(super) basis: Basis,
+    /// When the right to it ends.
+    pub(super) until: Option<Duration>,
+    /// The right has ended; it is being judged anew.
+    pub(super) overdue: bool,
 }
 
 impl Session {
     /// From an attempt that is allowed.
-    pub(super) fn new(attempt: &Attempt, place: Place, rule: String, now: Now) -> Self {
+    pub(super) fn new(attempt: &Attempt, place: Place, allowed: Allowed, now: Now) -> Self {
         Self {
             id: attempt.session,
             who: attempt.who.clone(),
@@ -88,7 +95,7 @@ impl Session {
             reason: attempt.reason.clone(),
             ticket: attempt.ticket.clone(),
             viewer: attempt.viewer.clone(),
-            rule,
+            rule: allowed.rule,
             msg1_sha256: sha256(&attempt.noise_msg1),
             phase: Phase::Auditing {
                 request: attempt.request,
@@ -107,6 +114,9 @@ impl Session {
             relay_bytes: BTreeMap::new(),
             revocation: Default::default(),
             timer: None,
+            basis: allowed.basis,
+            until: super::review::until(allowed.until_ms, now),
+            overdue: false,
         }
     }
 
@@ -142,6 +152,9 @@ impl Session {
             relay_bytes: BTreeMap::new(),
             revocation: Default::default(),
             timer: None,
+            basis: row.basis,
+            until: None,
+            overdue: false,
         }
     }
 
@@ -155,6 +168,7 @@ impl Session {
             any_target: self.any_target,
             started_ms: self.started_ms,
             lease_ms,
+            basis: self.basis.clone(),
         }
     }
 

@@ -194,6 +194,12 @@ impl World {
             agent: self.agent,
         };
         let refusal = Refusal::new(failure::NOT_PERMITTED, "no");
+        // Some rights end by themselves.
+        let until_ms = match self.random.below(4) {
+            0 => self.now.unix_ms + self.random.below(600_000),
+            _ => u64::MAX,
+        };
+        let by_rule = Allowed { rule: "rule".into(), until_ms, basis: Basis::default() };
         Some(Attempt {
             request,
             connection,
@@ -217,7 +223,8 @@ impl World {
             ticket: String::new(),
             viewer: String::new(),
             noise_msg1: vec![0; 100].into(),
-            verdict: if allowed { Ok("rule".into()) } else { Err((refusal, "rule".into())) },
+            generation: 0,
+            verdict: if allowed { Ok(by_rule) } else { Err((refusal, "rule".into())) },
         })
     }
 
@@ -531,6 +538,7 @@ fn a_restarted_mediator_adopts_sessions_and_ends_those_that_nobody_serves() {
             redirector: "ssh".into(),
             target: String::new(),
             any_target: false,
+            basis: Basis::default(),
             started_ms: 0,
             lease_ms: world.now.unix_ms + 60_000,
         };

@@ -12,6 +12,7 @@ use adit_protocol::{
     wire,
 };
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// A control connection. Numbers only grow.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -71,6 +72,35 @@ pub(crate) struct Place {
     pub(crate) agent: PublicKey,
 }
 
+/// What a session's right rests on, so that it can be judged anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Basis {
+    /// A reason was given.
+    pub(crate) reason: bool,
+    /// A ticket number was given.
+    pub(crate) ticket: bool,
+    /// When the second factor was shown, milliseconds since 1970.
+    pub(crate) mfa_ms: Option<u64>,
+}
+
+/// Why an attempt is allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Allowed {
+    pub(crate) rule: String,
+    /// Until when, milliseconds since 1970; `u64::MAX`: no limit.
+    pub(crate) until_ms: u64,
+    pub(crate) basis: Basis,
+}
+
+#[cfg(test)]
+impl From<&str> for Allowed {
+    /// By this rule, without an end.
+    fn from(rule: &str) -> Self {
+        Self { rule: rule.to_owned(), until_ms: u64::MAX, basis: Basis::default() }
+    }
+}
+
 /// An attempt to open a session, decided already.
 #[derive(Clone, Debug)]
 pub(crate) struct Attempt {
@@ -78,6 +108,8 @@ pub(crate) struct Attempt {
     pub(crate) connection: ConnectionId,
     /// When the decision was begun: what was withdrawn since, it may not know of.
     pub(crate) asked_ms: u64,
+    /// Of the rules that were asked.
+    pub(crate) generation: u64,
     pub(crate) who: Who,
     pub(crate) session: SessionId,
     /// None if there is none that this technician may know of.
@@ -92,7 +124,7 @@ pub(crate) struct Attempt {
     pub(crate) viewer: String,
     pub(crate) noise_msg1: Bytes,
     /// The rule that allows, or why not and the rule that denies.
-    pub(crate) verdict: Result<String, (Refusal, String)>,
+    pub(crate) verdict: Result<Allowed, (Refusal, String)>,
 }
 
 /// A connected device.
@@ -149,6 +181,7 @@ pub(crate) struct SessionRow {
     pub(crate) any_target: bool,
     pub(crate) started_ms: u64,
     pub(crate) lease_ms: u64,
+    pub(crate) basis: Basis,
 }
 
 /// What changes in the store together with audit records.

@@ -1,9 +1,6 @@
 //! The decision itself.
 
-use super::{
-    Conditions, Needs, Object, Permission, Role, Scope, Unmet,
-    conditions::Facts,
-};
+use super::{Conditions, Needs, Object, Permission, Role, Scope, Unmet, conditions::Facts};
 
 /// What somebody wants to do.
 #[derive(Clone, Copy, Debug)]
@@ -71,8 +68,7 @@ impl Rule {
         match (of_role, own) {
             (Ok(a), Ok(b)) => Ok(a.min(b).min(self.expires_ms.unwrap_or(u64::MAX))),
             (a, b) => {
-                let mut unmet: Vec<Unmet> =
-                    a.err().into_iter().chain(b.err()).flatten().collect();
+                let mut unmet: Vec<Unmet> = a.err().into_iter().chain(b.err()).flatten().collect();
                 unmet.sort_unstable();
                 unmet.dedup();
                 Err(unmet)
@@ -97,25 +93,22 @@ pub(crate) fn decide<'a>(
         return Verdict::Unknown;
     }
     let now = context.facts.now_ms;
-    let covering =
-        || rules.iter().filter(|rule| rule.is_current(now) && rule.scope.covers(object));
+    let covering = || rules.iter().filter(|rule| rule.is_current(now) && rule.scope.covers(object));
     let mut allowed: Option<(&Rule, u64)> = None;
     let mut close: Option<(&Rule, Vec<Unmet>)> = None;
     for rule in covering().filter(|rule| rule.role.grants(act.permission, act.redirector)) {
         match rule.check(act.permission.needs(), &context.facts) {
             Ok(until) => {
-                let best = allowed.is_none_or(|(best, known)| {
-                    (until, &best.binding) > (known, &rule.binding)
-                });
+                let best = allowed
+                    .is_none_or(|(best, known)| (until, &best.binding) > (known, &rule.binding));
                 if best {
                     allowed = Some((rule, until));
                 }
             }
             Err(unmet) => {
                 let key = |rule: &Rule, unmet: &[Unmet]| (unmet.len(), rule.binding.clone());
-                let closer = close
-                    .as_ref()
-                    .is_none_or(|(known, list)| key(rule, &unmet) < key(known, list));
+                let closer =
+                    close.as_ref().is_none_or(|(known, list)| key(rule, &unmet) < key(known, list));
                 if closer {
                     close = Some((rule, unmet));
                 }

@@ -1,6 +1,9 @@
 //! Granting to others: never more than one holds oneself.
 
-use super::{Conditions, Object, Permission, Role, Rule, Scope, conditions::Facts, decide};
+use super::{
+    Act, Conditions, Context, Object, Permission, Role, Rule, Scope, Verdict, conditions::Facts,
+    decide,
+};
 
 /// Why somebody may not grant a role.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,7 +20,7 @@ pub(crate) enum MayNotGrant {
 /// `expires_ms`? Everything that it would give must lie inside what one of the own rules gives.
 pub(crate) fn may_grant(
     rules: &[Rule],
-    context: &decide::Context,
+    context: &Context,
     role: &Role,
     scope: &Scope,
     conditions: &Conditions,
@@ -29,11 +32,8 @@ pub(crate) fn may_grant(
             && rule.scope.contains(scope)
             && scope.partner().is_none_or(|partner| partner == context.partner)
     };
-    let manages = rules.iter().filter(held).any(|rule| {
-        rule.role.grants(Permission::ManageRoles, None)
-            && rule.check(Permission::ManageRoles.needs(), &context.facts).is_ok()
-    });
-    if !manages {
+    let manage = Act::of(Permission::ManageRoles);
+    if !matches!(decide(rules, manage, &object_of(scope), context), Verdict::Allow { .. }) {
         return Err(MayNotGrant::NoRoles);
     }
     for permission in role.permissions.iter().copied() {
@@ -49,9 +49,8 @@ pub(crate) fn may_grant(
             let as_strict = [&rule.role.conditions, &rule.conditions]
                 .into_iter()
                 .all(|own| role.conditions.implies(own) || conditions.implies(own));
-            let not_longer = rule
-                .expires_ms
-                .is_none_or(|end| expires_ms.is_some_and(|wanted| wanted <= end));
+            let not_longer =
+                rule.expires_ms.is_none_or(|end| expires_ms.is_some_and(|wanted| wanted <= end));
             has && as_strict && not_longer
         };
         if !rules.iter().filter(held).any(inside) {
@@ -62,12 +61,12 @@ pub(crate) fn may_grant(
 }
 
 /// The object that stands for a scope when somebody wants to manage it.
-pub(crate) fn object_of(scope: &Scope) -> Object {
+fn object_of(scope: &Scope) -> Object {
     match scope {
         Scope::Installation => Object::Installation,
-        Scope::Partner(partner)
-        | Scope::Group { partner, .. }
-        | Scope::Tag { partner, .. } => Object::Partner(partner.clone()),
+        Scope::Partner(partner) | Scope::Group { partner, .. } | Scope::Tag { partner, .. } => {
+            Object::Partner(partner.clone())
+        }
         Scope::Client { partner, client } | Scope::Computer { partner, client, .. } => {
             Object::Client { partner: partner.clone(), client: client.clone() }
         }
@@ -75,7 +74,7 @@ pub(crate) fn object_of(scope: &Scope) -> Object {
 }
 
 /// Circumstances of an act that needs none.
-pub(crate) fn plain(partner: &str, now_ms: u64) -> decide::Context {
+pub(crate) fn plain(partner: &str, now_ms: u64) -> Context {
     let facts = Facts { now_ms, began_ms: now_ms, ..Facts::default() };
-    decide::Context { partner: partner.to_owned(), facts }
+    Context { partner: partner.to_owned(), facts }
 }

@@ -105,10 +105,9 @@ impl Scope {
         match (self, inner) {
             (Self::Installation, _) => true,
             (Self::Partner(mine), _) => inner.partner() == Some(mine),
-            (
-                Self::Client { partner: p, client: c },
-                Self::Computer { partner, client, .. },
-            ) => p == partner && c == client,
+            (Self::Client { partner: p, client: c }, Self::Computer { partner, client, .. }) => {
+                p == partner && c == client
+            }
             _ => self == inner,
         }
     }

@@ -17,11 +17,13 @@ use super::{
     run::Shared,
 };
 use crate::{
+    authz::Holder,
     core::{
         report::code_text,
+        review::Live,
         types::{Device, EndAs},
     },
-    store::{Room, StoreError, WriteTx, accounts, computers},
+    store::{Room, StoreError, WriteTx, access::When, accounts, computers},
 };
 
 /// Sessions in one check-in.
@@ -184,10 +186,10 @@ pub(super) async fn of_session(line: &Line, body: Body, responder: adit_control:
 async fn renew(line: &Line, session: SessionId, responder: adit_control::Responder) {
     let broker = &line.shared.broker;
     let id = line.id;
-    let holder = broker.ask(move |driver, _| driver.broker.holder(session)).await.flatten();
-    let allowed = match holder {
+    let live = broker.ask(move |driver, _| driver.broker.live(session)).await.flatten();
+    let allowed = match live {
         None => Ok(false),
-        Some((account, login)) => may_go_on(&line.shared, &account, login).await,
+        Some(live) => may_go_on(&line.shared, &live).await,
     };
     let Ok(allowed) = allowed else {
         // Not a decision: the lease runs on, and the end asks again.
@@ -201,14 +203,11 @@ async fn renew(line: &Line, session: SessionId, responder: adit_control::Respond
         .await;
 }
 
-async fn may_go_on(
-    shared: &Shared,
-    account: &str,
-    login: accounts::LoginId,
-) -> Result<bool, crate::store::StoreError> {
-    let pool = &shared.store.readers;
-    let enabled = accounts::enabled(pool, account).await?;
-    Ok(enabled && accounts::login_lives(pool, login, unix_ms()).await?)
+async fn may_go_on(shared: &Shared, live: &Live) -> Result<bool, crate::store::StoreError> {
+    let (pool, now) = (&shared.store.readers, unix_ms());
+    let holder = Holder::load(pool, &live.who.partner_id, &live.who.account_id, When::Now).await?;
+    let right = holder.goes_on(pool, live, now).await?;
+    Ok(right.is_ok() && accounts::login_lives(pool, live.who.login, now).await?)
 }
 
 /// Writes what nobody waits for in the place of everyday records.

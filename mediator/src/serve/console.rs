@@ -10,19 +10,21 @@ use adit_protocol::{
 use adit_runtime::time::unix_ms;
 use prost::Message;
 
-use super::{agent, connection::Line, logins, open, refusals};
+use super::{agent, connection::Line, logins, open, refusals, requests};
 use crate::{
-    authz,
+    authz::{self, Holder, Spot},
     core::{
         ending::LOGGED_OUT,
         report::code_text,
         types::{Affected, Device, EndAs, Refusal},
     },
     names,
+    roles::{Act, Permission},
     store::{
         StoreError,
+        access::{When, filter},
         accounts::{LoginId, LoginRow},
-        computers,
+        computers, sessions as store_sessions,
     },
 };
 
@@ -128,7 +130,16 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
         },
         Body::Open(wish) => open::open(line, &row, asked_ms, wish, responder).await,
         Body::ConsoleRefusal(told) => refusals::refused(line, &row, told, responder).await,
-        Body::ListSessions(_) => responder.reply(Body::Sessions(sessions(line, &row).await)),
+        Body::ListSessions(_) => match sessions(line, &row).await {
+            Ok(found) => responder.reply(Body::Sessions(found)),
+            Err(error) => {
+                tracing::error!(%error, "cannot list sessions");
+                responder.fail(fail(failure::INTERNAL, "sessions cannot be read"));
+            }
+        },
+        Body::RequestAccess(_) | Body::ListRequests(_) | Body::DecideRequest(_) => {
+            requests::handle(line, &row, body, responder).await;
+        }
         Body::EndSession(wish) => end(line, &row, &wish, responder).await,
         body => agent::of_session(line, body, responder).await,
     }
@@ -151,6 +162,10 @@ async fn list(
     if wish.query.len() > MAX_QUERY || wish.after.len() > 4 * MAX_QUERY {
         return Ok(found);
     }
+    let now = unix_ms();
+    let holder = holder(line, row).await?;
+    let facts = authz::facts_now(Some(line.source.ip()), now);
+    let visible = holder.filter(Permission::SeeComputers, facts, &filter::COMPUTER);
     let limit = match wish.limit {
         0 => DEFAULT_PAGE,
         limit => limit.min(MAX_PAGE),
@@ -159,7 +174,7 @@ async fn list(
     for _ in 0..MAX_PAGES_READ {
         let page = computers::list(
             &line.shared.store.readers,
-            &row.account.partner_id,
+            &visible,
             &wish.query,
             client,
             &after,
@@ -213,28 +228,49 @@ fn computer_info(row: computers::ComputerRow, online: bool) -> wire::Computer {
     }
 }
 
-/// Own sessions; all of the partner for those who may end them.
-async fn sessions(line: &Line, row: &LoginRow) -> wire::Sessions {
-    let (partner, account) = (row.account.partner_id.clone(), row.account.id.clone());
-    let all = authz::may_end_others(&row.account.role);
+/// Own sessions, and those of others that a role lets this person see: filtered in SQL, with
+/// what the broker knows of them.
+async fn sessions(line: &Line, row: &LoginRow) -> Result<wire::Sessions, StoreError> {
+    let holder = holder(line, row).await?;
+    let facts = authz::facts_now(Some(line.source.ip()), unix_ms());
+    let clause = holder.filter(Permission::SeeSessions, facts, &filter::SESSION);
+    let pool = &line.shared.store.readers;
+    let visible = store_sessions::visible(pool, &row.account.id, clause, MAX_PAGE * 4).await?;
     let listed = line.shared.broker.ask(move |driver, _| {
-        driver
-            .broker
-            .open_sessions()
-            .filter(|s| s.who.partner_id == partner && (all || s.who.account_id == account))
-            .take(MAX_PAGE as usize * 4)
-            .map(|session| wire::Session {
-                session_id: session.id.to_bytes(),
-                user: session.who.account.clone(),
-                computer: session.place.computer.clone(),
-                client: session.place.client.clone(),
-                redirector: session.redirector.clone(),
-                started_ms: session.started_ms,
-                carrier: session.kinds().last().cloned().unwrap_or_default(),
-            })
-            .collect()
+        let open = visible.into_iter().filter_map(|id| driver.broker.open_session(id));
+        open.map(|session| wire::Session {
+            session_id: session.id.to_bytes(),
+            user: session.who.account.clone(),
+            computer: session.place.computer.clone(),
+            client: session.place.client.clone(),
+            redirector: session.redirector.clone(),
+            started_ms: session.started_ms,
+            carrier: session.kinds().last().cloned().unwrap_or_default(),
+        })
+        .collect()
     });
-    wire::Sessions { sessions: listed.await.unwrap_or_default() }
+    Ok(wire::Sessions { sessions: listed.await.unwrap_or_default() })
+}
+
+/// The person of a login with the rules that hold now.
+pub(super) async fn holder(line: &Line, row: &LoginRow) -> Result<Holder, StoreError> {
+    let pool = &line.shared.store.readers;
+    Holder::load(pool, &row.account.partner_id, &row.account.id, When::Now).await
+}
+
+/// May this person end that session of another?
+async fn may_end(line: &Line, row: &LoginRow, session: SessionId) -> Result<bool, StoreError> {
+    let found = line.shared.broker.ask(move |driver, _| driver.broker.live(session));
+    let Some(live) = found.await.flatten() else { return Ok(false) };
+    if live.who.account_id == row.account.id {
+        return Ok(true);
+    }
+    let holder = holder(line, row).await?;
+    let spot = Spot::of_place(&live.who.partner_id, &live.place);
+    let facts = authz::facts_now(Some(line.source.ip()), unix_ms());
+    let act = Act::of(Permission::EndSessions);
+    let pool = &line.shared.store.readers;
+    Ok(holder.computer(pool, act, &spot, facts, When::Now).await?.is_allowed())
 }
 
 async fn end(line: &Line, row: &LoginRow, wish: &wire::EndSession, responder: Responder) {
@@ -245,11 +281,18 @@ async fn end(line: &Line, row: &LoginRow, wish: &wire::EndSession, responder: Re
         "other" => "ended_by_user".to_owned(),
         reason => reason.to_owned(),
     };
+    let all = match may_end(line, row, session).await {
+        Ok(all) => all,
+        Err(error) => {
+            tracing::error!(%error, "cannot read rules");
+            return responder.fail(fail(failure::INTERNAL, "your permissions cannot be read"));
+        }
+    };
     let by = EndAs::Account {
         partner_id: row.account.partner_id.clone(),
         account_id: row.account.id.clone(),
         account: row.account.name.clone(),
-        all: authz::may_end_others(&row.account.role),
+        all,
     };
     let id = line.id;
     line.shared

@@ -17,7 +17,7 @@ use prost::Message;
 use super::connection::{Line, encoded, fact};
 use crate::{
     names,
-    store::{StoreError, WriteTx, computers, relays, tenants, tokens},
+    store::{StoreError, WriteTx, access::labels, computers, relays, tenants, tokens},
 };
 
 /// Tags of a computer.
@@ -248,6 +248,7 @@ impl Candidate {
             version: self.version,
         };
         let id = computers::insert(tx, &new).await?;
+        labels::add_tags(tx, &client.partner_id, &id.to_string(), &new.tags).await?;
         tx.append(&client.partner_id, event.computer_id(id.to_string())).await?;
         Ok(wire::Enrolled {
             device_id: id.to_bytes(),

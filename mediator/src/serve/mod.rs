@@ -17,6 +17,8 @@ mod logins;
 mod open;
 mod refusals;
 mod relay;
+mod requests;
+pub(crate) mod review;
 mod run;
 mod web;
 

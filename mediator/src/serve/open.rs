@@ -8,12 +8,14 @@ use adit_protocol::{
     target::{BUILTIN_REDIRECTORS, Target, Transport},
     wire,
 };
+use adit_runtime::time::unix_ms;
 
 use super::connection::Line;
 use crate::{
-    authz::{self, Decision},
-    core::types::{Attempt, Place, Refusal, Who},
-    store::{accounts::LoginRow, computers},
+    authz::{self, Decision, Holder, Spot},
+    core::types::{Allowed, Attempt, Basis, Place, Refusal, Who},
+    roles::{Act, conditions::Facts},
+    store::{StoreError, access::When, accounts::LoginRow, computers},
 };
 
 /// Bytes of names of redirectors and viewers.
@@ -34,23 +36,20 @@ pub(super) async fn open(
         return responder.fail(adit_control::failure(failure::BAD_REQUEST, text));
     };
     let computer_id = ComputerId::from_slice(&open.computer_id);
-    let mut place = None;
-    let mut verdict = checked(&open);
-    if let (Ok(id), true) = (computer_id, verdict.is_ok()) {
-        let pool = &line.shared.store.readers;
-        match computers::of_partner(pool, &login.account.partner_id, id).await {
-            Ok(found) => {
-                let decided = decide(login, &open, found.as_ref());
-                verdict = decided;
-                place = found.map(place_of);
-            }
+    // Before the rules are read: what changes from now on makes the session be judged again.
+    let generation = line.shared.rules.generation();
+    let (verdict, place) = match (checked(&open), computer_id) {
+        (Err(refused), _) => (Err(refused), None),
+        (Ok(()), Err(_)) => (Err((no_such_computer(), String::new())), None),
+        (Ok(()), Ok(id)) => match decide(line, login, &open, id).await {
+            Ok(decided) => decided,
             Err(error) => {
-                tracing::error!(%error, "cannot read computers");
+                tracing::error!(%error, "cannot read computers or rules");
                 let refusal = Refusal::new(failure::INTERNAL, "computers cannot be read");
-                verdict = Err((refusal, String::new()));
+                (Err((refusal, String::new())), None)
             }
-        }
-    }
+        },
+    };
     let who = who(line, login);
     let (targets, _) = targets(&open.targets);
     let connection = line.id;
@@ -59,6 +58,7 @@ pub(super) async fn open(
             request: driver.request(responder),
             connection,
             asked_ms,
+            generation,
             who,
             session,
             place,
@@ -90,29 +90,48 @@ pub(super) fn who(line: &Line, login: &LoginRow) -> Who {
     }
 }
 
-type Verdict = Result<String, (Refusal, String)>;
+type Verdict = Result<Allowed, (Refusal, String)>;
 
-fn decide(login: &LoginRow, open: &wire::Open, found: Option<&computers::ComputerRow>) -> Verdict {
-    let Some(found) = found else {
-        let refusal = Refusal::new(failure::NO_SUCH_COMPUTER, "there is no such computer");
-        return Err((refusal, String::new()));
+fn no_such_computer() -> Refusal {
+    Refusal::new(failure::NO_SUCH_COMPUTER, "there is no such computer")
+}
+
+/// The decision, and the computer if this technician may know of it.
+async fn decide(
+    line: &Line,
+    login: &LoginRow,
+    open: &wire::Open,
+    id: ComputerId,
+) -> Result<(Verdict, Option<Place>), StoreError> {
+    let (account, pool) = (&login.account, &line.shared.store.readers);
+    let Some(found) = computers::of_partner(pool, &account.partner_id, id).await? else {
+        return Ok((Err((no_such_computer(), "not-visible".to_owned())), None));
     };
-    let subject = authz::Subject {
-        partner_id: &login.account.partner_id,
-        role: &login.account.role,
-        disabled: login.account.disabled,
+    let holder = Holder::load(pool, &account.partner_id, &account.id, When::Now).await?;
+    let given = |text: &str| !text.trim().is_empty();
+    let basis = Basis { reason: given(&open.reason), ticket: given(&open.ticket), mfa_ms: None };
+    let facts = Facts {
+        reason: basis.reason,
+        ticket: basis.ticket,
+        mfa_ms: basis.mfa_ms,
+        ..authz::facts_now(Some(line.source.ip()), unix_ms())
     };
-    let object = authz::Object { partner_id: &found.partner_id, redirector: &open.redirector };
-    match authz::decide(&subject, &object) {
-        Decision::Deny { rule, refusal } => Err((refusal, rule)),
-        Decision::Allow { rule }
+    let act = Act::launch(&open.redirector);
+    let decision = holder.computer(pool, act, &Spot::of(&found), facts, When::Now).await?;
+    let verdict = match decision {
+        Decision::Deny { rule, refusal, .. } if refusal.code == failure::NO_SUCH_COMPUTER => {
+            return Ok((Err((refusal, rule)), None));
+        }
+        Decision::Deny { rule, refusal, .. } => Err((refusal, rule)),
+        Decision::Allow { rule, .. }
             if PublicKey::from_slice(&open.agent_identity) != Ok(found.identity) =>
         {
             let text = "the agent has another key than the console holds";
             Err((Refusal::new(failure::STALE_KEY, text), rule))
         }
-        Decision::Allow { rule } => Ok(rule),
-    }
+        Decision::Allow { rule, until_ms } => Ok(Allowed { rule, until_ms, basis }),
+    };
+    Ok((verdict, Some(place_of(found))))
 }
 
 pub(super) fn place_of(row: computers::ComputerRow) -> Place {
@@ -126,7 +145,7 @@ pub(super) fn place_of(row: computers::ComputerRow) -> Place {
 }
 
 /// Checks what does not depend on the computer.
-fn checked(open: &wire::Open) -> Verdict {
+fn checked(open: &wire::Open) -> Result<(), (Refusal, String)> {
     let refuse = |code, text: &str| Err((Refusal::new(code, text), "malformed".to_owned()));
     let (targets, all_good) = targets(&open.targets);
     let texts = [(&open.reason, MAX_TEXT), (&open.ticket, MAX_TEXT), (&open.viewer, MAX_NAME)];
@@ -157,7 +176,7 @@ fn checked(open: &wire::Open) -> Verdict {
         },
     };
     if fits {
-        Ok(String::new())
+        Ok(())
     } else {
         refuse(failure::BAD_REQUEST, "the targets do not fit the redirector")
     }

@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 
 use super::{
     BrokerHandle, allowance::Allowances, driver, half_open::HalfOpen, listen, logins::Logins,
+    review, review::Rules,
 };
 use crate::{
     admin::{AdminContext, AdminRequest, handle},
@@ -34,7 +35,7 @@ use crate::{
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     installation::Installation,
     place::{MediatorDir, Ports, store_error},
-    store::{Mode, Store, Writer, integrity::CHECK_WAIT, sessions, tenants},
+    store::{Mode, Store, Writer, access::labels, integrity::CHECK_WAIT, sessions, tenants},
 };
 
 /// Time for connections to end when the server stops.
@@ -53,6 +54,7 @@ pub(super) struct Shared {
     pub(super) writer: Writer,
     pub(super) installation: Arc<Installation>,
     pub(super) broker: BrokerHandle,
+    pub(super) rules: Rules,
     pub(super) logins: Logins,
     /// Partner whose log holds the installation's own events.
     pub(super) home: String,
@@ -167,6 +169,10 @@ impl Server {
                 .map_err(store_error)?;
         writing.spawn_essential("writer", task);
         check_integrity(&store, &writer, &home, &essential).await?;
+        writer
+            .write(|tx| Box::pin(async move { labels::fill(tx).await }))
+            .await
+            .map_err(store_error)?;
         let adopted = sessions::open(&store.readers).await.map_err(store_error)?;
         let stop = essential.token().clone();
         let (broker, task) =
@@ -177,6 +183,9 @@ impl Server {
         let crypto = || CliError::failed("crypto_failed", "the system gives no randomness");
         let logins = Logins::new(store.clone(), writer.clone(), home.clone(), settings.logins)
             .ok_or_else(crypto)?;
+        let rules = Rules::default();
+        let reviews = review::run(rules.clone(), store.clone(), broker.clone(), stop.clone());
+        essential.spawn_essential("reviews", reviews);
         let admin = AdminContext {
             store: store.clone(),
             writer: writer.clone(),
@@ -184,6 +193,7 @@ impl Server {
             hosts: settings.hosts.clone(),
             port: Ok(if settings.port == 0 { ports.port } else { settings.port }),
             broker: Some(broker.clone()),
+            rules: rules.clone(),
         };
         serve_admin(place, admin, &essential)?;
         let shared = Arc::new(Shared {
@@ -191,6 +201,7 @@ impl Server {
             writer,
             installation: Arc::clone(&installation),
             broker,
+            rules,
             logins,
             home,
             stun_ports: [ports.stun_port, ports.stun_port.saturating_add(1)],

@@ -15,7 +15,6 @@ pub(crate) struct AccountRow {
     pub(crate) name: String,
     pub(crate) partner_id: String,
     pub(crate) partner: String,
-    pub(crate) role: String,
     /// PHC string.
     pub(crate) password: String,
     pub(crate) retry_ms: u64,
@@ -31,7 +30,7 @@ pub(crate) struct LoginRow {
     pub(crate) expires_ms: u64,
 }
 
-const ACCOUNT: &str = "a.id AS id, a.name AS name, a.role AS role, a.password AS password, \
+const ACCOUNT: &str = "a.id AS id, a.name AS name, a.password AS password, \
      a.retry_ms AS retry_ms, a.disabled AS disabled, \
      p.id AS partner_id, p.name AS partner";
 
@@ -41,7 +40,6 @@ fn read(row: &AnyRow) -> Result<AccountRow, StoreError> {
         name: row.text("name")?,
         partner_id: row.text("partner_id")?,
         partner: row.text("partner")?,
-        role: row.text("role")?,
         password: row.text("password")?,
         retry_ms: row.number("retry_ms")?,
         disabled: row.flag("disabled")?,

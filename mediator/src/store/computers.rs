@@ -3,7 +3,10 @@
 use adit_protocol::{ids::ComputerId, keys::PublicKey};
 use sqlx::{AnyPool, any::AnyRow};
 
-use super::{Columns, StoreError, WriteTx, bigint, like_contains, tenants};
+use super::{Columns, StoreError, WriteTx, access::filter::Clause, bigint, like_contains, tenants};
+
+/// Computers that the machine's administrator sees in one list.
+const MAX_FOUND: u32 = 10_000;
 
 /// A computer with its client and partner.
 #[derive(Clone, Debug)]
@@ -133,30 +136,53 @@ pub(crate) async fn of_partner(
     row.as_ref().map(read).transpose()
 }
 
-/// A page of a partner's computers whose name or id contains `query`, after a cursor.
+/// A page of the computers that `visible` lets through and whose name or id contains `query`,
+/// after a cursor.
 pub(crate) async fn list(
     pool: &AnyPool,
-    partner_id: &str,
+    visible: &Clause,
     query: &str,
     client: Option<&str>,
     after: &str,
     limit: u32,
 ) -> Result<Vec<ComputerRow>, StoreError> {
     let (after_name, after_id) = after.split_once('\n').unwrap_or((after, ""));
+    let mut clause = visible.clone();
+    let query = clause.bind(like_contains(query));
+    let client = clause.bind(client.map(tenants::name_key).unwrap_or_default());
+    let (name, id) = (clause.bind(after_name), clause.bind(after_id));
     let statement = format!(
-        "{SELECT} WHERE k.partner_id = $1 \
-         AND (k.name_key LIKE $2 ESCAPE '\\' OR k.id LIKE $2 ESCAPE '\\') \
-         AND ($3 = '' OR c.name_key = $3) \
-         AND (k.name_key > $4 OR (k.name_key = $4 AND k.id > $5)) \
-         ORDER BY k.name_key, k.id LIMIT $6"
+        "{SELECT} WHERE {} \
+         AND (k.name_key LIKE {query} ESCAPE '\\' OR k.id LIKE {query} ESCAPE '\\') \
+         AND ({client} = '' OR c.name_key = {client}) \
+         AND (k.name_key > {name} OR (k.name_key = {name} AND k.id > {id})) \
+         ORDER BY k.name_key, k.id LIMIT {limit}",
+        clause.text
+    );
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(statement));
+    for value in &clause.values {
+        query = query.bind(value.clone());
+    }
+    let rows = query.fetch_all(pool).await?;
+    rows.iter().map(read).collect()
+}
+
+/// All computers, or those of one name or id, whatever the partner: for the machine's
+/// administrator. `text` is `partner/client/name`, `client/name`, a name or an id.
+pub(crate) async fn find(pool: &AnyPool, text: &str) -> Result<Vec<ComputerRow>, StoreError> {
+    let mut parts: Vec<&str> = text.splitn(3, '/').collect();
+    let name = parts.pop().unwrap_or_default();
+    let client = parts.pop().unwrap_or_default();
+    let partner = parts.pop().unwrap_or_default();
+    let statement = format!(
+        "{SELECT} WHERE ($1 = '' OR k.name_key = $1 OR k.id = $1) \
+         AND ($2 = '' OR c.name_key = $2) AND ($3 = '' OR p.name_key = $3) \
+         ORDER BY p.name_key, c.name_key, k.name_key LIMIT {MAX_FOUND}"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(statement))
-        .bind(partner_id.to_owned())
-        .bind(like_contains(query))
-        .bind(client.map(tenants::name_key).unwrap_or_default())
-        .bind(after_name.to_owned())
-        .bind(after_id.to_owned())
-        .bind(i64::from(limit))
+        .bind(tenants::name_key(name))
+        .bind(tenants::name_key(client))
+        .bind(tenants::name_key(partner))
         .fetch_all(pool)
         .await?;
     rows.iter().map(read).collect()

@@ -8,6 +8,7 @@
 //! Must never run with less than `synchronous=FULL`: at a power cut, `NORMAL` loses
 //! acknowledged audit entries.
 
+pub(crate) mod access;
 pub(crate) mod accounts;
 pub(crate) mod audit;
 pub(crate) mod computers;

@@ -42,9 +42,9 @@ async fn begin(tx: &mut WriteTx, row: SessionRow) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO session (id, partner_id, client_id, client, computer_id, computer, \
          account_id, account, login, console, agent, source, redirector, target, any_target, \
-         started_ms, lease_ms, bytes_up, bytes_down, relay_bytes) VALUES \
+         started_ms, lease_ms, bytes_up, bytes_down, relay_bytes, access) VALUES \
          ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
-         $18, $19, $20)",
+         $18, $19, $20, $21)",
     )
     .bind(row.id.to_string())
     .bind(row.who.partner_id)
@@ -66,6 +66,7 @@ async fn begin(tx: &mut WriteTx, row: SessionRow) -> Result<(), StoreError> {
     .bind(0_i64)
     .bind(0_i64)
     .bind(0_i64)
+    .bind(serde_json::to_string(&row.basis).unwrap_or_default())
     .execute(tx.sql())
     .await
     .map_err(|error| super::tenants::taken(error, "session id"))?;
@@ -80,7 +81,7 @@ pub(crate) async fn open(pool: &AnyPool) -> Result<Vec<SessionRow>, StoreError> 
          s.account_id AS account_id, s.account AS account, s.login AS login, \
          s.console AS console, s.agent AS agent, s.source AS source, \
          s.redirector AS redirector, s.target AS target, s.any_target AS any_target, \
-         s.started_ms AS started_ms, s.lease_ms AS lease_ms, \
+         s.started_ms AS started_ms, s.lease_ms AS lease_ms, s.access AS access, \
          COALESCE(p.name, s.partner_id) AS partner \
          FROM session s LEFT JOIN partner p ON p.id = s.partner_id WHERE s.ended_ms IS NULL",
     )
@@ -115,7 +116,31 @@ pub(crate) async fn open(pool: &AnyPool) -> Result<Vec<SessionRow>, StoreError> 
                 any_target: row.flag("any_target")?,
                 started_ms: row.number("started_ms")?,
                 lease_ms: row.number("lease_ms")?,
+                // Rows of earlier versions say nothing: then nothing was given.
+                basis: serde_json::from_str(&row.text("access")?).unwrap_or_default(),
             })
         })
         .collect()
+}
+
+/// Ids of the open sessions that an account may see: its own, and those that `clause` finds.
+pub(crate) async fn visible(
+    pool: &AnyPool,
+    account: &str,
+    mut clause: super::access::filter::Clause,
+    limit: u32,
+) -> Result<Vec<SessionId>, StoreError> {
+    let own = clause.bind(account);
+    let statement = format!(
+        "SELECT s.id AS id FROM session s WHERE s.ended_ms IS NULL \
+         AND ((s.account_id = {own} AND s.partner_id = $1) OR {}) \
+         ORDER BY s.started_ms, s.id LIMIT {limit}",
+        clause.text
+    );
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(statement));
+    for value in &clause.values {
+        query = query.bind(value.clone());
+    }
+    let rows = query.fetch_all(pool).await?;
+    rows.iter().map(|row| row.parsed("id")).collect()
 }

@@ -3,7 +3,7 @@
 use adit_protocol::ids::ComputerId;
 use sqlx::AnyPool;
 
-use super::{Columns, StoreError, WriteTx, bigint, fresh_id};
+use super::{Columns, StoreError, WriteTx, access, bigint, fresh_id};
 
 /// A client with its partner.
 #[derive(Clone, Debug)]
@@ -172,6 +172,9 @@ pub(crate) async fn erase_client(
         .await?;
     let computers: Vec<ComputerId> =
         rows.iter().map(|row| row.parsed("id")).collect::<Result<_, _>>()?;
+    access::labels::forget_client(tx, &client.id).await?;
+    access::requests::forget_client(tx, &client.id).await?;
+    access::bindings::close_of_client(tx, &client.id).await?;
     for statement in [
         "DELETE FROM computer WHERE client_id = $1",
         "DELETE FROM enroll_token WHERE client_id = $1",

@@ -211,7 +211,11 @@ async fn computers_are_found_within_their_partner_only() {
     assert_eq!((p.os.as_str(), p.noise_cert.as_slice()), ("linux", [2].as_slice()));
     assert!(computers::of_partner(pool, &p.partner_id, ids[1]).await.unwrap().is_none());
     let names = async |query: &str, client, after: &str, limit| {
-        let rows = computers::list(pool, &p.partner_id, query, client, after, limit).await;
+        let visible = access::filter::Clause {
+            text: "k.partner_id = $1".to_owned(),
+            values: vec![p.partner_id.clone()],
+        };
+        let rows = computers::list(pool, &visible, query, client, after, limit).await;
         rows.unwrap().iter().map(|row| row.name.clone()).collect::<Vec<_>>()
     };
     assert_eq!(names("", None, "", 10).await, ["PC_0%", "PC_2%"]);

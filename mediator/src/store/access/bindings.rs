@@ -7,7 +7,7 @@ use sqlx::{AnyPool, Row, any::AnyRow};
 use super::{When, corrupt, roles};
 use crate::{
     roles::{Conditions, Rule, Scope},
-    store::{Columns, StoreError, WriteTx, bigint},
+    store::{Columns, StoreError, WriteTx, bigint, fresh_id},
 };
 
 /// Bindings of one subject that count: lists name each in their statement.
@@ -49,6 +49,25 @@ pub(crate) struct Binding {
     pub(crate) scope: Scope,
     pub(crate) conditions: Conditions,
     pub(crate) expires_ms: Option<u64>,
+}
+
+impl Binding {
+    /// Of an account to its whole partner, without conditions.
+    pub(crate) fn on_partner(
+        partner: &str,
+        account: String,
+        role: String,
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: fresh_id()?,
+            partner: partner.to_owned(),
+            subject: Subject::User(account),
+            role,
+            scope: Scope::Partner(partner.to_owned()),
+            conditions: Conditions::default(),
+            expires_ms: None,
+        })
+    }
 }
 
 const SELECT: &str = "SELECT b.id AS id, b.partner_id AS partner_id, \

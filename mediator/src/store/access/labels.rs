@@ -1,17 +1,16 @@
 //! Groups and tags of computers, groups of users.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::AnyPool;
 
 use super::When;
-use crate::{
-    roles::Object,
-    store::{Columns, StoreError, WriteTx, bigint, computers::ComputerRow},
-};
+use crate::store::{Columns, StoreError, WriteTx, bigint, tenants};
 
 /// Labels of one computer or user.
 pub(crate) const MAX_LABELS: usize = 64;
+/// Setting that says that [`fill`] is done.
+const FILLED: &str = "labels_filled";
 
 /// What a label of a computer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,23 +108,6 @@ pub(crate) async fn of_computer(
     Ok((groups, tags))
 }
 
-/// The computer as decisions see it.
-pub(crate) async fn object(
-    pool: &AnyPool,
-    row: &ComputerRow,
-    when: When,
-) -> Result<Object, StoreError> {
-    let computer = row.id.to_string();
-    let (groups, tags) = of_computer(pool, &computer, when).await?;
-    Ok(Object::Computer {
-        partner: row.partner_id.clone(),
-        client: row.client_id.clone(),
-        computer,
-        groups,
-        tags,
-    })
-}
-
 /// Puts a user into a group; false if it is there already.
 pub(crate) async fn add_user(
     tx: &mut WriteTx,
@@ -165,4 +147,37 @@ pub(crate) async fn remove_user(
     .execute(tx.sql())
     .await?;
     Ok(done.rows_affected() > 0)
+}
+
+/// Adds the tags that an agent was enrolled with, a JSON object, as `key=value`.
+pub(crate) async fn add_tags(
+    tx: &mut WriteTx,
+    partner: &str,
+    computer: &str,
+    tags: &str,
+) -> Result<(), StoreError> {
+    let tags: BTreeMap<String, String> = serde_json::from_str(tags).unwrap_or_default();
+    for (key, value) in tags.iter().take(MAX_LABELS) {
+        add(tx, partner, computer, Kind::Tag, &format!("{key}={value}")).await?;
+    }
+    Ok(())
+}
+
+/// Once: the tags of computers that were enrolled before tags had rows of their own.
+pub(crate) async fn fill(tx: &mut WriteTx) -> Result<(), StoreError> {
+    let done = sqlx::query("SELECT value FROM setting WHERE name = $1")
+        .bind(FILLED)
+        .fetch_optional(tx.sql())
+        .await?;
+    if done.is_some() {
+        return Ok(());
+    }
+    let rows = sqlx::query("SELECT id, partner_id, tags FROM computer WHERE tags <> '{}'")
+        .fetch_all(tx.sql())
+        .await?;
+    for row in &rows {
+        let (partner, id, tags) = (row.text("partner_id")?, row.text("id")?, row.text("tags")?);
+        add_tags(tx, &partner, &id, &tags).await?;
+    }
+    tenants::set(tx, FILLED, "1").await
 }

@@ -39,16 +39,21 @@ fn read(row: &AnyRow) -> Result<Role, StoreError> {
 }
 
 /// Adds a role, or a new version of one.
-pub(crate) async fn insert(
-    tx: &mut WriteTx,
-    partner: &str,
-    role: &Role,
-) -> Result<(), StoreError> {
+pub(crate) async fn insert(tx: &mut WriteTx, partner: &str, role: &Role) -> Result<(), StoreError> {
     let content = Content {
         permissions: role.permissions.iter().map(|p| p.name().to_owned()).collect(),
         redirectors: role.redirectors.clone(),
         conditions: role.conditions.clone(),
     };
+    let row = sqlx::query(
+        "SELECT COUNT(*) AS count FROM access_role WHERE partner_id = $1 AND valid_to_ms IS NULL",
+    )
+    .bind(partner.to_owned())
+    .fetch_one(tx.sql())
+    .await?;
+    if row.number("count")? >= MAX_ROLES {
+        return Err(StoreError::Unavailable(format!("there are {MAX_ROLES} roles already")));
+    }
     let now = bigint(tx.now_ms());
     sqlx::query(
         "INSERT INTO access_role (row_id, role_id, partner_id, name, name_key, content, \

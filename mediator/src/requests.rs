@@ -1,0 +1,269 @@
+//! Asking for access and approving it: one place for consoles and the machine's administrator.
+//!
+//! A request only ever meets the condition `approval` of a rule that the technician has already:
+//! it gives no permission by itself. Nobody approves an own request. Both acts are recorded in
+//! the transaction that does them.
+
+use adit_ledger::{Event, Level};
+use adit_protocol::{code::failure, limits::MAX_TEXT};
+use sqlx::AnyPool;
+
+use crate::{
+    authz::{Decision, Holder, Spot},
+    core::types::Refusal,
+    roles::{Act, Permission, Unmet, conditions::Facts},
+    store::{
+        StoreError, WriteTx, Writer,
+        access::{
+            When,
+            requests::{self, NewRequest, Request},
+        },
+        computers::ComputerRow,
+        fresh_id,
+    },
+};
+
+/// Undecided requests of one person.
+const MAX_PENDING: u64 = 20;
+/// Length of an approval if none is asked for, milliseconds.
+const DEFAULT_LENGTH_MS: u64 = 3_600_000;
+/// Longest approval, milliseconds.
+const MAX_LENGTH_MS: u64 = 7 * 24 * 3_600_000;
+
+/// Why a request or decision was not done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestError {
+    /// Told to whoever asks.
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<Refusal> for RequestError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+fn no_such_request() -> Refusal {
+    Refusal::new(failure::NO_SUCH_REQUEST, "there is no such request")
+}
+
+/// Who acts, for the log.
+#[derive(Clone, Debug)]
+pub(crate) struct Actor {
+    pub(crate) name: String,
+    pub(crate) device: Option<String>,
+    pub(crate) source: Option<String>,
+}
+
+impl Actor {
+    fn event(&self, name: &str) -> Event {
+        let mut event = Event::new(name, Level::Significant).actor(&self.name).outcome("done");
+        event.device.clone_from(&self.device);
+        event.source.clone_from(&self.source);
+        event
+    }
+}
+
+/// What somebody asks for.
+pub(crate) struct Wish {
+    pub(crate) redirector: String,
+    pub(crate) reason: String,
+    pub(crate) ticket: String,
+    /// 0: the usual.
+    pub(crate) length_ms: u64,
+}
+
+/// Makes a request, if a rule of the asker is there that only lacks approval.
+pub(crate) async fn make(
+    pool: &AnyPool,
+    writer: &Writer,
+    (holder, actor): (&Holder, &Actor),
+    computer: &ComputerRow,
+    wish: Wish,
+    facts: Facts,
+) -> Result<Request, RequestError> {
+    let long = |text: &str| text.len() > MAX_TEXT;
+    if wish.reason.trim().is_empty() {
+        return Err(Refusal::new(failure::REASON_REQUIRED, "a request needs a reason").into());
+    }
+    if long(&wish.reason) || long(&wish.ticket) || wish.length_ms > MAX_LENGTH_MS {
+        let text = "reason or ticket is too long, or more than 7 days are asked for";
+        return Err(Refusal::new(failure::BAD_REQUEST, text).into());
+    }
+    may_ask(pool, holder, computer, &wish, facts).await?;
+    let id = fresh_id()?;
+    let new = NewRequest {
+        id: id.clone(),
+        partner_id: holder.partner.clone(),
+        client_id: computer.client_id.clone(),
+        computer_id: computer.id.to_string(),
+        account_id: holder.account.clone(),
+        redirector: wish.redirector,
+        reason: wish.reason,
+        ticket: wish.ticket,
+        length_ms: if wish.length_ms == 0 { DEFAULT_LENGTH_MS } else { wish.length_ms },
+    };
+    let mut event = actor
+        .event("request.made")
+        .partner(&computer.partner)
+        .client(computer.client_path())
+        .computer(&computer.name)
+        .computer_id(&new.computer_id)
+        .redirector(&new.redirector)
+        .reason(&new.reason)
+        .extra("request", id.as_str())
+        .extra("length_ms", new.length_ms);
+    event.ticket = (!new.ticket.is_empty()).then(|| new.ticket.clone());
+    let (partner, account) = (holder.partner.clone(), holder.account.clone());
+    let made = writer
+        .write(move |tx| {
+            Box::pin(async move {
+                if requests::pending_of(tx, &account).await? >= MAX_PENDING {
+                    return Ok(None);
+                }
+                requests::insert(tx, new).await?;
+                tx.append(&partner, event).await?;
+                requests::by_id(tx, Some(&partner), &id).await
+            })
+        })
+        .await?;
+    made.ok_or_else(|| {
+        Refusal::new(failure::BUSY, "too many of your requests wait for a decision").into()
+    })
+}
+
+async fn may_ask(
+    pool: &AnyPool,
+    holder: &Holder,
+    computer: &ComputerRow,
+    wish: &Wish,
+    facts: Facts,
+) -> Result<(), RequestError> {
+    let facts = Facts { reason: true, ticket: !wish.ticket.trim().is_empty(), ..facts };
+    let (act, spot) = (Act::launch(&wish.redirector), Spot::of(computer));
+    let object = holder.object(pool, &spot, When::Now).await?;
+    let now = holder.computer(pool, act, &spot, facts.clone(), When::Now).await?;
+    let approved = Facts { approved_until_ms: Some(u64::MAX), ..facts };
+    match now {
+        Decision::Allow { .. } => {
+            let text = "no approval is needed: you may open it";
+            Err(Refusal::new(failure::BAD_REQUEST, text).into())
+        }
+        Decision::Deny { unmet, refusal, .. } => {
+            let helps = unmet.contains(&Unmet::Approval)
+                || holder.decide(act, &object, approved).is_allowed();
+            if helps { Ok(()) } else { Err(refusal.into()) }
+        }
+    }
+}
+
+/// What is decided.
+pub(crate) struct Judgement {
+    pub(crate) approve: bool,
+    /// 0: what was asked for.
+    pub(crate) length_ms: u64,
+    pub(crate) note: String,
+}
+
+/// Decides a request; without a holder, the machine's administrator does.
+pub(crate) async fn decide(
+    pool: &AnyPool,
+    writer: &Writer,
+    (holder, actor): (Option<&Holder>, &Actor),
+    id: &str,
+    judgement: Judgement,
+    facts: Facts,
+) -> Result<Request, RequestError> {
+    if judgement.note.len() > MAX_TEXT {
+        return Err(Refusal::new(failure::BAD_REQUEST, "the note is too long").into());
+    }
+    let partner = holder.map(|holder| holder.partner.clone());
+    let (wanted, scoped) = (id.to_owned(), partner.clone());
+    let found = writer
+        .write(move |tx| {
+            Box::pin(async move { requests::by_id(tx, scoped.as_deref(), &wanted).await })
+        })
+        .await?
+        .ok_or_else(no_such_request)?;
+    if let Some(holder) = holder {
+        may_decide(pool, holder, &found, judgement.approve, facts).await?;
+    }
+    let (actor, wanted) = (actor.clone(), id.to_owned());
+    let done = writer
+        .write(move |tx| {
+            Box::pin(
+                async move { record(tx, &actor, partner.as_deref(), &wanted, judgement).await },
+            )
+        })
+        .await?;
+    done.ok_or_else(|| no_such_request().into())
+}
+
+async fn may_decide(
+    pool: &AnyPool,
+    holder: &Holder,
+    request: &Request,
+    approve: bool,
+    facts: Facts,
+) -> Result<(), RequestError> {
+    let own = request.account_id == holder.account;
+    if own && !approve {
+        // Taking back what one asked for.
+        return Ok(());
+    }
+    let spot = Spot {
+        partner: request.partner_id.clone(),
+        client: request.client_id.clone(),
+        computer: request.computer_id.clone(),
+    };
+    let act = Act::of(Permission::ApproveRequests);
+    if own {
+        let text = "nobody approves an own request";
+        return Err(Refusal::new(failure::NOT_PERMITTED, text).into());
+    }
+    match holder.computer(pool, act, &spot, facts, When::Now).await? {
+        Decision::Allow { .. } => Ok(()),
+        // One's permissions do not reach it: then it does not exist.
+        Decision::Deny { unmet, .. } if unmet.is_empty() => Err(no_such_request().into()),
+        Decision::Deny { refusal, .. } => Err(refusal.into()),
+    }
+}
+
+async fn record(
+    tx: &mut WriteTx,
+    actor: &Actor,
+    partner: Option<&str>,
+    id: &str,
+    judgement: Judgement,
+) -> Result<Option<Request>, StoreError> {
+    let Some(request) = requests::by_id(tx, partner, id).await? else { return Ok(None) };
+    let length = match judgement.length_ms {
+        0 => request.length_ms,
+        length => length.min(request.length_ms),
+    };
+    let until_ms = tx.now_ms().saturating_add(length);
+    let decision =
+        requests::Decision { approved: judgement.approve, by: actor.name.clone(), until_ms };
+    requests::decide(tx, id, &decision).await?;
+    let name = if judgement.approve { "request.approved" } else { "request.denied" };
+    let partner_name = request.client.split('/').next().unwrap_or_default();
+    let mut event = actor
+        .event(name)
+        .partner(partner_name)
+        .client(&request.client)
+        .computer(&request.computer)
+        .computer_id(&request.computer_id)
+        .redirector(&request.redirector)
+        .extra("request", id)
+        .extra_personal("user", request.user.as_str());
+    if judgement.approve {
+        event = event.extra("until_ms", until_ms);
+    }
+    event.reason = (!judgement.note.is_empty()).then_some(judgement.note);
+    tx.append(&request.partner_id, event).await?;
+    requests::by_id(tx, partner, id).await
+}
