@@ -60,7 +60,10 @@ impl Reply {
         match code {
             ChannelCode::TargetRefused => Self::ConnectionRefused,
             ChannelCode::TargetUnreachable | ChannelCode::TargetUnresolved => Self::HostUnreachable,
-            ChannelCode::Policy | ChannelCode::NotGranted => Self::NotAllowed,
+            ChannelCode::Policy
+            | ChannelCode::NotGranted
+            | ChannelCode::ConsentRefused
+            | ChannelCode::ConsentTimeout => Self::NotAllowed,
             ChannelCode::SessionEnded => Self::NetworkUnreachable,
             ChannelCode::Unknown
             | ChannelCode::TooMany

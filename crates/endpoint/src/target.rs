@@ -21,6 +21,8 @@ use crate::{
 
 /// Time to connect a target, all its addresses together.
 const CONNECT: Duration = Duration::from_secs(10);
+/// Time for the gate, which may resolve a name, ask a person and wait for the audit.
+const PERMIT: Duration = Duration::from_secs(75);
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 4;
 
@@ -47,23 +49,28 @@ pub(crate) async fn serve(
 ) {
     let id = tap.id;
     let transport = target.transport();
-    let connected = tokio::time::timeout(CONNECT, async {
+    let connected = async {
         if !grant.covers(&target) {
             return Err(ChannelCode::NotGranted);
         }
-        let addresses = gate.permit(grant, target).await?;
-        match transport {
-            Transport::Tcp => connect_tcp(&addresses).await.map(Connected::Tcp),
-            Transport::Udp => connect_udp(&addresses).await.map(Connected::Udp),
-        }
-    });
+        let permit = tokio::time::timeout(PERMIT, gate.permit(grant, target));
+        let addresses = permit.await.unwrap_or(Err(ChannelCode::TargetUnreachable))?;
+        let connect = async {
+            match transport {
+                Transport::Tcp => connect_tcp(&addresses).await.map(Connected::Tcp),
+                Transport::Udp => connect_udp(&addresses).await.map(Connected::Udp),
+            }
+        };
+        let connected = tokio::time::timeout(CONNECT, connect);
+        connected.await.unwrap_or(Err(ChannelCode::TargetUnreachable))
+    };
     // A channel that is given up is not dialled on: else a console that opens and resets could
     // have any number of dials under way, whatever the limit of channels.
     let mut progress = tap.progress.clone();
     let connected = tokio::select! {
         biased;
         () = local::wait_over(&mut progress) => return,
-        connected = connected => connected.unwrap_or(Err(ChannelCode::TargetUnreachable)),
+        connected = connected => connected,
     };
     match connected {
         Err(code) => shared.with(|resume, _| resume.refuse(id, code)),

@@ -100,6 +100,10 @@ pub enum ChannelCode {
     Idle = 11,
     /// The target's audit record could not be written.
     Audit = 12,
+    /// The person at the computer refused.
+    ConsentRefused = 13,
+    /// The person at the computer did not answer in time.
+    ConsentTimeout = 14,
 }
 
 impl ChannelCode {
@@ -118,6 +122,8 @@ impl ChannelCode {
             SessionEnded,
             Idle,
             Audit,
+            ConsentRefused,
+            ConsentTimeout,
         ]
         .into_iter()
         .find(|c| *c as u8 == n)
@@ -139,6 +145,8 @@ impl ChannelCode {
             Self::SessionEnded => "session_ended",
             Self::Idle => "idle",
             Self::Audit => "audit_unavailable",
+            Self::ConsentRefused => "consent_refused",
+            Self::ConsentTimeout => "consent_timeout",
         }
     }
 }
