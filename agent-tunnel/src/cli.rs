@@ -72,6 +72,14 @@ pub enum Command {
     /// Turn off the kill switch
     #[command(after_help = "Examples:\n  agent-tunnel unlock")]
     Unlock,
+    /// List technicians who wait for your consent, allow or deny them
+    #[command(after_help = "Examples:\n  agent-tunnel consent\n  agent-tunnel consent allow 3\n  \
+                      agent-tunnel consent deny 3")]
+    Consent {
+        /// The answer; without one, list what waits
+        #[command(subcommand)]
+        answer: Option<ConsentCommand>,
+    },
     /// Run the agent as a service of the system
     #[command(
         subcommand,
@@ -88,6 +96,23 @@ pub enum Command {
     #[command(flatten)]
     #[expect(missing_docs, reason = "hidden commands of the runtime")]
     Generate(Generate),
+}
+
+/// Answer a question
+#[derive(Debug, Subcommand)]
+pub enum ConsentCommand {
+    /// Let the technician reach what they asked for, in this session
+    #[command(after_help = "Examples:\n  agent-tunnel consent allow 3")]
+    Allow {
+        /// Number from the list
+        id: u64,
+    },
+    /// Refuse it, for this session
+    #[command(after_help = "Examples:\n  agent-tunnel consent deny 3")]
+    Deny {
+        /// Number from the list
+        id: u64,
+    },
 }
 
 /// Show or check the endpoint owner's policy
@@ -137,6 +162,18 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         }
         Command::Lock => block_on(commands::lock(DataDir::open_existing(path)?, true, output)),
         Command::Unlock => block_on(commands::lock(DataDir::open_existing(path)?, false, output)),
+        Command::Consent { answer } => {
+            let dir = DataDir::open_existing(path)?;
+            match answer {
+                None => block_on(commands::consent_list(dir, output)),
+                Some(ConsentCommand::Allow { id }) => {
+                    block_on(commands::consent_answer(dir, id, true, output))
+                }
+                Some(ConsentCommand::Deny { id }) => {
+                    block_on(commands::consent_answer(dir, id, false, output))
+                }
+            }
+        }
         Command::Service(command) => service::run(&command, &path, output),
         Command::Config(command) => {
             let sources = settings::sources(&global, &path);

@@ -1,10 +1,10 @@
 //! Commands that look at the data directory and ask the running agent: `status`, `policy`,
-//! `lock`, `unlock`. Whatever they change is on disk before the agent hears of it.
+//! `lock`, `unlock`, `consent`. Whatever they change is on disk before the agent hears of it.
 
 use std::path::{Path, PathBuf};
 
 use adit_runtime::{
-    cli::CliError,
+    cli::{CliError, escape_text},
     datadir::DataDir,
     local::{LocalClient, LocalError, socket_path},
     output::Output,
@@ -73,6 +73,47 @@ pub async fn lock(dir: DataDir, on: bool, output: Output) -> Result<(), CliError
         (false, false) => "the agent does not run".to_owned(),
     };
     output.human(format_args!("The kill switch is {}: {more}.", state(on)))
+}
+
+/// `consent`.
+pub async fn consent_list(dir: DataDir, output: Output) -> Result<(), CliError> {
+    let answer = ask(&dir, "consent").await?;
+    let questions = answer.get("questions").and_then(Value::as_array);
+    let questions = questions.map(Vec::as_slice).unwrap_or_default();
+    if questions.is_empty() {
+        return output.human("Nobody waits for consent.");
+    }
+    for question in questions {
+        output.emit(question)?;
+        let text = |name: &str| match question.get(name) {
+            Some(Value::String(text)) => escape_text(text),
+            Some(other) => other.to_string(),
+            None => String::new(),
+        };
+        let left = question.get("expires_in_ms").and_then(Value::as_u64).unwrap_or(0) / 1000;
+        let reason = text("reason");
+        let why = if reason.is_empty() { String::new() } else { format!(", because: {reason}") };
+        output.human(format_args!(
+            "{}  {} wants to reach {} ({}), {left} s left{why}",
+            text("id"),
+            text("user"),
+            text("target"),
+            text("redirector")
+        ))?;
+    }
+    output.human("Answer with: agent-tunnel consent allow ID, or deny ID")
+}
+
+/// `consent allow` and `consent deny`.
+pub async fn consent_answer(
+    dir: DataDir,
+    id: u64,
+    allow: bool,
+    output: Output,
+) -> Result<(), CliError> {
+    let request = json!({"command": "consent_answer", "id": id, "allow": allow});
+    output.emit(&call(&dir, request).await?)?;
+    output.human(if allow { "Allowed, in this session." } else { "Denied, in this session." })
 }
 
 fn state(on: bool) -> &'static str {
@@ -145,8 +186,12 @@ fn check_text(text: &str) -> Result<(), String> {
 
 /// One question to the running agent, one answer.
 async fn ask(dir: &DataDir, command: &str) -> Result<Value, LocalError> {
+    call(dir, json!({ "command": command })).await
+}
+
+async fn call(dir: &DataDir, request: Value) -> Result<Value, LocalError> {
     let path = socket_path(dir.path(), PROGRAM.name);
-    let replies = LocalClient::call(&path, json!({ "command": command })).await?;
+    let replies = LocalClient::call(&path, request).await?;
     let first = replies.into_iter().next();
     first.ok_or_else(|| LocalError::Protocol("the answer is empty".to_owned()))
 }

@@ -1,8 +1,10 @@
 //! The agent's last word on every session and channel: kill switch, trusted consoles, policy,
-//! name resolution, audit of targets that the grant does not name.
+//! name resolution, consent of the person at the computer, audit of targets that the grant does
+//! not name.
 //!
-//! Order matters: nothing is resolved that the policy excludes by itself, nothing is audited as
-//! dialled that the policy refuses, nothing is dialled that is not audited. Addresses are handed
+//! Order matters: nothing is resolved that the policy excludes by itself, nobody is asked about
+//! what the policy refuses, nothing is audited as dialled that was refused, nothing is dialled
+//! that is not audited. Addresses are handed
 //! on as decided: whoever dials never resolves again.
 
 use std::{
@@ -18,6 +20,7 @@ use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
 use crate::{
+    consent::{Consent, Verdict},
     kill_switch::{KillSwitch, LOCKED},
     policy::{Denial, Loaded, LocalTime, Policy, is_localhost, localhost},
 };
@@ -26,6 +29,10 @@ use crate::{
 const MAX_KNOWN_TARGETS: usize = 4096;
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 16;
+/// Targets of one session that the person at the computer is asked about.
+const MAX_ASKED_TARGETS: usize = 32;
+/// Questions of one session that nobody answered; after them nobody is asked any more.
+const MAX_UNANSWERED: u32 = 3;
 
 /// A boxed future.
 pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -47,12 +54,13 @@ pub trait Outside: Send + Sync + 'static {
 pub struct Rules {
     loaded: RwLock<Arc<Loaded>>,
     kill_switch: KillSwitch,
+    consent: Consent,
 }
 
 impl Rules {
     /// These rules until others are [set](Self::set).
-    pub fn new(loaded: Loaded, kill_switch: KillSwitch) -> Self {
-        Self { loaded: RwLock::new(Arc::new(loaded)), kill_switch }
+    pub fn new(loaded: Loaded, kill_switch: KillSwitch, consent: Consent) -> Self {
+        Self { loaded: RwLock::new(Arc::new(loaded)), kill_switch, consent }
     }
 
     /// The policy in force.
@@ -63,6 +71,11 @@ impl Rules {
     /// Puts another policy in force.
     pub fn set(&self, loaded: Loaded) {
         *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+    }
+
+    /// Where the person at the computer is asked.
+    pub fn consent(&self) -> &Consent {
+        &self.consent
     }
 
     /// The kill switch.
@@ -82,8 +95,12 @@ pub struct SessionGate {
 struct State {
     /// Targets with their audit, under way or done. INVARIANT: at most `MAX_KNOWN_TARGETS`.
     known: BTreeMap<Target, Arc<OnceCell<()>>>,
-    /// What channels were let through to, to be judged again when the rules change.
-    passed: BTreeSet<(Target, IpAddr)>,
+    /// What channels were let through to, and whether by consent, to be judged again when the
+    /// rules change.
+    passed: BTreeSet<(Target, IpAddr, bool)>,
+    /// Targets with their consent, asked for or given. INVARIANT: at most `MAX_ASKED_TARGETS`.
+    asked: BTreeMap<Target, Arc<OnceCell<bool>>>,
+    unanswered: u32,
 }
 
 impl SessionGate {
@@ -120,16 +137,23 @@ impl SessionGate {
         if resolved.is_empty() {
             return Err(ChannelCode::TargetUnresolved);
         }
-        let policy = self.rules.loaded();
-        let mut addresses = policy
-            .policy
-            .filter(&target, &resolved, self.outside.now())
-            .map_err(|denial| self.refuse(&grant, &Refusal::Denied(denial)))?;
-        addresses.truncate(MAX_ADDRESSES);
+        let denied = |denial| self.refuse(&grant, &Refusal::Denied(denial));
+        let by_consent = match self.addresses(&target, &resolved, false) {
+            Ok(_) => false,
+            Err(denial) => {
+                // What no consent would open is refused for its own reason, and nobody is asked.
+                self.addresses(&target, &resolved, true).map_err(|_| denied(denial))?;
+                let consented = self.consented(&grant, &target).await;
+                consented.map_err(|refusal| self.refuse(&grant, &refusal))?;
+                true
+            }
+        };
         self.audited(&grant, &target).await?;
         // Minutes may have passed since the first look; the owner may have turned the key.
         self.check_target(&grant, &target).map_err(|denial| self.refuse(&grant, &denial))?;
-        self.state().passed.extend(addresses.iter().map(|ip| (target.clone(), *ip)));
+        let mut addresses = self.addresses(&target, &resolved, by_consent).map_err(denied)?;
+        addresses.truncate(MAX_ADDRESSES);
+        self.state().passed.extend(addresses.iter().map(|ip| (target.clone(), *ip, by_consent)));
         Ok(addresses.into_iter().map(|ip| SocketAddr::new(ip, target.port())).collect())
     }
 
@@ -140,10 +164,13 @@ impl SessionGate {
             return Err("locked_by_owner");
         }
         let (loaded, now) = (self.rules.loaded(), self.outside.now());
-        let policy = &loaded.policy;
+        let (policy, consented) = (&loaded.policy, loaded.policy.as_if_consented());
         let passed = &self.state().passed;
-        let fits = admissible(policy, grant, now).is_ok()
-            && passed.iter().all(|(target, ip)| policy.filter(target, &[*ip], now).is_ok());
+        let still = |(target, ip, by_consent): &(Target, IpAddr, bool)| {
+            let policy = if *by_consent { &consented } else { policy };
+            policy.filter(target, &[*ip], now).is_ok()
+        };
+        let fits = admissible(policy, grant, now).is_ok() && passed.iter().all(still);
         if fits { Ok(()) } else { Err("policy_changed") }
     }
 
@@ -152,10 +179,59 @@ impl SessionGate {
             return Err(Refusal::Locked(target.clone()));
         }
         let loaded = self.rules.loaded();
-        let console = loaded.policy.check_console(grant.console);
+        let policy = loaded.policy.as_if_consented();
+        let console = policy.check_console(grant.console);
         console
-            .and_then(|()| loaded.policy.check_target(target, self.outside.now()))
+            .and_then(|()| policy.check_target(target, self.outside.now()))
             .map_err(Refusal::Denied)
+    }
+
+    /// Those of the resolved addresses that the policy allows, with or without consent.
+    fn addresses(
+        &self,
+        target: &Target,
+        resolved: &[IpAddr],
+        consented: bool,
+    ) -> Result<Vec<IpAddr>, Denial> {
+        let (loaded, now) = (self.rules.loaded(), self.outside.now());
+        if consented {
+            loaded.policy.as_if_consented().filter(target, resolved, now)
+        } else {
+            loaded.policy.filter(target, resolved, now)
+        }
+    }
+
+    /// Asks the person at the computer, once for each target of a session: a yes and a no are
+    /// remembered, and who never answers is left alone.
+    async fn consented(&self, grant: &Grant, target: &Target) -> Result<(), Refusal> {
+        let refused = |verdict| Refusal::Consent(target.clone(), verdict);
+        let cell = {
+            let mut state = self.state();
+            // Questions that were given up leave empty cells behind.
+            state.asked.retain(|_, cell| cell.initialized() || Arc::strong_count(cell) > 1);
+            let known = state.asked.get(target).is_some_and(|cell| cell.initialized());
+            let full = state.asked.len() >= MAX_ASKED_TARGETS && !state.asked.contains_key(target);
+            if !known && (full || state.unanswered >= MAX_UNANSWERED) {
+                return Err(refused(Verdict::Busy));
+            }
+            state.asked.entry(target.clone()).or_default().clone()
+        };
+        let ask = || async {
+            match self.rules.consent.ask(grant, target).await {
+                Verdict::Allowed => Ok(true),
+                Verdict::Refused => Ok(false),
+                verdict => {
+                    let mut state = self.state();
+                    state.unanswered += u32::from(verdict == Verdict::TimedOut);
+                    Err(refused(verdict))
+                }
+            }
+        };
+        match cell.get_or_try_init(ask).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(refused(Verdict::Refused)),
+            Err(refusal) => Err(refusal),
+        }
     }
 
     /// Targets named in the grant were audited with it; others one by one, once a session.
@@ -182,15 +258,21 @@ impl SessionGate {
     }
 
     fn refuse(&self, grant: &Grant, refusal: &Refusal) -> ChannelCode {
-        let (target, rule) = match refusal {
-            Refusal::Locked(target) => (Some(target), "locked"),
-            Refusal::Denied(denial) => (denial.target(), denial.rule()),
+        let (target, rule, code) = match refusal {
+            Refusal::Locked(target) => (Some(target), "locked", ChannelCode::Policy),
+            Refusal::Denied(denial) => (denial.target(), denial.rule(), ChannelCode::Policy),
+            Refusal::Consent(target, Verdict::TimedOut) => {
+                (Some(target), "consent_timeout", ChannelCode::ConsentTimeout)
+            }
+            Refusal::Consent(target, _) => {
+                (Some(target), "consent_refused", ChannelCode::ConsentRefused)
+            }
         };
         info!(session_id = %grant.session, user = %grant.user, to = target.map(|t| format!("{t:?}")), rule, "channel refused");
         if let Some(target) = target {
             self.outside.report_refusal(grant.session, target.clone(), rule);
         }
-        ChannelCode::Policy
+        code
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -201,10 +283,13 @@ impl SessionGate {
 enum Refusal {
     Locked(Target),
     Denied(Denial),
+    Consent(Target, Verdict),
 }
 
-/// The console is trusted and at least one target could be reached now.
+/// The console is trusted and at least one target could be reached now, perhaps by consent: that
+/// is asked for when a channel opens, by a console that has proved who it is.
 fn admissible(policy: &Policy, grant: &Grant, now: LocalTime) -> Result<(), Denial> {
+    let policy = policy.as_if_consented();
     policy.check_console(grant.console)?;
     if grant.any_target && policy.open_at(now) {
         return Ok(());

@@ -2,7 +2,8 @@
 //! consoles reach what its owner's policy allows: the mediator can narrow that, never widen it.
 //!
 //! - [`policy`]: the owner's word, pure decisions
-//! - [`gate`]: policy, kill switch, resolution and audit before every dial
+//! - [`gate`]: policy, kill switch, resolution, consent and audit before every dial
+//! - [`consent`]: questions to the person at the computer
 //! - [`sessions`]: offers and sessions, the only module that knows `adit-endpoint`
 //! - [`run`]: the running agent
 //! - [`enroll`], [`commands`], [`service`], [`cli`]: the command line
@@ -13,6 +14,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod consent;
 pub mod enroll;
 pub mod enrollment;
 pub mod failure;

@@ -11,6 +11,8 @@ use adit_runtime::{
     logging::DEFAULT_LEVEL,
 };
 
+use crate::consent::read_command;
+
 /// This program.
 pub const PROGRAM: Program = Program { name: "agent-tunnel" };
 
@@ -38,6 +40,13 @@ pub const KEYS: &[Key] = &[
         help: "how long a session waits without any path, at most 10m",
     },
     Key {
+        path: "consent.command",
+        kind: Kind::StringList,
+        default: None,
+        secret: false,
+        help: "program that asks the person at the computer, with its arguments",
+    },
+    Key {
         path: "log.level",
         kind: Kind::String,
         default: None,
@@ -63,6 +72,8 @@ pub struct Settings {
     pub direct: bool,
     /// How long sessions wait without any path.
     pub resume_window: Duration,
+    /// Program that asks for consent, with its arguments; empty if only the local command does.
+    pub consent: Vec<String>,
     /// Log level or directives.
     pub log_level: String,
     /// Where metrics are served.
@@ -97,6 +108,7 @@ impl Settings {
         Ok(Self {
             direct: config.bool("network.direct")?,
             resume_window,
+            consent: read_command(config)?,
             log_level: config.opt_string("log.level")?.unwrap_or_else(|| DEFAULT_LEVEL.to_owned()),
             metrics: config.opt_parsed("metrics.listen")?,
             proxy,

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use adit_protocol::{ids::ComputerId, keys::SigningKey, target::Transport};
-use adit_runtime::datadir::DataDir;
+use adit_runtime::{datadir::DataDir, output::Output};
 
 use super::*;
-use crate::policy::Source;
+use crate::{consent::CONSENT_TIMEOUT, policy::Source, run::Events};
 
 #[derive(Default)]
 struct World {
@@ -59,7 +59,8 @@ fn tcp(text: &str) -> Target {
 fn bench(policy: &str, targets: &[&str], any_target: bool) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let switch = KillSwitch::new(DataDir::open(dir.path()).unwrap());
-    let rules = Arc::new(Rules::new(loaded(policy), switch));
+    let consent = Consent::new(Vec::new(), Events::new(Output::new(false)));
+    let rules = Arc::new(Rules::new(loaded(policy), switch, consent));
     let world = Arc::<World>::default();
     let gate = SessionGate::new(rules.clone(), Arc::new(Shown(world.clone())));
     let console = SigningKey::generate().unwrap().public();
@@ -182,5 +183,77 @@ async fn grants_without_targets_are_not_admitted() {
     bench.rules.set(loaded("[[allow]]\ntargets=['10.0.0.1']\nports=[22]\nconsent=true"));
     let mut any = bench.grant.clone();
     any.any_target = true;
-    assert!(bench.gate.admit(&any).is_err(), "nothing is open without consent");
+    assert!(bench.gate.admit(&any).is_ok(), "consent is asked for when a channel opens");
+}
+
+const ASKED: &str = "[[allow]]\ntargets = ['10.0.0.0/8']\nports = [22]\nconsent = true\n\
+                     [[allow]]\ntargets = ['10.0.0.9']\nports = [22]";
+
+/// Answers the questions that come until dropped; how many came is the length of the list.
+async fn answer_all(rules: &Rules, yes: bool, asked: &Mutex<Vec<serde_json::Value>>) {
+    loop {
+        for question in rules.consent().list() {
+            assert!(rules.consent().answer(question["id"].as_u64().unwrap(), yes));
+            asked.lock().unwrap().push(question);
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn the_person_at_the_computer_is_asked_once_for_a_target_and_their_word_holds() {
+    let bench = bench(ASKED, &["10.0.0.1:22", "10.0.0.2:22", "10.0.0.9:22"], false);
+    assert_eq!(bench.gate.admit(&bench.grant), Ok(()));
+    assert!(bench.permit("10.0.0.9:22").await.is_ok(), "another entry allows it");
+    assert!(bench.permit("11.0.0.1:22").await.is_err());
+    assert!(bench.rules.consent().list().is_empty(), "nobody is asked for what is shut");
+    let asked = Mutex::default();
+    for (target, yes) in [("10.0.0.1:22", true), ("10.0.0.2:22", false)] {
+        tokio::select! {
+            () = answer_all(&bench.rules, yes, &asked) => {}
+            both = async { [bench.permit(target).await, bench.permit(target).await] } => {
+                let want = if yes { Ok(vec![target.to_owned()]) } else { Err(ChannelCode::ConsentRefused) };
+                assert_eq!(both, [want.clone(), want]);
+            }
+        }
+    }
+    let asked = asked.into_inner().unwrap();
+    let targets: Vec<_> =
+        asked.iter().map(|question| question["target"].as_str().unwrap()).collect();
+    assert_eq!(targets, ["10.0.0.1:22", "10.0.0.2:22"]);
+    assert_eq!(asked[0]["user"], "u");
+    assert_eq!(bench.world.refused.lock().unwrap().last(), Some(&"consent_refused"));
+    assert_eq!(bench.gate.still_admitted(&bench.grant), Ok(()), "consent given stays given");
+    bench.rules.set(loaded("[[allow]]\ntargets=['10.0.0.9', '10.0.0.2']\nports=[22]"));
+    assert_eq!(bench.gate.still_admitted(&bench.grant), Err("policy_changed"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_answer_has_refused_and_is_left_alone_after_a_while() {
+    let bench = bench(ASKED, &["10.0.0.1:22"], false);
+    for _ in 0..MAX_UNANSWERED {
+        let started = tokio::time::Instant::now();
+        assert_eq!(bench.permit("10.0.0.1:22").await, Err(ChannelCode::ConsentTimeout));
+        assert_eq!(started.elapsed().as_secs(), CONSENT_TIMEOUT.as_secs());
+    }
+    let started = tokio::time::Instant::now();
+    assert_eq!(bench.permit("10.0.0.1:22").await, Err(ChannelCode::ConsentRefused));
+    assert_eq!(started.elapsed().as_secs(), 0);
+    assert!(bench.rules.consent().list().is_empty() && !bench.rules.consent().answer(1, true));
+}
+
+#[tokio::test]
+async fn consent_that_comes_after_the_owner_locked_opens_nothing() {
+    let bench = bench(ASKED, &["10.0.0.1:22"], false);
+    let lock_and_agree = async {
+        while bench.rules.consent().list().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        bench.rules.kill_switch().lock().unwrap();
+        assert!(bench.rules.consent().answer(1, true));
+    };
+    let (permit, ()) = tokio::join!(bench.permit("10.0.0.1:22"), lock_and_agree);
+    assert_eq!(permit, Err(ChannelCode::Policy));
+    let given_up = tokio::time::timeout(std::time::Duration::ZERO, bench.permit("10.0.0.2:22"));
+    assert!(given_up.await.is_ok(), "locked: refused at once");
 }

@@ -36,8 +36,8 @@ pub enum Denial {
     /// The entry that names the target does so at other hours.
     #[error("the endpoint owner's policy does not allow {0:?} at this hour")]
     Hours(Target),
-    /// The entry wants the consent of a person, who cannot be asked.
-    #[error("{0:?} needs the consent of the person at the computer, who cannot be asked yet")]
+    /// The entry wants the consent of a person.
+    #[error("{0:?} needs the consent of the person at the computer")]
     Consent(Target),
     /// The session is for nothing that could be reached now.
     #[error("the endpoint owner's policy allows nothing of what is asked for")]

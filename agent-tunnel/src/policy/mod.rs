@@ -154,6 +154,12 @@ impl Policy {
         }
     }
 
+    /// The same with all consent given: what may be reached if the person at the computer agrees.
+    pub fn as_if_consented(&self) -> Self {
+        let allow = self.allow.iter().map(|entry| Allow { consent: false, ..entry.clone() });
+        Self { allow: allow.collect(), ..self.clone() }
+    }
+
     /// Is anything reachable at all at this time?
     pub fn open_at(&self, now: LocalTime) -> bool {
         self.allow.iter().any(|entry| {

@@ -25,6 +25,17 @@ pub(crate) fn handler(
 fn answer(agent: &Agent, sessions: &Sessions, request: &Value) -> Result<Value, CliError> {
     match request.get("command").and_then(Value::as_str) {
         Some("status") => Ok(status::running(agent, sessions)),
+        Some("consent") => Ok(json!({"questions": agent.rules.consent().list()})),
+        Some("consent_answer") => {
+            let id = request.get("id").and_then(Value::as_u64).unwrap_or_default();
+            let allowed = request.get("allow").and_then(Value::as_bool).unwrap_or_default();
+            if agent.rules.consent().answer(id, allowed) {
+                return Ok(json!({"id": id, "allowed": allowed}));
+            }
+            let message = format!("no question {id} waits for an answer");
+            Err(CliError::not_there("no_such_question", message)
+                .hint("agent-tunnel consent lists those that wait; each has a minute"))
+        }
         // The file says what holds; here it only takes effect at once.
         Some("lock" | "unlock") => {
             let locked = agent.rules.kill_switch().is_locked();

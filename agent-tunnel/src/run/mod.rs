@@ -33,6 +33,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::{
+    consent::Consent,
     enrollment::Enrollment,
     failure,
     gate::Rules,
@@ -49,7 +50,7 @@ pub use status::LinkState;
 pub(crate) use status::{human as status_text, stopped as stopped_status};
 
 /// How often hours, and a kill switch that was turned by hand, are looked at.
-const JUDGE_INTERVAL: Duration = Duration::from_secs(5);
+const JUDGE_INTERVAL: Duration = Duration::from_secs(2);
 /// For sessions to end and be reported when the program stops.
 const SESSIONS_STOP: Duration = Duration::from_secs(2);
 /// For everything else to stop; with the above less than the contract's 5 s.
@@ -90,7 +91,7 @@ pub async fn run(
 ) -> Result<(), CliError> {
     let settings = Settings::load(global, dir.path())?;
     let _lock = dir.lock(PROGRAM.name)?;
-    let agent = Arc::new(prepare(dir, output)?);
+    let agent = Arc::new(prepare(dir, &settings, output)?);
     let dialer = settings.dialer(agent.enrollment.proxy.as_deref())?;
     let shutdown = Shutdown::install()?;
     let tasks = Tasks::new(shutdown.token());
@@ -136,7 +137,7 @@ pub async fn run(
     Ok(())
 }
 
-fn prepare(dir: DataDir, output: Output) -> Result<Agent, CliError> {
+fn prepare(dir: DataDir, settings: &Settings, output: Output) -> Result<Agent, CliError> {
     let enrollment = Enrollment::require(&dir)?;
     let identity = DeviceIdentity::load(dir.path()).map_err(|error| failure::identity(&error))?;
     let fits = |i: &DeviceIdentity| i.signing.public().fingerprint() == enrollment.agent_key;
@@ -149,11 +150,13 @@ fn prepare(dir: DataDir, output: Output) -> Result<Agent, CliError> {
     if kill_switch.is_locked() {
         warn!("the kill switch is on: every session is refused until agent-tunnel unlock");
     }
+    let events = Events::new(output);
+    let consent = Consent::new(settings.consent.clone(), events.clone());
     Ok(Agent {
         enrollment,
         identity: Arc::new(identity),
-        rules: Arc::new(Rules::new(loaded, kill_switch)),
-        events: Events::new(output),
+        rules: Arc::new(Rules::new(loaded, kill_switch, consent)),
+        events,
         started: Instant::now(),
         health: Health::default(),
         changed: Notify::new(),
@@ -187,10 +190,13 @@ struct Reload {
 }
 
 impl Reload {
-    fn log_level(&self, dir: &DataDir) {
-        let level = Settings::load(&self.global, dir.path())
-            .and_then(|settings| self.log.set_level(&settings.log_level));
-        if let Err(error) = level {
+    fn settings(&self, agent: &Agent) {
+        let settings = Settings::load(&self.global, agent.dir.path()).and_then(|settings| {
+            self.log.set_level(&settings.log_level)?;
+            agent.rules.consent().set_command(settings.consent);
+            Ok(())
+        });
+        if let Err(error) = settings {
             error!(%error, "configuration is invalid: the log level stays");
         }
     }
@@ -202,7 +208,7 @@ async fn judge(agent: Arc<Agent>, sessions: Arc<Sessions>, mut reloads: Reloads,
     loop {
         tokio::select! {
             () = reloads.next() => {
-                reload.log_level(&agent.dir);
+                reload.settings(&agent);
                 let loaded = agent.reload_policy();
                 sessions.set_offline_grace(loaded.policy.offline_grace);
                 agent.changed.notify_one();

@@ -67,6 +67,7 @@ pub(crate) fn running(agent: &Agent, sessions: &Sessions) -> Value {
         "via_proxy": via_proxy,
         "nat": {"mapping": nat.0, "filtering": nat.1},
         "sessions": sessions.list(),
+        "consent_waiting": agent.rules.consent().list().len(),
         "online_ms": online_ms,
         "problem": offline.map(|(problem, _)| problem.message.as_str()),
         "problem_code": offline.map(|(problem, _)| problem.code),
@@ -150,6 +151,9 @@ pub(crate) fn human(status: &Value) -> String {
     }
     if status.get("locked") == Some(&Value::Bool(true)) {
         lines.push("LOCKED by the endpoint owner: every session is refused".to_owned());
+    }
+    if status.get("consent_waiting").and_then(Value::as_u64).is_some_and(|waiting| waiting > 0) {
+        lines.push(format!("Consent:   {} wait: agent-tunnel consent", field("consent_waiting")));
     }
     let sessions = status.get("sessions").and_then(Value::as_array);
     for session in sessions.into_iter().flatten() {
