@@ -5,6 +5,7 @@
 //! - [`site`]: an installation: mediator, relays, agents, consoles, each with a data directory
 //! - [`lab`]: natlab, the network namespaces
 //! - [`peer`]: what sits at both ends of a forward: echo, bulk that is compared, datagrams
+//! - [`paths`]: pairs and changes of networks, against what theory says
 //! - [`capture`]: packets, searched for plaintext
 //!
 //! It knows the programs' contract only and imports none of their code. Tests that use it are
@@ -15,6 +16,7 @@
 pub mod capture;
 pub mod decoders;
 pub mod lab;
+pub mod paths;
 pub mod peer;
 pub mod process;
 pub mod site;

@@ -7,6 +7,7 @@
 use std::{
     io::{self, BufRead as _, BufReader, ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -27,22 +28,29 @@ const PROGRESS: Duration = Duration::from_millis(100);
 /// RATE a second (0: unlimited). `sink SEED`: reads to the end, answers a JSON line.
 pub struct TcpServer {
     addr: SocketAddr,
+    listener: Arc<TcpListener>,
 }
 
 impl TcpServer {
-    /// Starts one; it ends with the process.
+    /// Starts one; it ends with the process, or when it is stopped.
     pub fn start(addr: impl ToSocketAddrs) -> Result<Self> {
-        let listener = TcpListener::bind(addr)?;
+        let listener = Arc::new(TcpListener::bind(addr)?);
         let addr = listener.local_addr()?;
+        let accepting = Arc::clone(&listener);
         thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            while let Ok((stream, _)) = accepting.accept() {
                 thread::spawn(move || {
                     // A broken connection is the client's finding.
                     let _ = serve(&stream);
                 });
             }
         });
-        Ok(Self { addr })
+        Ok(Self { addr, listener })
+    }
+
+    /// Takes no more connections, so that nothing keeps the server's network namespace.
+    pub fn stop(self) -> Result<()> {
+        Ok(rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both)?)
     }
 
     /// Where it listens.
@@ -178,6 +186,31 @@ pub fn echo(addr: SocketAddr, count: u32, size: usize) -> Result<Vec<f64>> {
     stream.shutdown(std::net::Shutdown::Write)?;
     ensure!(stream.read(&mut got)? == 0, "bytes after the end");
     Ok(times)
+}
+
+/// Connects as soon as somebody listens, sends 64 bytes and waits for the first that comes back:
+/// when that was.
+pub fn first_byte(addr: SocketAddr, time: Duration) -> Result<Instant> {
+    let deadline = Instant::now() + time;
+    let mut stream = loop {
+        match TcpStream::connect(addr) {
+            Ok(stream) => break stream,
+            Err(e) if Instant::now() >= deadline => bail!("connect {addr}: {e}"),
+            Err(_) => thread::park_timeout(Duration::from_millis(2)),
+        }
+    };
+    stream.set_nodelay(true)?;
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    stream.set_read_timeout(Some(left))?;
+    let mut sent = [0; 64];
+    fill(&mut sent, 1, 0);
+    stream.write_all(&[b"echo\n", &sent[..]].concat())?;
+    let mut got = [0; 64];
+    stream.read_exact(&mut got[..1]).context("waiting for the first byte")?;
+    let at = Instant::now();
+    stream.read_exact(&mut got[1..]).context("waiting for the rest")?;
+    ensure!(sent == got, "the first bytes came back changed");
+    Ok(at)
 }
 
 /// Fetches pattern bytes and compares them; `progress` hears how many came so far. Gives

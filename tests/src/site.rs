@@ -17,7 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    lab::{Lab, MED1, RELAY1, RELAY2},
+    lab::{Lab, MED1, MED1_V6, RELAY1, RELAY1_V6, RELAY2, RELAY2_V6},
     process::{Finished, Process, run, text},
 };
 
@@ -56,6 +56,8 @@ pub struct Site {
     pub admin: (String, String),
     /// The first partner's name.
     pub partner: String,
+    /// Log level of the programs, if not their own.
+    pub log_level: Option<String>,
 }
 
 impl Site {
@@ -71,11 +73,25 @@ impl Site {
         Self::new(test, Some(lab))
     }
 
+    /// In a laboratory that is up, with copies of the data directories of `like`, a site that was
+    /// set up before and is stopped: same keys, same addresses, nothing to enrol.
+    pub fn prepared(test: &str, lab: Lab, like: &Self) -> Result<Self> {
+        let mut made = Self::new(test, Some(lab))?;
+        made.data = memory_dir()?;
+        fs::create_dir_all(&made.artifacts)?;
+        copy_files(like.data.path(), made.data.path())?;
+        made.url.clone_from(&like.url);
+        made.fingerprint.clone_from(&like.fingerprint);
+        made.admin.clone_from(&like.admin);
+        made.partner.clone_from(&like.partner);
+        (made.port, made.stun_port) = (like.port, like.stun_port);
+        Ok(made)
+    }
+
     fn new(test: &str, lab: Option<Lab>) -> Result<Self> {
         let programs = match env::var_os("ADIT_BIN_DIR") {
             Some(dir) => PathBuf::from(dir),
-            // Beside the tests, which are in target/PROFILE/deps.
-            None => env::current_exe()?.ancestors().nth(2).context("target directory")?.into(),
+            None => beside_us().context("the four programs are not built")?,
         };
         let artifacts = if lab.is_some() { artifacts_path(test) } else { artifacts(test)? };
         Ok(Self {
@@ -90,6 +106,7 @@ impl Site {
             fingerprint: String::new(),
             admin: Default::default(),
             partner: String::new(),
+            log_level: None,
         })
     }
 
@@ -119,6 +136,12 @@ impl Site {
         };
         let mut command = Command::new(self.programs.join(program));
         command.args(args).arg("--data-dir").arg(self.data_dir(instance));
+        if let Some(proxy) = self.lab.as_ref().and_then(|lab| lab.proxy(host)) {
+            command.args(["--proxy", proxy]);
+        }
+        if let Some(level) = &self.log_level {
+            command.args(["--log-level", level]);
+        }
         // What the machine has set for programs of its own is not for these.
         for (name, _) in env::vars_os() {
             let upper = name.to_string_lossy().to_ascii_uppercase();
@@ -177,13 +200,51 @@ impl Site {
         Ok(())
     }
 
+    /// SIGKILL for all that runs, for sites whose data nobody wants.
+    pub fn kill_all(&mut self) {
+        for (_, process) in &mut self.running {
+            let _ = process.kill();
+        }
+        self.running.clear();
+    }
+
+    /// Stops all that runs, the newest first.
+    pub fn stop_all(&mut self) {
+        while self.running.pop().is_some() {}
+    }
+
+    /// Starts several killed or prepared instances at the same time and waits for all of them.
+    pub fn restart_all(&mut self, instances: &[&str]) -> Result<()> {
+        let first = self.running.len();
+        for instance in instances {
+            let process = self.spawn_server(instance)?;
+            self.running.push(((*instance).to_owned(), process));
+        }
+        for (_, process) in self.running.iter_mut().skip(first) {
+            process.event("ready", READY)?;
+        }
+        Ok(())
+    }
+
     /// Starts a killed instance again.
     pub fn restart(&mut self, instance: &str) -> Result<Value> {
-        let listen = format!("{}:{}", self.relay_host(instance), self.relay_port(instance)?);
+        let mut process = self.spawn_server(instance)?;
+        let ready = process.event("ready", READY)?;
+        self.running.push((instance.to_owned(), process));
+        Ok(ready)
+    }
+
+    fn spawn_server(&self, instance: &str) -> Result<Process> {
+        let (host, port) = (self.relay_host(instance), self.relay_port(instance)?);
+        let listen = if self.lab.is_some() {
+            format!("0.0.0.0:{port},[::]:{port}")
+        } else {
+            format!("{host}:{port}")
+        };
         match instance {
-            i if i.starts_with("mediator") => self.serve(i, &["serve", "--json"]),
-            i if i.starts_with("relay") => self.serve(i, &["serve", "--listen", &listen, "--json"]),
-            i if i.starts_with("agent") => self.serve(i, &["run", "--json"]),
+            i if i.starts_with("mediator") => self.spawn(i, &["serve", "--json"]),
+            i if i.starts_with("relay") => self.spawn(i, &["serve", "--listen", &listen, "--json"]),
+            i if i.starts_with("agent") => self.spawn(i, &["run", "--json"]),
             other => bail!("{other} is no server"),
         }
     }
@@ -198,16 +259,16 @@ impl Site {
 
     /// Sets up and starts the mediator, with one client.
     pub fn start_mediator(&mut self) -> Result<()> {
-        let (host, port, stun) = match self.lab {
-            Some(_) => (MED1, 443, 3478),
+        let (host, hosts, port, stun) = match self.lab {
+            Some(_) => (MED1, format!("{MED1},{MED1_V6}"), 443, 3478),
             None => {
                 let (port, stun) = free_ports()?;
-                ("127.0.0.1", port, stun)
+                ("127.0.0.1", "127.0.0.1".to_owned(), port, stun)
             }
         };
         let (port_arg, stun_arg) = (port.to_string(), stun.to_string());
         let args =
-            ["init", "--host", host, "--port", &port_arg, "--stun-port", &stun_arg, "--json"];
+            ["init", "--host", &hosts, "--port", &port_arg, "--stun-port", &stun_arg, "--json"];
         let made = self.ask("mediator", &args, "")?;
         self.fingerprint = text(&made, "fingerprint").to_owned();
         self.admin = (text(&made, "admin").to_owned(), text(&made, "admin_password").to_owned());
@@ -235,7 +296,11 @@ impl Site {
     pub fn start_relay(&mut self, instance: &str) -> Result<()> {
         let token = self.ask("mediator", &["token", "relay", "--json"], "")?;
         let port = if self.lab.is_some() { 443 } else { free_tcp_port()? };
-        let advertise = format!("{}:{port}", self.relay_host(instance));
+        let mut advertise = format!("{}:{port}", self.relay_host(instance));
+        if self.lab.is_some() {
+            let v6 = if instance == "relay2" { RELAY2_V6 } else { RELAY1_V6 };
+            advertise = format!("{advertise},[{v6}]:{port}");
+        }
         let join = ["join", "-", "--advertise", &advertise, "--json"];
         self.ask(instance, &join, text(&token, "token"))?;
         fs::write(self.data.path().join(format!("{instance}.port")), port.to_string())?;
@@ -337,7 +402,7 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         // Consoles and agents before the mediator, all before the laboratory.
-        while self.running.pop().is_some() {}
+        self.stop_all();
     }
 }
 
@@ -398,7 +463,39 @@ pub fn to_port(port: u16) -> String {
     format!("127.0.0.1:0:127.0.0.1:{port}")
 }
 
-fn artifacts_path(test: &str) -> PathBuf {
+/// The nearest directory above our own program that has the four programs: tests are in
+/// target/PROFILE/deps, programs in target/PROFILE.
+fn beside_us() -> Option<PathBuf> {
+    let ours = env::current_exe().ok()?;
+    ours.ancestors().find(|dir| dir.join("mediator").is_file()).map(Path::to_owned)
+}
+
+/// A directory in memory where there is one: what a disk costs is not what many short tests
+/// measure.
+fn memory_dir() -> Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("adit-e2e-");
+    Ok(builder.tempdir_in("/dev/shm").or_else(|_| builder.tempdir())?)
+}
+
+/// Copies files and directories with their modes; sockets stay behind.
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (kind, to) = (entry.file_type()?, to.join(entry.file_name()));
+        if kind.is_dir() {
+            fs::create_dir(&to)?;
+            fs::set_permissions(&to, entry.metadata()?.permissions())?;
+            copy_files(&entry.path(), &to)?;
+        } else if kind.is_file() {
+            fs::copy(entry.path(), &to)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a test leaves what it leaves.
+pub fn artifacts_path(test: &str) -> PathBuf {
     let dir =
         env::var_os("ADIT_E2E_DIR").map_or_else(|| env::temp_dir().join("adit-e2e"), Into::into);
     dir.join(test)

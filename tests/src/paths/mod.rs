@@ -1,0 +1,14 @@
+//! Paths in laboratories: which pairs of networks go direct, how fast, and what changes of the
+//! network do to a session.
+//!
+//! - [`oracle`]: what theory says of each pair, derived from what the two sides do with packets
+//! - [`pair`]: one pair, tried with all four programs in a laboratory of its own
+//! - [`matrix`]: all pairs, several at once, compared with the oracle
+//!
+//! `cargo xtask paths` runs them and writes the tables of `docs/paths.md`.
+
+#![allow(clippy::indexing_slicing, reason = "JSON values give null for what is not there")]
+
+pub mod matrix;
+pub mod oracle;
+pub mod pair;

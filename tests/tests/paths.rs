@@ -1,0 +1,29 @@
+//! Every pair of networks against what theory says of it, with the real programs, each pair in a
+//! laboratory of its own. See `docs/paths.md`; by hand: `cargo xtask paths`.
+
+use std::fs;
+
+use adit_tests::{
+    paths::{
+        matrix::{self, Options},
+        oracle,
+    },
+    site::artifacts_path,
+};
+use anyhow::{Result, ensure};
+
+/// Laboratories at once: each idles most of its time, and all share two processors in CI.
+const JOBS: usize = 6;
+
+#[test]
+fn every_pair_of_networks_meets_the_oracle() -> Result<()> {
+    // Each pair that is a matter of luck has a second try; the rate of luck is measured by
+    // `cargo xtask paths --hard`.
+    let options = Options { jobs: JOBS, seed: 1, retries: 1, log_level: None };
+    let report = matrix::run("paths", oracle::cases(), &options)?;
+    println!("{}", report.matrix());
+    fs::write(artifacts_path("paths").join("matrix.txt"), report.matrix())?;
+    let misses = report.misses();
+    ensure!(misses.is_empty(), "{} missed:\n{}", misses.len(), misses.join("\n"));
+    Ok(())
+}
