@@ -8,7 +8,7 @@ use adit_ledger::{Anchor, SignedHead, Trust, verify_export};
 use adit_protocol::keys::Fingerprint;
 use adit_runtime::{
     cli::{CliError, Generate, GlobalArgs, parse, report},
-    config::{ConfigCommand, Sources, parse_duration},
+    config::{Config, ConfigCommand, Sources, parse_duration},
     local::{LocalClient, LocalError, socket_path},
     secretio,
     time::unix_ms,
@@ -22,17 +22,21 @@ use crate::{
         export::{self, Format, Selection},
         handle,
     },
-    config::{KEYS, PROGRAM},
+    config::{KEYS, PROGRAM, Settings},
     init::{self, InitOptions},
     place::{MediatorDir, store_error},
     roles::role::TECHNICIAN,
     serve,
-    store::{Mode, Writer},
+    store::{Mode, Store, Writer},
 };
 
 /// Authorises and audits sessions, and brokers them between console and agent
 #[derive(Parser)]
-#[command(name = "mediator", arg_required_else_help = true)]
+#[command(
+    name = "mediator",
+    arg_required_else_help = true,
+    after_help = "Example: mediator init --host adit.example.com, then mediator serve"
+)]
 struct Cli {
     #[command(flatten)]
     global: GlobalArgs,
@@ -337,7 +341,8 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Config(command) => {
             let data_dir = global.data_dir(&PROGRAM)?;
             let sources = Sources::new(global.config.as_deref(), &data_dir);
-            command.run(&PROGRAM, KEYS, &sources, global.output())
+            let check = |config: &Config| Settings::of(config).map(|_| ());
+            command.run_checked(&PROGRAM, KEYS, &sources, global.output(), check)
         }
         Command::Generate(generate) => generate.run::<Cli>(),
     }
@@ -512,15 +517,7 @@ async fn export_to(
     }
     let store = place.store(Mode::Read).await?;
     let Some(path) = output else {
-        let mut stdout = std::io::stdout().lock();
-        let failed = |error: std::io::Error| {
-            CliError::failed("output_failed", format!("cannot write to stdout: {error}"))
-        };
-        export::export(&store, selection, |piece| {
-            stdout.write_all(piece.as_bytes()).map_err(failed)
-        })
-        .await?;
-        return stdout.flush().map_err(failed);
+        return export_to_stdout(&store, selection).await;
     };
     let failed = |error: std::io::Error| {
         CliError::failed("output_failed", format!("cannot write {}: {error}", path.display()))
@@ -533,6 +530,24 @@ async fn export_to(
     file.sync_all().and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
     global.output().emit(&json!({"file": path.display().to_string(), "entries": shown}))?;
     global.output().human(format_args!("{shown} entries written to {}", path.display()))
+}
+
+async fn export_to_stdout(store: &Store, selection: &Selection) -> Result<(), CliError> {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    let mut gone = false;
+    let exported = export::export(store, selection, |piece| {
+        stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
+            gone = error.kind() == std::io::ErrorKind::BrokenPipe;
+            CliError::failed("output_failed", format!("cannot write to stdout: {error}"))
+        })
+    })
+    .await;
+    match exported {
+        // Whoever reads has enough, as `head` does.
+        Err(_) if gone => Ok(()),
+        exported => exported.map(|_| ()),
+    }
 }
 
 /// Asks and prints the replies.

@@ -60,7 +60,7 @@ pub(crate) async fn run(global: &GlobalArgs, options: InitOptions) -> Result<(),
     match build(&dir, &options).await {
         Ok((fingerprint, password)) => {
             remove(&dir, INIT_MARK)?;
-            tell(global, &options, &fingerprint, &password)
+            tell(global, &dir, &options, &fingerprint, &password)
         }
         Err(error) => {
             clear(&dir)?;
@@ -157,6 +157,7 @@ fn settings_text(options: &InitOptions) -> String {
 
 fn tell(
     global: &GlobalArgs,
+    dir: &DataDir,
     options: &InitOptions,
     fingerprint: &str,
     password: &str,
@@ -173,11 +174,20 @@ fn tell(
     }))?;
     output.human(format_args!(
         "mediator for {} is set up\n  fingerprint  {fingerprint}\n  partner      {}\n  \
-         admin        {}\n  password     {password}   (shown once)\n\nnext: mediator serve",
+         admin        {}\n  password     {password}   (shown once)\n\nnext: mediator serve \
+         --data-dir {}",
         options.hosts.join(", "),
         options.partner,
         options.admin,
+        shell_word(&dir.path().display().to_string()),
     ))
+}
+
+/// A path as one types it into a shell.
+fn shell_word(path: &str) -> String {
+    let path = adit_runtime::cli::escape_text(path);
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:~".contains(c);
+    if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
 }
 
 /// Removes what an `init` made.

@@ -229,3 +229,34 @@ async fn damage_has_one_name_wherever_it_is() {
     let (code, lines) = mediator.try_admin(&["user", "list"], "");
     assert_eq!((code, &lines[0]["error"]["code"]), (1, &"file_missing".into()));
 }
+
+#[tokio::test]
+async fn a_reader_that_has_enough_is_no_failure() {
+    use std::process::{Command, Stdio};
+    let mediator = Mediator::start();
+    for n in 0..40 {
+        mediator.admin(&["client", "add", &format!("main/client{n}")]);
+    }
+    for format in ["jsonl", "csv"] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mediator"))
+            .args(["audit", "export", "--format", format, "--data-dir"])
+            .arg(mediator.dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let done = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert_eq!((done.status.code(), said.as_str()), (Some(0), ""), "{format}");
+    }
+    // A mistyped directory is not valid.
+    let (code, _) = mediator.try_admin(&["config", "check"], "");
+    assert_eq!(code, 0);
+    let typo = Command::new(env!("CARGO_BIN_EXE_mediator"))
+        .args(["config", "check", "--data-dir"])
+        .arg(mediator.dir.path().join("typo"))
+        .output()
+        .unwrap();
+    assert_eq!(typo.status.code(), Some(2), "{typo:?}");
+}
