@@ -194,11 +194,14 @@ impl Holder {
         live: &Live,
         now_ms: u64,
     ) -> Result<Result<u64, &'static str>, StoreError> {
+        // By the age, not by the wall clock: setting that must not make a session longer.
+        let began_ms = now_ms.saturating_sub(live.age_ms);
+        let factor_age = |at: u64| live.began_ms.saturating_sub(at);
         let facts = Facts {
             now_ms,
-            began_ms: live.began_ms,
+            began_ms,
             source: source_ip(&live.who.source),
-            mfa_ms: live.basis.mfa_ms,
+            mfa_ms: live.basis.mfa_ms.map(|at| began_ms.saturating_sub(factor_age(at))),
             reason: live.basis.reason,
             ticket: live.basis.ticket,
             approved_until_ms: None,

@@ -28,6 +28,8 @@ pub(crate) struct Live {
     pub(crate) place: Place,
     pub(crate) redirector: String,
     pub(crate) began_ms: u64,
+    /// How long it has lasted, whatever the wall clock did meanwhile.
+    pub(crate) age_ms: u64,
     pub(crate) basis: Basis,
 }
 
@@ -40,15 +42,16 @@ impl Broker {
     }
 
     /// Some of the sessions that must be judged. They are named again if nothing is told.
-    pub(crate) fn take_reviews(&mut self, limit: usize) -> Vec<Live> {
+    pub(crate) fn take_reviews(&mut self, limit: usize, now: Now) -> Vec<Live> {
         let sessions = &self.sessions;
         self.reviews.retain(|id| sessions.get(id).is_some_and(|session| !session.is_ended()));
-        self.reviews.iter().take(limit).filter_map(|id| self.live(*id)).collect()
+        self.reviews.iter().take(limit).filter_map(|id| self.live(*id, now)).collect()
     }
 
     /// A session as it is judged.
-    pub(crate) fn live(&self, id: SessionId) -> Option<Live> {
+    pub(crate) fn live(&self, id: SessionId, now: Now) -> Option<Live> {
         let session = self.sessions.get(&id).filter(|session| !session.is_ended())?;
+        let age = now.mono.saturating_sub(session.started).as_millis();
         Some(Live {
             session: id,
             generation: self.generation,
@@ -56,6 +59,7 @@ impl Broker {
             place: session.place.clone(),
             redirector: session.redirector.clone(),
             began_ms: session.started_ms,
+            age_ms: u64::try_from(age).unwrap_or(u64::MAX),
             basis: session.basis.clone(),
         })
     }

@@ -497,6 +497,57 @@ fn a_withdrawal_hits_what_was_decided_before_it() {
 }
 
 #[test]
+fn a_right_that_ends_is_judged_once_and_ends_the_session_if_nobody_judges() {
+    for judged in [None, Some(Ok(u64::MAX)), Some(Err("outside_hours"))] {
+        let mut world = World::new(1);
+        let mut attempt = world.attempt().unwrap();
+        let until_ms = world.now.unix_ms + 60_000;
+        attempt.verdict = Ok(Allowed { until_ms, ..Allowed::from("rule") });
+        let session = attempt.session;
+        world.opens.insert(attempt.request, session);
+        world.fates.entry(session).or_default();
+        world.broker.handle_open(attempt, world.now);
+        world.drain();
+        world.store();
+        world.broker.handle_answer(session, Ok(vec![0; 10].into()), world.now);
+        world.drain();
+        assert!(world.broker.open_session(session).is_some());
+        world.pass(Duration::from_secs(59));
+        assert!(!world.broker.has_reviews());
+        world.pass(Duration::from_secs(1));
+        let named = world.broker.take_reviews(10, world.now);
+        assert_eq!((named.len(), named[0].age_ms), (1, 60_000));
+        if let Some(outcome) = judged {
+            world.broker.handle_reviewed(session, named[0].generation, outcome, world.now);
+        }
+        world.pass(crate::core::review::REVIEW_DEADLINE);
+        let expected = judged == Some(Ok(u64::MAX));
+        assert_eq!(world.broker.open_session(session).is_some(), expected, "{judged:?}");
+    }
+}
+
+#[test]
+fn what_older_rules_decided_is_judged_by_the_new_ones() {
+    let mut world = World::new(1);
+    world.broker.handle_rules_changed(7);
+    for (generation, named) in [(7, 0), (6, 1), (7, 1)] {
+        let mut attempt = world.attempt().unwrap();
+        attempt.verdict = Ok("rule".into());
+        attempt.generation = generation;
+        world.broker.handle_open(attempt, world.now);
+        assert_eq!(world.broker.take_reviews(10, world.now).len(), named);
+    }
+    // Judged by rules that have changed since: once more.
+    let live = world.broker.take_reviews(10, world.now).remove(0);
+    world.broker.handle_rules_changed(8);
+    assert_eq!(world.broker.take_reviews(10, world.now).len(), 3);
+    world.broker.handle_reviewed(live.session, live.generation, Ok(u64::MAX), world.now);
+    assert_eq!(world.broker.take_reviews(10, world.now).len(), 3);
+    world.broker.handle_reviewed(live.session, 8, Ok(u64::MAX), world.now);
+    assert_eq!(world.broker.take_reviews(10, world.now).len(), 2);
+}
+
+#[test]
 fn the_newest_connection_of_an_agent_wins() {
     let mut broker = Broker::default();
     let now = Now { mono: Duration::ZERO, unix_ms: 0 };

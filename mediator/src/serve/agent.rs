@@ -186,7 +186,7 @@ pub(super) async fn of_session(line: &Line, body: Body, responder: adit_control:
 async fn renew(line: &Line, session: SessionId, responder: adit_control::Responder) {
     let broker = &line.shared.broker;
     let id = line.id;
-    let live = broker.ask(move |driver, _| driver.broker.live(session)).await.flatten();
+    let live = broker.ask(move |driver, now| driver.broker.live(session, now)).await.flatten();
     let allowed = match live {
         None => Ok(false),
         Some(live) => may_go_on(&line.shared, &live).await,

@@ -260,7 +260,7 @@ pub(super) async fn holder(line: &Line, row: &LoginRow) -> Result<Holder, StoreE
 
 /// May this person end that session of another?
 async fn may_end(line: &Line, row: &LoginRow, session: SessionId) -> Result<bool, StoreError> {
-    let found = line.shared.broker.ask(move |driver, _| driver.broker.live(session));
+    let found = line.shared.broker.ask(move |driver, now| driver.broker.live(session, now));
     let Some(live) = found.await.flatten() else { return Ok(false) };
     if live.who.account_id == row.account.id {
         return Ok(true);

@@ -61,8 +61,8 @@ pub(super) async fn run(rules: Rules, store: Store, broker: BrokerHandle, stop: 
             _ = tick.tick() => {}
         }
         loop {
-            let named = broker.ask(|driver, _| match driver.broker.has_reviews() {
-                true => driver.broker.take_reviews(BATCH),
+            let named = broker.ask(|driver, now| match driver.broker.has_reviews() {
+                true => driver.broker.take_reviews(BATCH, now),
                 false => Vec::new(),
             });
             let Some(batch) = named.await.filter(|batch| !batch.is_empty()) else { break };

@@ -11,20 +11,20 @@ use tokio::task::JoinSet;
 
 use super::*;
 
-struct Fixture {
+pub(in crate::store) struct Fixture {
     dir: tempfile::TempDir,
     signer: LogSigner,
 }
 
-struct Running {
-    store: Store,
-    writer: Writer,
+pub(in crate::store) struct Running {
+    pub(in crate::store) store: Store,
+    pub(in crate::store) writer: Writer,
     stop: tokio_util::sync::CancellationToken,
     task: JoinSet<()>,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(in crate::store) fn new() -> Self {
         let (root, log) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
         let cert = KeyCert { key: log.public(), not_before_ms: 0, not_after_ms: u64::MAX };
         let cert = KeyCert::issue(&root, Purpose::Log, &cert);
@@ -38,7 +38,7 @@ impl Fixture {
         self.dir.path().join("a b?c#d%.db")
     }
 
-    async fn open(&self) -> Result<Running, StoreError> {
+    pub(in crate::store) async fn open(&self) -> Result<Running, StoreError> {
         let mode = if self.file().exists() { Mode::Write } else { Mode::Create };
         let store = Store::open(&self.file(), mode).await?;
         let stop = tokio_util::sync::CancellationToken::new();
@@ -50,7 +50,7 @@ impl Fixture {
 }
 
 impl Running {
-    async fn partner(&self, name: &'static str) -> tenants::Partner {
+    pub(in crate::store) async fn partner(&self, name: &'static str) -> tenants::Partner {
         let write = self
             .writer
             .write(move |tx| Box::pin(async move { tenants::create_partner(tx, name).await }));
@@ -69,7 +69,7 @@ impl Running {
             .await
     }
 
-    async fn close(mut self) {
+    pub(in crate::store) async fn close(mut self) {
         self.stop.cancel();
         while self.task.join_next().await.is_some() {}
         self.store.close().await;

@@ -1,0 +1,295 @@
+//! Roles, conditions, approvals and their effect on live sessions, at the running mediator.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use adit_net::identity::DeviceIdentity;
+use adit_protocol::{
+    code::failure,
+    wire::{self, frame::Body},
+};
+use common::{Device, Mediator, hello, identity, open};
+use serde_json::Value;
+
+/// R25, R26: so soon must a live session end.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+impl Mediator {
+    /// A user without any role, logged in.
+    async fn user(&self, name: &str, partner: &[&str]) -> Device {
+        let added = self.admin(&[&["user", "add", name, "--role", "none"], partner].concat());
+        let me = identity();
+        let device = self.connect(&me, hello(2, &me, &[])).await.unwrap();
+        device.login(name, added[0]["password"].as_str().unwrap()).await.unwrap();
+        device
+    }
+
+    /// Binds a role; gives the binding's id.
+    fn bind(&self, role: &str, user: &str, more: &[&str]) -> String {
+        let told = self.admin(&[&["role", "bind", role, "--user", user], more].concat());
+        told[0]["binding"].as_str().unwrap().to_owned()
+    }
+}
+
+async fn listed(console: &Device) -> Vec<String> {
+    match console.ask(Body::ListComputers(wire::ListComputers::default())).await.unwrap() {
+        Body::Computers(found) => found.computers.into_iter().map(|c| c.name).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Opens `ssh`; the agent agrees if it is asked.
+async fn try_open(
+    console: &Device,
+    agent: &mut Device,
+    wish: wire::Open,
+) -> Result<(), wire::Failure> {
+    let opened = console.ask(Body::Open(wish));
+    tokio::pin!(opened);
+    loop {
+        tokio::select! {
+            done = &mut opened => return done.map(|_| ()),
+            request = agent.next() => {
+                let (body, responder) = request.into_parts();
+                match body {
+                    Body::Offer(_) => {
+                        let noise_msg2 = vec![8; 100].into();
+                        responder.reply(Body::Answer(wire::Answer { noise_msg2 }));
+                    }
+                    _ => responder.reply(Body::Done(wire::Done {})),
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the agent is told that a session is over; the reason.
+async fn told_end(agent: &mut Device, since: Instant) -> String {
+    let (body, responder) = agent.next().await.into_parts();
+    responder.reply(Body::Done(wire::Done {}));
+    assert!(since.elapsed() < AT_ONCE, "{:?}", since.elapsed());
+    match body {
+        Body::EndSession(end) => end.reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn wish(n: u8, computer: &wire::Enrolled, agent: &DeviceIdentity) -> wire::Open {
+    wire::Open { ticket: String::new(), ..open(n, computer, agent) }
+}
+
+#[tokio::test]
+async fn without_a_role_there_is_nothing_and_each_condition_has_its_code() {
+    let mediator = Mediator::start();
+    let (mut agent, pc, key) = mediator.agent("pc").await;
+    let console = mediator.user("jane", &[]).await;
+    let mut n = 0;
+    let mut attempt = async |reason: &str| {
+        n += 1;
+        let wish = wire::Open { reason: reason.into(), ..wish(n, &pc, &key) };
+        try_open(&console, &mut agent, wish).await.map_err(|failure| failure.code)
+    };
+    assert_eq!(listed(&console).await, [""; 0]);
+    assert_eq!(attempt("why").await.unwrap_err(), failure::NO_SUCH_COMPUTER);
+    let auditor = mediator.bind("auditor", "jane", &["--client", "main/hq"]);
+    assert_eq!(listed(&console).await, ["pc"]);
+    assert_eq!(attempt("why").await.unwrap_err(), failure::NOT_PERMITTED);
+    for (flags, reason, code) in [
+        (["--require", "reason"], " ", failure::REASON_REQUIRED),
+        (["--require", "ticket"], "why", failure::TICKET_REQUIRED),
+        (["--require", "approval"], "why", failure::APPROVAL_REQUIRED),
+        (["--mfa-within", "15m"], "why", failure::MFA_REQUIRED),
+        (["--from", "192.0.2.0/24"], "why", failure::SOURCE_NOT_ALLOWED),
+    ] {
+        let binding = mediator.bind("technician", "jane", &flags);
+        assert_eq!(attempt(reason).await.unwrap_err(), code);
+        let refused = mediator.events_named("session.refused").pop().unwrap();
+        assert!(refused["rule"].as_str().unwrap().contains(&binding), "{refused}");
+        mediator.admin(&["role", "unbind", &binding]);
+    }
+    mediator.admin(&["role", "create", "web", "--permission", "launch", "--redirector", "http"]);
+    mediator.bind("web", "jane", &[]);
+    assert_eq!(attempt("why").await.unwrap_err(), failure::NOT_PERMITTED);
+    let right = mediator.bind("technician", "jane", &["--require", "reason"]);
+    attempt("why").await.unwrap();
+    let granted = mediator.events_named("session.granted").pop().unwrap();
+    assert_eq!(granted["rule"], format!("technician on partner ({right})"));
+    mediator.admin(&["role", "unbind", &auditor]);
+    assert_eq!(listed(&console).await, ["pc"]);
+    let changes = mediator.events_named("role.bound").len();
+    assert_eq!((changes, mediator.events_named("role.unbound").len()), (8, 6));
+}
+
+#[tokio::test]
+async fn live_sessions_end_when_the_right_to_them_does() {
+    let mediator = Mediator::start();
+    let (mut agent, pc, key) = mediator.agent("pc").await;
+    let console = mediator.user("jane", &[]).await;
+    let mut n = 0;
+    let mut session = async |agent: &mut Device| {
+        n += 1;
+        try_open(&console, agent, wish(n, &pc, &key)).await.unwrap();
+    };
+    // A binding that ends.
+    let binding = mediator.bind("technician", "jane", &[]);
+    session(&mut agent).await;
+    let since = Instant::now();
+    mediator.admin(&["role", "unbind", &binding]);
+    assert_eq!(told_end(&mut agent, since).await, "permission_withdrawn");
+    // A role that loses the redirector; another change leaves the session alone.
+    let make = ["role", "create", "shell", "--permission", "launch"];
+    mediator.admin(&make);
+    mediator.bind("shell", "jane", &["--computers", "servers"]);
+    mediator.admin(&["computer", "group", "pc", "servers"]);
+    session(&mut agent).await;
+    mediator.admin(&["role", "bind", "auditor", "--user", "admin"]);
+    let changed = [&make[..], &["--replace", "--redirector", "rdp"]].concat();
+    let since = Instant::now();
+    mediator.admin(&changed);
+    assert_eq!(told_end(&mut agent, since).await, "permission_withdrawn");
+    // A computer that leaves the group, a longest time that is over.
+    mediator.admin(&[&make[..], &["--replace"]].concat());
+    session(&mut agent).await;
+    let since = Instant::now();
+    mediator.admin(&["computer", "group", "pc", "servers", "--remove"]);
+    assert_eq!(told_end(&mut agent, since).await, "permission_withdrawn");
+    mediator.bind("technician", "jane", &["--max-length", "1s"]);
+    session(&mut agent).await;
+    assert_eq!(told_end(&mut agent, Instant::now()).await, failure::TIME_LIMIT);
+    let reasons: Vec<Value> =
+        mediator.events_named("session.ended").iter().map(|e| e["end_reason"].clone()).collect();
+    assert_eq!(reasons.len(), 4);
+    assert_eq!(reasons[3], failure::TIME_LIMIT);
+    mediator.admin(&["audit", "verify"]);
+}
+
+#[tokio::test]
+async fn access_is_asked_for_approved_by_another_and_taken_back() {
+    let mediator = Mediator::start();
+    let (mut agent, pc, key) = mediator.agent("pc").await;
+    let (jane, client) = (mediator.user("jane", &[]).await, mediator.user("rep", &[]).await);
+    let stranger = mediator.user("stranger", &[]).await;
+    let ask = || {
+        Body::RequestAccess(wire::RequestAccess {
+            computer_id: pc.device_id.clone(),
+            redirector: "ssh".into(),
+            reason: "disk is full".into(),
+            length_ms: 600_000,
+            ..Default::default()
+        })
+    };
+    assert_eq!(jane.ask(ask()).await.unwrap_err().code, failure::NO_SUCH_COMPUTER);
+    mediator.bind("technician", "jane", &["--require", "approval"]);
+    mediator.bind("client-representative", "jane", &[]);
+    mediator.bind("client-representative", "rep", &["--client", "main/hq"]);
+    let Body::AccessRequest(asked) = jane.ask(ask()).await.unwrap() else { panic!() };
+    assert_eq!((asked.state.as_str(), asked.user.as_str()), ("pending", "jane"));
+    let list = || Body::ListRequests(wire::ListRequests { pending: true });
+    for (who, count) in [(&jane, 1), (&client, 1), (&stranger, 0)] {
+        let Body::AccessRequests(found) = who.ask(list()).await.unwrap() else { panic!() };
+        assert_eq!(found.requests.len(), count);
+    }
+    let decide = |approve| {
+        let request_id = asked.request_id.clone();
+        Body::DecideRequest(wire::DecideRequest { request_id, approve, ..Default::default() })
+    };
+    assert_eq!(jane.ask(decide(true)).await.unwrap_err().code, failure::NOT_PERMITTED);
+    assert_eq!(stranger.ask(decide(true)).await.unwrap_err().code, failure::NO_SUCH_REQUEST);
+    let refused = try_open(&jane, &mut agent, wish(1, &pc, &key)).await.unwrap_err();
+    assert_eq!(refused.code, failure::APPROVAL_REQUIRED);
+    let Body::AccessRequest(done) = client.ask(decide(true)).await.unwrap() else { panic!() };
+    assert_eq!((done.state.as_str(), done.decided_by.as_str()), ("approved", "rep"));
+    // The approval is for one redirector.
+    let mut other = wish(2, &pc, &key);
+    other.redirector = "rdp".into();
+    other.targets[0].port = 3389;
+    let refused = try_open(&jane, &mut agent, other).await.unwrap_err();
+    assert_eq!(refused.code, failure::APPROVAL_REQUIRED);
+    try_open(&jane, &mut agent, wish(3, &pc, &key)).await.unwrap();
+    let since = Instant::now();
+    client.ask(decide(false)).await.unwrap();
+    assert_eq!(told_end(&mut agent, since).await, failure::APPROVAL_REQUIRED);
+    // The machine's administrator approves for a moment.
+    let Body::AccessRequest(again) = jane.ask(ask()).await.unwrap() else { panic!() };
+    mediator.admin(&["request", "approve", &again.request_id, "--for", "1s"]);
+    try_open(&jane, &mut agent, wish(4, &pc, &key)).await.unwrap();
+    assert_eq!(told_end(&mut agent, Instant::now()).await, failure::APPROVAL_REQUIRED);
+    for (name, count) in [("request.made", 2), ("request.approved", 2), ("request.denied", 1)] {
+        assert_eq!(mediator.events_named(name).len(), count, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn another_partner_has_nothing_and_learns_nothing() {
+    let mediator = Mediator::start();
+    let (mut agent, pc, key) = mediator.agent("pc").await;
+    mediator.admin(&["client", "add", "other/branch"]);
+    let other = ["--partner", "other"];
+    let console = mediator.user("eve", &other).await;
+    mediator.bind("owner", "eve", &["--installation"]);
+    let (code, _) =
+        mediator.try_admin(&["role", "bind", "owner", "--user", "eve", "--client", "main/hq"], "");
+    assert_eq!(code, 4);
+    let (admin, _, _) = mediator.console().await;
+    try_open(&admin, &mut agent, wish(1, &pc, &key)).await.unwrap();
+    assert_eq!(listed(&console).await, [""; 0]);
+    let refused = try_open(&console, &mut agent, wish(2, &pc, &key)).await.unwrap_err();
+    assert_eq!(refused.code, failure::NO_SUCH_COMPUTER);
+    let sessions = console.ask(Body::ListSessions(wire::ListSessions {})).await.unwrap();
+    assert!(matches!(sessions, Body::Sessions(found) if found.sessions.is_empty()));
+    let end = wire::EndSession { session_id: vec![1; 16].into(), reason: String::new() };
+    let refused = console.ask(Body::EndSession(end)).await.unwrap_err();
+    assert_eq!(refused.code, failure::NO_SUCH_SESSION);
+    let ask = wire::RequestAccess {
+        computer_id: pc.device_id.clone(),
+        redirector: "ssh".into(),
+        reason: "why".into(),
+        ..Default::default()
+    };
+    let refused = console.ask(Body::RequestAccess(ask)).await.unwrap_err();
+    assert_eq!(refused.code, failure::NO_SUCH_COMPUTER);
+}
+
+#[tokio::test]
+async fn a_past_decision_is_explained_and_nobody_grants_beyond_the_own_rules() {
+    let mediator = Mediator::start();
+    mediator.agent("pc").await;
+    mediator.user("jane", &[]).await;
+    mediator.user("boss", &[]).await;
+    let right = mediator.bind("technician", "jane", &["--require", "reason"]);
+    let ask = |more: &[&str]| {
+        let told = mediator.admin(&[&["explain", "jane", "main/hq/pc", "ssh"], more].concat());
+        told.into_iter().next().unwrap()
+    };
+    let then = ask(&["--reason"]);
+    assert_eq!((&then["allowed"], &then["rules"][0]["covers"]), (&true.into(), &true.into()));
+    let bare = ask(&[]);
+    assert_eq!(bare["code"], failure::REASON_REQUIRED);
+    mediator.admin(&["role", "unbind", &right]);
+    let now = ask(&["--reason"]);
+    assert_eq!((&now["allowed"], &now["code"]), (&false.into(), &"no_such_computer".into()));
+    let past = ask(&["--reason", "--at", then["at"].as_str().unwrap()]);
+    assert_eq!((&past["allowed"], &past["rule"]), (&true.into(), &then["rule"]));
+
+    mediator.bind("administrator", "boss", &["--client", "main/hq", "--require", "reason"]);
+    for (role, more, code) in [
+        ("technician", &["--client", "main/hq", "--require", "reason"][..], 0),
+        ("technician", &["--client", "main/hq"], 3),
+        ("technician", &["--require", "reason"], 3),
+        ("owner", &["--client", "main/hq", "--require", "reason"], 3),
+        ("technician", &["--computer", "pc", "--require", "reason,approval"], 0),
+    ] {
+        let args = [&["role", "bind", role, "--user", "jane", "--as", "boss"], more].concat();
+        assert_eq!(mediator.try_admin(&args, "").0, code, "{args:?}");
+    }
+    let bound = mediator.events_named("role.bound").pop().unwrap();
+    assert_eq!(bound["actor"], "boss");
+}
