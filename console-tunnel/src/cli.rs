@@ -69,7 +69,10 @@ The fingerprint is what `agent-tunnel enroll` and `agent-tunnel status` show on 
     /// List live sessions, or end one
     Sessions(SessionsArgs),
     /// Verify an export of the audit log
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  console-tunnel audit verify audit.jsonl --key sha256:9f86…"
+    )]
     Audit(AuditCommand),
     /// Check or show the configuration
     #[command(subcommand, after_help = "Example:\n  console-tunnel config show")]
@@ -222,6 +225,9 @@ pub struct SessionsArgs {
 #[derive(Debug, Subcommand)]
 pub enum SessionsCommand {
     /// End a session
+    #[command(after_help = "Examples:
+  console-tunnel sessions end 3f2a…-…
+  console-tunnel sessions end 3f2a…-… --reason 'maintenance is over'")]
     End {
         /// Id of the session
         id: adit_protocol::ids::SessionId,
@@ -267,7 +273,6 @@ fn text(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split_whitespace())
@@ -275,13 +280,15 @@ mod tests {
 
     #[test]
     fn command_line_is_consistent_and_every_command_has_an_example() {
-        Cli::command().debug_assert();
-        for command in Cli::command().get_subcommands() {
-            if command.is_hide_set() || command.get_name() == "audit" {
-                continue;
-            }
+        let mut command = adit_runtime::cli::command::<Cli>();
+        command.clone().debug_assert();
+        command.build();
+        let mut left = vec![&command];
+        while let Some(command) = left.pop() {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("console-tunnel "), "{}", command.get_name());
+            assert!(help.contains("  console-tunnel "), "{}", command.get_name());
+            let visible = |c: &&clap::Command| !c.is_hide_set() && c.get_name() != "help";
+            left.extend(command.get_subcommands().filter(visible));
         }
     }
 

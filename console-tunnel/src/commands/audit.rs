@@ -32,6 +32,7 @@ pub fn verify(
     output.human(&report)
 }
 
+/// With the keys that `mediator audit verify --json` has.
 fn describe(report: &Report) -> serde_json::Value {
     let trees: Vec<_> = report
         .trees
@@ -40,6 +41,8 @@ fn describe(report: &Report) -> serde_json::Value {
             json!({
                 "tree": tree.head.tree,
                 "size": tree.head.size,
+                "root": tree.head.root.to_string(),
+                "log_key": tree.head.log_fingerprint().to_string(),
                 "entries": tree.entries,
                 "erased": tree.erased,
                 "pruned": tree.pruned,
@@ -53,8 +56,8 @@ fn describe(report: &Report) -> serde_json::Value {
         })
         .collect();
     json!({
-        "consistent": true,
-        "authentic": !report.is_internally_consistent_only(),
+        "valid": true,
+        "internally_consistent_only": report.is_internally_consistent_only(),
         "trees": trees,
     })
 }
@@ -116,6 +119,16 @@ mod tests {
         let keys = vec![key.public().fingerprint()];
         verify(output, &path, keys.clone(), std::slice::from_ref(&path), true).unwrap();
         verify(output, &path, vec![], &[], false).unwrap();
+        let trust = Trust { keys: keys.clone(), heads: Vec::new(), complete: false };
+        let told = describe(&verify_export(text.as_bytes(), &trust).unwrap());
+        let names =
+            |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&told), ["valid", "internally_consistent_only", "trees"]);
+        assert_eq!(told["internally_consistent_only"], false);
+        assert_eq!(
+            names(&told["trees"][0]).join(" "),
+            "tree size root log_key entries erased pruned omitted anchor"
+        );
         let other = vec![SigningKey::generate().unwrap().public().fingerprint()];
         assert_eq!(verify(output, &path, other, &[], false).unwrap_err().code, "audit_invalid");
 
