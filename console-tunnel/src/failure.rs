@@ -36,6 +36,7 @@ const FAILURES: &[(&str, Exit, &str)] = &[
     (codes::INTERNAL, Exit::Failed, "see the mediator's log"),
     (codes::NOT_ENROLLED, Exit::Refused, "log in again"),
     (codes::UNSUPPORTED_VERSION, Exit::Failed, "install the version that the mediator speaks"),
+    // What a user sees is always that there is no path; the message says what of it failed.
     (codes::NO_RELAY, Exit::NoPath, "the mediator's administrator must join a relay"),
 ];
 
@@ -43,6 +44,7 @@ const FAILURES: &[(&str, Exit, &str)] = &[
 pub fn refused(failure: &Failure) -> CliError {
     let known = FAILURES.iter().find(|(code, ..)| *code == failure.code);
     let (code, exit, advice) = match known {
+        Some((codes::NO_RELAY, exit, advice)) => ("no_path", *exit, *advice),
         Some((code, exit, advice)) => (*code, *exit, *advice),
         None => ("mediator_refused", Exit::Failed, ""),
     };
@@ -138,13 +140,14 @@ mod tests {
             (codes::NO_SUCH_COMPUTER, 4),
             (codes::AGENT_OFFLINE, 4),
             (codes::POLICY_REFUSED, 3),
-            (codes::NO_RELAY, 5),
             (codes::BUSY, 1),
         ] {
             let error = failure(code, "m");
             assert_eq!((error.code, error.exit.code()), (code, exit));
             assert!(error.hint.is_some() && error.message == "m");
         }
+        let no_relay = failure(codes::NO_RELAY, "no relay is registered");
+        assert_eq!((no_relay.code, no_relay.exit.code()), ("no_path", 5));
         let unknown = failure("brand_new", "because");
         assert_eq!((unknown.code, unknown.exit.code()), ("mediator_refused", 1));
         assert_eq!(unknown.message, "because (brand_new)");
