@@ -70,8 +70,15 @@ const fn viewer_key(path: &'static str) -> Key {
     }
 }
 
+/// The one way out, by configuration and environment. A setting that is no proxy's is wrong usage,
+/// also for commands that connect nowhere.
+pub fn dialer(config: &Config) -> Result<Dialer, CliError> {
+    let explicit = config.opt_string("proxy.url")?;
+    Dialer::new(&ProxyConfig { explicit, from_env: true })
+        .map_err(|error| CliError::usage("proxy_invalid", error.to_string()))
+}
+
 /// What every command starts with.
-#[derive(Debug)]
 pub struct Context {
     /// Options of the command line.
     pub global: GlobalArgs,
@@ -79,6 +86,8 @@ pub struct Context {
     pub config: Config,
     /// State of this console.
     pub directory: DataDir,
+    /// The one way out.
+    pub dialer: Dialer,
 }
 
 /// Where the configuration comes from.
@@ -94,16 +103,10 @@ impl Context {
     pub fn load(global: GlobalArgs) -> Result<Self, CliError> {
         let config = Config::load(&PROGRAM, KEYS, &sources(&global)?)?;
         viewer::check_config(&config)?;
+        let dialer = dialer(&config)?;
         adit_runtime::logging::init(&config.string("log.level")?, global.log_format)?;
         let directory = DataDir::open(global.data_dir(&PROGRAM)?)?;
-        Ok(Self { global, config, directory })
-    }
-
-    /// The one way out.
-    pub fn dialer(&self) -> Result<Dialer, CliError> {
-        let explicit = self.config.opt_string("proxy.url")?;
-        Dialer::new(&ProxyConfig { explicit, from_env: true })
-            .map_err(|error| CliError::usage("proxy_invalid", error.to_string()))
+        Ok(Self { global, config, directory, dialer })
     }
 
     /// How long a session waits without any carrier.

@@ -7,6 +7,7 @@
 //! - [`cli`], [`config`]: arguments and configuration
 //! - [`commands`]: what is over quickly; [`open`]: `open` and `forward`
 //! - [`link`]: the control connection; [`session`]: sessions, the only user of the endpoint
+//! - [`picker`]: what `console-tunnel` alone shows on a terminal
 //! - [`forward`]: local ports and SOCKS; [`viewer`]: programs that show a redirector
 //! - [`state`]: account, known agents, computers
 //! - [`events`], [`writer`], [`failure`]: what is told, and how
@@ -23,13 +24,13 @@ pub mod failure;
 pub mod forward;
 pub mod link;
 pub mod open;
+pub mod picker;
 pub mod session;
 pub mod state;
 pub mod viewer;
 pub mod writer;
 
 use std::{
-    io::IsTerminal,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -38,7 +39,6 @@ use adit_runtime::{
     cli::{CliError, GlobalArgs, parse, report},
     shutdown::Shutdown,
 };
-use clap::CommandFactory;
 
 use cli::{AuditCommand, Cli, Command, SessionsCommand};
 use config::{Context, KEYS, PROGRAM, sources};
@@ -60,12 +60,14 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: Cli, started: Instant) -> Result<(), CliError> {
     let Cli { global, command } = cli;
     match command {
-        None => no_command(),
+        None if picker::is_possible(&global) => with_picker(global),
+        None => Err(CliError::usage("usage", "a command is expected").hint("see --help")),
         Some(Command::Generate(generate)) => generate.run::<Cli>(),
         Some(Command::Config(command)) => {
             let sources = sources(&global)?;
             let config = adit_runtime::config::Config::load(&PROGRAM, KEYS, &sources)?;
             viewer::check_config(&config)?;
+            config::dialer(&config)?;
             command.run(&PROGRAM, KEYS, &sources, global.output())
         }
         Some(Command::Audit(AuditCommand::Verify { file, key, head, complete })) => {
@@ -75,23 +77,26 @@ fn dispatch(cli: Cli, started: Instant) -> Result<(), CliError> {
     }
 }
 
-/// Nothing was asked for: help on a terminal, an error for a script.
-fn no_command() -> Result<(), CliError> {
-    if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
-        return Cli::command().print_help().map_err(|error| {
-            CliError::failed("output_failed", format!("cannot write to stdout: {error}"))
-        });
-    }
-    Err(CliError::usage("usage", "a command is expected").hint("see --help"))
+/// Nothing was asked for, on a terminal.
+fn with_picker(global: GlobalArgs) -> Result<(), CliError> {
+    let context = Context::load(global)?;
+    block_on(async {
+        let shutdown = Shutdown::install()?;
+        picker::run(&context, &shutdown).await
+    })
 }
 
 fn with_runtime(global: GlobalArgs, command: Command, started: Instant) -> Result<(), CliError> {
     let context = Context::load(global)?;
+    block_on(execute(&context, command, started))
+}
+
+fn block_on(work: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
         CliError::failed("runtime_failed", format!("cannot start the runtime: {error}"))
     })?;
-    let result = runtime.block_on(execute(&context, command, started));
+    let result = runtime.block_on(work);
     runtime.shutdown_timeout(BACKGROUND);
     result
 }

@@ -8,7 +8,11 @@ use adit_control::{
     Incoming, Peer, Request, RequestError,
     client::{ATTEMPT_TIMEOUT, ConnectConfig, Connected, connect},
 };
-use adit_net::{identity::DeviceIdentity, proxy::Dialer, tls::Trust};
+use adit_net::{
+    identity::{DeviceIdentity, IdentityError},
+    proxy::Dialer,
+    tls::Trust,
+};
 use adit_protocol::{
     PROTOCOL_VERSION,
     limits::MAX_TEXT,
@@ -34,6 +38,8 @@ use crate::{
 
 /// Time for the mediator to answer one request.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for the mediator to record what we refused.
+const TELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Role of a console in `Hello`.
 const ROLE_CONSOLE: u32 = 2;
 /// Computers asked for at a time.
@@ -62,7 +68,7 @@ impl Caller {
             (Some(account), Some(token)) if account.user.is_some() => Ok(Self {
                 account,
                 identity: identity(&context.directory)?,
-                dialer: context.dialer()?,
+                dialer: context.dialer.clone(),
                 token,
             }),
             (account, _) => Err(not_logged_in(account.as_ref())),
@@ -74,7 +80,7 @@ impl Caller {
         Ok(Self {
             account,
             identity: identity(&context.directory)?,
-            dialer: context.dialer()?,
+            dialer: context.dialer.clone(),
             token: Zeroizing::default(),
         })
     }
@@ -136,7 +142,13 @@ impl Caller {
 /// The identity of this console, made at first use.
 fn identity(directory: &DataDir) -> Result<Arc<DeviceIdentity>, CliError> {
     DeviceIdentity::load_or_create(directory.path(), unix_ms()).map(Arc::new).map_err(|error| {
-        CliError::failed("identity_unusable", error.to_string())
+        let code = match &error {
+            IdentityError::Damaged { .. } => "identity_damaged",
+            IdentityError::Io { what: "read", .. } => "data_dir_unreadable",
+            IdentityError::Io { .. } => "data_dir_unwritable",
+            IdentityError::Key(_) => "crypto_failed",
+        };
+        CliError::failed(code, error.to_string())
             .hint("check the data directory; a console with a new identity must log in again")
     })
 }
@@ -181,6 +193,15 @@ impl Online {
 /// Asks one thing.
 pub async fn ask(peer: &Peer, body: Body) -> Result<Body, CliError> {
     peer.request(body, REQUEST_TIMEOUT).await.map_err(|error| failure::request(&error))
+}
+
+/// Tells the mediator, for its audit, what this console refused by itself. Best effort: whether it
+/// hears it changes nothing here.
+pub async fn tell_refusal(peer: &Peer, refusal: wire::ConsoleRefusal) {
+    let told = peer.request(Body::ConsoleRefusal(refusal), TELL_TIMEOUT).await;
+    if let Err(error) = told {
+        tracing::debug!(%error, "mediator did not record the refusal");
+    }
 }
 
 /// The request for a page of computers.
@@ -263,6 +284,27 @@ pub fn no_such_computer(given: &str) -> CliError {
 mod tests {
     use super::*;
     use crate::state::computer::tests::computer;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_damaged_key_is_reported_and_left_alone() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = DataDir::open(temporary.path().join("d")).unwrap();
+        let first = identity(&directory).unwrap().signing.public();
+        assert_eq!(identity(&directory).unwrap().signing.public(), first);
+        for file in ["identity.key", "noise.key"] {
+            let path = directory.file(file).unwrap();
+            let good = std::fs::read(&path).unwrap();
+            for bad in [&b""[..], b"short", &[7; 100]] {
+                std::fs::write(&path, bad).unwrap();
+                let error = identity(&directory).unwrap_err();
+                assert_eq!((error.code, error.exit.code()), ("identity_damaged", 1), "{file}");
+                assert_eq!(std::fs::read(&path).unwrap(), bad, "{file} was written over");
+            }
+            std::fs::write(&path, good).unwrap();
+        }
+        assert_eq!(identity(&directory).unwrap().signing.public(), first);
+    }
 
     #[test]
     fn several_matches_are_listed() {

@@ -8,8 +8,9 @@ mod run;
 use std::time::Instant;
 
 use adit_protocol::{
+    limits::MAX_TEXT,
     target::{Target, Transport},
-    wire::frame::Body,
+    wire::{self, frame::Body},
 };
 use adit_runtime::{
     cli::{CliError, escape_text},
@@ -23,14 +24,20 @@ use crate::{
     events::Reporter,
     failure,
     forward::{Local, Protocol},
-    link::{Caller, list_request, matching, only_one},
+    link::{Caller, list_request, matching, only_one, tell_refusal},
     session::{Session, Sessions, Wanted},
-    state::{KnownAgents, KnownComputer, KnownRedirector, Selector, Verdict},
+    state::{
+        KnownAgents, KnownComputer, KnownRedirector, Selector, Verdict,
+        recent::{self, Recent},
+    },
     viewer::{self, Choice, Values},
 };
 
 pub use run::Running;
 
+/// What this console refuses where nobody else sees it; everything else the mediator refuses and
+/// records itself.
+const OWN_REFUSALS: [&str; 2] = ["agent_key_changed", "agent_untrusted"];
 /// A port where the web service speaks TLS, unless the redirector's name says it.
 const HTTPS_PORTS: [u16; 2] = [443, 8443];
 
@@ -47,7 +54,7 @@ pub async fn open(
     warn_if_open(&reporter, &local);
     let mut opening =
         Opening::start(context, caller, &args.computer, &args.session, shutdown).await?;
-    let redirector = opening.redirector(&args.redirector)?;
+    let redirector = opening.redirector(&args.redirector).await?;
     let viewer = match args.no_launch || redirector.viewer.is_empty() {
         true => None,
         false => Some(viewer::choose(&redirector.viewer, &context.config, context.global.json)?),
@@ -162,6 +169,15 @@ fn viewer_values(
     }
 }
 
+/// What the mediator is told of a refusal before a computer is known.
+fn refusal(error: &CliError, given: &str) -> wire::ConsoleRefusal {
+    let mut computer = given.to_owned();
+    while computer.len() > MAX_TEXT {
+        computer.pop();
+    }
+    wire::ConsoleRefusal { computer, code: error.code.to_owned(), ..Default::default() }
+}
+
 /// A computer that was found, on the way to sessions with it.
 struct Opening<'a> {
     context: &'a Context,
@@ -213,23 +229,43 @@ impl<'a> Opening<'a> {
             // More than a page contains the name: read them all.
             false => matching(&sessions.peer, &selector).await?,
         };
-        let computer = only_one(&found, given)?.clone();
+        let computer = match only_one(&found, given) {
+            Ok(computer) => computer.clone(),
+            Err(error) => {
+                // Several that match are no refusal: nothing was asked for yet.
+                if found.is_empty() {
+                    tell_refusal(&sessions.peer, refusal(&error, given)).await;
+                }
+                return Err(error);
+            }
+        };
         let installation = caller.account.installation();
         Ok(Self { context, sessions, installation, given, selector, computer, shutdown })
     }
 
-    fn redirector(&self, name: &str) -> Result<KnownRedirector, CliError> {
-        self.computer.redirector(name).ok_or_else(|| {
-            let names: Vec<&str> =
-                self.computer.redirectors.iter().map(|r| r.name.as_str()).collect();
-            let message = format!(
-                "{} has no redirector \"{}\"",
-                escape_text(&self.computer.name),
-                escape_text(name)
-            );
-            CliError::not_there("no_such_redirector", message)
-                .hint(format!("there are: {}", names.join(", ")))
-        })
+    async fn redirector(&self, name: &str) -> Result<KnownRedirector, CliError> {
+        if let Some(redirector) = self.computer.redirector(name) {
+            return Ok(redirector);
+        }
+        let names: Vec<&str> = self.computer.redirectors.iter().map(|r| r.name.as_str()).collect();
+        let message = format!(
+            "{} has no redirector \"{}\"",
+            escape_text(&self.computer.name),
+            escape_text(name)
+        );
+        let error = CliError::not_there("no_such_redirector", message)
+            .hint(format!("there are: {}", names.join(", ")));
+        let refusal = wire::ConsoleRefusal { redirector: name.to_owned(), ..self.refusal(&error) };
+        tell_refusal(&self.sessions.peer, refusal).await;
+        Err(error)
+    }
+
+    /// What the mediator is told of a refusal of ours.
+    fn refusal(&self, error: &CliError) -> wire::ConsoleRefusal {
+        wire::ConsoleRefusal {
+            computer_id: self.computer.id.to_bytes(),
+            ..refusal(error, self.given)
+        }
     }
 
     /// Opens a session after comparing the agent's key with what is known of it, tells of it, and
@@ -241,8 +277,23 @@ impl<'a> Opening<'a> {
         running: &mut Running,
         reporter: &mut Reporter,
     ) -> Result<(), CliError> {
-        let verdict = self.check_key()?;
-        let session = running.meanwhile(self.ask_unless_interrupted(wanted), reporter).await?;
+        let opened = match self.check_key() {
+            Ok(verdict) => {
+                let asked = running.meanwhile(self.ask_unless_interrupted(wanted), reporter).await;
+                asked.map(|session| (session, verdict))
+            }
+            Err(error) => Err(error),
+        };
+        let (session, verdict) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                if OWN_REFUSALS.contains(&error.code) {
+                    let refusal = self.refusal_of(&error, wanted);
+                    tell_refusal(&self.sessions.peer, refusal).await;
+                }
+                return Err(error);
+            }
+        };
         let first_contact = verdict == Verdict::FirstContact;
         let handle = running.granted(session, &self.computer, first_contact, reporter)?;
         if first_contact {
@@ -253,7 +304,19 @@ impl<'a> Opening<'a> {
         }
         // Before anything is carried.
         running.meanwhile(self.remember(), reporter).await?;
+        let opened =
+            Recent { computer: self.computer.id, redirector: wanted.redirector.to_owned() };
+        recent::remember(&self.context.directory, opened);
         running.serve(&handle, locals, reporter)
+    }
+
+    fn refusal_of(&self, error: &CliError, wanted: &Wanted<'_>) -> wire::ConsoleRefusal {
+        wire::ConsoleRefusal {
+            redirector: wanted.redirector.to_owned(),
+            targets: wanted.targets.iter().map(Target::to_wire).collect(),
+            any_target: wanted.any_target,
+            ..self.refusal(error)
+        }
     }
 
     async fn ask_unless_interrupted(&mut self, wanted: &Wanted<'_>) -> Result<Session, CliError> {

@@ -114,7 +114,11 @@ pub async fn logout(context: &Context) -> Result<(), CliError> {
             Ok(mut online) => online.first_reply().is_ok(),
             Err(error) => error.code == "not_logged_in",
         },
-        Err(_) => true,
+        Err(error) if error.code == "not_logged_in" => true,
+        Err(error) => {
+            note(&error.message);
+            false
+        }
     };
     remove_token(&context.directory)?;
     let address = account.address();

@@ -114,6 +114,14 @@ impl KnownComputer {
         })
     }
 
+    /// Names of all redirectors, as [`Self::redirector`] finds them.
+    pub fn redirector_names(&self) -> Vec<String> {
+        if self.redirectors.is_empty() {
+            return BUILTIN_REDIRECTORS.iter().map(|builtin| builtin.name.to_owned()).collect();
+        }
+        self.redirectors.iter().map(|redirector| redirector.name.clone()).collect()
+    }
+
     /// `client/name`.
     pub fn path(&self) -> String {
         format!("{}/{}", self.client, self.name)

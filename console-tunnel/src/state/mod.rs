@@ -6,6 +6,7 @@
 pub mod account;
 pub mod computer;
 pub mod known;
+pub mod recent;
 
 pub use account::{Account, MediatorTrust};
 pub use computer::{KnownComputer, KnownRedirector, Selector};
