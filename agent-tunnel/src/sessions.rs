@@ -104,6 +104,7 @@ impl Sessions {
             direct: config.direct,
             resume_window: config.resume_window,
             offline_grace: agent.rules.loaded().policy.offline_grace,
+            relay_cache: None,
         };
         let endpoint = Endpoint::start(endpoint_config, link.clone(), CancellationToken::new());
         let endpoint = endpoint.await.map_err(|error| {
@@ -136,6 +137,7 @@ impl Sessions {
             stun_ports,
             stun_addrs,
         });
+        self.endpoint.set_relays(&connected.welcome.relays);
     }
 
     /// The control connection is lost.

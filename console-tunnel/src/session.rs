@@ -28,6 +28,9 @@ use crate::{
 };
 use adit_protocol::target::Target;
 
+/// What was learnt of relays, in the data directory: the next console need not measure again.
+const RELAY_CACHE: &str = "relays";
+
 /// The endpoint with its control connection.
 pub struct Sessions {
     endpoint: Arc<Endpoint>,
@@ -71,6 +74,7 @@ impl Sessions {
             direct,
             resume_window: context.resume_window()?,
             offline_grace: context.offline_grace()?,
+            relay_cache: Some(context.directory.path().join(RELAY_CACHE)),
         };
         let mut tasks = JoinSet::new();
         let (owned, mut first) = (caller.clone(), Some(pipelined));
@@ -98,6 +102,7 @@ impl Sessions {
             }
         };
         control.set_up(link_of(&connected));
+        endpoint.set_relays(&connected.welcome.relays);
         let (peer, replies) = (connected.peer.clone(), std::mem::take(&mut connected.replies));
         tasks.spawn(keep_informed(endpoint.clone(), control, events, connected.incoming));
         Ok(Self { endpoint, peer, replies, tasks })
@@ -177,6 +182,7 @@ async fn keep_informed(
                 Some(Event::Up(connected)) => {
                     tracing::info!("mediator is reachable again");
                     control.set_up(link_of(&connected));
+                    endpoint.set_relays(&connected.welcome.relays);
                     incoming = Some(connected.incoming);
                 }
                 Some(Event::Down { error, retry_in }) => {

@@ -55,6 +55,27 @@ pub(crate) enum CarrierEnd {
     Stopped,
 }
 
+impl CarrierEnd {
+    /// A stable word for records.
+    pub(crate) fn word(&self) -> &'static str {
+        use std::io::ErrorKind as E;
+        match self {
+            Self::Io(error) => match error.kind() {
+                E::ConnectionReset | E::BrokenPipe | E::ConnectionAborted => "reset",
+                E::TimedOut => "timed_out",
+                E::UnexpectedEof => "closed",
+                _ => "lost",
+            },
+            Self::Quic(quinn::ConnectionError::TimedOut) => "timed_out",
+            Self::Quic(quinn::ConnectionError::Reset) => "reset",
+            Self::Quic(_) => "closed",
+            Self::Noise(_) | Self::Violation(_) | Self::Record(_) => "protocol",
+            Self::Closed => "closed",
+            Self::Stopped => "left",
+        }
+    }
+}
+
 /// Takes in one record with its payload.
 pub(crate) fn take_in(
     resume: &mut Resume,

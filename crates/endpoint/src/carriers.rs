@@ -9,6 +9,7 @@ use std::{
 
 use adit_core::path::{CarrierKind as PathKind, PathEvent};
 use adit_protocol::{ids::CarrierNumber, ticket::Role};
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -17,13 +18,31 @@ use crate::{
     direct::Direct,
     driver::Driver,
     events::{CarrierKind, CarrierState, SessionEvent},
+    memory::Way,
     punching::Validated,
+    relays::RelayKey,
 };
 
 /// A session counts as busy for so long after the last sign of life.
 const BUSY_FOR: Duration = Duration::from_secs(2);
 /// How often the round trip of a relayed carrier is measured.
 const PING_EVERY: Duration = Duration::from_secs(5);
+/// An answer that takes longer than this, and than four round trips, is late.
+const PING_PATIENCE: Duration = Duration::from_secs(1);
+/// A relayed carrier that has been silent for so long is made anew: after a change of address on
+/// the way its connection never comes back.
+const SILENT_RELAYED: Duration = Duration::from_secs(2);
+
+/// The relay that a carrier goes through.
+#[derive(Clone)]
+pub(crate) struct RelayUse {
+    pub(crate) key: RelayKey,
+    /// Its id at the mediator.
+    pub(crate) id: Bytes,
+    pub(crate) name: String,
+    pub(crate) slot: u32,
+    pub(crate) way: Way,
+}
 
 /// A carrier that is ready.
 pub(crate) struct CarrierUp {
@@ -32,7 +51,7 @@ pub(crate) struct CarrierUp {
     pub(crate) rtt: Duration,
     pub(crate) local: Option<SocketAddr>,
     pub(crate) remote: Option<SocketAddr>,
-    pub(crate) relay: Option<String>,
+    pub(crate) relay: Option<RelayUse>,
     pub(crate) life: Arc<Life>,
     pub(crate) direct: Option<Direct>,
     pub(crate) stop: CancellationToken,
@@ -52,8 +71,21 @@ pub(crate) struct Carrier {
     pub(crate) state: CarrierState,
     seen: (u64, u64, u64),
     quic_acks: u64,
-    pinged: Option<(u64, Instant)>,
+    pinged: Option<Ping>,
     next_ping: Instant,
+    /// As measured last.
+    pub(crate) rtt: Option<Duration>,
+    /// Since when it has not answered.
+    pub(crate) silent: Option<Instant>,
+}
+
+/// A ping that has no answer yet.
+#[derive(Clone, Copy)]
+struct Ping {
+    nonce: u64,
+    sent: Instant,
+    /// It was late, and the path machine knows.
+    told: bool,
 }
 
 impl Driver {
@@ -75,6 +107,9 @@ impl Driver {
         info!(session = %self.p.session, carrier = %number, kind = kind(&up).as_str(), "carrier up");
         (self.stranded, self.had_carrier) = (None, true);
         let pair = up.pair();
+        if let Some(relay) = &up.relay {
+            self.relays.handle_up(&relay.key, relay.slot, number, now);
+        }
         let carrier = Carrier {
             up,
             state: CarrierState::Standby,
@@ -82,6 +117,8 @@ impl Driver {
             quic_acks: 0,
             pinged: None,
             next_ping: now,
+            rtt,
+            silent: None,
         };
         self.carriers.insert(number, carrier);
         if let Some(pair) = pair {
@@ -97,13 +134,20 @@ impl Driver {
         }
     }
 
-    pub(crate) fn carrier_down(&mut self, number: CarrierNumber, why: &str, now: Instant) {
+    /// `why`: a stable word, and a text for the log.
+    pub(crate) fn carrier_down(
+        &mut self,
+        number: CarrierNumber,
+        why: (&'static str, String),
+        now: Instant,
+    ) {
         let Some(mut carrier) = self.carriers.remove(&number) else { return };
         carrier.up.stop.cancel();
-        info!(session = %self.p.session, carrier = %number, why, "carrier down");
+        info!(session = %self.p.session, carrier = %number, why = why.1, "carrier down");
         self.chooser.handle_carrier_down(number, now);
+        self.relays.handle_down(number, now);
         carrier.state = CarrierState::Lost;
-        self.report_carrier(&carrier, why);
+        self.report_carrier(&carrier, if carrier.silent.is_some() { "silent" } else { why.0 });
         self.emit(carrier_event(&carrier));
         self.in_use.take_if(|n| *n == number);
         if let Some(pair) = carrier.up.pair() {
@@ -138,6 +182,7 @@ impl Driver {
                     self.use_carrier(interactive);
                 }
                 PathEvent::Suspect(number) => {
+                    self.set_silent(number, true, Instant::now());
                     if self.p.role == Role::Agent {
                         self.p.shared.with(|resume, _| resume.ask_move(number));
                     }
@@ -187,6 +232,7 @@ impl Driver {
                 received |= acked;
                 carrier.quic_acks = stats.frame_rx.acks;
                 let rtt = direct.connection.rtt();
+                carrier.rtt = Some(rtt);
                 self.chooser.handle_rtt(number, rtt, now);
                 self.p.shared.with(|resume, _| resume.set_rtt(number, rtt));
             }
@@ -201,61 +247,106 @@ impl Driver {
             }
             if acked {
                 self.chooser.handle_activity(number, Activity::Acknowledged { outstanding }, now);
+                self.set_silent(number, false, now);
             }
             if sent || received {
                 self.busy_until = now + BUSY_FOR;
             }
-            if carrier.up.direct.is_none() && now >= carrier.next_ping {
-                self.ping(number, now);
+            if pair.is_none() {
+                self.look_at_relayed(number, received, now);
             }
         }
         self.update_totals();
     }
 
+    /// A relay that is gone without a word is noticed by pings, and its connection is made anew.
+    fn look_at_relayed(&mut self, number: CarrierNumber, received: bool, now: Instant) {
+        let Some(carrier) = self.carriers.get_mut(&number) else { return };
+        if received && let Some(ping) = &mut carrier.pinged {
+            // What is on its way before the answer may be much.
+            ping.sent = ping.sent.max(now);
+        }
+        let patience = PING_PATIENCE.max(carrier.rtt.unwrap_or_default() * 4);
+        if let Some(ping) = &mut carrier.pinged
+            && !ping.told
+            && now >= ping.sent + patience
+        {
+            ping.told = true;
+            self.chooser.handle_check(number, false, now);
+        }
+        if carrier.silent.is_some_and(|since| now >= since + SILENT_RELAYED) && !received {
+            carrier.up.stop.cancel();
+        }
+        if now >= carrier.next_ping {
+            self.ping(number, now);
+        }
+    }
+
+    fn set_silent(&mut self, number: CarrierNumber, silent: bool, now: Instant) {
+        let Some(carrier) = self.carriers.get_mut(&number) else { return };
+        if carrier.silent.is_some() != silent {
+            carrier.silent = silent.then_some(now);
+            self.relays.handle_silent(number, silent, now);
+        }
+    }
+
+    /// After a change of network: connections from an address that is gone are dead, the others
+    /// are asked.
+    pub(crate) fn doubt_relayed(&mut self, now: Instant) {
+        let relayed: Vec<_> =
+            self.carriers.iter().filter(|(_, c)| c.up.direct.is_none()).map(|(n, _)| *n).collect();
+        for number in relayed {
+            let Some(carrier) = self.carriers.get_mut(&number) else { continue };
+            let gone = |local: SocketAddr| std::net::UdpSocket::bind((local.ip(), 0)).is_err();
+            if carrier.up.local.is_some_and(gone) {
+                carrier.up.stop.cancel();
+            } else {
+                carrier.pinged = None;
+                self.ping(number, now);
+            }
+        }
+    }
+
     pub(crate) fn ping(&mut self, number: CarrierNumber, now: Instant) {
         let Some(carrier) = self.carriers.get_mut(&number) else { return };
         carrier.next_ping = now + PING_EVERY;
-        if carrier.pinged.is_some_and(|(_, at)| now < at + PING_EVERY) {
+        if carrier.pinged.is_some_and(|ping| now < ping.sent + PING_EVERY) {
             return;
         }
         let nonce = self.next_nonce;
         self.next_nonce += 1;
-        carrier.pinged = Some((nonce, now));
+        carrier.pinged = Some(Ping { nonce, sent: now, told: false });
         self.p.shared.with(|resume, _| resume.ping(number, nonce));
     }
 
     pub(crate) fn handle_pong(&mut self, number: CarrierNumber, nonce: u64, now: Instant) {
         let Some(carrier) = self.carriers.get_mut(&number) else { return };
-        if let Some((_, sent)) = carrier.pinged.take_if(|(n, _)| *n == nonce) {
-            let rtt = now.saturating_duration_since(sent);
+        if let Some(ping) = carrier.pinged.take_if(|ping| ping.nonce == nonce) {
+            let rtt = now.saturating_duration_since(ping.sent);
+            carrier.rtt = Some(rtt);
             self.chooser.handle_rtt(number, rtt, now);
+            self.chooser.handle_check(number, true, now);
             let outstanding = self.p.shared.with(|resume, _| {
                 resume.set_rtt(number, rtt);
                 resume.outstanding(number)
             });
             let activity = adit_core::path::Activity::Acknowledged { outstanding };
             self.chooser.handle_activity(number, activity, now);
+            self.set_silent(number, false, now);
         }
     }
 
     /// Only relays are left and something moves much: a second connection keeps it out of the
     /// way of keystrokes.
-    pub(crate) fn want_bulk_slot(&mut self) {
+    pub(crate) fn want_bulk_slot(&mut self, now: Instant) {
         let relayed = self.carriers.values().all(|c| c.up.direct.is_none());
-        if self.p.role != Role::Console || self.bulk_slot || !relayed || self.carriers.is_empty() {
+        if self.p.role != Role::Console || !relayed {
             return;
         }
-        let Some(relay) = self.p.relays.first().cloned() else { return };
-        let asked = self.p.shared.with(|resume, _| {
-            let bulk = resume.has_bulk();
-            if bulk {
-                resume.ask_join(0, 1);
-            }
-            bulk
-        });
-        if asked {
-            self.bulk_slot = true;
-            self.join(relay, 0, 1);
+        let used = self.in_use.and_then(|n| self.carriers.get(&n)?.up.relay.as_ref());
+        let Some(key) = used.map(|r| r.key) else { return };
+        if self.p.shared.with(|resume, _| resume.has_bulk()) {
+            self.relays.want_bulk(&key, now);
         }
     }
 }
@@ -270,7 +361,7 @@ pub(crate) fn carrier_event(carrier: &Carrier) -> SessionEvent {
     let up = &carrier.up;
     let rtt = match &up.direct {
         Some(direct) => Some(direct.connection.rtt()),
-        None => (up.rtt > Duration::ZERO).then_some(up.rtt),
+        None => carrier.rtt,
     };
     SessionEvent::Carrier {
         number: up.number,
@@ -279,6 +370,6 @@ pub(crate) fn carrier_event(carrier: &Carrier) -> SessionEvent {
         rtt,
         local: up.local,
         remote: up.remote,
-        relay: up.relay.clone(),
+        relay: up.relay.as_ref().map(|r| r.name.clone()),
     }
 }

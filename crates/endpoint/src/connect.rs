@@ -180,6 +180,6 @@ impl Runner {
         connection.close(quinn::VarInt::from_u32(0), b"");
         self.shared.with(|resume, _| resume.carrier_down(number));
         self.shared.forget_carrier(number);
-        let _ = self.driver.send(Message::Down(number, end.to_string())).await;
+        let _ = self.driver.send(Message::Down(number, (end.word(), end.to_string()))).await;
     }
 }

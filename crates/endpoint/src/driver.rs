@@ -14,25 +14,30 @@ use std::{
 use adit_core::{path::PathChooser, punch::Punch, resume::Event};
 use adit_net::noise::signal::SignalCipher;
 use adit_protocol::{
+    candidate::Candidate,
     grant::Grant,
     handshake::SessionKeys,
     ids::{CarrierNumber, ChannelId, SessionId},
     keys::SigningKey,
+    limits::MAX_CANDIDATES,
     nat::NatSummary,
     record::MAX_REASON,
     ticket::Role,
     wire,
 };
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     carriers::{Carrier, CarrierUp},
     events::{SessionEvent, Totals},
+    explain::Explanation,
     join::{Joiner, Numbers, Relay},
     lease::{LeaseEvent, LeaseTimer},
     link::ControlLink,
+    memory::Memory,
     punching::{Punching, Validated},
+    relays::{RelayKey, Relays},
     report::Reports,
     shared::{DriverEvent, Progress, Shared},
     target::{self, Gate},
@@ -50,7 +55,11 @@ const FIRST_CARRIER: Duration = Duration::from_secs(30);
 /// What others tell the driver.
 pub(crate) enum Message {
     Up(Box<CarrierUp>),
-    Down(CarrierNumber, String),
+    /// With a stable word and a text.
+    Down(CarrierNumber, (&'static str, String)),
+    /// The mediator gave relays and tickets.
+    Offered(Vec<Relay>),
+    Explain(oneshot::Sender<Explanation>),
     /// Console: a direct dial to this pair came to nothing.
     DialFailed(Validated),
     /// Agent: the target is connected.
@@ -70,7 +79,12 @@ pub(crate) struct Parts {
     pub(crate) grant: Grant,
     pub(crate) keys: SessionKeys,
     pub(crate) cipher: SignalCipher,
-    pub(crate) relays: Vec<Relay>,
+    /// Round trips to relays, as this end and the peer told.
+    /// What the peer told of itself: for `explain`.
+    pub(crate) peer_candidates: Vec<Candidate>,
+    pub(crate) peer_nat: Option<NatSummary>,
+    pub(crate) relay_rtts: (Vec<(RelayKey, Duration)>, Vec<(RelayKey, Duration)>),
+    pub(crate) memory: Arc<Memory>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) joiner: Joiner,
     pub(crate) udp: Option<Arc<UdpStack>>,
@@ -113,7 +127,11 @@ pub(crate) struct Driver {
     /// Since when there has been no carrier.
     pub(crate) stranded: Option<Instant>,
     pub(crate) had_carrier: bool,
-    pub(crate) bulk_slot: bool,
+    pub(crate) relays: Relays,
+    pub(crate) relay_stops: BTreeMap<RelayKey, CancellationToken>,
+    pub(crate) relay_news: watch::Receiver<u64>,
+    /// It was told why there is no direct path.
+    pub(crate) told_failures: bool,
     pub(crate) next_nonce: u64,
     numbers: Arc<Numbers>,
 }
@@ -133,7 +151,10 @@ impl Driver {
             busy_until: now,
             stranded: Some(now),
             had_carrier: false,
-            bulk_slot: false,
+            relays: Relays::new(p.role, p.session, now),
+            relay_stops: BTreeMap::new(),
+            relay_news: p.memory.subscribe(),
+            told_failures: false,
             next_nonce: 1,
             numbers: p.joiner.numbers.clone(),
             p,
@@ -142,11 +163,7 @@ impl Driver {
 
     /// Runs the session to its end.
     pub(crate) async fn run(mut self) {
-        if self.p.relayed {
-            for (index, relay) in self.p.relays.clone().into_iter().enumerate() {
-                self.join(relay, index, 0);
-            }
-        }
+        self.begin_relays(Instant::now());
         let (mut stun_in, mut connections) =
             self.p.inbox.take().map_or((None, None), |i| (Some(i.incoming), Some(i.connections)));
         let mut link = self.p.control.subscribe();
@@ -211,23 +228,23 @@ impl Driver {
         self.finish(&word(&reason)).await;
     }
 
-    pub(crate) fn join(&self, relay: Relay, index: usize, slot: u32) {
-        let joiner = self.p.joiner.clone();
-        let cancel = self.p.cancel.child_token();
-        self.p.tasks.spawn(joiner.keep_up(relay, index, slot, cancel));
-    }
-
     // ------------------------------------------------------------ inputs
 
     fn handle_message(&mut self, message: Message) -> Option<String> {
         let now = Instant::now();
         match message {
             Message::Up(up) => self.carrier_up(*up, now),
-            Message::Down(number, why) => self.carrier_down(number, &why, now),
+            Message::Down(number, why) => self.carrier_down(number, why, now),
+            Message::Offered(relays) => self.relays_offered(relays, now),
+            // Who asked may be gone.
+            Message::Explain(answer) => drop(answer.send(self.explain(now))),
             Message::DialFailed(pair) => self.punching.dial_failed(pair, now),
             Message::Connected(id) => self.tell_channel(id, Duration::ZERO, &Progress::Open),
             Message::Signal(signal) => {
-                self.punching.handle_signal(&mut self.p, &signal);
+                if let Some(trickle) = self.punching.handle_signal(&mut self.p, &signal) {
+                    self.handle_peer_rtts(&trickle.relay_rtts, now);
+                    self.note_peer(&trickle);
+                }
             }
             Message::Renewed(result) => {
                 self.renewing = false;
@@ -235,6 +252,7 @@ impl Driver {
                     None => {}
                     Some(Ok(left)) => {
                         self.lease.handle_renewed(left, now);
+                        self.renew_tickets();
                         let expires_ms = self.p.control.last().map(|(_, c)| {
                             c.now_ms() + u64::try_from(left.as_millis()).unwrap_or(0)
                         });
@@ -246,7 +264,12 @@ impl Driver {
                 }
             }
             Message::Grace(grace) => self.lease.set_grace(grace),
-            Message::NetworkChanged => self.chooser.handle_network_change(now),
+            Message::NetworkChanged => {
+                self.chooser.handle_network_change(now);
+                self.relays.handle_network_change(now);
+                self.p.joiner.hurry.send_modify(|n| *n += 1);
+                self.doubt_relayed(now);
+            }
             Message::End(reason) => return Some(reason),
         }
         None
@@ -275,13 +298,12 @@ impl Driver {
                 self.handle_pong(number, nonce, now)
             }
             DriverEvent::Machine(Event::JoinRelay { relay, slot }) => {
-                let index = relay as usize;
-                if slot == 1
-                    && !std::mem::replace(&mut self.bulk_slot, true)
-                    && let Some(relay) = self.p.relays.get(index).cloned()
-                {
-                    self.join(relay, index, slot);
-                }
+                self.relays.handle_peer_join(relay, slot, now);
+                self.follow_relays(now);
+            }
+            DriverEvent::Machine(Event::LeaveRelay { relay }) => {
+                self.relays.handle_peer_leave(relay, now);
+                self.follow_relays(now);
             }
             DriverEvent::Machine(Event::PeerClosed(reason)) => return Some(reason.into()),
             DriverEvent::Machine(_) => {}
@@ -299,6 +321,20 @@ impl Driver {
             let serve = target::serve(shared, gate, grant, target, tap, opened);
             let cancel = self.p.cancel.clone();
             self.p.tasks.spawn(async move { cancel.run_until_cancelled(serve).await });
+        }
+    }
+
+    fn note_peer(&mut self, trickle: &wire::Trickle) {
+        for candidate in Candidate::list_from_wire(&trickle.candidates) {
+            let known = &mut self.p.peer_candidates;
+            known.retain(|c| c.addr != candidate.addr);
+            known.push(candidate);
+            if known.len() > MAX_CANDIDATES {
+                known.remove(0);
+            }
+        }
+        if let Some(nat) = &trickle.nat {
+            self.p.peer_nat = Some(NatSummary::from_wire(nat));
         }
     }
 
@@ -329,7 +365,9 @@ impl Driver {
         if self.stranded.is_some_and(|since| now >= since + limit) {
             return Some(if self.had_carrier { "no_carrier" } else { "no_path" }.to_owned());
         }
-        self.want_bulk_slot();
+        self.want_bulk_slot(now);
+        self.follow_relays(now);
+        self.tell_failures();
         None
     }
 

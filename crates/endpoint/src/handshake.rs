@@ -4,6 +4,8 @@
 //! Both end in [`Established`]: the session's keys and what the peer said of itself. Nothing else
 //! of the session may have an effect before the peer proved possession of these keys.
 
+use std::time::Duration;
+
 use adit_net::{
     identity::DeviceIdentity,
     noise::{self, HandshakeState, NoiseError, signal::SignalCipher},
@@ -19,6 +21,11 @@ use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768}
 use bytes::Bytes;
 use prost::Message;
 use zeroize::Zeroizing;
+
+use crate::{
+    relaying::{rtts_from_wire, rtts_to_wire},
+    relays::RelayKey,
+};
 
 /// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +51,8 @@ pub(crate) struct Own<'a> {
     pub(crate) candidates: &'a [Candidate],
     pub(crate) nat: Option<&'a NatSummary>,
     pub(crate) direct: bool,
+    /// Measured round trips to relays.
+    pub(crate) relay_rtts: &'a [(RelayKey, Duration)],
 }
 
 /// The result of the handshake.
@@ -56,6 +65,8 @@ pub(crate) struct Established {
     pub(crate) nat: Option<NatSummary>,
     /// The peer wants and can do a direct carrier.
     pub(crate) direct: bool,
+    /// The peer's round trips to relays.
+    pub(crate) relay_rtts: Vec<(RelayKey, Duration)>,
 }
 
 /// Console: between the two messages.
@@ -84,7 +95,7 @@ impl Offer {
             quic_key_sha256: Bytes::copy_from_slice(&own.quic_key_sha256),
             candidates: own.candidates.iter().map(Candidate::to_wire).collect(),
             direct: own.direct,
-            relay_rtts: Vec::new(),
+            relay_rtts: rtts_to_wire(own.relay_rtts),
             nat: own.nat.map(NatSummary::to_wire),
         };
         let mut state = noise::ik_initiator(&context.prologue(), &own.identity.noise, &agent_key)?;
@@ -108,6 +119,7 @@ impl Offer {
             candidates: Candidate::list_from_wire(&reply.candidates),
             nat: reply.nat.as_ref().map(NatSummary::from_wire),
             direct: reply.direct,
+            relay_rtts: rtts_from_wire(&reply.relay_rtts),
         })
     }
 }
@@ -134,7 +146,7 @@ pub(crate) fn answer(
         quic_key_sha256: Bytes::copy_from_slice(&own.quic_key_sha256),
         candidates: own.candidates.iter().map(Candidate::to_wire).collect(),
         direct: own.direct,
-        relay_rtts: Vec::new(),
+        relay_rtts: rtts_to_wire(own.relay_rtts),
         nat: own.nat.map(NatSummary::to_wire),
     };
     let message2 = noise::write_message(&mut state, &reply.encode_to_vec())?;
@@ -146,6 +158,7 @@ pub(crate) fn answer(
         candidates: Candidate::list_from_wire(&init.candidates),
         nat: init.nat.as_ref().map(NatSummary::from_wire),
         direct: init.direct,
+        relay_rtts: rtts_from_wire(&init.relay_rtts),
     };
     Ok((established, message2))
 }
@@ -192,7 +205,14 @@ mod tests {
     }
 
     fn own(identity: &DeviceIdentity) -> Own<'_> {
-        Own { identity, quic_key_sha256: [3; 32], candidates: &[], nat: None, direct: true }
+        Own {
+            identity,
+            quic_key_sha256: [3; 32],
+            candidates: &[],
+            nat: None,
+            direct: true,
+            relay_rtts: &[],
+        }
     }
 
     #[test]

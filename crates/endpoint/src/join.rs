@@ -1,21 +1,13 @@
-//! Keeps one relayed carrier of a session up: dial, join, handshake, run, and again.
+//! Keeps one relayed carrier of a session up: join, handshake, run, and again.
 
 use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use adit_core::resume::Shape;
-use adit_net::{
-    identity::DeviceIdentity,
-    noise::{
-        RelayedHandshake,
-        join::{JoinError, join_relay},
-        records::MAX_HANDSHAKE_PAYLOAD,
-    },
-    proxy::{Dialer, parse_host_port},
-};
+use adit_net::noise::{RelayedHandshake, records::MAX_HANDSHAKE_PAYLOAD};
 use adit_protocol::{
     handshake::SessionKeys,
     ids::{CarrierNumber, SessionId},
@@ -23,22 +15,27 @@ use adit_protocol::{
     ticket::Role,
     wire,
 };
-use bytes::BytesMut;
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::mpsc, time::timeout};
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{mpsc, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
     carrier::{CarrierEnd, Life, fill_message, take_in_message},
-    carriers::CarrierUp,
+    carriers::{CarrierUp, RelayUse},
     driver::Message,
     link::ControlLink,
+    memory::MAX_ADDRESSES,
+    reach::{Reach, ReachError, RelayStream},
     relayed::{self, Relayed, read_frame},
+    relays::{MAX_KNOWN, RelayKey},
     shared::Shared,
 };
 
-/// Time to reach the relay.
-const DIAL: Duration = Duration::from_secs(10);
 /// Time for the other end to join and answer: a little more than the relay waits.
 const ANSWER: Duration = Duration::from_secs(17);
 /// Pauses between attempts that failed at once; the last repeats.
@@ -49,6 +46,8 @@ const LASTED: Duration = Duration::from_secs(3);
 const RENEW_AFTER: usize = 2;
 /// Time for the mediator to give tickets.
 const TICKETS: Duration = Duration::from_secs(10);
+/// Tickets are asked for no more often than this, whoever wants them.
+const TICKETS_GAP: Duration = Duration::from_secs(2);
 /// Carrier numbers that may be behind the highest one.
 const NUMBER_WINDOW: u64 = 64;
 
@@ -84,10 +83,14 @@ impl Numbers {
 /// A relay as the mediator named it.
 #[derive(Clone)]
 pub(crate) struct Relay {
+    /// Its identity.
+    pub(crate) key: RelayKey,
+    /// Its id at the mediator.
+    pub(crate) id: Bytes,
     pub(crate) name: String,
-    addresses: Vec<String>,
-    noise_key: [u8; 32],
-    ticket: wire::Signed,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) noise_key: [u8; 32],
+    pub(crate) ticket: wire::Signed,
 }
 
 impl Relay {
@@ -95,15 +98,72 @@ impl Relay {
         let info = grant.relay.as_ref()?;
         let identity = PublicKey::from_slice(&info.identity).ok()?;
         Some(Self {
+            key: identity.0,
+            id: info.relay_id.clone(),
             name: info.addresses.first()?.clone(),
-            addresses: info.addresses.iter().take(4).cloned().collect(),
+            addresses: info.addresses.iter().take(MAX_ADDRESSES).cloned().collect(),
             noise_key: NoiseCert::open(identity, info.noise_cert.as_ref()?).ok()?,
             ticket: grant.ticket.clone()?,
         })
     }
 
     pub(crate) fn list(grants: &[wire::RelayGrant]) -> Vec<Self> {
-        grants.iter().filter_map(Self::from_wire).take(crate::MAX_RELAYS).collect()
+        grants.iter().take(MAX_KNOWN).filter_map(Self::from_wire).collect()
+    }
+}
+
+/// A session's relays with their newest tickets.
+pub(crate) struct Tickets {
+    session: SessionId,
+    control: ControlLink,
+    relays: Mutex<BTreeMap<RelayKey, Relay>>,
+    asked: Mutex<Option<Instant>>,
+}
+
+impl Tickets {
+    pub(crate) fn new(session: SessionId, control: ControlLink, relays: Vec<Relay>) -> Self {
+        let relays = relays.into_iter().map(|r| (r.key, r)).collect();
+        Self { session, control, relays: Mutex::new(relays), asked: Mutex::default() }
+    }
+
+    fn relays(&self) -> MutexGuard<'_, BTreeMap<RelayKey, Relay>> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, key: &RelayKey) -> Option<Relay> {
+        self.relays().get(key).cloned()
+    }
+
+    pub(crate) fn keys(&self) -> Vec<RelayKey> {
+        self.relays().keys().copied().collect()
+    }
+
+    /// Puts in what the mediator gave; `known` are the relays that the session still knows.
+    pub(crate) fn take_in(&self, relays: Vec<Relay>, known: impl Fn(&RelayKey) -> bool) {
+        let mut all = self.relays();
+        all.extend(relays.into_iter().map(|r| (r.key, r)));
+        all.retain(|key, _| known(key));
+    }
+
+    /// Asks the mediator for fresh tickets, for others than all relays known if `others`.
+    pub(crate) async fn ask(&self, others: bool) -> Option<Vec<Relay>> {
+        {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if !others && asked.is_some_and(|at| at.elapsed() < TICKETS_GAP) {
+                return None;
+            }
+            *asked = Some(Instant::now());
+        }
+        let not_relays = match others {
+            true => self.relays().values().map(|r| r.id.clone()).collect(),
+            false => Vec::new(),
+        };
+        let request = wire::TicketRequest { session_id: self.session.to_bytes(), not_relays };
+        let body = wire::frame::Body::TicketRequest(request);
+        match self.control.peer()?.request(body, TICKETS).await.ok()? {
+            wire::frame::Body::Tickets(t) => Some(Relay::list(&t.relays)),
+            _ => None,
+        }
     }
 }
 
@@ -113,71 +173,78 @@ pub(crate) struct Joiner {
     pub(crate) shared: Arc<Shared>,
     pub(crate) session: SessionId,
     pub(crate) keys: SessionKeys,
-    pub(crate) identity: Arc<DeviceIdentity>,
-    pub(crate) dialer: Arc<Dialer>,
-    pub(crate) control: ControlLink,
+    pub(crate) reach: Reach,
+    pub(crate) tickets: Arc<Tickets>,
     pub(crate) numbers: Arc<Numbers>,
     pub(crate) driver: mpsc::Sender<Message>,
+    /// Changes when it is time to try at once what waits or hangs.
+    pub(crate) hurry: watch::Sender<u64>,
 }
 
 impl Joiner {
-    /// Runs until cancelled. `index`: of the relay in the session's list.
-    pub(crate) async fn keep_up(
-        self,
-        mut relay: Relay,
-        index: usize,
-        slot: u32,
-        cancel: CancellationToken,
-    ) {
+    /// Runs until cancelled.
+    pub(crate) async fn keep_up(self, key: RelayKey, slot: u32, cancel: CancellationToken) {
+        let _ = cancel.run_until_cancelled(self.try_on(key, slot, &cancel)).await;
+    }
+
+    async fn try_on(&self, key: RelayKey, slot: u32, cancel: &CancellationToken) {
         let mut failures = 0;
+        let mut hurry = self.hurry.subscribe();
         loop {
             let pause = BACKOFF_MS.get(failures).or(BACKOFF_MS.last()).copied().unwrap_or(0);
-            let wait = tokio::time::sleep(Duration::from_millis(pause));
-            if cancel.run_until_cancelled(wait).await.is_none() {
-                return;
+            let hurried = tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(pause)) => false,
+                _ = hurry.changed() => true,
+            };
+            if hurried {
+                failures = 0;
             }
+            let Some(relay) = self.tickets.get(&key) else { return };
             let began = Instant::now();
-            let attempt = self.attempt(&relay, slot, &cancel);
-            let Some(end) = cancel.run_until_cancelled(attempt).await else { return };
+            let end = self.attempt(&relay, slot, cancel, &mut hurry).await;
             debug!(session = %self.session, relay = relay.name, slot, %end, "relayed carrier over");
             failures = if began.elapsed() > LASTED { 1 } else { failures + 1 };
-            if failures > RENEW_AFTER || matches!(end, AttemptEnd::Join(JoinError::Refused(_))) {
-                let fresh = cancel.run_until_cancelled(self.fresh_ticket(index)).await;
-                relay = fresh.flatten().unwrap_or(relay);
+            let refused = matches!(&end, AttemptEnd::Reach(error) if error.is_refusal());
+            if (failures > RENEW_AFTER || refused)
+                && let Some(relays) = self.tickets.ask(false).await
+            {
+                let _ = self.driver.send(Message::Offered(relays)).await;
             }
         }
     }
 
-    async fn fresh_ticket(&self, index: usize) -> Option<Relay> {
-        let request =
-            wire::TicketRequest { session_id: self.session.to_bytes(), not_relays: Vec::new() };
-        let body = wire::frame::Body::TicketRequest(request);
-        match self.control.peer()?.request(body, TICKETS).await.ok()? {
-            wire::frame::Body::Tickets(t) => Relay::list(&t.relays).into_iter().nth(index),
-            _ => None,
-        }
-    }
-
-    async fn attempt(&self, relay: &Relay, slot: u32, cancel: &CancellationToken) -> AttemptEnd {
-        let mut stream = match self.dial(relay).await {
-            Ok(stream) => stream,
-            Err(end) => return end,
+    async fn attempt(
+        &self,
+        relay: &Relay,
+        slot: u32,
+        cancel: &CancellationToken,
+        hurry: &mut watch::Receiver<u64>,
+    ) -> AttemptEnd {
+        let reached = tokio::select! {
+            reached = self.reach.join(relay, slot) => reached,
+            _ = hurry.changed() => return AttemptEnd::Hurried,
         };
-        let noise = &self.identity.noise;
-        let join = join_relay(&mut stream, &relay.noise_key, noise, &relay.ticket, slot);
-        if let Err(error) = join.await {
-            return AttemptEnd::Join(error);
-        }
+        let reached = match reached {
+            Ok(reached) => reached,
+            Err(error) => return AttemptEnd::Reach(error),
+        };
+        let used = RelayUse {
+            key: relay.key,
+            id: relay.id.clone(),
+            name: relay.name.clone(),
+            slot,
+            way: reached.way,
+        };
         let cancel = cancel.child_token();
         let life = Arc::new(Life::default());
         let mut number = None;
         let greeted = match self.shared.role() {
-            Role::Console => self.initiate(stream, &mut number, &life).await,
-            Role::Agent => self.respond(stream, &mut number, &life).await,
+            Role::Console => self.initiate(reached.stream, &mut number, &life).await,
+            Role::Agent => self.respond(reached.stream, &mut number, &life).await,
         };
         let end = match greeted {
             Ok((carrier, rtt)) => {
-                self.tell_up(&carrier, rtt, relay, slot, &cancel).await;
+                self.tell_up(&carrier, rtt, used, &cancel).await;
                 let run = relayed::run(&self.shared, carrier);
                 cancel.run_until_cancelled(run).await.unwrap_or(CarrierEnd::Stopped)
             }
@@ -186,41 +253,26 @@ impl Joiner {
         if let Some(number) = number {
             self.shared.with(|resume, _| resume.carrier_down(number));
             self.shared.forget_carrier(number);
-            let _ = self.driver.send(Message::Down(number, end.to_string())).await;
+            let why = (end.word(), end.to_string());
+            let _ = self.driver.send(Message::Down(number, why)).await;
         }
         AttemptEnd::Carrier(end)
     }
 
-    async fn dial(&self, relay: &Relay) -> Result<TcpStream, AttemptEnd> {
-        let mut last = AttemptEnd::Dial("relay has no address".into());
-        for address in &relay.addresses {
-            let Ok((host, port)) = parse_host_port(address, 443) else { continue };
-            match self.dialer.dial(&host, port, DIAL).await {
-                Ok(dialed) => {
-                    relayed::tune(&dialed.stream);
-                    return Ok(dialed.stream);
-                }
-                Err(error) => last = AttemptEnd::Dial(error.to_string()),
-            }
-        }
-        Err(last)
-    }
-
     async fn tell_up(
         &self,
-        carrier: &Relayed<TcpStream>,
+        carrier: &Relayed<RelayStream>,
         rtt: Duration,
-        relay: &Relay,
-        slot: u32,
+        used: RelayUse,
         cancel: &CancellationToken,
     ) {
         let up = CarrierUp {
             number: carrier.number,
-            kind: adit_core::path::CarrierKind::Relayed { slot },
+            kind: adit_core::path::CarrierKind::Relayed { slot: used.slot },
             rtt,
-            local: carrier.stream.local_addr().ok(),
-            remote: carrier.stream.peer_addr().ok(),
-            relay: Some(relay.name.clone()),
+            local: carrier.stream.local_addr(),
+            remote: carrier.stream.peer_addr(),
+            relay: Some(used),
             life: carrier.life.clone(),
             direct: None,
             stop: cancel.clone(),
@@ -231,10 +283,10 @@ impl Joiner {
     /// Console: the first message already carries records if no other carrier is in use.
     async fn initiate(
         &self,
-        mut stream: TcpStream,
+        mut stream: RelayStream,
         up: &mut Option<CarrierNumber>,
         life: &Arc<Life>,
-    ) -> Result<(Relayed<TcpStream>, Duration), CarrierEnd> {
+    ) -> Result<(Relayed<RelayStream>, Duration), CarrierEnd> {
         let number = self.numbers.next();
         let transmit = self.shared.register_carrier(number);
         let mut payload = BytesMut::new();
@@ -256,6 +308,7 @@ impl Joiner {
         let (handshake, frame) = RelayedHandshake::initiate(psk, self.session, number, &payload)?;
         let began = Instant::now();
         stream.write_all(&frame).await?;
+        stream.flush().await?;
         let mut received = BytesMut::new();
         let reply = timeout(ANSWER, read_frame(&mut stream, &mut received))
             .await
@@ -271,10 +324,10 @@ impl Joiner {
     /// Agent: the console speaks first; its message proves that it has the session's keys.
     async fn respond(
         &self,
-        mut stream: TcpStream,
+        mut stream: RelayStream,
         up: &mut Option<CarrierNumber>,
         life: &Arc<Life>,
-    ) -> Result<(Relayed<TcpStream>, Duration), CarrierEnd> {
+    ) -> Result<(Relayed<RelayStream>, Duration), CarrierEnd> {
         let mut received = BytesMut::new();
         // A relay that accepted the join and then says nothing must not hold this slot for ever.
         let first = timeout(ANSWER, read_frame(&mut stream, &mut received))
@@ -294,6 +347,7 @@ impl Joiner {
         self.shared.with(|resume, now| take_in_message(resume, number, payload, life, now))?;
         let (frame, sealer, opener) = handshake.reply(&[])?;
         stream.write_all(&frame).await?;
+        stream.flush().await?;
         transmit.notify_one();
         let life = life.clone();
         let carrier = Relayed { number, stream, sealer, opener, received, transmit, life };
@@ -304,11 +358,11 @@ impl Joiner {
 #[derive(Debug, thiserror::Error)]
 enum AttemptEnd {
     #[error("{0}")]
-    Dial(String),
-    #[error("{0}")]
-    Join(JoinError),
+    Reach(ReachError),
     #[error("{0}")]
     Carrier(CarrierEnd),
+    #[error("the network changed")]
+    Hurried,
 }
 
 #[cfg(test)]

@@ -18,15 +18,20 @@ mod connect;
 mod direct;
 mod driver;
 mod events;
+mod explain;
 mod extra;
 mod handshake;
 mod join;
 mod lease;
 mod link;
 mod local;
+mod memory;
 mod opening;
 mod punching;
+mod reach;
 mod relayed;
+mod relaying;
+mod relays;
 mod report;
 mod session;
 mod shared;
@@ -39,6 +44,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -54,17 +60,20 @@ use adit_protocol::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use events::{CarrierKind, CarrierState, ChannelState, SessionEvent, SessionInfo};
+pub use explain::{
+    CandidateView, CarrierView, EndView, Explanation, HardView, PairView, RelayPathView,
+};
 pub use link::{ControlLink, Link};
+pub use memory::RelayStatus;
 pub use opening::{CarrierChoice, OpenError, OpenRequest};
 pub use session::{PendingChannel, Session, SessionHandle, UdpFlow};
 pub use target::{Gate, Permit};
 
 use driver::Message;
+use memory::Memory;
 use report::Reports;
 use udp::UdpStack;
 
-/// Relays of a session that are joined: one in use, one in hand.
-pub(crate) const MAX_RELAYS: usize = 2;
 /// Sessions of one process.
 pub const MAX_SESSIONS: usize = 256;
 /// First messages remembered against replay.
@@ -84,6 +93,8 @@ pub struct EndpointConfig {
     pub resume_window: Duration,
     /// How long sessions last without the mediator.
     pub offline_grace: Duration,
+    /// A file in the program's own directory for what short-lived programs learn of relays.
+    pub relay_cache: Option<PathBuf>,
 }
 
 /// Why an endpoint could not start.
@@ -124,6 +135,7 @@ pub struct Endpoint {
     resume_window: Duration,
     control: ControlLink,
     udp: Option<Arc<UdpStack>>,
+    memory: Arc<Memory>,
     reports: Arc<Reports>,
     tasks: TaskTracker,
     cancel: CancellationToken,
@@ -148,6 +160,8 @@ impl Endpoint {
         let reports = Arc::new(Reports::default());
         let (send, link, token) = (reports.clone(), control.clone(), cancel.child_token());
         tasks.spawn(async move { send.run(link, token).await });
+        let memory = Memory::new(config.dialer.clone(), config.relay_cache);
+        tasks.spawn(memory.clone().run(cancel.child_token()));
         let state = State { grace: config.offline_grace, ..State::default() };
         Ok(Arc::new(Self {
             role: config.role,
@@ -156,6 +170,7 @@ impl Endpoint {
             resume_window: config.resume_window,
             control,
             udp,
+            memory,
             reports,
             tasks,
             cancel,
@@ -234,8 +249,26 @@ impl Endpoint {
         self.udp.as_ref().map(|u| u.port_mapping()).unwrap_or_default()
     }
 
+    /// The mediator told which relays there are: they are measured in the background.
+    pub fn set_relays(&self, relays: &[wire::RelayInfo]) {
+        let mediator = self.control.current().and_then(|link| link.remote);
+        self.memory.set_relays(relays, mediator);
+    }
+
+    /// The relays of the installation, with round trips as far as measured.
+    pub fn relays(&self) -> Vec<RelayStatus> {
+        self.memory.list()
+    }
+
+    /// Measures all relays afresh.
+    pub async fn measure_relays(&self) -> Vec<RelayStatus> {
+        self.memory.measure(true).await;
+        self.memory.list()
+    }
+
     /// The machine's network changed.
     pub fn network_changed(&self) {
+        self.memory.network_changed();
         if let Some(udp) = &self.udp {
             udp.network_changed();
         }

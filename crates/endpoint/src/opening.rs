@@ -8,6 +8,7 @@ use std::{
 
 use adit_control::RequestError;
 use adit_core::punch::{CHECK_INTERVAL, Punch, PunchConfig};
+use adit_net::identity::DeviceIdentity;
 use adit_protocol::{
     candidate::Candidate,
     code::failure,
@@ -30,7 +31,9 @@ use crate::{
     driver::{Driver, MESSAGES, Parts},
     events::Totals,
     handshake::{self, Established, HandshakeError, Offer, Own},
-    join::{Joiner, Numbers, Relay},
+    join::{Joiner, Numbers, Relay, Tickets},
+    reach::Reach,
+    relays::RelayKey,
     session::{HandleInner, Session, SessionHandle},
     shared::Shared,
     target::Gate,
@@ -120,14 +123,8 @@ impl Endpoint {
         }
         let session = SessionId(random()?);
         let quic_key = SigningKey::generate()?;
-        let (candidates, nat) = (self.candidates(direct), self.known_nat(direct));
-        let own = Own {
-            identity: &self.identity,
-            quic_key_sha256: quic_key.public().fingerprint().0,
-            candidates: &candidates,
-            nat: nat.as_ref(),
-            direct,
-        };
+        let said = self.say(direct);
+        let own = said.own(&self.identity, quic_key.public().fingerprint().0);
         let context = HandshakeContext {
             session,
             tenant: &request.tenant,
@@ -141,8 +138,7 @@ impl Endpoint {
         let (offer, message1) = Offer::begin(&context, &own, &request.agent_noise)?;
         let granted = self.ask(&request, session, message1.clone()).await?;
         let audit = Duration::from_micros(granted.audit_us.into());
-        let known = (candidates, nat);
-        match self.begin(&request, &context, offer, &message1, granted, known, quic_key) {
+        match self.begin(&request, &context, offer, &message1, granted, said, quic_key) {
             Ok(session) => Ok(Session { audit, ..session }),
             Err(error) => {
                 // It was granted and nobody will use it: the agent need not wait for us.
@@ -160,16 +156,19 @@ impl Endpoint {
         offer: Offer,
         message1: &[u8],
         granted: wire::Granted,
-        (candidates, nat): (Vec<Candidate>, Option<NatSummary>),
+        said: Said,
         quic_key: SigningKey,
     ) -> Result<Session, OpenError> {
-        let direct = request.carrier != CarrierChoice::Relayed && self.udp.is_some();
         let (keys, clock) = self.control.last().ok_or(OpenError::Control(RequestError::Closed))?;
         let grant = open_grant(granted.grant.as_ref(), keys.grant)?;
         require_granted(&grant, context, request, message1)?;
         let established = offer.finish(&granted.noise_msg2)?;
         let relayed = request.carrier != CarrierChoice::Direct;
-        if relayed && !direct && granted.relays.is_empty() {
+        let direct = said.direct && established.direct;
+        if !relayed && !direct {
+            return Err(OpenError::NoPath("the computer takes no direct connections".into()));
+        }
+        if !direct && granted.relays.is_empty() {
             return Err(OpenError::NoPath("no relay is registered at the mediator".into()));
         }
         let left = Duration::from_millis(grant.expires_ms.saturating_sub(clock.now_ms()));
@@ -177,10 +176,8 @@ impl Endpoint {
             grant,
             established,
             relays: granted.relays,
-            candidates,
-            nat,
+            said,
             peer_seen: ip_from_wire(&granted.peer_seen),
-            direct,
             relayed,
             quic_key: Some(quic_key),
             gate: None,
@@ -252,16 +249,9 @@ impl Endpoint {
         gate.admit(&grant).map_err(|why| refuse(failure::POLICY_REFUSED, &why))?;
         self.remember(grant.msg1_sha256)?;
 
-        let direct = self.udp.is_some();
-        let (candidates, nat) = (self.candidates(direct), self.known_nat(direct));
+        let said = self.say(self.udp.is_some());
         let quic_key_sha256 = self.udp.as_ref().map_or([0; 32], |u| u.key_sha256());
-        let own = Own {
-            identity: &self.identity,
-            quic_key_sha256,
-            candidates: &candidates,
-            nat: nat.as_ref(),
-            direct,
-        };
+        let own = said.own(&self.identity, quic_key_sha256);
         let context = HandshakeContext {
             session: grant.session,
             tenant: &grant.tenant,
@@ -280,15 +270,12 @@ impl Endpoint {
                 };
                 refuse(code, &e.to_string())
             })?;
-        let direct = direct && established.direct;
         let opening = Opening {
             grant,
             established,
             relays: offer.relays,
-            candidates,
-            nat,
+            said,
             peer_seen: ip_from_wire(&offer.peer_seen),
-            direct,
             relayed: true,
             quic_key: None,
             gate: Some(gate),
@@ -315,8 +302,14 @@ impl Endpoint {
         Ok(())
     }
 
-    fn known_nat(&self, direct: bool) -> Option<NatSummary> {
-        self.udp.as_ref().filter(|_| direct)?.nat()
+    /// What this end says of itself. `direct`: it wants a direct carrier.
+    fn say(&self, direct: bool) -> Said {
+        Said {
+            candidates: self.candidates(direct),
+            nat: self.udp.as_ref().filter(|_| direct).and_then(|udp| udp.nat()),
+            relay_rtts: self.memory.rtts(),
+            direct,
+        }
     }
 
     fn candidates(&self, direct: bool) -> Vec<Candidate> {
@@ -392,7 +385,8 @@ impl Endpoint {
     ) -> Parts {
         let session = opening.grant.session;
         let established = opening.established;
-        let udp = self.udp.clone().filter(|_| opening.direct);
+        let direct = opening.said.direct && established.direct;
+        let udp = self.udp.clone().filter(|_| direct);
         let punch = udp.as_ref().and_then(|udp| {
             let addresses = udp.addresses().borrow().clone();
             let config = PunchConfig {
@@ -408,7 +402,7 @@ impl Endpoint {
             ) {
                 punch.handle_local_candidates(socket, family, own, now);
             }
-            if let Some(nat) = &opening.nat {
+            if let Some(nat) = &opening.said.nat {
                 punch.handle_local_nat(nat.clone(), now);
             }
             if let Some(nat) = &established.nat {
@@ -428,11 +422,19 @@ impl Endpoint {
             shared: shared.clone(),
             session,
             keys: established.keys.clone(),
-            identity: self.identity.clone(),
-            dialer: self.dialer.clone(),
-            control: self.control.clone(),
+            reach: Reach {
+                dialer: self.dialer.clone(),
+                identity: self.identity.clone(),
+                memory: self.memory.clone(),
+            },
+            tickets: Arc::new(Tickets::new(
+                session,
+                self.control.clone(),
+                Relay::list(&opening.relays),
+            )),
             numbers: Arc::new(Numbers::default()),
             driver: message_in.clone(),
+            hurry: watch::Sender::new(0),
         };
         Parts {
             session,
@@ -440,7 +442,10 @@ impl Endpoint {
             grant: opening.grant,
             keys: established.keys,
             cipher: established.cipher,
-            relays: Relay::list(&opening.relays),
+            peer_candidates: established.candidates,
+            peer_nat: established.nat,
+            relay_rtts: (opening.said.relay_rtts, established.relay_rtts),
+            memory: self.memory.clone(),
             shared,
             joiner,
             udp,
@@ -448,8 +453,8 @@ impl Endpoint {
             inbox,
             quic_key: opening.quic_key,
             peer_quic_sha256: established.peer_quic_sha256,
-            sent_candidates: opening.candidates,
-            sent_nat: opening.nat,
+            sent_candidates: opening.said.candidates,
+            sent_nat: opening.said.nat,
             peer_seen: opening.peer_seen,
             gate: opening.gate,
             control: self.control.clone(),
@@ -468,15 +473,34 @@ impl Endpoint {
     }
 }
 
+/// What this end said of itself in the handshake.
+struct Said {
+    candidates: Vec<Candidate>,
+    nat: Option<NatSummary>,
+    relay_rtts: Vec<(RelayKey, Duration)>,
+    direct: bool,
+}
+
+impl Said {
+    fn own<'a>(&'a self, identity: &'a DeviceIdentity, quic_key_sha256: [u8; 32]) -> Own<'a> {
+        Own {
+            identity,
+            quic_key_sha256,
+            candidates: &self.candidates,
+            nat: self.nat.as_ref(),
+            direct: self.direct,
+            relay_rtts: &self.relay_rtts,
+        }
+    }
+}
+
 /// What both ways of opening lead to.
 struct Opening {
     grant: Grant,
     established: Established,
     relays: Vec<wire::RelayGrant>,
-    candidates: Vec<Candidate>,
-    nat: Option<NatSummary>,
+    said: Said,
     peer_seen: Option<IpAddr>,
-    direct: bool,
     relayed: bool,
     quic_key: Option<SigningKey>,
     gate: Option<Arc<dyn Gate>>,

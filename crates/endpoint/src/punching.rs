@@ -10,7 +10,9 @@ use std::{
 
 use adit_core::{
     path::PathChooser,
-    punch::{Event, Family, LocalSocket, Message, Packet, PairState, Punch, candidate_priority},
+    punch::{
+        Event, Family, LocalSocket, Message, Packet, PairState, Punch, Report, candidate_priority,
+    },
 };
 use adit_net::stun::{self, StunClass};
 use adit_protocol::{
@@ -63,6 +65,8 @@ pub(crate) struct Punching {
     announce_at: Option<Instant>,
     /// To be trickled with the next look: candidates, and whether the NAT goes along.
     untold: (Vec<Candidate>, bool),
+    /// The first rounds went unanswered.
+    exhausted: bool,
 }
 
 impl Punching {
@@ -86,7 +90,18 @@ impl Punching {
             fresh: BTreeMap::new(),
             announce_at: None,
             untold: (Vec::new(), false),
+            exhausted: false,
         }
+    }
+
+    /// What punching looks like; `None` where no direct path is wanted.
+    pub(crate) fn report(&self) -> Option<Report> {
+        self.punch.as_ref().map(Punch::report)
+    }
+
+    /// The first rounds went unanswered.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.exhausted
     }
 
     /// Sends what the machine wants to send.
@@ -171,11 +186,16 @@ impl Punching {
         }
     }
 
-    pub(crate) fn handle_signal(&mut self, parts: &mut Parts, signal: &wire::Signal) {
+    /// Gives what the peer said, for those whom the rest of it concerns.
+    pub(crate) fn handle_signal(
+        &mut self,
+        parts: &mut Parts,
+        signal: &wire::Signal,
+    ) -> Option<wire::Trickle> {
         // Not sealed by the peer, or said before: no reason to end anything.
-        let Ok(payload) = parts.cipher.open(signal.nonce, &signal.sealed) else { return };
-        let Ok(trickle) = wire::Trickle::decode(payload.as_slice()) else { return };
-        let Some(punch) = &mut self.punch else { return };
+        let payload = parts.cipher.open(signal.nonce, &signal.sealed).ok()?;
+        let trickle = wire::Trickle::decode(payload.as_slice()).ok()?;
+        let Some(punch) = &mut self.punch else { return Some(trickle) };
         let now = Instant::now();
         let candidates = Candidate::list_from_wire(&trickle.candidates);
         debug!(session = %parts.session, ?candidates, nat = ?trickle.nat, "peer tells more");
@@ -186,6 +206,7 @@ impl Punching {
         if !candidates.is_empty() || trickle.end_of_candidates {
             punch.handle_remote_candidates(&candidates, trickle.end_of_candidates, now);
         }
+        Some(trickle)
     }
 
     /// Own addresses, or what is known of the NAT, changed: what is new is told to the peer.
@@ -323,6 +344,7 @@ impl Punching {
             Event::Rebound { .. } | Event::PeerReflexive { .. } => {}
             Event::Exhausted { failed } => {
                 debug!(session = %parts.session, ?failed, "no direct path yet");
+                self.exhausted = true;
             }
             event => self.provide(parts, &event, now),
         }
@@ -492,7 +514,6 @@ fn direction_keys(parts: &Parts) -> (&[u8; 32], &[u8; 32]) {
 
 /// Tells the peer of candidates and the NAT, sealed, through the mediator.
 fn trickle(parts: &mut Parts, candidates: &[Candidate], nat: Option<wire::NatSummary>) {
-    let Some(peer) = parts.control.peer() else { return };
     debug!(session = %parts.session, ?candidates, ?nat, "told the peer more");
     let trickle = wire::Trickle {
         candidates: candidates.iter().map(Candidate::to_wire).collect(),
@@ -500,6 +521,12 @@ fn trickle(parts: &mut Parts, candidates: &[Candidate], nat: Option<wire::NatSum
         nat,
         relay_rtts: Vec::new(),
     };
+    send_trickle(parts, &trickle);
+}
+
+/// Tells the peer something, sealed, through the mediator.
+pub(crate) fn send_trickle(parts: &mut Parts, trickle: &wire::Trickle) {
+    let Some(peer) = parts.control.peer() else { return };
     let Ok((nonce, sealed)) = parts.cipher.seal(&trickle.encode_to_vec()) else { return };
     let session_id = parts.session.to_bytes();
     let signal = wire::Signal { session_id, nonce, sealed: Bytes::from(sealed) };

@@ -26,6 +26,10 @@ const READ_SIZE: usize = 256 * 1024;
 /// Bytes not yet sent that the kernel may hold. More would stand before a keystroke, and before
 /// everything else when the path gets worse.
 const NOT_SENT_LOWAT: u32 = 128 * 1024;
+/// What the kernel sent and nobody acknowledged for so long has no connection any more. The path
+/// machine leaves such a carrier long before.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const UNACKNOWLEDGED: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A relayed carrier after its handshake.
 pub(crate) struct Relayed<S> {
@@ -117,9 +121,14 @@ pub(crate) async fn read_frame(
     }
 }
 
-/// Keeps queues in the kernel short.
+/// Keeps queues in the kernel short, and lets it notice a dead connection.
 pub(crate) fn tune(stream: &tokio::net::TcpStream) {
+    // Without any of these the connection still works.
     let _ = stream.set_nodelay(true);
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    let _ = socket2::SockRef::from(stream).set_tcp_notsent_lowat(NOT_SENT_LOWAT);
+    {
+        let socket = socket2::SockRef::from(stream);
+        let _ = socket.set_tcp_notsent_lowat(NOT_SENT_LOWAT);
+        let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    }
 }

@@ -15,13 +15,14 @@ use adit_protocol::{
 use bytes::Bytes;
 use tokio::{
     net::TcpStream,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     driver::Message,
     events::{SessionEvent, SessionInfo, Totals},
+    explain::Explanation,
     local,
     shared::{ChannelTap, Progress, Shared},
 };
@@ -104,6 +105,13 @@ impl SessionHandle {
             bytes_down: totals.bytes_down,
             started: self.0.started,
         }
+    }
+
+    /// What its paths look like; `None` if it is over.
+    pub async fn explain(&self) -> Option<Explanation> {
+        let (answer, explanation) = oneshot::channel();
+        self.0.messages.send(Message::Explain(answer)).await.ok()?;
+        explanation.await.ok()
     }
 
     /// Waits until the session is over and everything about it was said.

@@ -1,6 +1,9 @@
 //! What the driver tells the program, the mediator's audit, and at the end the peer.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use adit_protocol::{
     code::ChannelCode,
@@ -33,20 +36,53 @@ impl Driver {
         self.report_carrier(carrier, "");
     }
 
+    /// The record names the pair of a direct carrier as far as it is public: private addresses
+    /// of the ends are nobody's business but theirs.
     pub(crate) fn report_carrier(&self, carrier: &Carrier, detail: &str) {
         if self.p.role != Role::Console {
             return; // the console chooses, so it reports
         }
-        let text = |a: Option<SocketAddr>| a.map(|a| a.to_string()).unwrap_or_default();
+        let (local, remote) = self.public_pair(carrier);
+        let relay = carrier.up.relay.as_ref();
         let change = wire::CarrierChange {
             kind: kind(&carrier.up).as_str().into(),
             state: carrier.state.as_str().into(),
-            relay_id: bytes::Bytes::new(),
-            local: text(carrier.up.local),
-            remote: text(carrier.up.remote),
+            relay_id: relay.map(|r| r.id.clone()).unwrap_or_default(),
+            local,
+            remote,
             detail: detail.into(),
         };
         self.report(wire::session_event::Event::Carrier(change));
+    }
+
+    fn public_pair(&self, carrier: &Carrier) -> (String, String) {
+        let Some(pair) = carrier.up.pair() else { return Default::default() };
+        let report = self.punching.report().unwrap_or_default();
+        let known =
+            report.pairs.iter().find(|p| p.remote == pair.remote && p.socket == pair.socket);
+        // Behind a NAT the own address is the one that the peer sees.
+        let local = known.and_then(|p| p.mapped).or(carrier.up.local);
+        let text = |a: Option<SocketAddr>| {
+            a.filter(|a| is_public(a.ip())).map(|a| a.to_string()).unwrap_or_default()
+        };
+        (text(local), text(carrier.up.remote))
+    }
+
+    /// Why there is no direct path, once, when the first rounds of punching came to nothing.
+    pub(crate) fn tell_failures(&mut self) {
+        let relayed = self.in_use.and_then(|n| self.carriers.get(&n));
+        let Some(carrier) = relayed.filter(|c| c.up.direct.is_none()) else { return };
+        if self.told_failures || !self.punching.is_exhausted() {
+            return;
+        }
+        let failures = self.punching.report().map(|r| r.failures).unwrap_or_default();
+        let words: Vec<_> = failures.iter().map(|f| f.as_str()).collect();
+        if words.is_empty() {
+            return; // too early to say
+        }
+        info!(session = %self.p.session, failures = words.join(" "), "no direct path");
+        self.report_carrier(carrier, &words.join(" "));
+        self.told_failures = true;
     }
 
     pub(crate) fn report(&self, event: wire::session_event::Event) {
@@ -78,7 +114,9 @@ impl Driver {
             t.bytes_down += down;
         });
         let state = if end.refused { ChannelState::Refused } else { ChannelState::Closed };
-        if self.p.role == Role::Agent {
+        // What the owner's policy refuses, the gate reports itself, with the rule.
+        let by_policy = end.refused && end.code == Some(ChannelCode::Policy);
+        if self.p.role == Role::Agent && !by_policy {
             let ended = wire::ChannelEnd {
                 channel: id.0,
                 target: Some(end.target.to_wire()),
@@ -149,6 +187,21 @@ impl Driver {
             duration,
         };
         let _ = tokio::time::timeout(LAST_WORDS, self.p.events.send(closed)).await;
+    }
+}
+
+/// Neither private nor of this machine.
+pub(crate) fn is_public(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            let shared = a == 100 && b & 0xc0 == 64; // RFC 6598
+            !(v4.is_private() || v4.is_loopback() || v4.is_link_local() || shared || a == 0)
+        }
+        IpAddr::V6(v6) => {
+            let link_local = v6.is_unicast_link_local();
+            !(v6.is_unique_local() || v6.is_loopback() || link_local || v6.is_unspecified())
+        }
     }
 }
 

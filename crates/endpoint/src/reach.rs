@@ -1,0 +1,217 @@
+//! Reaching a relay: raw and inside TLS, over each of its addresses, at staggered times.
+//!
+//! The first connection on which the relay accepts the join is confirmed; the others are dropped
+//! before they count. Must never connect where the mediator may not send this computer.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use adit_net::{
+    identity::DeviceIdentity,
+    noise::join::{AcceptedJoin, JoinError, begin_join},
+    proxy::{Dialer, parse_host_port},
+    tls::connect_cover,
+};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_rustls::client::TlsStream;
+
+use crate::{
+    join::Relay,
+    memory::{Memory, Way},
+    relayed,
+};
+
+/// Time to connect. Short: when a network comes back, a new attempt is quicker than the next
+/// retransmission of an old one.
+const DIAL: Duration = Duration::from_secs(5);
+/// Time for the TLS handshake.
+const TLS: Duration = Duration::from_secs(5);
+/// Head start of each attempt before the next (RFC 8305 §8).
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// Why a relay was not joined.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReachError {
+    #[error("relay has no address")]
+    NoAddress,
+    #[error("{0}")]
+    Dial(#[from] adit_net::proxy::DialError),
+    #[error("tls: {0}")]
+    Tls(io::Error),
+    #[error("{0}")]
+    Join(#[from] JoinError),
+}
+
+impl ReachError {
+    /// The relay itself said no: another way would lead to the same answer.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Join(JoinError::Refused(_)))
+    }
+}
+
+/// A joined connection.
+pub(crate) struct Reached {
+    pub(crate) stream: RelayStream,
+    pub(crate) way: Way,
+}
+
+/// What reaching relays needs.
+#[derive(Clone)]
+pub(crate) struct Reach {
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) identity: Arc<DeviceIdentity>,
+    pub(crate) memory: Arc<Memory>,
+}
+
+type Accepted = (RelayStream, AcceptedJoin, Way, Duration);
+
+impl Reach {
+    pub(crate) async fn join(&self, relay: &Relay, slot: u32) -> Result<Reached, ReachError> {
+        let mut plan = self.plan(relay);
+        let began = Instant::now();
+        let mut running = FuturesUnordered::new();
+        let mut error = ReachError::NoAddress;
+        let (mut stream, accepted, way, rtt) = loop {
+            let next = plan.first().map(|(after, ..)| began + *after);
+            // Nothing under way: nothing to give a head start to.
+            if running.is_empty() || next.is_some_and(|at| at <= Instant::now()) {
+                if plan.is_empty() {
+                    return Err(error);
+                }
+                let (_, way, address) = plan.remove(0);
+                running.push(self.attempt(relay, address, way, slot));
+                continue;
+            }
+            let wait = async {
+                match next {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(done) = running.next() => match done {
+                    Ok(accepted) => break accepted,
+                    Err(refusal) if refusal.is_refusal() => return Err(refusal),
+                    Err(failed) => if !matches!(error, ReachError::Join(_)) { error = failed },
+                },
+                () = wait => {}
+            }
+        };
+        accepted.confirm(&mut stream).await?;
+        self.memory.joined(relay.key, rtt, way);
+        Ok(Reached { stream, way })
+    }
+
+    /// When to try what. Where the last success needed TLS, it gets no head start to wait for.
+    fn plan(&self, relay: &Relay) -> Vec<(Duration, Way, (String, u16))> {
+        let needs_tls = self.memory.way() == Some(Way::Tls);
+        let addresses = relay.addresses.iter().filter_map(|a| parse_host_port(a, 443).ok());
+        let mut plan = Vec::new();
+        for (n, address) in (0u32..).zip(addresses) {
+            let tls = if needs_tls { n } else { n + 1 };
+            plan.push((STAGGER * n, Way::Raw, address.clone()));
+            plan.push((STAGGER * tls, Way::Tls, address));
+        }
+        plan.sort_by_key(|(after, way, _)| (*after, *way));
+        plan
+    }
+
+    async fn attempt(
+        &self,
+        relay: &Relay,
+        (host, port): (String, u16),
+        way: Way,
+        slot: u32,
+    ) -> Result<Accepted, ReachError> {
+        let admits = |address| self.memory.admits(address);
+        let tcp = self.dialer.dial_where(&host, port, DIAL, &admits).await?.stream;
+        relayed::tune(&tcp);
+        let mut stream = match way {
+            Way::Raw => RelayStream::Raw(tcp),
+            Way::Tls => {
+                let late = |_| ReachError::Tls(io::ErrorKind::TimedOut.into());
+                let tls = timeout(TLS, connect_cover(tcp, &host)).await.map_err(late)?;
+                RelayStream::Tls(Box::new(tls.map_err(ReachError::Tls)?))
+            }
+        };
+        let noise = &self.identity.noise;
+        let began = Instant::now();
+        let accepted =
+            begin_join(&mut stream, &relay.noise_key, noise, &relay.ticket, slot).await?;
+        Ok((stream, accepted, way, began.elapsed()))
+    }
+}
+
+/// A connection to a relay.
+pub(crate) enum RelayStream {
+    Raw(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl RelayStream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Raw(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        self.tcp().local_addr().ok()
+    }
+
+    pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
+        self.tcp().peer_addr().ok()
+    }
+}
+
+impl AsyncRead for RelayStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Raw(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for RelayStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Raw(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Raw(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Raw(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
