@@ -12,8 +12,8 @@ use adit_protocol::{
     code::failure,
     ids::{ComputerId, RelayId, SessionId},
     keys::PublicKey,
-    limits::{LEASE, OFFLINE_GRACE, OPEN_TIMEOUT, TICKET_LIFE},
-    ticket::{Role, Ticket},
+    limits::{LEASE, OFFLINE_GRACE, OPEN_TIMEOUT},
+    ticket::Role,
     wire,
 };
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use bytes::Bytes;
 use super::{
     ending::{ENDED_BY_ADMINISTRATOR, EndedBy, Ending, PERMISSION_WITHDRAWN},
     events,
+    relays::Registered,
     session::{Phase, Session, lease_ms},
     types::*,
 };
@@ -33,23 +34,12 @@ pub(crate) const MAX_SESSIONS: usize = 200_000;
 const DECISION_LIFE_MS: u64 = 60_000;
 /// Withdrawals remembered.
 const MAX_WITHDRAWN: usize = 4096;
-/// Relays named to the ends of a session.
-const RELAYS_PER_SESSION: usize = 2;
 /// Relays named in a welcome, which must fit into a frame.
 const MAX_RELAYS_TOLD: usize = 200;
 /// A lease's end is judged this much later, since the last renewal may be under way.
 const LEASE_SLACK: Duration = Duration::from_secs(15);
 /// A record of an end that could not be written is tried again after this long.
 const RECORD_RETRY: Duration = Duration::from_secs(2);
-
-/// A registered relay.
-#[derive(Debug)]
-pub(super) struct Registered {
-    pub(super) connection: ConnectionId,
-    identity: PublicKey,
-    info: wire::RelayInfo,
-    pub(super) load: u64,
-}
 
 /// What an audit record stands for.
 #[derive(Debug)]
@@ -141,7 +131,8 @@ impl Broker {
             Device::Agent { computer, .. } => self.agents.insert(*computer, id),
             Device::Relay { id: relay, identity, info } => {
                 let (identity, info) = (*identity, info.clone());
-                let new = Registered { connection: id, identity, info, load: 0 };
+                let since = now.mono;
+                let new = Registered { connection: id, identity, info, load: 0, since };
                 self.relays.insert(*relay, new).map(|relay| relay.connection)
             }
             Device::Console { .. } => None,
@@ -616,59 +607,6 @@ impl Broker {
         let lease = self.lease_end(session);
         let at = session.until.map_or(lease, |until| until.min(lease));
         self.set_timer(id, at);
-    }
-
-    /// The two least loaded relays and tickets for one end.
-    fn tickets(
-        &mut self,
-        id: SessionId,
-        role: Role,
-        not: &[RelayId],
-        now: Now,
-    ) -> Vec<RelayChoice> {
-        let Some(session) = self.sessions.get(&id) else { return Vec::new() };
-        let connection = match role {
-            Role::Console => session.console,
-            Role::Agent => self.agents.get(&session.place.computer_id).copied(),
-        };
-        let noise = connection.and_then(|connection| match self.devices.get(&connection) {
-            Some(Device::Agent { noise, .. } | Device::Console { noise, .. }) => Some(*noise),
-            _ => None,
-        });
-        let Some(joiner) = noise else { return Vec::new() };
-        // A relay without addresses drains: it serves what it has and takes nothing new.
-        let takes = |relay: &Registered| !relay.info.addresses.is_empty();
-        let mut order: Vec<_> =
-            self.relays.iter().filter(|(id, r)| !not.contains(id) && takes(r)).collect();
-        // Both ends must name the same relays: those already chosen come first.
-        let chosen = &session.relays;
-        order.sort_by_key(|(id, relay)| (!chosen.contains(id), relay.load, **id));
-        let life = u64::try_from(TICKET_LIFE.as_millis()).unwrap_or(u64::MAX);
-        let picked: Vec<(RelayId, RelayChoice)> = order
-            .into_iter()
-            .take(RELAYS_PER_SESSION)
-            .map(|(relay_id, relay)| {
-                let ticket = Ticket {
-                    relay: relay.identity,
-                    session: id,
-                    role,
-                    joiner,
-                    not_before_ms: now.unix_ms.saturating_sub(60_000),
-                    expires_ms: now.unix_ms.saturating_add(life),
-                };
-                (*relay_id, RelayChoice { relay: relay.info.clone(), ticket })
-            })
-            .collect();
-        for (relay, _) in &picked {
-            if let Some(session) = self.sessions.get_mut(&id) {
-                session.relays.insert(*relay);
-            }
-            if let (Role::Agent, Some(relay)) = (role, self.relays.get_mut(relay)) {
-                // Until its next report says how many pairs there are.
-                relay.load = relay.load.saturating_add(1);
-            }
-        }
-        picked.into_iter().map(|(_, choice)| choice).collect()
     }
 
     /// As which end of a session a connection may speak.

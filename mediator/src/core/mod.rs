@@ -16,6 +16,7 @@ pub(crate) mod ending;
 mod events;
 mod fold;
 pub(crate) mod refusals;
+pub(crate) mod relays;
 pub(crate) mod report;
 pub(crate) mod review;
 mod revoke;
@@ -24,6 +25,8 @@ pub(crate) mod types;
 
 #[cfg(test)]
 mod record_tests;
+#[cfg(test)]
+mod relay_tests;
 #[cfg(test)]
 mod tests;
 

@@ -12,28 +12,28 @@ use adit_protocol::{
 
 use super::{Broker, ending::MEDIATOR_WORDS, types::*};
 
-const AGENT: ConnectionId = ConnectionId(1);
-const CONSOLE: ConnectionId = ConnectionId(2);
+pub(super) const AGENT: ConnectionId = ConnectionId(1);
+pub(super) const CONSOLE: ConnectionId = ConnectionId(2);
 
 /// A broker with one agent and one console; what it records is durable at once.
-struct Desk {
-    broker: Broker,
-    now: Now,
+pub(super) struct Desk {
+    pub(super) broker: Broker,
+    pub(super) now: Now,
     events: Vec<Event>,
-    replies: Vec<Reply>,
+    pub(super) replies: Vec<Reply>,
     requests: u64,
 }
 
-fn key(n: u8) -> PublicKey {
+pub(super) fn key(n: u8) -> PublicKey {
     SigningKey::from_seed(&[n; 32]).unwrap().public()
 }
 
-fn tcp(host: &str, port: u16) -> Target {
+pub(super) fn tcp(host: &str, port: u16) -> Target {
     Target::new(host, port, Transport::Tcp).unwrap()
 }
 
 impl Desk {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut desk = Self {
             broker: Broker::default(),
             now: Now { mono: Duration::from_secs(1_000), unix_ms: 1_000_000 },
@@ -48,13 +48,13 @@ impl Desk {
         desk
     }
 
-    fn request(&mut self) -> RequestId {
+    pub(super) fn request(&mut self) -> RequestId {
         self.requests += 1;
         RequestId(self.requests)
     }
 
     /// A session of the console at the agent, open.
-    fn open(&mut self, n: u8, targets: &[Target], any_target: bool) -> SessionId {
+    pub(super) fn open(&mut self, n: u8, targets: &[Target], any_target: bool) -> SessionId {
         let session = SessionId([n; 16]);
         let attempt = Attempt {
             request: self.request(),
@@ -95,7 +95,7 @@ impl Desk {
         session
     }
 
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         while let Some(output) = self.broker.poll_output() {
             match output {
                 Output::Audit { id, events, .. } => {

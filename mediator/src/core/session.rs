@@ -64,6 +64,8 @@ pub(crate) struct Session {
     pub(super) offered_on: Option<ConnectionId>,
     /// Relays for which tickets were given out.
     pub(crate) relays: BTreeSet<RelayId>,
+    /// The last of them, in the order in which they were chosen: both ends get the same.
+    pub(super) chosen: Vec<RelayId>,
     /// Kinds of carriers in the order of use, by the end that told.
     kinds: BTreeMap<Role, Vec<String>>,
     /// Refused channels told of late.
@@ -108,6 +110,7 @@ impl Session {
             console: Some(attempt.connection),
             offered_on: None,
             relays: BTreeSet::new(),
+            chosen: Vec::new(),
             kinds: BTreeMap::new(),
             refusals: Refusals::default(),
             bytes: (0, 0),
@@ -146,6 +149,7 @@ impl Session {
             console: None,
             offered_on: None,
             relays: BTreeSet::new(),
+            chosen: Vec::new(),
             kinds: BTreeMap::new(),
             refusals: Refusals::default(),
             bytes: (0, 0),

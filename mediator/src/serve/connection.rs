@@ -35,6 +35,8 @@ use crate::{
     store::{computers, relays},
 };
 
+/// Silence of two and a half times this ends a relay's connection: then it is offered no more.
+const KEEPALIVE_RELAY: Duration = Duration::from_secs(3);
 /// Time for the `Hello`.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Time to log in or enrol.
@@ -158,7 +160,7 @@ async fn speak(mut line: Line) {
         1 => match known_agent(&line, &hello).await {
             Ok((computer, device)) => {
                 line.proved(&computer.partner_id);
-                welcome(&line, responder).await;
+                welcome(&line, responder, KEEPALIVE_IDLE).await;
                 agent::serve(line, computer, device, &hello).await;
             }
             Err(failure) => responder.fail(failure),
@@ -166,7 +168,7 @@ async fn speak(mut line: Line) {
         2 => match noise_key(&line, hello.noise_cert.as_ref()) {
             Ok(noise) => {
                 let login = console::resume(&mut line, &hello).await;
-                welcome(&line, responder).await;
+                welcome(&line, responder, KEEPALIVE_IDLE).await;
                 console::serve(line, noise, login).await;
             }
             Err(failure) => responder.fail(failure),
@@ -175,20 +177,22 @@ async fn speak(mut line: Line) {
             Ok((relay, device)) => {
                 let home = line.shared.home.clone();
                 line.proved(&home);
-                welcome(&line, responder).await;
+                // Whoever is sent to a relay must find it there.
+                line.peer.set_keepalive(KEEPALIVE_RELAY);
+                welcome(&line, responder, KEEPALIVE_RELAY).await;
                 relay::serve(line, relay, device).await;
             }
             Err(failure) => responder.fail(failure),
         },
         4 => {
-            welcome(&line, responder).await;
+            welcome(&line, responder, KEEPALIVE_IDLE).await;
             enroll::serve(line).await;
         }
         _ => responder.fail(fail(failure::BAD_REQUEST, "no such role")),
     }
 }
 
-async fn welcome(line: &Line, responder: Responder) {
+async fn welcome(line: &Line, responder: Responder, keepalive: Duration) {
     let shared = &line.shared;
     let relays = shared.broker.ask(|driver, _| driver.broker.relay_infos()).await;
     responder.reply(Body::Welcome(wire::Welcome {
@@ -196,7 +200,7 @@ async fn welcome(line: &Line, responder: Responder) {
         key_certs: shared.installation.key_certs(),
         stun_ports: shared.stun_ports.iter().copied().map(u32::from).collect(),
         stun_addrs: Vec::new(),
-        keepalive_ms: u32::try_from(KEEPALIVE_IDLE.as_millis()).unwrap_or(45_000),
+        keepalive_ms: u32::try_from(keepalive.as_millis()).unwrap_or(45_000),
         check_in_ms: shared.check_in_ms,
         relays: relays.unwrap_or_default(),
         installation: shared.installation.root().fingerprint().to_string(),

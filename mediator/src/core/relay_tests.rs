@@ -1,0 +1,84 @@
+//! Which relays are offered.
+
+use std::time::Duration;
+
+use adit_protocol::{ids::RelayId, ids::SessionId, wire};
+
+use super::{
+    record_tests::{AGENT, CONSOLE, Desk, key, tcp},
+    types::*,
+};
+
+impl Desk {
+    fn relay(&mut self, n: u8, region: &str, takes: bool) {
+        let addresses = if takes { vec![format!("r{n}.example:443")] } else { Vec::new() };
+        let info = wire::RelayInfo {
+            relay_id: vec![n; 16].into(),
+            region: region.into(),
+            addresses,
+            ..wire::RelayInfo::default()
+        };
+        let device = Device::Relay { id: RelayId([n; 16]), identity: key(n), info };
+        self.broker.handle_connected(ConnectionId(u64::from(n)), device, self.now);
+        self.drain();
+    }
+
+    fn tickets(&mut self, by: ConnectionId, session: SessionId, not: &[u8]) -> Vec<u8> {
+        let not: Vec<_> = not.iter().map(|n| RelayId([*n; 16])).collect();
+        let request = self.request();
+        self.broker.handle_tickets(request, by, session, &not, self.now);
+        self.drain();
+        match self.replies.pop() {
+            Some(Reply::Tickets(choices)) => names(&choices),
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn names(choices: &[RelayChoice]) -> Vec<u8> {
+    choices.iter().map(|choice| choice.relay.relay_id[0]).collect()
+}
+
+/// Seven relays of three regions; 20 drains, 21 has only just registered.
+fn desk() -> Desk {
+    let mut desk = Desk::new();
+    for (n, region) in [(10, "eu"), (11, "eu"), (12, "eu"), (13, "us"), (14, "us")] {
+        desk.relay(n, region, true);
+    }
+    desk.relay(20, "asia", false);
+    desk.now.mono += Duration::from_secs(60);
+    desk.relay(21, "eu", true);
+    desk
+}
+
+#[test]
+fn both_ends_get_the_same_relays_of_different_regions() {
+    let mut desk = desk();
+    let session = desk.open(1, &[tcp("127.0.0.1", 22)], false);
+    let Some(Reply::Granted { relays, .. }) = desk.replies.pop() else { panic!() };
+    assert_eq!(names(&relays), [10, 13, 11, 12]);
+    assert_eq!(desk.tickets(AGENT, session, &[]), [10, 13, 11, 12]);
+    // The next session finds them more loaded.
+    desk.open(2, &[tcp("127.0.0.1", 22)], false);
+    let Some(Reply::Granted { relays, .. }) = desk.replies.pop() else { panic!() };
+    assert_eq!(names(&relays)[1], 10, "{relays:?}");
+}
+
+#[test]
+fn a_relay_that_fails_or_is_gone_is_replaced_for_both_ends() {
+    let mut desk = desk();
+    let session = desk.open(1, &[tcp("127.0.0.1", 22)], false);
+    // The console does not reach two of them.
+    let console = desk.tickets(CONSOLE, session, &[10, 13]);
+    assert_eq!(console, [11, 12, 14, 21]);
+    // The agent learns of the new ones without saying anything.
+    assert_eq!(desk.tickets(AGENT, session, &[]), [10, 13, 11, 12, 14, 21]);
+    // Without its control connection a relay is not offered.
+    desk.broker.handle_disconnected(ConnectionId(11), desk.now);
+    assert_eq!(desk.tickets(AGENT, session, &[]), [10, 13, 12, 14, 21]);
+    // Asking again and again does not grow the list.
+    for _ in 0..20 {
+        desk.tickets(CONSOLE, session, &[10, 12, 13, 14, 21]);
+    }
+    assert_eq!(desk.tickets(CONSOLE, session, &[]), [10, 13, 12, 14, 21]);
+}
