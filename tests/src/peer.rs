@@ -117,19 +117,19 @@ pub fn fill(buffer: &mut [u8], seed: u64, offset: u64) {
 }
 
 /// Compares a stream with the pattern.
-struct Check {
+pub(crate) struct Check {
     seed: u64,
-    offset: u64,
-    intact: bool,
+    pub(crate) offset: u64,
+    pub(crate) intact: bool,
     expected: Vec<u8>,
 }
 
 impl Check {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { seed, offset: 0, intact: true, expected: vec![0; CHUNK + 16] }
     }
 
-    fn take(&mut self, bytes: &[u8]) {
+    pub(crate) fn take(&mut self, bytes: &[u8]) {
         // The pattern starts at multiples of eight.
         let before = self.offset % 8;
         fill(&mut self.expected, self.seed, self.offset - before);

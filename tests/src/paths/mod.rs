@@ -4,11 +4,17 @@
 //! - [`oracle`]: what theory says of each pair, derived from what the two sides do with packets
 //! - [`pair`]: one pair, tried with all four programs in a laboratory of its own
 //! - [`matrix`]: all pairs, several at once, compared with the oracle
+//! - [`world`]: a session in a laboratory that something is about to happen to
+//! - [`flow`]: a numbered stream both ways through it
+//! - [`changes`]: what happens, and what a session may feel of it
 //!
 //! `cargo xtask paths` runs them and writes the tables of `docs/paths.md`.
 
 #![allow(clippy::indexing_slicing, reason = "JSON values give null for what is not there")]
 
+pub mod changes;
+pub mod flow;
 pub mod matrix;
 pub mod oracle;
 pub mod pair;
+pub mod world;

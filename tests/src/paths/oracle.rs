@@ -112,6 +112,13 @@ pub struct Kind {
     kernel: bool,
 }
 
+impl Kind {
+    /// Whether it has no IPv4.
+    pub fn v6_only(&self) -> bool {
+        self.v4.is_none()
+    }
+}
+
 const fn nat(name: &'static str, mapping: Mapping, filtering: Filtering) -> Kind {
     let v4 = Some(Gate::new(mapping, filtering));
     Kind { name, v4, v6: false, no_udp: None, port_mapping: false, kernel: false }

@@ -225,7 +225,7 @@ fn judge(case: &Case, outcome: &mut Outcome) {
 }
 
 /// Panics and errors in the programs' logs.
-fn complaints(site: &Site) -> Result<Vec<String>> {
+pub fn complaints(site: &Site) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(site.artifacts())? {
         let path = entry?.path();

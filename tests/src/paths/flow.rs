@@ -1,0 +1,205 @@
+//! A numbered stream both ways through a session, for as long as a test wants: which bytes came,
+//! and when none did.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::peer::{Check, fill};
+
+/// Bytes sent at once.
+const PIECE: usize = 4096;
+/// Pauses below this are not noted.
+const NOTED: Duration = Duration::from_millis(30);
+/// How often a reader looks whether it should give up.
+const LOOK: Duration = Duration::from_millis(200);
+/// Time for the ends of the streams once they were sent.
+const END: Duration = Duration::from_secs(20);
+
+/// What one end received.
+#[derive(Clone, Debug, Default)]
+struct Half {
+    bytes: u64,
+    intact: bool,
+    ended: bool,
+    /// Pauses: when each was over, and its length.
+    pauses: Vec<(Instant, Duration)>,
+}
+
+/// A stream both ways. Both ends are in this process, each in its own network namespace.
+pub struct Flow {
+    shared: Arc<Shared>,
+    near: JoinHandle<Result<Half>>,
+    far: JoinHandle<Result<Half>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    give_up: Mutex<Option<Instant>>,
+    /// Sent by the near and by the far end.
+    sent: [AtomicU64; 2],
+}
+
+/// What came of a flow.
+#[derive(Debug)]
+pub struct Flowed {
+    /// Bytes from the far to the near end, and back.
+    pub bytes: (u64, u64),
+    pauses: Vec<(Instant, Duration)>,
+}
+
+impl Flowed {
+    /// The longest pause, in either direction, that ended after `since`.
+    pub fn stall_since(&self, since: Instant) -> Duration {
+        let later = self.pauses.iter().filter(|(over, _)| *over >= since);
+        later.map(|(_, length)| *length).max().unwrap_or_default()
+    }
+}
+
+/// Waits beside the agent for flows.
+pub struct FlowServer {
+    listener: TcpListener,
+}
+
+impl FlowServer {
+    /// Binds in the calling thread's namespace.
+    pub fn bind(addr: SocketAddr) -> Result<Self> {
+        Ok(Self { listener: TcpListener::bind(addr)? })
+    }
+}
+
+impl Flow {
+    /// Connects to `local` in the calling thread's namespace; `rate` bytes a second each way.
+    pub fn start(server: &FlowServer, local: SocketAddr, seed: u64, rate: u64) -> Result<Self> {
+        let shared = Arc::<Shared>::default();
+        let listener = server.listener.try_clone()?;
+        let near = TcpStream::connect(local).with_context(|| format!("connect {local}"))?;
+        let far = Arc::clone(&shared);
+        let far = thread::spawn(move || {
+            let (stream, _) = listener.accept()?;
+            exchange(&stream, &far, 1, seed, rate)
+        });
+        let ours = Arc::clone(&shared);
+        let near = thread::spawn(move || exchange(&near, &ours, 0, seed, rate));
+        Ok(Self { shared, near, far })
+    }
+
+    /// Ends both streams; everything sent must have come, unchanged and in order.
+    pub fn finish(self) -> Result<Flowed> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        *self.shared.give_up.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Instant::now() + END);
+        let join = |half: JoinHandle<Result<Half>>| {
+            half.join().unwrap_or_else(|_| bail!("a thread panicked"))
+        };
+        let (near, far) = (join(self.near), join(self.far));
+        let (near, far) = (near.context("console's end")?, far.context("agent's end")?);
+        for (half, sender, end) in [(&near, 1, "console"), (&far, 0, "agent")] {
+            let sent = self.shared.sent[sender].load(Ordering::Relaxed);
+            ensure!(half.intact, "bytes changed towards the {end}, in {} bytes", half.bytes);
+            ensure!(half.ended, "no end at the {end} after {} of {sent} bytes", half.bytes);
+            ensure!(half.bytes == sent, "{} of {sent} bytes came to the {end}", half.bytes);
+        }
+        let bytes = (near.bytes, far.bytes);
+        let pauses = near.pauses.into_iter().chain(far.pauses).collect();
+        Ok(Flowed { bytes, pauses })
+    }
+}
+
+fn exchange(
+    stream: &TcpStream,
+    shared: &Arc<Shared>,
+    me: usize,
+    seed: u64,
+    rate: u64,
+) -> Result<Half> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(LOOK))?;
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| send(stream, shared, me, seed + me as u64, rate));
+        let half = receive(stream, shared, seed + 1 - me as u64);
+        if !matches!(half, Ok(Half { ended: true, .. })) {
+            // The sender may wait for room that never comes.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        let sent = sender.join().unwrap_or_else(|_| bail!("a thread panicked"));
+        sent.context("sending")?;
+        half
+    })
+}
+
+fn send(mut out: &TcpStream, shared: &Shared, me: usize, seed: u64, rate: u64) -> Result<()> {
+    let begin = Instant::now();
+    let mut piece = [0; PIECE];
+    let mut offset = 0_u64;
+    while !shared.stop.load(Ordering::Relaxed) {
+        fill(&mut piece, seed, offset);
+        out.write_all(&piece)?;
+        offset += PIECE as u64;
+        shared.sent[me].store(offset, Ordering::Relaxed);
+        let due = begin + Duration::from_micros(offset * 1_000_000 / rate);
+        thread::park_timeout(due.saturating_duration_since(Instant::now()));
+    }
+    out.shutdown(Shutdown::Write)?;
+    Ok(())
+}
+
+fn receive(mut from: &TcpStream, shared: &Shared, seed: u64) -> Result<Half> {
+    let mut check = Check::new(seed);
+    let mut half = Half::default();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut last = None::<Instant>;
+    loop {
+        let read = from.read(&mut buffer);
+        let now = Instant::now();
+        match read {
+            Ok(n) => {
+                if let Some(pause) = last.map(|l| now - l).filter(|p| *p >= NOTED) {
+                    half.pauses.push((now, pause));
+                }
+                last = Some(now);
+                check.take(buffer.get(..n).unwrap_or_default());
+                if n == 0 {
+                    half.ended = true;
+                    break;
+                }
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                let give_up = *shared.give_up.lock().unwrap_or_else(PoisonError::into_inner);
+                if give_up.is_some_and(|at| now >= at) {
+                    break;
+                }
+            }
+            Err(e) => return Err(e).with_context(|| format!("after {} bytes", check.offset)),
+        }
+    }
+    (half.bytes, half.intact) = (check.offset, check.intact);
+    Ok(half)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notices_pauses_and_finds_everything_intact() {
+        let server = FlowServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let local = server.listener.local_addr().unwrap();
+        let begin = Instant::now();
+        let flow = Flow::start(&server, local, 7, 1_000_000).unwrap();
+        thread::park_timeout(Duration::from_millis(300));
+        let flowed = flow.finish().unwrap();
+        assert!(flowed.bytes.0 > 50_000 && flowed.bytes.1 > 50_000, "{flowed:?}");
+        assert!(flowed.stall_since(begin) < Duration::from_millis(250), "{flowed:?}");
+    }
+}
