@@ -189,8 +189,13 @@ pub(crate) async fn decide(
         })
         .await?
         .ok_or_else(no_such_request)?;
-    if let Some(holder) = holder {
-        may_decide(pool, holder, &found, judgement.approve, facts).await?;
+    if let Some(holder) = holder
+        && let Err(error) = may_decide(pool, holder, &found, judgement.approve, facts).await
+    {
+        if let RequestError::Refused(refusal) = &error {
+            refused(writer, holder, actor, &found.id, refusal.code).await?;
+        }
+        return Err(error);
     }
     let (actor, wanted) = (actor.clone(), id.to_owned());
     let done = writer
@@ -201,6 +206,26 @@ pub(crate) async fn decide(
         })
         .await?;
     done.ok_or_else(|| no_such_request().into())
+}
+
+/// A decision that somebody tried and may not take.
+async fn refused(
+    writer: &Writer,
+    holder: &Holder,
+    actor: &Actor,
+    id: &str,
+    code: &str,
+) -> Result<(), StoreError> {
+    let event = actor
+        .event("request.decision_refused")
+        .outcome("refused")
+        .end_reason(code)
+        .extra("request", id);
+    let partner = holder.partner.clone();
+    let _room = writer.room(1).await?;
+    let write = writer
+        .write(move |tx| Box::pin(async move { tx.append(&partner, event).await.map(|_| ()) }));
+    write.await
 }
 
 async fn may_decide(

@@ -222,7 +222,12 @@ async fn access_is_asked_for_approved_by_another_and_taken_back() {
     mediator.admin(&["request", "approve", &again.request_id, "--for", "1s"]);
     try_open(&jane, &mut agent, wish(4, &pc, &key)).await.unwrap();
     assert_eq!(told_end(&mut agent, Instant::now()).await, failure::APPROVAL_REQUIRED);
-    for (name, count) in [("request.made", 2), ("request.approved", 2), ("request.denied", 1)] {
+    for (name, count) in [
+        ("request.made", 2),
+        ("request.approved", 2),
+        ("request.denied", 1),
+        ("request.decision_refused", 2),
+    ] {
         assert_eq!(mediator.events_named(name).len(), count, "{name}");
     }
 }
@@ -248,6 +253,8 @@ async fn another_partner_has_nothing_and_learns_nothing() {
     let end = wire::EndSession { session_id: vec![1; 16].into(), reason: String::new() };
     let refused = console.ask(Body::EndSession(end)).await.unwrap_err();
     assert_eq!(refused.code, failure::NO_SUCH_SESSION);
+    let record = mediator.events_named("session.end_refused").pop().unwrap();
+    assert_eq!((&record["partner"], &record["rule"]), (&"other".into(), &"not-visible".into()));
     let ask = wire::RequestAccess {
         computer_id: pc.device_id.clone(),
         redirector: "ssh".into(),

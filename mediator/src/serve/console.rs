@@ -1,6 +1,7 @@
 //! What consoles say. Everything but `Login` needs a login that holds at that moment.
 
 use adit_control::{Responder, failure as fail};
+use adit_ledger::{Event, Level};
 use adit_protocol::{
     code::failure,
     ids::SessionId,
@@ -12,7 +13,7 @@ use prost::Message;
 
 use super::{agent, connection::Line, logins, open, refusals, requests};
 use crate::{
-    authz::{self, Holder, Spot},
+    authz::{self, Decision, Holder, Spot},
     core::{
         ending::LOGGED_OUT,
         report::code_text,
@@ -270,7 +271,38 @@ async fn may_end(line: &Line, row: &LoginRow, session: SessionId) -> Result<bool
     let facts = authz::facts_now(Some(line.source.ip()), unix_ms());
     let act = Act::of(Permission::EndSessions);
     let pool = &line.shared.store.readers;
-    Ok(holder.computer(pool, act, &spot, facts, When::Now).await?.is_allowed())
+    match holder.computer(pool, act, &spot, facts, When::Now).await? {
+        Decision::Allow { .. } => Ok(true),
+        Decision::Deny { rule, refusal, .. } => {
+            refused_end(line, row, session, (&rule, refusal.code)).await?;
+            Ok(false)
+        }
+    }
+}
+
+/// Denials stand in the log, too: of the session only what was asked for.
+async fn refused_end(
+    line: &Line,
+    row: &LoginRow,
+    session: SessionId,
+    (rule, code): (&str, &str),
+) -> Result<(), StoreError> {
+    let event = Event::new("session.end_refused", Level::Significant)
+        .partner(&row.account.partner)
+        .session_id(session.to_string())
+        .actor(&row.account.name)
+        .device(line.identity.fingerprint().to_string())
+        .source(line.source.to_string())
+        .outcome("refused")
+        .end_reason(code)
+        .rule(rule);
+    let partner = row.account.partner_id.clone();
+    let _room = line.shared.writer.room(1).await?;
+    let write = line
+        .shared
+        .writer
+        .write(move |tx| Box::pin(async move { tx.append(&partner, event).await.map(|_| ()) }));
+    write.await
 }
 
 async fn end(line: &Line, row: &LoginRow, wish: &wire::EndSession, responder: Responder) {
