@@ -26,6 +26,7 @@ mod lease;
 mod link;
 mod local;
 mod memory;
+mod netcheck;
 mod opening;
 mod punching;
 mod reach;
@@ -65,6 +66,7 @@ pub use explain::{
 };
 pub use link::{ControlLink, Link};
 pub use memory::RelayStatus;
+pub use netcheck::{NETCHECK_TIME, Netcheck, RelayCheck, netcheck};
 pub use opening::{CarrierChoice, OpenError, OpenRequest};
 pub use session::{PendingChannel, Session, SessionHandle, UdpFlow};
 pub use target::{Gate, Permit};

@@ -74,6 +74,22 @@ impl MapProtocol {
     }
 }
 
+/// Asks the gateway what it speaks, and for nothing else. `upnp` allows what needs TCP.
+pub async fn probe_gateway(upnp: bool) -> Vec<MapProtocol> {
+    let clients = clients(upnp);
+    let probes: FuturesUnordered<_> = clients.iter().map(|(p, c)| probe(*p, c)).collect();
+    let mut found: Vec<_> =
+        probes.filter_map(async |(protocol, there)| there.then_some(protocol)).collect().await;
+    found.sort_unstable();
+    found
+}
+
+fn clients(upnp: bool) -> Vec<(MapProtocol, Client)> {
+    let all = [MapProtocol::Pcp, MapProtocol::NatPmp, MapProtocol::Upnp];
+    let allowed = all.into_iter().filter(|p| upnp || *p != MapProtocol::Upnp);
+    allowed.map(|p| (p, p.client())).collect()
+}
+
 /// What the gateway gives.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PortMapping {
@@ -177,9 +193,7 @@ struct Round<'a> {
 
 impl<'a> Round<'a> {
     fn new(upnp: bool, state: &'a watch::Sender<PortMapping>) -> Self {
-        let all = [MapProtocol::Pcp, MapProtocol::NatPmp, MapProtocol::Upnp];
-        let allowed = all.into_iter().filter(|p| upnp || *p != MapProtocol::Upnp);
-        Self { clients: allowed.map(|p| (p, p.client())).collect(), state }
+        Self { clients: clients(upnp), state }
     }
 
     /// Gets a mapping and keeps it; asks again at growing intervals while there is none.

@@ -199,7 +199,7 @@ async fn welcome(line: &Line, responder: Responder, keepalive: Duration) {
         now_ms: unix_ms(),
         key_certs: shared.installation.key_certs(),
         stun_ports: shared.stun_ports.iter().copied().map(u32::from).collect(),
-        stun_addrs: Vec::new(),
+        stun_addrs: shared.stun_addrs.clone(),
         keepalive_ms: u32::try_from(keepalive.as_millis()).unwrap_or(45_000),
         check_in_ms: shared.check_in_ms,
         relays: relays.unwrap_or_default(),

@@ -45,6 +45,8 @@ const CONNECTIONS_STOP: Duration = Duration::from_secs(2);
 const RENEWAL: Duration = Duration::from_secs(12 * 3600);
 /// How often the heads of the audit log are noted beside the database.
 const NOTE_HEADS: Duration = Duration::from_secs(10);
+/// The UDP port that QUIC made passable.
+const STUN_443: u16 = 443;
 /// How often the gauges follow.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -58,7 +60,9 @@ pub(super) struct Shared {
     pub(super) logins: Logins,
     /// Partner whose log holds the installation's own events.
     pub(super) home: String,
-    pub(super) stun_ports: [u16; 2],
+    pub(super) stun_ports: Vec<u16>,
+    /// Addresses beyond the one by which a device came, if there are any.
+    pub(super) stun_addrs: Vec<String>,
     pub(super) check_in_ms: u32,
     pub(super) allowances: Arc<Allowances>,
     pub(super) next_connection: AtomicU64,
@@ -162,6 +166,7 @@ impl Server {
             stun_port: sockets.port(),
         };
         place.note_ports(ports)?;
+        let stun = told_servers(&sockets, ports.stun_port, place.settings.stun_443);
         let (essential, writing) = (Tasks::default(), Tasks::default());
         let (writer, task) =
             Writer::start(&store, installation.log_signer(), writing.token().clone())
@@ -204,7 +209,8 @@ impl Server {
             rules,
             logins,
             home,
-            stun_ports: [ports.stun_port, ports.stun_port.saturating_add(1)],
+            stun_ports: stun.0,
+            stun_addrs: stun.1,
             check_in_ms: settings.check_in_ms,
             allowances: Arc::default(),
             next_connection: AtomicU64::new(1),
@@ -323,6 +329,18 @@ async fn check_integrity(
     }
 }
 
+/// STUN servers as devices are told of them: ports at the address by which they came, and further
+/// addresses, which tell address-dependent NATs from others.
+fn told_servers(sockets: &StunSockets, port: u16, plain: bool) -> (Vec<u16>, Vec<String>) {
+    let mut ports = vec![port, port.saturating_add(1)];
+    ports.extend(plain.then_some(STUN_443));
+    let concrete: Vec<_> =
+        sockets.local_addrs().into_iter().filter(|addr| !addr.ip().is_unspecified()).collect();
+    let several = concrete.iter().any(|addr| concrete.iter().any(|other| other.ip() != addr.ip()));
+    let further = concrete.iter().filter(|_| several).map(ToString::to_string).collect();
+    (ports, further)
+}
+
 /// The configured ports; for port 0 those of the last time, if they are free.
 fn bind(place: &MediatorDir) -> Result<(Vec<tokio::net::TcpListener>, StunSockets), CliError> {
     let settings = &place.settings;
@@ -343,10 +361,13 @@ fn bind(place: &MediatorDir) -> Result<(Vec<tokio::net::TcpListener>, StunSocket
         StunSockets::bind(&addresses, port)
             .map_err(|error| CliError::bind(format_args!("UDP port {port} or the next"), &error))
     };
-    let sockets = match (settings.stun_port, last) {
+    let mut sockets = match (settings.stun_port, last) {
         (0, Some(last)) => bind_stun(last.stun_port).or_else(|_| bind_stun(0))?,
         (port, _) => bind_stun(port)?,
     };
+    if settings.stun_443 {
+        sockets.bind_plain(STUN_443).map_err(|error| CliError::bind("UDP port 443", &error))?;
+    }
     Ok((listeners, sockets))
 }
 
