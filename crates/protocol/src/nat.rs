@@ -103,6 +103,31 @@ impl NatSummary {
     }
 }
 
+/// The distance between the external ports of successive mappings, observed in this order; 0 if
+/// there are fewer than three, or they do not go one way in small steps. Others who got ports in
+/// between make single distances multiples of it.
+pub fn regular_step(ports: &[u16]) -> i32 {
+    let steps = ports.windows(2).map(|pair| match pair {
+        [before, after] => i32::from(*after) - i32::from(*before),
+        _ => 0,
+    });
+    let steps: Vec<i32> = steps.collect();
+    let small = |step: &i32| *step != 0 && believable(*step) == *step;
+    let one_way = steps.iter().all(|s| *s > 0) || steps.iter().all(|s| *s < 0);
+    if steps.len() < 2 || !one_way || !steps.iter().all(small) {
+        return 0;
+    }
+    let divisor = |a: i32, b: i32| {
+        let (mut a, mut b) = (a.abs(), b.abs());
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let sign = steps.first().map_or(1, |s| s.signum());
+    steps.into_iter().fold(0, divisor) * sign
+}
+
 fn believable(step: i32) -> i32 {
     if step.unsigned_abs() <= MAX_PORT_STEP.unsigned_abs() { step } else { 0 }
 }
@@ -145,6 +170,16 @@ mod tests {
         };
         let read = NatSummary::from_wire(&strange);
         assert_eq!(read, NatSummary { ports: vec![7], ..NatSummary::default() });
+    }
+
+    #[test]
+    fn only_regular_ports_have_a_step() {
+        assert_eq!(regular_step(&[4000, 4001, 4003]), 1);
+        assert_eq!(regular_step(&[4000, 4002, 4008, 4010]), 2);
+        assert_eq!(regular_step(&[4010, 4008, 4004]), -2);
+        for none in [&[4000, 4001][..], &[4000, 4001, 4000], &[4000, 4000, 4001], &[1, 900, 901]] {
+            assert_eq!(regular_step(none), 0, "{none:?}");
+        }
     }
 
     #[test]

@@ -27,6 +27,10 @@ pub(super) struct Carrier {
     pub(super) lapses: u32,
     /// A NAT is about to forget its path.
     pub(super) retiring: bool,
+    /// Another path's data wait: this one may be dead for the same reason.
+    doubted: bool,
+    /// At the end of a hold it is used only if it answers.
+    trial_at: Option<Instant>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,6 +70,8 @@ impl Carrier {
             probe_at: None,
             lapses,
             retiring: false,
+            doubted: false,
+            trial_at: trial(lapses, now),
         }
     }
 
@@ -82,7 +88,7 @@ impl Carrier {
 
     pub(super) fn tier(&self, now: Instant) -> Tier {
         match self.health {
-            Health::Live { held_until, .. } if held_until <= now => Tier::Live,
+            Health::Live { held_until, .. } if held_until <= now && !self.doubted => Tier::Live,
             Health::Live { .. } => Tier::Held,
             Health::Silent { .. } => Tier::Silent,
             Health::Dead => Tier::Dead,
@@ -104,10 +110,14 @@ impl Carrier {
 
     pub(super) fn handle_activity(&mut self, activity: Activity, now: Instant) {
         match activity {
-            Activity::Received => self.sign_of_life(now),
+            Activity::Received => {
+                self.doubted = false;
+                self.sign_of_life(now);
+            }
             Activity::Acknowledged { outstanding } => {
                 self.outstanding = outstanding.then_some(now);
                 self.probe_at = outstanding.then(|| now + self.patience() / 2);
+                self.doubted = false;
                 self.sign_of_life(now);
                 self.revive(now);
             }
@@ -125,6 +135,7 @@ impl Carrier {
         if answered {
             self.last_sign = now;
             self.checks_lost = None;
+            self.doubted = false;
             // Its path works; but if its data are stuck all the same, the connection is dead
             // (a NAT gave its end another address): only an acknowledgement brings it back.
             if self.outstanding.is_none() {
@@ -146,9 +157,31 @@ impl Carrier {
         true
     }
 
+    /// Its data wait rather long, though not too long yet.
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        self.is_direct() && self.outstanding.is_some() && self.probe_at.is_some_and(|at| at <= now)
+    }
+
+    /// The path in use may be dead, and whatever killed it may have killed this one: it is as good
+    /// as any other only if it answers.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        if matches!(self.health, Health::Live { .. }) && !self.doubted && self.outstanding.is_none()
+        {
+            self.doubted = true;
+            self.ask(now);
+        }
+    }
+
     /// Moves on with time; true if the carrier has just turned silent.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         let Health::Live { since, .. } = self.health else { return false };
+        if self.trial_at.is_some_and(|at| at <= now) {
+            self.trial_at = None;
+            self.doubt(now);
+        }
+        if self.ask_at().is_some_and(|at| at <= now) {
+            self.ask(now);
+        }
         if self.silent_at().is_none_or(|at| at > now) {
             return false;
         }
@@ -181,7 +214,7 @@ impl Carrier {
         let change = match self.health {
             Health::Live { held_until, .. } => {
                 let held = (held_until > now).then_some(held_until);
-                [held, self.silent_at()].into_iter().flatten().min()
+                [held, self.silent_at(), self.ask_at()].into_iter().flatten().min()
             }
             Health::Silent { .. } => Some(self.dead_at()),
             Health::Dead => None,
@@ -197,12 +230,23 @@ impl Carrier {
     /// When it will count as silent if nothing is heard of it.
     fn silent_at(&self) -> Option<Instant> {
         let patience = self.patience();
-        let by_data = self.outstanding.map(|since| {
+        self.outstanding.map(|since| {
             let quiet = since.max(self.last_sign) + patience;
             quiet.min(since + patience * ONE_WAY_FACTOR)
-        });
-        let by_checks = self.checks_lost.map(|since| since.max(self.last_received + CHECKS_GRACE));
-        [by_data, by_checks].into_iter().flatten().min()
+        })
+    }
+
+    /// When lost checks are reason to ask: they may be all that is lost, so that nothing follows
+    /// from them alone.
+    fn ask_at(&self) -> Option<Instant> {
+        let idle = self.outstanding.is_none();
+        self.checks_lost.filter(|_| idle).map(|since| since.max(self.last_received + CHECKS_GRACE))
+    }
+
+    /// Asks for a sign of life: the probe counts as data that wait.
+    fn ask(&mut self, now: Instant) {
+        self.outstanding = Some(now);
+        self.probe_at = Some(now);
     }
 
     fn dead_at(&self) -> Instant {
@@ -223,6 +267,7 @@ impl Carrier {
     fn revive(&mut self, now: Instant) {
         if !matches!(self.health, Health::Live { .. }) {
             self.health = Health::Live { since: now, held_until: now + hold(self.lapses) };
+            self.trial_at = trial(self.lapses, now);
             self.checks_lost = None;
         }
     }
@@ -233,6 +278,11 @@ impl Carrier {
         self.health = Health::Silent { since: now };
         self.probe_at = Some(now + PROBE_LEFT);
     }
+}
+
+fn trial(lapses: u32, now: Instant) -> Option<Instant> {
+    let hold = hold(lapses);
+    (!hold.is_zero()).then(|| now + hold)
 }
 
 /// The first lapse is forgiven: it may have been the network's only one.

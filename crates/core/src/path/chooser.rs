@@ -159,6 +159,12 @@ impl PathChooser {
     /// Brings everything up to `now`.
     fn decide(&mut self, now: Instant) {
         self.now = self.now.max(now);
+        let used = self.chosen.map(|c| c.interactive);
+        if used.and_then(|n| self.carriers.get(&n)).is_some_and(|c| c.is_late(now)) {
+            let beside =
+                self.carriers.iter_mut().filter(|(n, c)| Some(**n) != used && c.is_direct());
+            beside.for_each(|(_, carrier)| carrier.doubt(now));
+        }
         for (number, carrier) in &mut self.carriers {
             if carrier.handle_timeout(now) {
                 self.lapses.insert(carrier.kind, (carrier.lapses, now));

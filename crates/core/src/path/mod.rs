@@ -7,10 +7,11 @@
 //!
 //! What counts as a sign of life: anything authenticated received over the carrier, acknowledged
 //! data, answered checks. Lost checks alone prove nothing while data flow. Without any sign for
-//! max(3 RTT, 500 ms) while data are outstanding a carrier is *left*: not used as long as there
+//! max(3 RTT, 500 ms) while data or a probe are outstanding a carrier is *left*: not used as long as there
 //! is a better one, but not closed, because it may come back; it is *dead* only after
 //! [`DEAD_AFTER`]. Half way to being left a carrier is probed, so that a receiver who does not
-//! read is not taken for a dead path. One that comes back repeatedly is used again only after a
+//! read is not taken for a dead path; and so are the other direct carriers, for what kills one
+//! path often kills all, and moving from one dead path to the next would take too long. One that comes back repeatedly is used again only after a
 //! hold time that grows, so that a path that flaps does not make the session flap.
 //!
 //! INVARIANTS:
@@ -39,7 +40,7 @@ pub const SILENT_RTTS: u32 = 3;
 /// Something is received, but nothing acknowledged: packets pass in one direction only. Slower
 /// by this factor, since a queue at a bottleneck looks the same at first.
 pub const ONE_WAY_FACTOR: u32 = 4;
-/// Lost checks count against a carrier that received nothing for so long.
+/// With checks lost, a carrier that received nothing for so long is probed.
 pub const CHECKS_GRACE: Duration = Duration::from_secs(2);
 /// A carrier without any sign of life for so long is dead (RFC 7675 §5.1).
 pub const DEAD_AFTER: Duration = Duration::from_secs(30);
@@ -51,7 +52,8 @@ pub const BETTER_FOR: Duration = Duration::from_secs(1);
 pub const V6_PREFERENCE: Duration = Duration::from_millis(2);
 /// A left carrier is probed so often, and so brought back once packets pass again.
 pub const PROBE_LEFT: Duration = Duration::from_secs(1);
-/// A carrier that came back for the second time waits this long, doubled each time ...
+/// A carrier that came back for the second time waits this long, doubled each time, and is used
+/// then if it answers ...
 pub const HOLD_FIRST: Duration = Duration::from_millis(500);
 /// ... up to this.
 pub const HOLD_MAX: Duration = Duration::from_secs(60);

@@ -204,11 +204,12 @@ fn lost_checks_do_not_demote_while_data_flow() {
         life.run(ms(500));
     }
     assert_eq!((life.used(), life.moves), (Some((2, 2)), 2));
-    // Without data they are all there is to go by.
+    // Without data they are reason to ask.
     life.sending = false;
-    life.run(ms(2500));
-    life.chooser.handle_check(CarrierNumber(2), false, life.now);
-    life.run(ms(100));
+    life.run(ms(5000));
+    assert_eq!((life.used(), life.moves), (Some((2, 2)), 2));
+    life.kill(2);
+    life.run(ms(3000));
     assert_eq!(life.used(), Some((1, 1)));
 }
 

@@ -89,6 +89,11 @@ fn never(ip: IpAddr) -> bool {
     }
 }
 
+/// Neither private nor of this machine.
+pub(super) fn is_public(ip: IpAddr) -> bool {
+    !is_private(ip) && !ip.is_loopback()
+}
+
 /// RFC 1918, RFC 6598 (shared by carriers), RFC 4193.
 fn is_private(ip: IpAddr) -> bool {
     match ip {

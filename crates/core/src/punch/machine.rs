@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -14,51 +14,73 @@ use adit_protocol::{
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
-    AddressFilter, Event, FailedClass, Family, HardReport, LocalSocket, MAX_HOLD, MAX_QUEUED,
-    MAX_SOCKETS, MIN_CHECK_INTERVAL, Message, PACE, Packet, PairReport, PunchConfig,
-    REANNOUNCE_GAP, REPLAY_MEMORY, Report, TransactionId, Transmit, UNVERIFIED_BURST,
-    UNVERIFIED_INTERVAL,
+    AddressFilter, BIRTHDAY_BASE, EAGER_STARTS, Event, FRESH_BASE, FailedClass, Family,
+    LocalSocket, MAX_HOLD, MAX_QUEUED, MAX_SOCKETS, MIN_CHECK_INTERVAL, Message, PACE, Packet,
+    PairReport, PunchConfig, REANNOUNCE_GAP, Report, STRANGER_BURST, STRANGER_INTERVAL,
+    TransactionId, Transmit, UNVERIFIED_BURST, UNVERIFIED_INTERVAL,
     bucket::Bucket,
     candidate_priority,
+    fresh::Fresh,
+    hard::Hard,
     pair::Pair,
+    ports::PortOrder,
+    replay::ReplayWindow,
     table::{PairKey, Table},
 };
 
 /// One end of a session, punching. See the [module](super).
 #[derive(Debug)]
 pub struct Punch {
-    filter: AddressFilter,
+    pub(super) filter: AddressFilter,
     check_interval: Duration,
-    rng: StdRng,
-    sockets: BTreeMap<LocalSocket, Socket>,
+    pub(super) rng: StdRng,
+    pub(super) sockets: BTreeMap<LocalSocket, Socket>,
     /// The peer's candidates, for sockets that come later.
-    remote: Vec<Candidate>,
+    pub(super) remote: Vec<Candidate>,
     end_of_candidates: bool,
-    table: Table,
+    pub(super) table: Table,
     /// The last (re)start.
     started: Instant,
     exhausted_told: bool,
     /// No check before this.
     paced_until: Instant,
     unverified: Bucket,
-    seen: VecDeque<(TransactionId, SocketAddr)>,
+    strangers: Bucket,
+    replays: ReplayWindow,
+    /// Requests sent: the first part of their ids.
+    requests: u32,
+    /// The peer announced its candidates again, too early for a start: then.
+    pub(super) restart_at: Option<Instant>,
+    /// Starts since a path worked or this end's network changed.
+    pub(super) vain_starts: u32,
+    /// The peer was heard of, wherever.
+    pub(super) heard: bool,
+    pub(super) hard: Hard,
+    pub(super) fresh: Fresh,
+    /// When [`Self::advance`] has something to do.
+    pub(super) advance_at: Option<Instant>,
     transmits: VecDeque<Transmit>,
-    events: VecDeque<Event>,
+    pub(super) events: VecDeque<Event>,
 }
 
 #[derive(Debug)]
-struct Socket {
-    family: Family,
-    candidates: Vec<Candidate>,
+pub(super) struct Socket {
+    pub(super) family: Family,
+    pub(super) candidates: Vec<Candidate>,
+    pub(super) since: Instant,
+    /// It was said to be of no use any more.
+    pub(super) unneeded: bool,
 }
 
 impl Punch {
     /// Nothing is sent before sockets and candidates are known.
     pub fn new(config: PunchConfig, now: Instant) -> Self {
+        let mut rng = StdRng::from_seed(config.seed);
+        let hard = Hard::new(PortOrder::new(&mut rng), now);
         Self {
             filter: config.filter,
             check_interval: config.check_interval.max(MIN_CHECK_INTERVAL),
-            rng: StdRng::from_seed(config.seed),
+            rng,
             sockets: BTreeMap::new(),
             remote: Vec::new(),
             end_of_candidates: false,
@@ -67,7 +89,15 @@ impl Punch {
             exhausted_told: false,
             paced_until: now,
             unverified: Bucket::new(UNVERIFIED_BURST, UNVERIFIED_INTERVAL, now),
-            seen: VecDeque::new(),
+            strangers: Bucket::new(STRANGER_BURST, STRANGER_INTERVAL, now),
+            replays: ReplayWindow::default(),
+            requests: 0,
+            restart_at: None,
+            vain_starts: 0,
+            heard: false,
+            hard,
+            fresh: Fresh::new(),
+            advance_at: None,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -85,27 +115,44 @@ impl Punch {
         if !self.sockets.contains_key(&socket) && self.sockets.len() >= MAX_SOCKETS {
             return;
         }
-        let candidates = candidates.iter().take(MAX_CANDIDATES).copied().collect();
-        self.sockets.insert(socket, Socket { family, candidates });
+        let candidates: Vec<_> = candidates.iter().take(MAX_CANDIDATES).copied().collect();
+        match self.sockets.get_mut(&socket) {
+            Some(known) => known.candidates = candidates,
+            None => {
+                let new = Socket { family, candidates, since: now, unneeded: false };
+                self.sockets.insert(socket, new);
+                if socket.0 >= FRESH_BASE {
+                    self.follow_live_pairs(socket, now);
+                }
+            }
+        }
         for candidate in self.remote.clone() {
             self.add(socket, &candidate, now);
         }
+        self.advance(now);
     }
 
-    /// What is known of the own NAT; may change.
-    pub fn handle_local_nat(&mut self, _nat: NatSummary, _now: Instant) {}
+    /// What is known of the own NAT; may change. To be called once discovery is over, with or
+    /// without success.
+    pub fn handle_local_nat(&mut self, nat: NatSummary, now: Instant) {
+        self.hard.handle_local_nat(nat);
+        self.advance(now);
+    }
 
-    /// What the peer knows of its NAT, and where the mediator sees it.
-    pub fn handle_remote_nat(
-        &mut self,
-        _nat: NatSummary,
-        _seen: Option<std::net::IpAddr>,
-        _now: Instant,
-    ) {
+    /// What the peer knows of its NAT, and where the mediator sees it; `None` if nothing new is
+    /// known of that.
+    pub fn handle_remote_nat(&mut self, nat: NatSummary, seen: Option<IpAddr>, now: Instant) {
+        self.hard.handle_remote_nat(nat, seen.map(|ip| ip.to_canonical()));
+        self.advance(now);
     }
 
     /// A socket that was asked for by [`Event::WantSockets`].
-    pub fn handle_birthday_socket(&mut self, _socket: LocalSocket, _family: Family, _now: Instant) {
+    pub fn handle_birthday_socket(&mut self, socket: LocalSocket, _family: Family, now: Instant) {
+        if self.hard.handle_socket(socket) {
+            self.advance(now);
+        } else {
+            self.events.push_back(Event::ReleaseSockets { keep: self.promoted() });
+        }
     }
 
     /// The peer starts later than this end, as long as signalling takes: no check of its own
@@ -117,6 +164,7 @@ impl Punch {
 
     /// A socket is gone, with all its pairs.
     pub fn handle_socket_closed(&mut self, socket: LocalSocket) {
+        self.hard.handle_socket_closed(socket);
         self.sockets.remove(&socket);
         let gone: Vec<_> = self.table.pairs.keys().filter(|k| k.0 == socket).copied().collect();
         for key in gone {
@@ -136,6 +184,9 @@ impl Punch {
         now: Instant,
     ) {
         self.end_of_candidates |= end_of_candidates;
+        if self.remote.is_empty() {
+            self.fresh.handle_start(now);
+        }
         let sockets: Vec<_> = self.sockets.keys().copied().collect();
         let mut again = false;
         for candidate in candidates.iter().take(MAX_CANDIDATES) {
@@ -146,33 +197,44 @@ impl Punch {
                 self.remote.remove(at);
             }
             self.remote.push(candidate);
-            for socket in &sockets {
+            for socket in sockets.iter().filter(|s| s.0 < BIRTHDAY_BASE) {
                 again |= self.add(*socket, &candidate, now) && known.is_some();
             }
         }
         let excess = self.remote.len().saturating_sub(MAX_CANDIDATES);
         self.remote.drain(..excess);
-        if again && now >= self.started + REANNOUNCE_GAP {
-            self.restart(now);
+        if again {
+            self.restart_soon(now);
         }
         self.tell_exhausted();
+        self.advance(now);
     }
 
     /// A check arrived; tag and integrity have been verified.
     pub fn handle_packet(&mut self, packet: Packet, now: Instant) {
         let from = SocketAddr::new(packet.from.ip().to_canonical(), packet.from.port());
-        let Some(socket) = self.sockets.get(&packet.socket) else { return };
-        if socket.family != Family::of(from) || !self.filter.admits(from) {
+        if !self.filter.admits(from) {
             return;
         }
         let key = (packet.socket, from);
+        let birthday = packet.socket.0 >= BIRTHDAY_BASE;
         match packet.message {
-            Message::Request { id, priority } => self.handle_request(key, id, priority, now),
-            Message::Response { id, mapped } => self.handle_response(key, id, mapped, now),
+            Message::Request { id, priority } => {
+                if birthday && !self.promote(key, now) {
+                    return;
+                }
+                self.handle_request(key, id, priority, now);
+            }
+            Message::Response { id, mapped } => {
+                self.adopt_answer(key, id, now);
+                self.handle_response(key, id, mapped, now);
+            }
         }
+        self.advance(now);
     }
 
-    /// The peer acknowledged data over this pair: as good as an answered check for consent, but
+    /// Something authenticated that is no check arrived over this pair, or data sent over it were
+    /// acknowledged: as good as an answered check for consent, but
     /// not for the NAT's memory or the round trip.
     pub fn handle_acknowledged(&mut self, socket: LocalSocket, remote: SocketAddr, now: Instant) {
         let pair = self.table.pairs.get_mut(&(socket, remote));
@@ -196,15 +258,18 @@ impl Punch {
                 self.add(socket, &candidate, now);
             }
         }
+        self.hard.handle_network_change();
+        self.vain_starts = 0;
+        self.fresh.handle_start(now);
         self.restart(now);
+        self.advance(now);
     }
 
     /// A direct path is wanted again: new rounds for all pairs, not sooner than
     /// [`REANNOUNCE_GAP`] after the last start.
     pub fn handle_want_direct(&mut self, now: Instant) {
-        if now >= self.started + REANNOUNCE_GAP {
-            self.restart(now);
-        }
+        self.restart_soon(now);
+        self.advance(now);
     }
 
     /// Time passed. Call when [`Self::poll_timeout`] says so.
@@ -219,6 +284,7 @@ impl Punch {
                 expired.push(*key);
             }
         }
+        self.table.pairs.retain(|_, p| !(p.is_hearsay() && p.is_exhausted() && p.next_at <= now));
         for (socket, remote) in silent {
             self.events.push_back(Event::Silent { socket, remote });
         }
@@ -229,6 +295,7 @@ impl Punch {
             self.send_check(now);
         }
         self.tell_exhausted();
+        self.advance(now);
     }
 
     /// The next packet to send.
@@ -250,12 +317,14 @@ impl Punch {
             }
             wake
         });
-        wakes.min()
+        wakes.chain(self.advance_at).min()
     }
 
     /// What is known of pairs, failures and hard NATs.
     pub fn report(&self) -> Report {
-        Report { pairs: self.pairs(), failures: Vec::new(), hard: HardReport::default() }
+        let pairs = self.pairs();
+        let failures = if self.is_exhausted() { self.failures(&pairs) } else { Vec::new() };
+        Report { pairs, failures, hard: self.hard.report() }
     }
 
     /// All pairs, best first.
@@ -276,7 +345,7 @@ impl Punch {
     }
 
     /// Adds a pair or mentions it again; true if it is in the table.
-    fn add(&mut self, socket: LocalSocket, candidate: &Candidate, now: Instant) -> bool {
+    pub(super) fn add(&mut self, socket: LocalSocket, candidate: &Candidate, now: Instant) -> bool {
         let addr = candidate.addr;
         let Some(local) = self.sockets.get(&socket) else { return false };
         let own = self.sockets.values().flat_map(|s| &s.candidates).any(|c| c.addr == addr);
@@ -299,17 +368,37 @@ impl Punch {
         }
     }
 
-    fn restart(&mut self, now: Instant) {
+    /// New rounds, now or as soon as they are allowed.
+    fn restart_soon(&mut self, now: Instant) {
+        let allowed = self.started + REANNOUNCE_GAP;
+        if now < allowed {
+            self.restart_at = Some(allowed);
+            return;
+        }
+        self.restart(now);
+        self.events.push_back(Event::WantAddresses);
+    }
+
+    pub(super) fn restart(&mut self, now: Instant) {
         self.started = now;
+        self.restart_at = None;
+        self.fresh.handle_restart(now);
         self.exhausted_told = false;
-        for pair in self.table.pairs.values_mut() {
-            pair.restart(now);
+        // What was tried in vain again and again is not tried as often.
+        let round = self.vain_starts.checked_sub(EAGER_STARTS).map_or(0, |vain| vain.min(9) + 4);
+        self.vain_starts += 1;
+        for pair in self.table.pairs.values_mut().filter(|p| !p.is_hearsay()) {
+            pair.restart(round, now);
         }
     }
 
     fn handle_request(&mut self, key: PairKey, id: TransactionId, priority: u32, now: Instant) {
-        // A request is recorded and sent again by others as if from elsewhere: not this one.
-        if self.seen.iter().any(|(seen, from)| *seen == id && *from != key.1) {
+        let family = self.sockets.get(&key.0).map(|s| s.family);
+        if family != Some(Family::of(key.1)) || !self.replays.take(&id) {
+            return;
+        }
+        let known = self.table.is_verified(key.1);
+        if !known && !self.strangers.take(now) {
             return;
         }
         if !self.table.pairs.contains_key(&key) {
@@ -322,15 +411,13 @@ impl Punch {
         if !pair.answers_allowed.take(now) {
             return;
         }
+        self.heard = true;
         let first = !pair.heard;
         pair.handle_request(now);
+        self.paced_until = self.paced_until.min(now + PACE); // the peer has begun: no hold
         if first {
             self.table.rank();
         }
-        if self.seen.len() >= REPLAY_MEMORY {
-            self.seen.pop_front();
-        }
-        self.seen.push_back((id, key.1));
         if self.transmits.len() < MAX_QUEUED {
             let message = Message::Response { id, mapped: key.1 };
             self.transmits.push_back(Transmit { socket: key.0, to: key.1, message });
@@ -356,6 +443,13 @@ impl Punch {
             // The NAT forgot the mapping between two checks: ask it more often.
             self.check_interval = (self.check_interval / 2).max(MIN_CHECK_INTERVAL);
         }
+        let first = pair.worked_since.is_none();
+        pair.worked_since.get_or_insert(now);
+        let opened = self.sockets.get(&socket).map(|s| s.since);
+        if let Some(age) = pair.note_mapping(mapped, opened.filter(|_| socket.0 >= FRESH_BASE), now)
+        {
+            self.fresh.handle_lost(age);
+        }
         let jitter = self.rng.random_range(800..=1200); // RFC 7675 §5.1
         pair.confirm(rtt, mapped, self.check_interval * jitter / 1000, now);
         let kind = pair.kind;
@@ -375,6 +469,9 @@ impl Punch {
         } else {
             Event::Validated { socket, remote, kind, rtt }
         });
+        if first {
+            self.retire_older(key, now);
+        }
     }
 
     /// Sends the best check that is due.
@@ -395,10 +492,22 @@ impl Punch {
         }
         let mut id = TransactionId::default();
         self.rng.fill_bytes(&mut id);
+        number(&mut id, &mut self.requests);
         pair.record_check(id, beside_a_path, now);
         self.paced_until = now + PACE;
         let message = Message::Request { id, priority };
         self.transmits.push_back(Transmit { socket: key.0, to: key.1, message });
+    }
+
+    /// A check that belongs to no pair yet.
+    pub(super) fn send_guess(&mut self, socket: LocalSocket, to: SocketAddr, now: Instant) {
+        let priority = self.priority_of(socket);
+        let mut id = TransactionId::default();
+        self.rng.fill_bytes(&mut id);
+        number(&mut id, &mut self.requests);
+        self.hard.record_sent(socket, to, id, now);
+        let message = Message::Request { id, priority };
+        self.transmits.push_back(Transmit { socket, to, message });
     }
 
     /// What the peer shall give the own address as peer-reflexive candidate (RFC 8445 §7.1.1).
@@ -409,22 +518,23 @@ impl Punch {
         candidate_priority(CandidateKind::PeerReflexive, u16::from_be_bytes([high, low]))
     }
 
-    fn tell_expired(&mut self, (socket, remote): PairKey) {
+    fn is_exhausted(&self) -> bool {
+        let pairs = &self.table.pairs;
+        self.end_of_candidates && pairs.values().all(|p| p.verified.is_none() && p.is_exhausted())
+    }
+
+    pub(super) fn tell_expired(&mut self, (socket, remote): PairKey) {
         let revoked = !self.table.is_verified(remote);
         self.events.push_back(Event::Expired { socket, remote, revoked });
     }
 
     fn tell_exhausted(&mut self) {
-        let pairs = &self.table.pairs;
-        if self.exhausted_told
-            || !self.end_of_candidates
-            || !pairs.values().all(|p| p.verified.is_none() && p.is_exhausted())
-        {
+        if self.exhausted_told || !self.is_exhausted() {
             return;
         }
         self.exhausted_told = true;
         let mut classes: BTreeMap<(Family, CandidateKind), (usize, bool)> = BTreeMap::new();
-        for ((_, remote), pair) in pairs {
+        for ((_, remote), pair) in &self.table.pairs {
             let class = classes.entry((Family::of(*remote), pair.kind)).or_default();
             *class = (class.0 + 1, class.1 | pair.heard);
         }
@@ -434,4 +544,12 @@ impl Punch {
             .collect();
         self.events.push_back(Event::Exhausted { failed });
     }
+}
+
+/// Requests are numbered, see [`ReplayWindow`].
+fn number(id: &mut TransactionId, requests: &mut u32) {
+    for (to, from) in id.iter_mut().zip(requests.to_be_bytes()) {
+        *to = from;
+    }
+    *requests = requests.wrapping_add(1);
 }

@@ -15,6 +15,9 @@
 //!   that begins seconds after its candidates were sent, or that wants to try again, announces
 //!   them again: both ends then send at the same time, which some NATs need.
 //! - A request from an address that is not verified yet makes the next check go there.
+//! - Where simultaneous open cannot work (see `hard.rs`) ports are predicted or guessed, and where
+//!   a router may have been irritated by the peer's packet coming first, or a NAT forgets mappings
+//!   after a fixed time, another socket is tried (see `fresh.rs`).
 //! - Answered pairs are checked on for liveness, round trip and the NAT's memory; silence is
 //!   reported quickly, consent (RFC 7675) ends after [`CONSENT_EXPIRY`].
 //!
@@ -26,10 +29,16 @@
 
 mod bucket;
 mod filter;
+mod follow;
+mod fresh;
+mod hard;
 mod machine;
 mod pair;
+mod ports;
+mod replay;
 mod report;
 mod table;
+mod why;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -69,18 +78,87 @@ pub const ANSWER_BURST: u32 = 20;
 pub const ANSWER_INTERVAL: Duration = Duration::from_millis(50);
 /// Packets waiting for `poll_transmit`; answers beyond it are dropped.
 pub const MAX_QUEUED: usize = 64;
-/// Transaction ids of the peer that are remembered against replay from another address.
-pub const REPLAY_MEMORY: usize = 256;
+/// Requests of unverified sources, all together, that are answered at once.
+pub const STRANGER_BURST: u32 = 64;
+/// And afterwards one in this time.
+pub const STRANGER_INTERVAL: Duration = Duration::from_millis(50);
+/// Requests of the peer that may overtake each other. Their transaction ids begin with a counter;
+/// each is taken once, and none that is so far behind: recorded ones are worth nothing, ever.
+pub const REPLAY_MEMORY: u32 = 1024;
 /// How often a verified pair is checked (RFC 7675 §5.1: 5 s, randomised by a fifth).
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The shortest that the interval adapts to when a NAT forgets its mappings.
 pub const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// A pair without any answer for so long loses its consent (RFC 7675 §5.1).
 pub const CONSENT_EXPIRY: Duration = Duration::from_secs(30);
+/// A birthday round: P's tries, and S's sockets, last so long.
+pub const BIRTHDAY_ROUND: Duration = Duration::from_secs(9);
+/// Ports that P tries in one round.
+pub const BIRTHDAY_PROBES: usize = 2048;
+/// Time between two packets of such probing: 300 in a second.
+pub const PROBE_INTERVAL: Duration = Duration::from_micros(3333);
+/// Time that may be made up for if an end is woken late: 7 packets at once.
+pub const PROBE_BURST: Duration = Duration::from_millis(20);
+/// S sends from all its sockets after these times. The first makes the mappings, the second is
+/// heard where packets were lost. Then come other sockets: their ports, as far as P has tried
+/// them already, were tried before P's router saw any packet from there (see
+/// [`Event::WantFreshSocket`] for routers that mind).
+pub const BIRTHDAY_PASSES: [(Duration, BirthdayPass); 4] = [
+    (Duration::ZERO, BirthdayPass::Fresh),
+    (Duration::from_millis(2000), BirthdayPass::Again),
+    (Duration::from_millis(5500), BirthdayPass::Fresh),
+    (Duration::from_millis(7000), BirthdayPass::Again),
+];
+/// All packets of such probing in one session, by each end.
+pub const BIRTHDAY_TOTAL_PROBES: u64 = 16_384;
+/// Rounds in vain are followed by the next after these times, from start to start; no more after
+/// the last unless a network changed.
+pub const HARD_ROUND_GAPS: [Duration; 3] =
+    [Duration::from_secs(60), Duration::from_secs(300), Duration::from_secs(900)];
+/// And never sooner.
+pub const HARD_ROUND_MIN_GAP: Duration = Duration::from_secs(15);
+/// Birthday probing waits so long for ordinary checks where nothing else is known to work ...
+pub const HARD_DELAY_SURE: Duration = Duration::from_millis(300);
+/// ... and where they may do.
+pub const HARD_DELAY_UNSURE: Duration = Duration::from_millis(1500);
+/// Birthday probing waits so long for prediction.
+pub const PREDICTION_TIME: Duration = Duration::from_secs(1);
+/// Predicted ports beyond the last known one.
+pub const PREDICTION_AHEAD: i32 = 40;
+/// And before the first known one: the mapping may be older than the observation.
+pub const PREDICTION_BEHIND: i32 = 5;
+/// Ports between first and last known one that are tried at most.
+pub const PREDICTED_PORTS: i32 = 64;
+/// Fresh observations of the peer that start prediction again, in one round.
+pub const PREDICTIONS_PER_ROUND: u32 = 3;
+/// One more socket is tried after these times without a path: what the first one met on its way
+/// (a router that saw the peer's packet first and now gives out another port) it has not met.
+pub const FRESH_TRIES: [Duration; 3] =
+    [Duration::from_millis(1200), Duration::from_millis(2600), Duration::from_millis(5000)];
+/// A fresh socket that found no path is of no use after this long.
+pub const FRESH_LIFE: Duration = Duration::from_secs(15);
+/// Fresh sockets are not asked for more often than this to replace a mapping.
+pub const FRESH_GAP: Duration = Duration::from_secs(10);
+/// Lives of mappings that are believed: shorter ones are short idle timeouts, and met by checks.
+pub const MAPPING_LIFE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(15)..=Duration::from_secs(600);
+/// Pairs to one address that work for so long before another does are older mappings.
+pub const RETIRING_AGE: Duration = Duration::from_secs(10);
+/// Starts in vain that begin with dense rounds; later ones begin with ever sparser ones.
+pub const EAGER_STARTS: u32 = 3;
 /// Longest that one end waits for the other's start, see [`Punch::handle_hold`].
 pub const MAX_HOLD: Duration = Duration::from_millis(300);
 /// Candidates announced again start new rounds, but not more often than this.
 pub const REANNOUNCE_GAP: Duration = Duration::from_secs(5);
+
+/// From which sockets S sends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BirthdayPass {
+    /// From new ones.
+    Fresh,
+    /// From the same.
+    Again,
+}
 
 /// A UDP socket of this session, as the owner of the sockets numbers them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -102,7 +180,7 @@ impl Family {
     }
 }
 
-/// STUN transaction id (RFC 8489 §5).
+/// STUN transaction id (RFC 8489 §5): a counter of 32 bits, big-endian, and 64 bits of chance.
 pub type TransactionId = [u8; 12];
 
 /// A STUN message of a check.
@@ -224,7 +302,8 @@ pub enum Event {
     /// peer is about to predict ports.
     WantNatSummary,
     /// Open so many fresh sockets for birthday probing, hand each in with
-    /// [`Punch::handle_birthday_socket`]; fewer, or none, is all right.
+    /// [`Punch::handle_birthday_socket`], numbered from [`BIRTHDAY_BASE`] and never reusing the
+    /// number of one that was kept; fewer, or none, is all right.
     WantSockets {
         /// At most.
         count: usize,

@@ -42,6 +42,8 @@ const ROUNDS_BESIDE_A_PATH: u32 = 2;
 const ROUNDS_TO_EXHAUST: u32 = 2;
 /// An answer to a check of a verified pair is missing after this time or two round trips.
 const ANSWER_WAIT: Duration = Duration::from_millis(200);
+/// A pair whose checks are lost counts as usable so long after acknowledged data.
+const ACKNOWLEDGED_LATELY: Duration = Duration::from_secs(5);
 
 /// What is known of a pair that answered.
 #[derive(Clone, Debug)]
@@ -51,6 +53,15 @@ pub(super) struct Verified {
     /// Last answer or acknowledged data.
     pub(super) confirmed: Instant,
     pub(super) silent: bool,
+}
+
+/// The own address as the peer sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Mapping {
+    pub(super) addr: SocketAddr,
+    pub(super) since: Instant,
+    /// Seen last.
+    pub(super) confirmed: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -65,6 +76,11 @@ pub(super) struct Pair {
     /// Last announced by the peer or heard from.
     pub(super) mentioned: Instant,
     pub(super) verified: Option<Verified>,
+    /// When it answered for the first time.
+    pub(super) worked_since: Option<Instant>,
+    pub(super) mapping: Option<Mapping>,
+    /// Another pair took over, see [`super::Event::Retiring`].
+    pub(super) retiring: bool,
     pub(super) answers_allowed: Bucket,
     pub(super) checks: u64,
     pub(super) answers: u64,
@@ -88,6 +104,9 @@ impl Pair {
             heard: false,
             mentioned: now,
             verified: None,
+            worked_since: None,
+            mapping: None,
+            retiring: false,
             answers_allowed: Bucket::new(ANSWER_BURST, ANSWER_INTERVAL, now),
             checks: 0,
             answers: 0,
@@ -106,14 +125,62 @@ impl Pair {
         self.verified.as_ref().is_some_and(|v| !v.silent)
     }
 
+    /// It answers, or data were acknowledged over it just now: checks may be all that is lost.
+    pub(super) fn is_usable(&self, now: Instant) -> bool {
+        self.verified.as_ref().is_some_and(|v| !v.silent || now < v.confirmed + ACKNOWLEDGED_LATELY)
+    }
+
+    /// When [`Self::is_usable`] changes by time alone.
+    pub(super) fn usable_until(&self) -> Option<Instant> {
+        self.verified.as_ref().filter(|v| v.silent).map(|v| v.confirmed + ACKNOWLEDGED_LATELY)
+    }
+
+    /// The peer sees this end there: how old the mapping became that was there before, if the NAT
+    /// only gave another port. `opened`: when the socket was, if nothing else used it.
+    pub(super) fn note_mapping(
+        &mut self,
+        mapped: SocketAddr,
+        opened: Option<Instant>,
+        now: Instant,
+    ) -> Option<Duration> {
+        let fresh = |since| Mapping { addr: mapped, since, confirmed: now };
+        match &mut self.mapping {
+            Some(known) if known.addr == mapped => {
+                known.confirmed = now;
+                None
+            }
+            Some(known) => {
+                let lost = *known;
+                *known = fresh(now);
+                let age = lost.confirmed.saturating_duration_since(lost.since);
+                (lost.addr.ip() == mapped.ip()).then_some(age)
+            }
+            None => {
+                self.mapping = Some(fresh(opened.unwrap_or(now)));
+                None
+            }
+        }
+    }
+
+    /// A check of this pair was sent at another occasion.
+    pub(super) fn adopt_check(&mut self, id: TransactionId, sent: Instant) {
+        self.outstanding.push_back((id, sent));
+    }
+
     /// The first rounds went unanswered.
     pub(super) fn is_exhausted(&self) -> bool {
         self.round + u32::from(self.sent >= CHECKS_PER_ROUND) >= ROUNDS_TO_EXHAUST
     }
 
-    /// Starts from the first round, or checks a live pair at once.
-    pub(super) fn restart(&mut self, now: Instant) {
-        self.round = 0;
+    /// Heard of only through requests from there, which never came back: whoever recorded one of
+    /// the peer's requests may have sent it in another's name.
+    pub(super) fn is_hearsay(&self) -> bool {
+        self.kind == CandidateKind::PeerReflexive && self.worked_since.is_none()
+    }
+
+    /// Starts from this round, or checks a live pair at once.
+    pub(super) fn restart(&mut self, round: u32, now: Instant) {
+        self.round = round;
         self.round_started = now;
         self.sent = 0;
         self.triggered_left = TRIGGERED_PER_ROUND;

@@ -1,6 +1,11 @@
-//! A simulated network: virtual clock, seeded NATs, loss, delay, reordering; two ends punching.
+//! A simulated network: virtual clock, seeded NATs, loss, delay, reordering, changes; two ends
+//! that punch and choose, with data flowing over what they choose.
+#![allow(dead_code, reason = "several tests share it, none uses all")]
 
+pub(crate) mod end;
+mod flow;
 pub(crate) mod nat;
+pub(crate) mod plan;
 
 use std::{
     cmp::Reverse,
@@ -9,169 +14,207 @@ use std::{
     time::{Duration, Instant},
 };
 
-use adit_core::punch::{
-    AddressFilter, CHECK_INTERVAL, Event, Family, LocalSocket, Message, OwnSubnet, Packet, Punch,
-    PunchConfig, candidate_priority,
+use adit_core::{
+    path::PathEvent,
+    punch::{Event, Family, LocalSocket, Message, Packet},
 };
-use adit_protocol::candidate::{Candidate, CandidateKind};
+use adit_protocol::{candidate::Candidate, nat::NatSummary};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use nat::{Gateway, Kind};
+pub(crate) use end::{End, Sent};
+use flow::Flow;
+pub(crate) use nat::Kind;
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use plan::{Change, Class, Plan};
 
 pub(crate) const V4: LocalSocket = LocalSocket(0);
 pub(crate) const V6: LocalSocket = LocalSocket(1);
+pub(crate) const CONSOLE: usize = 0;
+pub(crate) const AGENT: usize = 1;
 
-/// What a run is made of.
+/// What is in a datagram.
+#[derive(Clone, Copy, Debug)]
+enum Datagram {
+    Check(Message),
+    Hello(u64),
+    Welcome(u64),
+    Data { carrier: u64, seq: Option<u64> },
+    Ack { carrier: u64, seq: Option<u64> },
+    Ping(u64),
+    Pong(u64),
+}
+
+/// What passes through the mediator, or the relay.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    pub(crate) kinds: [Kind; 2],
-    /// Both ends on one LAN, behind the first gateway.
-    pub(crate) same_lan: bool,
-    /// Firewalled IPv6 on both sides.
-    pub(crate) v6: bool,
-    /// Junk candidates of each side.
-    pub(crate) junk: usize,
-    pub(crate) delay_ms: u64,
-    pub(crate) jitter_ms: u64,
-    pub(crate) loss_percent: u32,
-    /// The console learns the agent's candidates so much later than the other way round.
-    pub(crate) skew_ms: u64,
-    /// Server-reflexive candidates come so much later than the others.
-    pub(crate) trickle_ms: u64,
-}
-
-impl Plan {
-    pub(crate) fn of(kinds: [Kind; 2]) -> Self {
-        Self {
-            kinds,
-            same_lan: false,
-            v6: false,
-            junk: 0,
-            delay_ms: 20,
-            jitter_ms: 0,
-            loss_percent: 0,
-            skew_ms: 40,
-            trickle_ms: 0,
-        }
-    }
-
-    /// Whether theory says that simultaneous open works. Written from the NATs' definitions, not
-    /// from the machine: a side that maps by destination appears at a port that nobody knows, so
-    /// the other side's filter must not look at ports, and must have been opened towards that IP.
-    pub(crate) fn possible(&self) -> bool {
-        let [a, b] = self.kinds;
-        let stable = |k: Kind| !matches!(k, Kind::Symmetric | Kind::SymmetricAddress);
-        let ignores_ports = |k: Kind| matches!(k, Kind::Open | Kind::FullCone | Kind::Restricted);
-        let v4 = a != Kind::Blocked
-            && b != Kind::Blocked
-            && match (stable(a), stable(b)) {
-                (true, true) => true,
-                (false, true) => ignores_ports(b),
-                (true, false) => ignores_ports(a),
-                (false, false) => false,
-            };
-        v4 || self.same_lan || self.v6
-    }
-}
-
-pub(crate) struct Side {
-    pub(crate) punch: Punch,
-    pub(crate) gateway: Gateway,
-    gateway_v6: Gateway,
-    addrs: [SocketAddr; 2],
-    has_v6: bool,
-    junk: Vec<Candidate>,
-    pub(crate) events: Vec<(Duration, Event)>,
-    pub(crate) sent: Vec<(Duration, SocketAddr, Message)>,
+enum Signal {
+    Candidates { list: Vec<Candidate>, end: bool, nat: Option<NatSummary> },
+    Suspect(u64),
+    Closed(u64),
+    Relayed(Datagram),
 }
 
 enum Step {
-    Packet { packet_from: SocketAddr, to: SocketAddr, message: Message, lan: bool },
-    Candidates { side: usize, candidates: Vec<Candidate>, end: bool },
+    Datagram {
+        from: SocketAddr,
+        to: SocketAddr,
+        datagram: Datagram,
+        lan: bool,
+    },
+    Signal {
+        side: usize,
+        signal: Signal,
+    },
+    /// Discovery of a socket is over.
+    Discovered {
+        side: usize,
+        socket: LocalSocket,
+        announce: bool,
+        first: bool,
+    },
+    NatObserved {
+        side: usize,
+    },
+    RelayUp,
+    Tick,
+    Redial(u64, u32),
+    Change,
+    OutageOver,
 }
 
 pub(crate) struct World {
     pub(crate) plan: Plan,
-    pub(crate) sides: [Side; 2],
+    pub(crate) sides: [End; 2],
     pub(crate) t0: Instant,
     pub(crate) now: Instant,
     pub(crate) udp_dead: bool,
+    /// Checks are lost, data are not.
+    pub(crate) checks_dead: bool,
+    pub(crate) flow: Flow,
+    pub(crate) steps_done: u64,
     rng: StdRng,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
     steps: BTreeMap<u64, Step>,
     next_step: u64,
 }
 
-fn ip(text: &str) -> IpAddr {
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn candidate(kind: CandidateKind, addr: SocketAddr, preference: u16) -> Candidate {
-    Candidate { kind, addr, priority: candidate_priority(kind, preference) }
+pub(crate) fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
 }
 
 impl World {
     pub(crate) fn new(plan: Plan, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let t0 = Instant::now();
-        let sides = [0, 1].map(|i| Side::new(&plan, i, t0, &mut rng));
+        let sides = [0, 1].map(|i| End::new(&plan, i, t0, &mut rng));
+        let flow = Flow::new(t0);
         let mut world = Self {
             plan,
             sides,
             t0,
             now: t0,
             udp_dead: false,
+            checks_dead: false,
+            flow,
+            steps_done: 0,
             rng,
             queue: BinaryHeap::new(),
             steps: BTreeMap::new(),
             next_step: 0,
         };
-        // The agent (1) learns the console's candidates first: they are in the Offer.
-        let skew = Duration::from_millis(world.plan.skew_ms);
-        let trickle = Duration::from_millis(world.plan.trickle_ms);
-        for from in [0, 1] {
-            let start = if from == 0 { Duration::ZERO } else { skew };
-            world.announce(from, start, trickle);
-        }
+        world.open();
         world
     }
 
-    /// Gathers this side's candidates and sends them to the other, reflexive ones later.
-    pub(crate) fn announce(&mut self, from: usize, start: Duration, trickle: Duration) {
-        let hosts = self.sides[from].hosts();
-        let reflexive = self.gather(from);
-        let all: Vec<_> = hosts.iter().chain(&reflexive).copied().collect();
-        let now = self.now;
-        for socket in [V4, V6] {
-            let family = if socket == V4 { Family::V4 } else { Family::V6 };
-            let own: Vec<_> =
-                all.iter().filter(|c| Family::of(c.addr) == family).copied().collect();
-            self.sides[from].punch.handle_local_candidates(socket, family, &own, now);
+    /// The Offer arrives at the agent now; its Answer takes its way to the console.
+    fn open(&mut self) {
+        let [console, agent] = self.plan.delay_ms;
+        let signal = self.plan.one_way() + ms(self.plan.signal_ms);
+        let trickle = ms(self.plan.trickle_ms);
+        let hold = ms(2 * agent);
+        for side in [CONSOLE, AGENT] {
+            let when = if side == CONSOLE { Duration::ZERO } else { signal };
+            let mut first = Vec::new();
+            for socket in [V4, V6] {
+                let hosts = self.sides[side].hosts(socket);
+                let family = if socket == V6 { Family::V6 } else { Family::V4 };
+                self.sides[side].punch.handle_local_candidates(socket, family, &hosts, self.now);
+                first.extend(hosts);
+            }
+            if trickle.is_zero() {
+                let (seen, nat) = self.discover(side, V4);
+                self.sides[side].punch.handle_local_nat(nat.clone(), self.now);
+                first.extend(seen);
+                let signal = Signal::Candidates { list: first, end: true, nat: Some(nat) };
+                self.schedule(when, Step::Signal { side: 1 - side, signal });
+            } else {
+                let signal = Signal::Candidates { list: first, end: false, nat: None };
+                self.schedule(when, Step::Signal { side: 1 - side, signal });
+                let step = Step::Discovered { side, socket: V4, announce: false, first: true };
+                self.schedule(trickle, step);
+            }
         }
-        let (first, end) = if trickle.is_zero() { (all, true) } else { (hosts, false) };
-        let side = 1 - from;
-        self.schedule(start, Step::Candidates { side, candidates: first, end });
-        if !end {
-            let step = Step::Candidates { side, candidates: reflexive, end: true };
-            self.schedule(start + trickle, step);
+        self.sides[AGENT].punch.handle_hold(hold, self.now);
+        let up = signal + 2 * self.plan.one_way() + ms(console);
+        self.schedule(up, Step::RelayUp);
+        if let Some((_, _, at)) = self.plan.change {
+            self.schedule(ms(at), Step::Change);
         }
     }
 
-    /// What two STUN servers see.
-    fn gather(&mut self, side: usize) -> Vec<Candidate> {
-        let addr = self.sides[side].addrs[0];
-        let gateway = if self.plan.same_lan { 0 } else { side };
-        let servers = ["203.0.113.10:3478", "203.0.113.20:3478"];
-        let mut seen: Vec<_> = servers
-            .iter()
-            .filter_map(|server| {
-                let gateway = &mut self.sides[gateway].gateway;
-                gateway.outbound(addr, server.parse().unwrap(), self.now, &mut self.rng)
-            })
-            .filter(|mapped| *mapped != addr)
-            .collect();
-        seen.dedup();
-        seen.into_iter().map(|a| candidate(CandidateKind::ServerReflexive, a, 65535)).collect()
+    fn discover(&mut self, side: usize, socket: LocalSocket) -> (Vec<Candidate>, NatSummary) {
+        let gateways = if self.plan.same_lan { 0 } else { side };
+        let (now, rng) = (self.now, &mut self.rng);
+        if gateways == side {
+            return self.sides[side].discover(socket, now, rng);
+        }
+        // On the other's LAN: its gateway, our socket.
+        let inside = self.sides[side].sockets[&socket];
+        let probe = LocalSocket(usize::MAX);
+        self.sides[0].sockets.insert(probe, inside);
+        let found = self.sides[0].discover(probe, now, rng);
+        self.sides[0].sockets.remove(&probe);
+        found
+    }
+
+    /// Hands in own candidates of a socket, and tells the peer of them.
+    fn discovered(&mut self, side: usize, socket: LocalSocket, all: bool, first: bool) {
+        if !self.sides[side].sockets.contains_key(&socket) {
+            return;
+        }
+        let (seen, nat) = self.discover(side, socket);
+        let mut list = self.sides[side].hosts(socket);
+        list.extend(&seen);
+        let family = if socket == V6 { Family::V6 } else { Family::V4 };
+        self.sides[side].punch.handle_local_candidates(socket, family, &list, self.now);
+        let nat = (socket == V4).then_some(nat);
+        if let Some(nat) = &nat {
+            self.sides[side].punch.handle_local_nat(nat.clone(), self.now);
+        }
+        if all {
+            list.extend(self.sides[side].hosts(V6));
+        } else {
+            list.retain(|c| !self.sides[side].told.contains(&c.addr));
+        }
+        self.sides[side].told.extend(list.iter().map(|c| c.addr));
+        if !list.is_empty() || first {
+            self.signal(side, Signal::Candidates { list, end: first, nat });
+        }
+    }
+
+    /// Gathers own addresses, and announces all of them.
+    pub(crate) fn announce(&mut self, side: usize) {
+        let after = ms(2 * self.plan.delay_ms[side]);
+        let step = Step::Discovered { side, socket: V4, announce: true, first: false };
+        self.schedule(after, step);
+    }
+
+    fn signal(&mut self, from: usize, signal: Signal) {
+        let after = self.plan.one_way() + ms(self.plan.signal_ms / 2);
+        self.schedule(after, Step::Signal { side: 1 - from, signal });
     }
 
     pub(crate) fn elapsed(&self) -> Duration {
@@ -181,22 +224,29 @@ impl World {
     /// Runs until then, or until `stop` says so after a step.
     pub(crate) fn run_until(&mut self, until: Duration, stop: impl Fn(&Self) -> bool) {
         let end = self.t0 + until;
-        let mut steps = 0;
+        self.drain();
         while !stop(self) {
-            let timeouts = self.sides.iter().filter_map(|s| s.punch.poll_timeout());
+            let sides = self.sides.iter();
+            let timeouts =
+                sides.flat_map(|s| [s.punch.poll_timeout(), s.chooser.poll_timeout()]).flatten();
             let queued = self.queue.peek().map(|Reverse((at, _))| *at);
             let Some(next) = timeouts.chain(queued).min().filter(|at| *at <= end) else { break };
             self.now = self.now.max(next);
-            steps += 1;
-            assert!(steps < 200_000, "busy loop at {:?}", self.elapsed());
+            self.steps_done += 1;
+            let allowed = 20_000 + 3_000 * self.elapsed().as_secs();
+            assert!(self.steps_done < allowed, "busy loop at {:?}", self.elapsed());
             while self.queue.peek().is_some_and(|Reverse((at, _))| *at <= self.now) {
                 let Some(Reverse((_, id))) = self.queue.pop() else { break };
                 let Some(step) = self.steps.remove(&id) else { continue };
                 self.step(step);
+                self.drain();
             }
             for side in &mut self.sides {
                 if side.punch.poll_timeout().is_some_and(|at| at <= self.now) {
                     side.punch.handle_timeout(self.now);
+                }
+                if side.chooser.poll_timeout().is_some_and(|at| at <= self.now) {
+                    side.chooser.handle_timeout(self.now);
                 }
             }
             self.drain();
@@ -207,77 +257,234 @@ impl World {
     }
 
     pub(crate) fn drain(&mut self) {
-        for i in [0, 1] {
-            let at = self.elapsed();
-            while let Some(event) = self.sides[i].punch.poll_event() {
-                self.sides[i].events.push((at, event));
+        loop {
+            let mut idle = true;
+            for i in [CONSOLE, AGENT] {
+                let at = self.elapsed();
+                while let Some(event) = self.sides[i].punch.poll_event() {
+                    idle = false;
+                    self.sides[i].events.push((at, event.clone()));
+                    self.handle_event(i, event);
+                }
+                while let Some(t) = self.sides[i].punch.poll_transmit() {
+                    idle = false;
+                    self.sides[i].sent.push(Sent { at, to: t.to, message: t.message });
+                    self.send(i, t.socket, t.to, Datagram::Check(t.message));
+                }
+                while let Some(event) = self.sides[i].chooser.poll_event() {
+                    idle = false;
+                    self.handle_path_event(i, event);
+                }
             }
-            while let Some(t) = self.sides[i].punch.poll_transmit() {
-                self.sides[i].sent.push((at, t.to, t.message));
-                self.send(i, t.to, t.message);
+            if idle {
+                return;
             }
         }
     }
 
-    fn send(&mut self, side: usize, to: SocketAddr, message: Message) {
-        let inside = self.sides[side].addrs[usize::from(to.is_ipv6())];
-        if self.plan.same_lan && self.sides[1 - side].addrs.contains(&to) {
-            let step = Step::Packet { packet_from: inside, to, message, lan: true };
-            self.schedule(Duration::from_millis(1), step);
-            return;
+    fn handle_event(&mut self, i: usize, event: Event) {
+        match event {
+            Event::WantAddresses => self.announce(i),
+            Event::WantNatSummary => {
+                let after = ms(2 * self.plan.delay_ms[i]);
+                self.schedule(after, Step::NatObserved { side: i });
+            }
+            Event::WantSockets { count, .. } => {
+                for _ in 0..count {
+                    let side = &mut self.sides[i];
+                    let socket = LocalSocket(side.next_birthday);
+                    side.next_birthday += 1;
+                    self.open_socket(i, socket);
+                    self.sides[i].punch.handle_birthday_socket(socket, Family::V4, self.now);
+                }
+                self.sides[i].most_sockets =
+                    self.sides[i].most_sockets.max(self.sides[i].sockets.len());
+            }
+            Event::ReleaseSockets { keep } => {
+                let base = adit_core::punch::BIRTHDAY_BASE;
+                self.sides[i].sockets.retain(|s, _| s.0 < base || Some(*s) == keep);
+            }
+            Event::WantFreshSocket { family } => {
+                let side = &mut self.sides[i];
+                let socket = LocalSocket(side.next_fresh);
+                side.next_fresh += 1;
+                self.open_socket(i, socket);
+                let hosts = self.sides[i].hosts(socket);
+                self.sides[i].punch.handle_local_candidates(socket, family, &hosts, self.now);
+                let after = ms(2 * self.plan.delay_ms[i]);
+                let step = Step::Discovered { side: i, socket, announce: false, first: false };
+                self.schedule(after, step);
+            }
+            Event::SocketUnneeded(socket) => {
+                self.close_carriers(i, |pair| pair.0 == socket);
+                self.sides[i].sockets.remove(&socket);
+                self.sides[i].punch.handle_socket_closed(socket);
+            }
+            other => self.carrier_event(i, other),
         }
-        let gateway = if to.is_ipv6() {
-            &mut self.sides[side].gateway_v6
-        } else {
-            &mut self.sides[if self.plan.same_lan { 0 } else { side }].gateway
+    }
+
+    fn open_socket(&mut self, i: usize, socket: LocalSocket) {
+        let taken: Vec<u16> = self.sides[i].sockets.values().map(SocketAddr::port).collect();
+        let port = loop {
+            let port = self.rng.random_range(32_768..=60_999);
+            if !taken.contains(&port) {
+                break port;
+            }
         };
-        let Some(outside) = gateway.outbound(inside, to, self.now, &mut self.rng) else { return };
-        if self.udp_dead || self.rng.random_range(0..100) < self.plan.loss_percent {
+        let addr = SocketAddr::new(self.sides[i].private, port);
+        self.sides[i].sockets.insert(socket, addr);
+    }
+
+    fn handle_path_event(&mut self, i: usize, event: PathEvent) {
+        match event {
+            PathEvent::Use { interactive, .. } => self.moved(interactive.0),
+            PathEvent::Probe(carrier) => self.ping(i, carrier.0),
+            PathEvent::Suspect(carrier) if i == AGENT => {
+                self.signal(AGENT, Signal::Suspect(carrier.0));
+            }
+            PathEvent::Dead(carrier) => self.close_carrier(carrier.0),
+            PathEvent::WantDirect => {
+                self.sides[i].punch.handle_want_direct(self.now);
+                self.announce(i);
+            }
+            _ => {}
+        }
+    }
+
+    fn send(&mut self, side: usize, socket: LocalSocket, to: SocketAddr, datagram: Datagram) {
+        let Some(inside) = self.sides[side].sockets.get(&socket).copied() else { return };
+        let other = &self.sides[1 - side];
+        if self.plan.same_lan && other.sockets.values().any(|addr| *addr == to) {
+            let lan = !to.is_ipv6();
+            if lan {
+                let step = Step::Datagram { from: inside, to, datagram, lan };
+                return self.schedule(ms(1), step);
+            }
+        }
+        let gateways = if self.plan.same_lan && to.is_ipv4() { 0 } else { side };
+        let (now, rng) = (self.now, &mut self.rng);
+        let Some(outside) = self.sides[gateways].outbound(inside, to, now, rng) else { return };
+        let lost = self.checks_dead && matches!(datagram, Datagram::Check(_));
+        if self.udp_dead || lost || self.rng.random_range(0..100) < self.plan.loss_percent {
             return;
         }
         let copies = if self.rng.random_range(0..100) == 0 { 2 } else { 1 };
         for _ in 0..copies {
-            let jitter = self.rng.random_range(0..=self.plan.jitter_ms);
-            let delay = Duration::from_millis(self.plan.delay_ms + jitter);
-            let step = Step::Packet { packet_from: outside, to, message, lan: false };
-            self.schedule(delay, step);
+            let jitter = ms(self.rng.random_range(0..=self.plan.jitter_ms));
+            let step = Step::Datagram { from: outside, to, datagram, lan: false };
+            self.schedule(self.plan.one_way() + jitter, step);
         }
     }
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Candidates { side, candidates, end } => {
-                self.sides[side].punch.handle_remote_candidates(&candidates, end, self.now);
+            Step::Datagram { from, to, datagram, lan } => self.arrive(from, to, datagram, lan),
+            Step::Signal { side, signal } => self.receive_signal(side, signal),
+            Step::Discovered { side, socket, announce, first } => {
+                self.discovered(side, socket, announce, first);
             }
-            Step::Packet { packet_from, to, message, lan } => {
-                self.deliver(packet_from, to, message, lan);
+            Step::NatObserved { side } => {
+                let socket = LocalSocket(usize::MAX - 1);
+                self.open_socket(side, socket);
+                let (_, nat) = self.discover(side, socket);
+                self.sides[side].sockets.remove(&socket);
+                self.sides[side].punch.handle_local_nat(nat.clone(), self.now);
+                let (list, nat) = (Vec::new(), Some(nat));
+                self.signal(side, Signal::Candidates { list, end: false, nat });
             }
+            Step::RelayUp => self.relay_up(),
+            Step::Tick => self.tick(),
+            Step::Redial(carrier, tries) => self.redial(carrier, tries),
+            Step::Change => self.change(),
+            Step::OutageOver => self.udp_dead = false,
         }
     }
 
-    pub(crate) fn deliver(
-        &mut self,
-        from: SocketAddr,
-        to: SocketAddr,
-        message: Message,
-        lan: bool,
-    ) {
+    fn receive_signal(&mut self, side: usize, signal: Signal) {
+        match signal {
+            Signal::Candidates { list, end, nat } => {
+                let seen = self.sides[if self.plan.same_lan { 0 } else { 1 - side }].public();
+                let punch = &mut self.sides[side].punch;
+                if let Some(nat) = nat {
+                    let nat = NatSummary::from_wire(&nat.to_wire());
+                    punch.handle_remote_nat(nat, Some(seen), self.now);
+                }
+                if !list.is_empty() || end {
+                    punch.handle_remote_candidates(&list, end, self.now);
+                }
+            }
+            Signal::Suspect(carrier) => self.suspected(carrier),
+            Signal::Closed(carrier) => self.close_carrier(carrier),
+            Signal::Relayed(datagram) => self.receive(side, None, datagram),
+        }
+    }
+
+    fn change(&mut self) {
+        let Some((change, side, _)) = self.plan.change else { return };
+        match change {
+            Change::Rebind => self.sides[side].gateways.iter_mut().for_each(|g| g.forget()),
+            Change::RebindAddress => {
+                let gateway = self.sides[side].outer();
+                gateway.forget();
+                if gateway.kind.mapping().is_some() {
+                    gateway.public = ip(["198.51.100.41", "198.51.100.42"][side]);
+                }
+            }
+            Change::Roam => {
+                self.plan.same_lan = false;
+                let rng = &mut self.rng;
+                self.sides[side].roam(side, rng);
+                self.network_changed(side);
+            }
+            Change::Outage { ms: outage } => {
+                self.udp_dead = true;
+                self.schedule(ms(outage), Step::OutageOver);
+            }
+            Change::Interfaces => self.network_changed(side),
+        }
+    }
+
+    fn network_changed(&mut self, side: usize) {
+        let filter = self.sides[side].filter();
+        self.sides[side].punch.handle_network_change(filter, self.now);
+        self.sides[side].chooser.handle_network_change(self.now);
+        self.announce(side);
+    }
+
+    /// A datagram arrives at a public address, or on the LAN.
+    fn arrive(&mut self, from: SocketAddr, to: SocketAddr, datagram: Datagram, lan: bool) {
         let now = self.now;
-        for side in &mut self.sides {
-            let inside = if lan || to.is_ipv6() && !side.has_v6 {
-                Some(to)
-            } else if to.is_ipv6() {
-                side.gateway_v6.inbound(to, from, now)
-            } else {
-                side.gateway.inbound(to, from, now)
-            };
-            let Some(socket) = inside.and_then(|a| side.addrs.iter().position(|own| *own == a))
-            else {
-                continue;
-            };
-            let packet = Packet { socket: LocalSocket(socket), from, message };
-            side.punch.handle_packet(packet, now);
-            return;
+        let gateways = self.sides.iter().position(|s| s.public() == to.ip());
+        let inside = if lan || to.is_ipv6() {
+            let side = self.sides.iter_mut().find(|s| s.sockets.values().any(|a| *a == to));
+            match side {
+                Some(side) if to.is_ipv6() && side.has_v6 => side.inbound(to, from, now),
+                _ => Some(to),
+            }
+        } else {
+            gateways.and_then(|g| self.sides[g].inbound(to, from, now))
+        };
+        let Some(inside) = inside else { return };
+        for i in [CONSOLE, AGENT] {
+            let mut sockets = self.sides[i].sockets.iter();
+            let Some((socket, _)) = sockets.find(|(_, a)| **a == inside) else { continue };
+            return self.receive(i, Some((*socket, from)), datagram);
+        }
+    }
+
+    /// As an attacker would.
+    pub(crate) fn deliver(&mut self, from: SocketAddr, to: SocketAddr, message: Message) {
+        self.arrive(from, to, Datagram::Check(message), false);
+    }
+
+    fn receive(&mut self, i: usize, pair: Option<(LocalSocket, SocketAddr)>, what: Datagram) {
+        match (what, pair) {
+            (Datagram::Check(message), Some((socket, from))) => {
+                let packet = Packet { socket, from, message };
+                self.sides[i].punch.handle_packet(packet, self.now);
+            }
+            (other, pair) => self.receive_flow(i, pair, other),
         }
     }
 
@@ -286,59 +493,4 @@ impl World {
         self.steps.insert(self.next_step, step);
         self.queue.push(Reverse((self.now + after, self.next_step)));
     }
-}
-
-impl Side {
-    fn new(plan: &Plan, i: usize, t0: Instant, rng: &mut StdRng) -> Self {
-        let public = ip(["198.51.100.10", "198.51.100.20"][i]);
-        let port = rng.random_range(1024..=65535);
-        let lan = if plan.same_lan { [".1.2", ".1.3"] } else { [".1.2", ".2.2"] }[i];
-        let kind = plan.kinds[if plan.same_lan { 0 } else { i }];
-        let private = ip(&format!("192.168{lan}"));
-        let translated = kind.mapping().is_some() || kind == Kind::Blocked || plan.same_lan;
-        let v4 = SocketAddr::new(if translated { private } else { public }, port);
-        let v6 = SocketAddr::new(ip(["2001:db8:1::2", "2001:db8:2::2"][i]), port);
-        let subnets = [private, ip("172.17.0.1"), ip("fd00:17::1")];
-        let own_subnets = subnets.map(|addr| OwnSubnet { addr, prefix: 24 }).to_vec();
-        let filter = AddressFilter { own_subnets, loopback: false };
-        let config = PunchConfig { seed: rng.random(), filter, check_interval: CHECK_INTERVAL };
-        Self {
-            punch: Punch::new(config, t0),
-            gateway: Gateway::new(kind, public),
-            gateway_v6: Gateway::new(Kind::Firewall, v6.ip()),
-            addrs: [v4, v6],
-            has_v6: plan.v6,
-            junk: (0..plan.junk).map(|n| junk(n, i, rng)).collect(),
-            events: Vec::new(),
-            sent: Vec::new(),
-        }
-    }
-
-    /// Junk first and in front by priority: an end that ranks badly must do no harm.
-    fn hosts(&self) -> Vec<Candidate> {
-        let v6 = self.has_v6.then_some(self.addrs[1]);
-        let own = [Some(self.addrs[0]), v6].into_iter().flatten();
-        let own = own.map(|a| candidate(CandidateKind::Host, a, 65000));
-        self.junk.iter().copied().chain(own).collect()
-    }
-
-    pub(crate) fn validated_at(&self) -> Option<Duration> {
-        let valid = |e: &&(Duration, Event)| matches!(e.1, Event::Validated { .. });
-        self.events.iter().find(valid).map(|e| e.0)
-    }
-}
-
-/// Addresses of container bridges, of unreachable hosts, and ones that must never be probed.
-fn junk(n: usize, side: usize, rng: &mut StdRng) -> Candidate {
-    let x = 100 * side + n;
-    let addr = match n % 6 {
-        0 => format!("172.17.0.{}", x % 250 + 2),
-        1 => format!("198.51.100.{}", x % 150 + 100),
-        2 => format!("10.{x}.0.1"),
-        3 => format!("2001:db8:dead::{x}"),
-        4 => format!("fd00:17::{x}"),
-        _ => ["127.0.0.1", "169.254.169.254", "224.0.0.251", "::1", "fe80::1"][n / 6 % 5].into(),
-    };
-    let addr = SocketAddr::new(ip(&addr), rng.random_range(1..=65535));
-    candidate(CandidateKind::Host, addr, 65535)
 }

@@ -1,7 +1,8 @@
-//! A gateway with NAT and firewall behaviour after RFC 4787: mapping × filtering.
+//! A gateway with NAT and firewall behaviour after RFC 4787: mapping × filtering × allocation ×
+//! life, and the kernel's peculiarity when the peer's packet comes first.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -17,7 +18,7 @@ pub(crate) enum Dependence {
 }
 use Dependence::{Address, AddressAndPort, Endpoint};
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Kind {
     Open,
     Firewall,
@@ -26,11 +27,21 @@ pub(crate) enum Kind {
     PortRestricted,
     SymmetricAddress,
     Symmetric,
+    /// Ports follow each other.
+    SymmetricSeq,
+    /// Kernel masquerade: the port is kept if it is free towards that destination.
+    Linux,
+    /// The same, and what nobody asked for is remembered as a connection of the router's.
+    LinuxNoInput,
+    /// A port-restricted home NAT behind a carrier's NAT like it.
+    Cgnat,
+    /// The same with a carrier's NAT that maps by destination.
+    CgnatSymmetric,
     Blocked,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Open,
         Self::Firewall,
         Self::FullCone,
@@ -38,16 +49,39 @@ impl Kind {
         Self::PortRestricted,
         Self::SymmetricAddress,
         Self::Symmetric,
+        Self::SymmetricSeq,
+        Self::Linux,
+        Self::LinuxNoInput,
+        Self::Cgnat,
+        Self::CgnatSymmetric,
         Self::Blocked,
     ];
+
+    /// The gateways of such a site, the inner one first.
+    pub(crate) fn chain(self) -> Vec<Self> {
+        match self {
+            Self::Cgnat => vec![Self::PortRestricted, Self::PortRestricted],
+            Self::CgnatSymmetric => vec![Self::PortRestricted, Self::Symmetric],
+            other => vec![other],
+        }
+    }
+
+    pub(crate) fn is_symmetric(self) -> bool {
+        matches!(
+            self,
+            Self::Symmetric | Self::SymmetricAddress | Self::SymmetricSeq | Self::CgnatSymmetric
+        )
+    }
 
     /// `None`: addresses are not translated.
     pub(crate) fn mapping(self) -> Option<Dependence> {
         match self {
             Self::Open | Self::Firewall | Self::Blocked => None,
-            Self::FullCone | Self::Restricted | Self::PortRestricted => Some(Endpoint),
+            Self::FullCone | Self::Restricted | Self::PortRestricted | Self::Cgnat => {
+                Some(Endpoint)
+            }
             Self::SymmetricAddress => Some(Address),
-            Self::Symmetric => Some(AddressAndPort),
+            _ => Some(AddressAndPort),
         }
     }
 
@@ -58,10 +92,14 @@ impl Kind {
             _ => AddressAndPort,
         }
     }
+
+    fn keeps_ports(self) -> bool {
+        matches!(self, Self::Linux | Self::LinuxNoInput)
+    }
 }
 
 /// Two addresses are the same as far as `dependence` looks.
-fn same(dependence: Dependence, a: SocketAddr, b: SocketAddr) -> bool {
+pub(crate) fn same(dependence: Dependence, a: SocketAddr, b: SocketAddr) -> bool {
     match dependence {
         Endpoint => true,
         Address => a.ip() == b.ip(),
@@ -71,30 +109,62 @@ fn same(dependence: Dependence, a: SocketAddr, b: SocketAddr) -> bool {
 
 #[derive(Debug)]
 struct Binding {
-    inside: SocketAddr,
     outside: SocketAddr,
-    /// The destination that made it.
-    towards: SocketAddr,
     sent_to: BTreeSet<SocketAddr>,
+    born: Instant,
     used: Instant,
 }
+
+/// Inside address, and the destination as far as the mapping looks at it.
+type Key = (SocketAddr, Option<IpAddr>, Option<u16>);
 
 #[derive(Debug)]
 pub(crate) struct Gateway {
     pub(crate) kind: Kind,
     pub(crate) public: IpAddr,
     pub(crate) timeout: Duration,
-    bindings: Vec<Binding>,
+    /// Mappings die at this age, whatever flows.
+    pub(crate) life: Option<Duration>,
+    pub(crate) hairpin: bool,
+    bindings: BTreeMap<Key, Binding>,
+    by_port: BTreeMap<u16, Vec<Key>>,
+    next_port: u16,
+    /// Own port and remote end of what the router took for its own.
+    claimed: BTreeMap<(u16, SocketAddr), Instant>,
 }
 
 impl Gateway {
-    pub(crate) fn new(kind: Kind, public: IpAddr) -> Self {
-        Self { kind, public, timeout: Duration::from_secs(30), bindings: Vec::new() }
+    pub(crate) fn new(kind: Kind, public: IpAddr, first_port: u16) -> Self {
+        Self {
+            kind,
+            public,
+            timeout: Duration::from_secs(30),
+            life: None,
+            hairpin: false,
+            bindings: BTreeMap::new(),
+            by_port: BTreeMap::new(),
+            next_port: first_port,
+            claimed: BTreeMap::new(),
+        }
     }
 
     /// As after a reboot: all mappings are forgotten.
     pub(crate) fn forget(&mut self) {
         self.bindings.clear();
+        self.by_port.clear();
+        self.claimed.clear();
+    }
+
+    fn key(&self, inside: SocketAddr, to: SocketAddr) -> Key {
+        match self.kind.mapping().unwrap_or(Endpoint) {
+            Endpoint => (inside, None, None),
+            Address => (inside, Some(to.ip()), None),
+            AddressAndPort => (inside, Some(to.ip()), Some(to.port())),
+        }
+    }
+
+    fn is_live(&self, binding: &Binding, now: Instant) -> bool {
+        now < binding.used + self.timeout && self.life.is_none_or(|life| now < binding.born + life)
     }
 
     /// A packet leaves: its source address outside.
@@ -108,27 +178,68 @@ impl Gateway {
         if self.kind == Kind::Blocked {
             return None;
         }
-        self.bindings.retain(|b| now < b.used + self.timeout);
-        let mapping = self.kind.mapping();
-        let depends = mapping.unwrap_or(Endpoint);
-        let known = |b: &&mut Binding| b.inside == inside && same(depends, b.towards, to);
-        if let Some(binding) = self.bindings.iter_mut().find(known) {
+        let key = self.key(inside, to);
+        if self.bindings.get(&key).is_some_and(|b| !self.is_live(b, now)) {
+            self.remove(&key);
+        }
+        if let Some(binding) = self.bindings.get_mut(&key) {
             binding.sent_to.insert(to);
             binding.used = now;
             return Some(binding.outside);
         }
-        let outside = match mapping {
+        let outside = match self.kind.mapping() {
             None => inside,
-            Some(_) => loop {
-                let outside = SocketAddr::new(self.public, rng.random_range(1024..=65535));
-                if self.bindings.iter().all(|b| b.outside != outside) {
-                    break outside;
-                }
-            },
+            Some(_) => SocketAddr::new(self.public, self.allocate(inside, to, now, rng)),
         };
         let sent_to = BTreeSet::from([to]);
-        self.bindings.push(Binding { inside, outside, towards: to, sent_to, used: now });
+        self.by_port.entry(outside.port()).or_default().push(key);
+        self.bindings.insert(key, Binding { outside, sent_to, born: now, used: now });
         Some(outside)
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some(binding) = self.bindings.remove(key)
+            && let Some(keys) = self.by_port.get_mut(&binding.outside.port())
+        {
+            keys.retain(|k| k != key);
+        }
+    }
+
+    fn allocate(
+        &mut self,
+        inside: SocketAddr,
+        to: SocketAddr,
+        now: Instant,
+        rng: &mut StdRng,
+    ) -> u16 {
+        if self.kind == Kind::SymmetricSeq {
+            // Others behind it get ports too, now and then.
+            let others = if rng.random_range(0..4) == 0 { rng.random_range(1..=3) } else { 0 };
+            self.next_port = self.next_port.wrapping_add(1 + others).max(1024);
+            return self.next_port;
+        }
+        let timeout = self.timeout;
+        self.claimed.retain(|_, used| now < *used + timeout);
+        let taken = |gateway: &Self, port: u16| {
+            let bound = gateway.by_port.get(&port).into_iter().flatten();
+            let mut bound = bound.filter_map(|key| gateway.bindings.get(key));
+            let other = if gateway.kind.keeps_ports() {
+                // Only connections to the same destination collide.
+                bound.any(|b| b.sent_to.contains(&to))
+            } else {
+                bound.next().is_some()
+            };
+            other || gateway.claimed.contains_key(&(port, to))
+        };
+        if self.kind.keeps_ports() && !taken(self, inside.port()) {
+            return inside.port();
+        }
+        loop {
+            let port = rng.random_range(1024..=65535);
+            if !taken(self, port) {
+                return port;
+            }
+        }
     }
 
     /// A packet arrives: where it goes inside.
@@ -141,17 +252,27 @@ impl Gateway {
         if self.kind == Kind::Blocked {
             return None;
         }
-        let filtering = self.kind.filtering();
         if self.kind == Kind::Open {
             return Some(to);
         }
-        let timeout = self.timeout;
-        let live = self.bindings.iter_mut().filter(|b| now < b.used + timeout);
-        let mut passes = live.filter(|b| {
-            b.outside == to && b.sent_to.iter().any(|sent| same(filtering, *sent, from))
-        });
-        let binding = passes.next()?;
-        binding.used = now;
-        Some(binding.inside)
+        let filtering = self.kind.filtering();
+        let (timeout, life) = (self.timeout, self.life);
+        for key in self.by_port.get(&to.port()).into_iter().flatten() {
+            let Some(binding) = self.bindings.get_mut(key) else { continue };
+            let live = now < binding.used + timeout && life.is_none_or(|l| now < binding.born + l);
+            let known = || binding.sent_to.iter().any(|sent| same(filtering, *sent, from));
+            let known = match filtering {
+                AddressAndPort => binding.sent_to.contains(&from),
+                _ => known(),
+            };
+            if live && binding.outside == to && known {
+                binding.used = now;
+                return Some(key.0);
+            }
+        }
+        if self.kind == Kind::LinuxNoInput {
+            self.claimed.insert((to.port(), from), now);
+        }
+        None
     }
 }
