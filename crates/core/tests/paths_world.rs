@@ -6,7 +6,6 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
-    clippy::panic,
     reason = "a test: its world is its own, an index is one of two sides"
 )]
 
@@ -25,7 +24,7 @@ use adit_core::punch::{
 };
 use world::{AGENT, CONSOLE, Change, Class, Kind, Plan, World, ms};
 
-const SEEDS: u64 = 3000;
+const SEEDS: u64 = 5000;
 const EASY: Duration = Duration::from_secs(3);
 const HARD: Duration = Duration::from_secs(10);
 const AFTER_A_CHANGE: Duration = Duration::from_secs(5);

@@ -33,8 +33,7 @@ impl Punch {
             self.vain_starts = 0;
             self.restart_at = None;
         } else if self.restart_at.is_some_and(|at| at <= now) {
-            self.restart(now);
-            self.events.push_back(Event::WantAddresses);
+            self.restart_and_announce(now);
         }
         self.advance_hard(usable, now);
         self.advance_fresh(usable, now);

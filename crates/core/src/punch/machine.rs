@@ -39,8 +39,8 @@ pub struct Punch {
     pub(super) remote: Vec<Candidate>,
     end_of_candidates: bool,
     pub(super) table: Table,
-    /// The last (re)start.
-    started: Instant,
+    /// When own addresses were asked for and announced last, after the first time.
+    announced: Option<Instant>,
     exhausted_told: bool,
     /// No check before this.
     paced_until: Instant,
@@ -49,7 +49,7 @@ pub struct Punch {
     replays: ReplayWindow,
     /// Requests sent: the first part of their ids.
     requests: u32,
-    /// The peer announced its candidates again, too early for a start: then.
+    /// A new start is wanted, but it is too early: then.
     pub(super) restart_at: Option<Instant>,
     /// Starts since a path worked or this end's network changed.
     pub(super) vain_starts: u32,
@@ -85,7 +85,7 @@ impl Punch {
             remote: Vec::new(),
             end_of_candidates: false,
             table: Table::default(),
-            started: now,
+            announced: None,
             exhausted_told: false,
             paced_until: now,
             unverified: Bucket::new(UNVERIFIED_BURST, UNVERIFIED_INTERVAL, now),
@@ -203,8 +203,9 @@ impl Punch {
         }
         let excess = self.remote.len().saturating_sub(MAX_CANDIDATES);
         self.remote.drain(..excess);
-        if again {
-            self.restart_soon(now);
+        // Just after an own announcement this is the answer to it.
+        if again && self.announced.is_none_or(|at| now >= at + REANNOUNCE_GAP) {
+            self.restart_and_announce(now);
         }
         self.tell_exhausted();
         self.advance(now);
@@ -261,6 +262,7 @@ impl Punch {
         self.hard.handle_network_change();
         self.vain_starts = 0;
         self.fresh.handle_start(now);
+        self.announced = Some(now); // by the owner, who knows best
         self.restart(now);
         self.advance(now);
     }
@@ -370,17 +372,19 @@ impl Punch {
 
     /// New rounds, now or as soon as they are allowed.
     fn restart_soon(&mut self, now: Instant) {
-        let allowed = self.started + REANNOUNCE_GAP;
-        if now < allowed {
-            self.restart_at = Some(allowed);
-            return;
+        match self.announced.map(|at| at + REANNOUNCE_GAP).filter(|allowed| now < *allowed) {
+            Some(allowed) => self.restart_at = Some(allowed),
+            None => self.restart_and_announce(now),
         }
+    }
+
+    pub(super) fn restart_and_announce(&mut self, now: Instant) {
         self.restart(now);
+        self.announced = Some(now);
         self.events.push_back(Event::WantAddresses);
     }
 
     pub(super) fn restart(&mut self, now: Instant) {
-        self.started = now;
         self.restart_at = None;
         self.fresh.handle_restart(now);
         self.exhausted_told = false;

@@ -11,9 +11,10 @@
 //!   junk addresses of one class delays the best of another. What the peer was heard from is first.
 //! - A *round* is at most [`CHECKS_PER_ROUND`] checks at growing gaps; rounds follow each other at
 //!   growing gaps as long as the session lives, and start afresh when the network changes.
-//! - Candidates announced again start the rounds anew, at most every [`REANNOUNCE_GAP`]. So an end
-//!   that begins seconds after its candidates were sent, or that wants to try again, announces
-//!   them again: both ends then send at the same time, which some NATs need.
+//! - Candidates announced again start the rounds anew, at most every [`REANNOUNCE_GAP`], and make
+//!   this end announce its own again, gathered afresh ([`Event::WantAddresses`]). So an end that
+//!   wants to try again announces its candidates: both ends then know what has changed, and send
+//!   at the same time, which some NATs need. An announcement that answers an own one ends there.
 //! - A request from an address that is not verified yet makes the next check go there.
 //! - Where simultaneous open cannot work (see `hard.rs`) ports are predicted or guessed, and where
 //!   a router may have been irritated by the peer's packet coming first, or a NAT forgets mappings

@@ -2,7 +2,7 @@
 //! life, and the kernel's peculiarity when the peer's packet comes first.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -126,11 +126,13 @@ pub(crate) struct Gateway {
     /// Mappings die at this age, whatever flows.
     pub(crate) life: Option<Duration>,
     pub(crate) hairpin: bool,
-    bindings: BTreeMap<Key, Binding>,
-    by_port: BTreeMap<u16, Vec<Key>>,
+    bindings: HashMap<Key, Binding>,
+    by_port: HashMap<u16, Vec<Key>>,
+    /// Own port and remote end, for those that something was sent to.
+    by_remote: HashMap<(u16, SocketAddr), Key>,
     next_port: u16,
     /// Own port and remote end of what the router took for its own.
-    claimed: BTreeMap<(u16, SocketAddr), Instant>,
+    claimed: HashMap<(u16, SocketAddr), Instant>,
 }
 
 impl Gateway {
@@ -141,10 +143,11 @@ impl Gateway {
             timeout: Duration::from_secs(30),
             life: None,
             hairpin: false,
-            bindings: BTreeMap::new(),
-            by_port: BTreeMap::new(),
+            bindings: HashMap::new(),
+            by_port: HashMap::new(),
+            by_remote: HashMap::new(),
             next_port: first_port,
-            claimed: BTreeMap::new(),
+            claimed: HashMap::new(),
         }
     }
 
@@ -152,6 +155,7 @@ impl Gateway {
     pub(crate) fn forget(&mut self) {
         self.bindings.clear();
         self.by_port.clear();
+        self.by_remote.clear();
         self.claimed.clear();
     }
 
@@ -183,7 +187,9 @@ impl Gateway {
             self.remove(&key);
         }
         if let Some(binding) = self.bindings.get_mut(&key) {
-            binding.sent_to.insert(to);
+            if binding.sent_to.insert(to) {
+                self.by_remote.insert((binding.outside.port(), to), key);
+            }
             binding.used = now;
             return Some(binding.outside);
         }
@@ -193,6 +199,7 @@ impl Gateway {
         };
         let sent_to = BTreeSet::from([to]);
         self.by_port.entry(outside.port()).or_default().push(key);
+        self.by_remote.insert((outside.port(), to), key);
         self.bindings.insert(key, Binding { outside, sent_to, born: now, used: now });
         Some(outside)
     }
@@ -202,6 +209,9 @@ impl Gateway {
             && let Some(keys) = self.by_port.get_mut(&binding.outside.port())
         {
             keys.retain(|k| k != key);
+            for to in &binding.sent_to {
+                self.by_remote.remove(&(binding.outside.port(), *to));
+            }
         }
     }
 
@@ -221,13 +231,11 @@ impl Gateway {
         let timeout = self.timeout;
         self.claimed.retain(|_, used| now < *used + timeout);
         let taken = |gateway: &Self, port: u16| {
-            let bound = gateway.by_port.get(&port).into_iter().flatten();
-            let mut bound = bound.filter_map(|key| gateway.bindings.get(key));
             let other = if gateway.kind.keeps_ports() {
                 // Only connections to the same destination collide.
-                bound.any(|b| b.sent_to.contains(&to))
+                gateway.by_remote.contains_key(&(port, to))
             } else {
-                bound.next().is_some()
+                gateway.by_port.get(&port).is_some_and(|keys| !keys.is_empty())
             };
             other || gateway.claimed.contains_key(&(port, to))
         };
@@ -257,14 +265,13 @@ impl Gateway {
         }
         let filtering = self.kind.filtering();
         let (timeout, life) = (self.timeout, self.life);
-        for key in self.by_port.get(&to.port()).into_iter().flatten() {
+        let strict = filtering == AddressAndPort;
+        let exact = self.by_remote.get(&(to.port(), from)).filter(|_| strict);
+        let loose = self.by_port.get(&to.port()).filter(|_| !strict);
+        for key in exact.into_iter().chain(loose.into_iter().flatten()) {
             let Some(binding) = self.bindings.get_mut(key) else { continue };
             let live = now < binding.used + timeout && life.is_none_or(|l| now < binding.born + l);
-            let known = || binding.sent_to.iter().any(|sent| same(filtering, *sent, from));
-            let known = match filtering {
-                AddressAndPort => binding.sent_to.contains(&from),
-                _ => known(),
-            };
+            let known = strict || binding.sent_to.iter().any(|sent| same(filtering, *sent, from));
             if live && binding.outside == to && known {
                 binding.used = now;
                 return Some(key.0);
