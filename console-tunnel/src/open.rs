@@ -3,6 +3,7 @@
 //! In this order, so that what can fail without asking anybody fails first: viewer of the
 //! configuration, local ports, mediator, known agents, viewer of the redirector, session.
 
+mod no_path;
 mod run;
 
 use std::time::Instant;
@@ -69,7 +70,7 @@ pub async fn open(
         viewer: viewer.as_ref().map(Choice::name).unwrap_or_default(),
         options: &args.session,
     };
-    let mut running = Running::new();
+    let mut running = Running::new(args.session.carrier);
     let mut begun = opening.begin(&wanted, vec![local], &mut running, &mut reporter).await;
     if let (Some(choice), Some(values)) = (viewer, values) {
         begun = begun.and_then(|()| running.launch(&choice, &values, args.keep, &mut reporter));
@@ -99,7 +100,7 @@ pub async fn forward(
             None => groups.push((protocol, vec![local])),
         }
     }
-    let mut running = Running::new();
+    let mut running = Running::new(args.session.carrier);
     let mut begun = Ok(());
     for (protocol, group) in groups {
         let mut targets: Vec<Target> = group.iter().filter_map(|l| l.target().cloned()).collect();

@@ -17,7 +17,7 @@ use adit_runtime::{cli::CliError, shutdown::STOP_DEADLINE};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use adit_endpoint::{Session, SessionEvent, SessionHandle};
+pub use adit_endpoint::{Explanation, Session, SessionEvent, SessionHandle};
 
 use crate::{
     cli::{Carrier, SessionArgs},

@@ -3,7 +3,7 @@
 //! INVARIANT: events are told in the order in which they happened, each with its own time, also
 //! while a further session is being opened.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use adit_protocol::ids::SessionId;
 use adit_runtime::{
@@ -13,16 +13,22 @@ use adit_runtime::{
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::no_path;
 use crate::{
+    cli::Carrier,
     events::{Event, Reporter},
     forward::Local,
-    session::{Session, SessionEvent, SessionHandle, Sessions},
+    session::{Explanation, Session, SessionEvent, SessionHandle, Sessions},
     state::KnownComputer,
     viewer::{self, Choice, Ended, Launched, Values, Viewer},
 };
 
 /// Events of all sessions that wait to be told.
 const EVENTS: usize = 256;
+/// How often a session that has no carrier yet is asked why.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(2);
+/// Time for its answer.
+const LOOK_LIMIT: std::time::Duration = std::time::Duration::from_millis(500);
 /// Time for sessions to end when a further one was refused.
 const WIND_DOWN: std::time::Duration = std::time::Duration::from_secs(2);
 /// The user stopped the command.
@@ -40,6 +46,10 @@ struct Happened {
 /// Granted sessions.
 pub struct Running {
     handles: Vec<SessionHandle>,
+    /// What was asked for with `--carrier`.
+    carrier: Carrier,
+    /// Sessions that had no carrier yet, and what they last said of why.
+    pathless: BTreeMap<SessionId, Option<Explanation>>,
     /// Sessions whose last event was not told yet.
     open: usize,
     events: mpsc::Receiver<Happened>,
@@ -54,15 +64,18 @@ pub struct Running {
 enum Next {
     Tell(Happened),
     Close(&'static str),
+    Look,
     ViewerGone(Ended),
 }
 
 impl Running {
     /// None yet.
-    pub fn new() -> Self {
+    pub fn new(carrier: Carrier) -> Self {
         let (event_in, events) = mpsc::channel(EVENTS);
         Self {
             handles: Vec::new(),
+            carrier,
+            pathless: BTreeMap::new(),
             open: 0,
             events,
             event_in,
@@ -86,7 +99,7 @@ impl Running {
                 biased;
                 Some(happened) = self.events.recv() => {
                     if let Some(reason) = self.tell(&happened, reporter)? {
-                        ended_by_others(&reason)?;
+                        self.ended_by_others(happened.session, &reason)?;
                     }
                 }
                 result = &mut work => return result,
@@ -107,6 +120,7 @@ impl Running {
         let id = grant.session;
         self.handles.push(handle.clone());
         self.open += 1;
+        self.pathless.insert(id, None);
         self.tasks.spawn(pass_on(id, events, self.event_in.clone()));
         reporter.tell_at(
             id,
@@ -233,17 +247,19 @@ impl Running {
                 () = interrupt.cancelled(), if asked.is_none() => Next::Close(INTERRUPTED),
                 Some(happened) = self.events.recv() => Next::Tell(happened),
                 how = viewer_ended(&mut self.viewer), if asked.is_none() => Next::ViewerGone(how),
+                () = tokio::time::sleep(LOOK), if !self.pathless.is_empty() => Next::Look,
             };
             match next {
                 Next::Tell(happened) => {
                     let closed = self.tell(&happened, reporter)?;
                     if let (Some(reason), None) = (closed, asked) {
-                        outcome = ended_by_others(&reason);
+                        outcome = self.ended_by_others(happened.session, &reason);
                         // One end is the end of all.
                         asked = Some(INTERRUPTED);
                         self.close_all("closed");
                     }
                 }
+                Next::Look => self.look().await,
                 Next::Close(reason) => {
                     asked = Some(reason);
                     self.close_all(reason);
@@ -289,6 +305,10 @@ impl Running {
         reporter: &mut Reporter,
     ) -> Result<Option<String>, CliError> {
         let closed = match &happened.event {
+            SessionEvent::Carrier { .. } => {
+                self.pathless.remove(&happened.session);
+                None
+            }
             SessionEvent::Closed { reason, .. } => {
                 self.open = self.open.saturating_sub(1);
                 reporter.set_quiet(false);
@@ -302,14 +322,30 @@ impl Running {
         Ok(closed)
     }
 
+    /// Asks sessions without a carrier why, as long as they can say so.
+    async fn look(&mut self) {
+        for handle in &self.handles {
+            if let Some(said) = self.pathless.get_mut(&handle.id())
+                && let Ok(Some(now)) = tokio::time::timeout(LOOK_LIMIT, handle.explain()).await
+            {
+                *said = Some(now);
+            }
+        }
+    }
+
+    /// The outcome when neither user nor viewer ended a session.
+    fn ended_by_others(&self, session: SessionId, reason: &str) -> Result<(), CliError> {
+        match reason {
+            "no_path" => {
+                let said = self.pathless.get(&session).and_then(Option::as_ref);
+                Err(no_path::error(self.carrier, said))
+            }
+            reason => ended_by_others(reason),
+        }
+    }
+
     fn close_all(&self, reason: &str) {
         self.handles.iter().for_each(|handle| handle.close(reason));
-    }
-}
-
-impl Default for Running {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -382,7 +418,6 @@ async fn pass_on(
 /// What the command's outcome is when neither user nor viewer ended the session.
 fn ended_by_others(reason: &str) -> Result<(), CliError> {
     let (code, exit, hint) = match reason {
-        "no_path" => ("no_path", Exit::NoPath, "neither a relay nor a direct path came about"),
         "no_carrier" | "mediator_lost" => {
             ("connection_lost", Exit::NoPath, "check the network, then open it again")
         }
@@ -401,7 +436,6 @@ mod tests {
     #[test]
     fn ends_by_others_have_their_exit_code() {
         for (reason, code, exit) in [
-            ("no_path", "no_path", 5),
             ("no_carrier", "connection_lost", 5),
             ("mediator_lost", "connection_lost", 5),
             ("revoked", "session_ended", 3),

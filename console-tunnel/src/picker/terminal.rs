@@ -9,7 +9,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -33,6 +32,8 @@ use super::model::{Input, Turn};
 
 /// How soon the thread that reads keys notices that it is to stop.
 const POLL: Duration = Duration::from_millis(100);
+/// Time for that thread to end. On a terminal that is gone it may not: then it ends with us.
+const READER_END: Duration = Duration::from_millis(500);
 /// Keys that wait.
 const KEYS: usize = 64;
 
@@ -59,7 +60,8 @@ pub struct Screen {
     pub terminal: Terminal<CrosstermBackend<Stdout>>,
     keys: mpsc::Receiver<FromTerminal>,
     go_on: Option<Sender<()>>,
-    reader: Option<JoinHandle<()>>,
+    /// Closed when nothing reads the terminal any more.
+    reading: Receiver<()>,
 }
 
 impl Screen {
@@ -83,12 +85,16 @@ impl Screen {
         let terminal = made.inspect_err(|_| give_back()).map_err(failed)?;
         let (sender, keys) = mpsc::channel(KEYS);
         let (go_on, may_go_on) = channel();
-        let reader = std::thread::Builder::new()
+        let (ends_with_it, reading) = channel::<()>();
+        std::thread::Builder::new()
             .name("keys".to_owned())
-            .spawn(move || read_keys(&sender, &may_go_on))
+            .spawn(move || {
+                let _ends_with_it = ends_with_it;
+                read_keys(&sender, &may_go_on);
+            })
             .inspect_err(|_| give_back())
             .map_err(failed)?;
-        Ok(Self { terminal, keys, go_on: Some(go_on), reader: Some(reader) })
+        Ok(Self { terminal, keys, go_on: Some(go_on), reading })
     }
 
     /// Waits for the next thing from the terminal. May be dropped and called again.
@@ -110,10 +116,8 @@ impl Drop for Screen {
     fn drop(&mut self) {
         self.go_on = None;
         self.keys.close();
-        if let Some(reader) = self.reader.take() {
-            // It ends within `POLL`; who has the terminal next must not share it.
-            let _ = reader.join();
-        }
+        // It ends within `POLL`; who has the terminal next must not share it.
+        let _ = self.reading.recv_timeout(READER_END);
         give_back();
     }
 }
