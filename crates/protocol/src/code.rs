@@ -20,6 +20,18 @@ pub mod failure {
     pub const TICKET_REQUIRED: &str = "ticket_required";
     /// A fresh second factor must be shown.
     pub const MFA_REQUIRED: &str = "mfa_required";
+    /// The login is good for setting up a second factor only.
+    pub const MFA_SETUP_REQUIRED: &str = "mfa_setup_required";
+    /// The person must show password and second factor again.
+    pub const REAUTHENTICATION_REQUIRED: &str = "reauthentication_required";
+    /// No such second factor.
+    pub const NO_SUCH_FACTOR: &str = "no_such_factor";
+    /// The code that confirms a second factor is wrong.
+    pub const CODE_WRONG: &str = "code_wrong";
+    /// An administrator disabled this device.
+    pub const DEVICE_DISABLED: &str = "device_disabled";
+    /// An administrator locked the client down.
+    pub const CLIENT_LOCKED: &str = "client_locked";
     /// Somebody else must approve it first.
     pub const APPROVAL_REQUIRED: &str = "approval_required";
     /// The longest permitted time is over.

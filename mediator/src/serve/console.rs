@@ -107,6 +107,7 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
             user: row.account.name,
             partner: row.account.partner,
             expires_ms: row.expires_ms,
+            ..Default::default()
         })),
         Body::Logout(_) => match shared.logins.logout(&row, line.identity, line.source).await {
             Ok(()) => {

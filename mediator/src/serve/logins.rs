@@ -182,6 +182,7 @@ impl Logins {
             expires_ms,
             user: account.name,
             partner: account.partner,
+            ..Default::default()
         };
         Ok((told, id))
     }
