@@ -179,6 +179,9 @@ fn judge(plan: &Plan, seed: u64, outcome: &Outcome) {
 fn roamed_class(plan: &Plan) -> Class {
     let mut roamed = plan.clone();
     if let Some((_, side, _)) = plan.change {
+        if plan.same_lan {
+            roamed.kinds = [plan.kinds[0]; 2];
+        }
         roamed.kinds[side] = Kind::PortRestricted;
         roamed.same_lan = false;
     }
@@ -230,7 +233,10 @@ fn seeds() -> Vec<u64> {
     }
     let kept = std::fs::read_to_string(REGRESSIONS).unwrap_or_default();
     let kept = kept.lines().filter_map(|l| l.split('#').next()?.trim().parse().ok());
-    kept.chain(0..variable("ADIT_SEEDS").unwrap_or(SEEDS)).collect()
+    let all = variable("ADIT_SEEDS").unwrap_or(SEEDS);
+    let kept: Vec<u64> = kept.collect();
+    let others = (0..all).filter(|seed| !kept.contains(seed));
+    kept.iter().copied().chain(others).collect()
 }
 
 /// Failing seeds stay in the file that is replayed first; it is committed.

@@ -150,6 +150,21 @@ impl Carrier {
         self.retiring = true;
     }
 
+    /// Its connection is dead, which says nothing against its path; unless it is a new one
+    /// already. What was under way when the NAT changed has arrived long before this end hears of
+    /// the change, a round trip later.
+    pub(super) fn handle_rebound(&mut self, now: Instant) -> bool {
+        let Health::Live { since, .. } = self.health else { return false };
+        let quiet = now >= self.last_received + self.rtt / 2;
+        let live = quiet && now >= since + self.rtt * 2 + REBOUND_GRACE;
+        if live {
+            self.health = Health::Silent { since: now };
+            self.outstanding = Some(now); // answered checks do not bring it back
+            self.probe_at = Some(now + PROBE_LEFT);
+        }
+        live
+    }
+
     /// The peer misses this carrier's packets.
     pub(super) fn handle_suspect(&mut self, now: Instant) -> bool {
         let Health::Live { since, .. } = self.health else { return false };
@@ -284,6 +299,9 @@ fn trial(lapses: u32, now: Instant) -> Option<Instant> {
     let hold = hold(lapses);
     (!hold.is_zero()).then(|| now + hold)
 }
+
+/// A carrier younger than this and two round trips was made after a change that is told now.
+const REBOUND_GRACE: Duration = Duration::from_millis(200);
 
 /// The first lapse is forgiven: it may have been the network's only one.
 fn hold(lapses: u32) -> Duration {

@@ -113,6 +113,15 @@ impl PathChooser {
         }
     }
 
+    /// A NAT gave this end another address under the carrier ([`crate::punch::Event::Rebound`]):
+    /// its connection, which cannot migrate, is dead, whatever checks say of its path.
+    pub fn handle_rebound(&mut self, carrier: CarrierNumber, now: Instant) {
+        if self.carriers.get_mut(&carrier).is_some_and(|c| c.handle_rebound(now)) {
+            self.events.push_back(PathEvent::Suspect(carrier));
+            self.decide(now);
+        }
+    }
+
     /// The carrier's path is about to be forgotten by a NAT: another direct one is preferred.
     pub fn handle_retiring(&mut self, carrier: CarrierNumber, now: Instant) {
         self.with(carrier, now, Carrier::handle_retiring);

@@ -478,7 +478,8 @@ impl Punch {
         }
     }
 
-    /// Sends the best check that is due.
+    /// Sends the best check that is due. What was tried less often comes first: after a change,
+    /// addresses that are new.
     fn send_check(&mut self, now: Instant) {
         let allowed = self.unverified.ready_at() <= now;
         let due = self
@@ -486,7 +487,7 @@ impl Punch {
             .pairs
             .iter()
             .filter(|(_, p)| p.is_due(now) && (allowed || p.verified.is_some()));
-        let best = due.min_by_key(|(_, p)| (!p.triggered, !p.is_live(), p.rank));
+        let best = due.min_by_key(|(_, p)| (!p.triggered, !p.is_live(), p.tried, p.rank));
         let Some(key) = best.map(|(key, _)| *key) else { return };
         let beside_a_path = self.table.pairs.iter().any(|(k, p)| *k != key && p.is_live());
         let priority = self.priority_of(key.0);

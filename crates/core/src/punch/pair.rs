@@ -89,6 +89,8 @@ pub(super) struct Pair {
     pub(super) triggered: bool,
     triggered_left: u8,
     round: u32,
+    /// Rounds in vain since the last answer.
+    pub(super) tried: u32,
     round_started: Instant,
     /// Checks sent in this round, or since the last answer.
     sent: u8,
@@ -114,6 +116,7 @@ impl Pair {
             triggered: false,
             triggered_left: TRIGGERED_PER_ROUND,
             round: 0,
+            tried: 0,
             round_started: now,
             sent: 0,
             outstanding: VecDeque::new(),
@@ -259,6 +262,7 @@ impl Pair {
         }
         if self.sent >= CHECKS_PER_ROUND {
             self.round = self.round.saturating_add(1);
+            self.tried = self.tried.saturating_add(1);
             self.round_started = now;
             self.sent = 0;
             self.triggered_left = TRIGGERED_PER_ROUND;
@@ -296,6 +300,7 @@ impl Pair {
         self.answers += 1;
         self.sent = 0;
         self.round = 0;
+        self.tried = 0;
         self.triggered = false;
         self.next_at = now + interval;
         // Smoothed as in RFC 9002 §5.3.

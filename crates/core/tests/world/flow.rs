@@ -252,8 +252,13 @@ impl World {
                     self.dial((socket, remote), rtt);
                 }
             }
-            Event::Rebound { socket, remote, .. } if i == CONSOLE => {
-                self.dial((socket, remote), 2 * self.plan.one_way());
+            Event::Rebound { socket, remote, .. } => {
+                for n in self.carriers_of(i, (socket, remote)) {
+                    self.sides[i].chooser.handle_rebound(CarrierNumber(n), now);
+                }
+                if i == CONSOLE {
+                    self.dial((socket, remote), 2 * self.plan.one_way());
+                }
             }
             Event::Rtt { socket, remote, .. } => self.checked(i, (socket, remote), true),
             Event::Silent { socket, remote } => self.checked(i, (socket, remote), false),
