@@ -128,7 +128,8 @@ impl SessionGate {
         grant: Grant,
         target: Target,
     ) -> Result<Vec<SocketAddr>, ChannelCode> {
-        self.check_target(&grant, &target).map_err(|denial| self.refuse(&grant, &denial))?;
+        self.check_target(&grant, &target)
+            .map_err(|denial| self.refuse(&grant, &target, &denial))?;
         let resolved = match target.ip() {
             Some(ip) => vec![ip],
             None if is_localhost(target.host()) => localhost().to_vec(),
@@ -137,20 +138,21 @@ impl SessionGate {
         if resolved.is_empty() {
             return Err(ChannelCode::TargetUnresolved);
         }
-        let denied = |denial| self.refuse(&grant, &Refusal::Denied(denial));
+        let denied = |denial| self.refuse(&grant, &target, &Refusal::Denied(denial));
         let by_consent = match self.addresses(&target, &resolved, false) {
             Ok(_) => false,
             Err(denial) => {
                 // What no consent would open is refused for its own reason, and nobody is asked.
                 self.addresses(&target, &resolved, true).map_err(|_| denied(denial))?;
                 let consented = self.consented(&grant, &target).await;
-                consented.map_err(|refusal| self.refuse(&grant, &refusal))?;
+                consented.map_err(|refusal| self.refuse(&grant, &target, &refusal))?;
                 true
             }
         };
         self.audited(&grant, &target).await?;
         // Minutes may have passed since the first look; the owner may have turned the key.
-        self.check_target(&grant, &target).map_err(|denial| self.refuse(&grant, &denial))?;
+        self.check_target(&grant, &target)
+            .map_err(|denial| self.refuse(&grant, &target, &denial))?;
         let mut addresses = self.addresses(&target, &resolved, by_consent).map_err(denied)?;
         addresses.truncate(MAX_ADDRESSES);
         self.state().passed.extend(addresses.iter().map(|ip| (target.clone(), *ip, by_consent)));
@@ -257,21 +259,21 @@ impl SessionGate {
         cell.get_or_try_init(audit).await.copied()
     }
 
-    fn refuse(&self, grant: &Grant, refusal: &Refusal) -> ChannelCode {
+    /// Every refusal with one of these codes is reported here, with its rule; the session does
+    /// not report it again.
+    fn refuse(&self, grant: &Grant, asked: &Target, refusal: &Refusal) -> ChannelCode {
         let (target, rule, code) = match refusal {
-            Refusal::Locked(target) => (Some(target), "locked", ChannelCode::Policy),
-            Refusal::Denied(denial) => (denial.target(), denial.rule(), ChannelCode::Policy),
+            Refusal::Locked(target) => (target, "locked", ChannelCode::Policy),
+            Refusal::Denied(denial) => {
+                (denial.target().unwrap_or(asked), denial.rule(), ChannelCode::Policy)
+            }
             Refusal::Consent(target, Verdict::TimedOut) => {
-                (Some(target), "consent_timeout", ChannelCode::ConsentTimeout)
+                (target, "consent_timeout", ChannelCode::ConsentTimeout)
             }
-            Refusal::Consent(target, _) => {
-                (Some(target), "consent_refused", ChannelCode::ConsentRefused)
-            }
+            Refusal::Consent(target, _) => (target, "consent_refused", ChannelCode::ConsentRefused),
         };
-        info!(session_id = %grant.session, user = %grant.user, to = target.map(|t| format!("{t:?}")), rule, "channel refused");
-        if let Some(target) = target {
-            self.outside.report_refusal(grant.session, target.clone(), rule);
-        }
+        info!(session_id = %grant.session, user = %grant.user, to = ?target, rule, "channel refused");
+        self.outside.report_refusal(grant.session, target.clone(), rule);
         code
     }
 

@@ -49,12 +49,17 @@ pub struct SessionConfig {
 
 /// Where to find the mediator when it is there.
 #[derive(Clone)]
-pub struct MediatorSlot(ControlLink);
+pub struct MediatorSlot(Arc<Endpoint>, ControlLink);
 
 impl MediatorSlot {
     /// For requests, if it is there.
     pub fn peer(&self) -> Option<Peer> {
-        self.0.peer()
+        self.1.peer()
+    }
+
+    /// Tells the mediator what the owner's rules refused, now or when it is there again.
+    pub fn report_refusal(&self, session: SessionId, target: &Target, rule: &str) {
+        self.0.report_refusal(session, target, rule);
     }
 }
 
@@ -110,7 +115,7 @@ impl Sessions {
         let endpoint = endpoint.await.map_err(|error| {
             CliError::failed("sessions_failed", format!("cannot prepare sessions: {error}"))
         })?;
-        let outside = Arc::new(World::new(MediatorSlot(link.clone())));
+        let outside = Arc::new(World::new(MediatorSlot(endpoint.clone(), link.clone())));
         Ok(Arc::new(Self {
             agent,
             endpoint,

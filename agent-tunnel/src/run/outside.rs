@@ -5,9 +5,8 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use adit_protocol::{
     ids::SessionId,
     target::Target,
-    wire::{self, frame::Body, session_event},
+    wire::{self, frame::Body},
 };
-use adit_runtime::time::unix_ms;
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
@@ -85,16 +84,6 @@ impl Outside for World {
     }
 
     fn report_refusal(&self, session: SessionId, target: Target, rule: &'static str) {
-        let Some(peer) = self.mediator.peer() else { return };
-        let refusal = wire::PolicyRefusal { target: Some(target.to_wire()), rule: rule.to_owned() };
-        let event = wire::SessionEvent {
-            at_ms: unix_ms(),
-            event: Some(session_event::Event::Refusal(refusal)),
-        };
-        let report = wire::SessionReport { session_id: session.to_bytes(), events: vec![event] };
-        // The refusal itself stands; the channel's end is reported by the session as well.
-        if let Err(error) = peer.push(Body::SessionReport(report)) {
-            debug!(%error, "refusal is not reported");
-        }
+        self.mediator.report_refusal(session, &target, rule);
     }
 }

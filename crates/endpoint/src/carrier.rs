@@ -17,6 +17,7 @@ pub(crate) struct Life {
     received: AtomicU64,
     acknowledged: AtomicU64,
     sent: AtomicU64,
+    data: AtomicU64,
 }
 
 impl Life {
@@ -28,6 +29,10 @@ impl Life {
     }
     pub(crate) fn count_sent(&self) {
         self.sent.fetch_add(1, Ordering::Relaxed);
+    }
+    /// How much of what was received is somebody's data.
+    pub(crate) fn data(&self) -> u64 {
+        self.data.load(Ordering::Relaxed)
     }
     /// Received, acknowledged, sent.
     pub(crate) fn read(&self) -> (u64, u64, u64) {
@@ -87,6 +92,7 @@ pub(crate) fn take_in(
 ) -> Result<(), Violation> {
     match record {
         Record::Data { channel, offset, .. } => {
+            life.data.fetch_add(1, Ordering::Relaxed);
             resume.handle_data(number, *channel, *offset, payload)
         }
         Record::Datagram { .. } => resume.handle_datagram(number, record, payload, now),

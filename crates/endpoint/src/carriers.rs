@@ -27,8 +27,8 @@ use crate::{
 const BUSY_FOR: Duration = Duration::from_secs(2);
 /// How often the round trip of a relayed carrier is measured.
 const PING_EVERY: Duration = Duration::from_secs(5);
-/// An answer that takes longer than this, and than four round trips, is late.
-const PING_PATIENCE: Duration = Duration::from_secs(1);
+/// And once more when nothing more is received for so long.
+const CEASED: Duration = Duration::from_millis(250);
 /// A relayed carrier that has been silent for so long is made anew: after a change of address on
 /// the way its connection never comes back.
 const SILENT_RELAYED: Duration = Duration::from_secs(2);
@@ -73,6 +73,10 @@ pub(crate) struct Carrier {
     quic_acks: u64,
     pinged: Option<Ping>,
     next_ping: Instant,
+    /// Data received, when they were last seen to be more, and that it was asked since whether
+    /// this was all.
+    data: (u64, Instant),
+    asked_since: bool,
     /// As measured last.
     pub(crate) rtt: Option<Duration>,
     /// Since when it has not answered.
@@ -84,8 +88,6 @@ pub(crate) struct Carrier {
 struct Ping {
     nonce: u64,
     sent: Instant,
-    /// It was late, and the path machine knows.
-    told: bool,
 }
 
 impl Driver {
@@ -117,6 +119,8 @@ impl Driver {
             quic_acks: 0,
             pinged: None,
             next_ping: now,
+            data: (0, now),
+            asked_since: true,
             rtt,
             silent: None,
         };
@@ -262,22 +266,17 @@ impl Driver {
     /// A relay that is gone without a word is noticed by pings, and its connection is made anew.
     fn look_at_relayed(&mut self, number: CarrierNumber, received: bool, now: Instant) {
         let Some(carrier) = self.carriers.get_mut(&number) else { return };
-        if received && let Some(ping) = &mut carrier.pinged {
-            // What is on its way before the answer may be much.
-            ping.sent = ping.sent.max(now);
-        }
-        let patience = PING_PATIENCE.max(carrier.rtt.unwrap_or_default() * 4);
-        if let Some(ping) = &mut carrier.pinged
-            && !ping.told
-            && now >= ping.sent + patience
-        {
-            ping.told = true;
-            self.chooser.handle_check(number, false, now);
+        let data = carrier.up.life.data();
+        if data != carrier.data.0 {
+            (carrier.data, carrier.asked_since) = ((data, now), false);
         }
         if carrier.silent.is_some_and(|since| now >= since + SILENT_RELAYED) && !received {
             carrier.up.stop.cancel();
         }
-        if now >= carrier.next_ping {
+        // A receiver has nothing outstanding by which it would notice that its carrier died.
+        let ceased = !carrier.asked_since && now >= carrier.data.1 + CEASED;
+        if ceased || now >= carrier.next_ping {
+            carrier.asked_since = true;
             self.ping(number, now);
         }
     }
@@ -315,7 +314,9 @@ impl Driver {
         }
         let nonce = self.next_nonce;
         self.next_nonce += 1;
-        carrier.pinged = Some(Ping { nonce, sent: now, told: false });
+        carrier.pinged = Some(Ping { nonce, sent: now });
+        // A ping waits for its answer like data do.
+        self.chooser.handle_activity(number, adit_core::path::Activity::Sent, now);
         self.p.shared.with(|resume, _| resume.ping(number, nonce));
     }
 
@@ -325,7 +326,6 @@ impl Driver {
             let rtt = now.saturating_duration_since(ping.sent);
             carrier.rtt = Some(rtt);
             self.chooser.handle_rtt(number, rtt, now);
-            self.chooser.handle_check(number, true, now);
             let outstanding = self.p.shared.with(|resume, _| {
                 resume.set_rtt(number, rtt);
                 resume.outstanding(number)

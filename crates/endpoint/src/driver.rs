@@ -37,7 +37,7 @@ use crate::{
     link::ControlLink,
     memory::Memory,
     punching::{Punching, Validated},
-    relays::{RelayKey, Relays},
+    relays::{RelayKey, Relays, Rtts},
     report::Reports,
     shared::{DriverEvent, Progress, Shared},
     target::{self, Gate},
@@ -83,7 +83,7 @@ pub(crate) struct Parts {
     /// What the peer told of itself: for `explain`.
     pub(crate) peer_candidates: Vec<Candidate>,
     pub(crate) peer_nat: Option<NatSummary>,
-    pub(crate) relay_rtts: (Vec<(RelayKey, Duration)>, Vec<(RelayKey, Duration)>),
+    pub(crate) relay_rtts: (Rtts, Rtts),
     pub(crate) memory: Arc<Memory>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) joiner: Joiner,
@@ -208,6 +208,9 @@ impl Driver {
                 }
                 changed = link.changed() => {
                     let online = changed.is_ok() && link.borrow_and_update().is_some();
+                    if online {
+                        self.punching.handle_online(Instant::now());
+                    }
                     self.lease.handle_online(online, Instant::now());
                     None
                 }

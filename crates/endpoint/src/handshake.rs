@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     relaying::{rtts_from_wire, rtts_to_wire},
-    relays::RelayKey,
+    relays::{RelayKey, Rtts},
 };
 
 /// Why a handshake failed.
@@ -66,7 +66,7 @@ pub(crate) struct Established {
     /// The peer wants and can do a direct carrier.
     pub(crate) direct: bool,
     /// The peer's round trips to relays.
-    pub(crate) relay_rtts: Vec<(RelayKey, Duration)>,
+    pub(crate) relay_rtts: Rtts,
 }
 
 /// Console: between the two messages.

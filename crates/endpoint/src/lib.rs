@@ -55,6 +55,7 @@ use adit_protocol::{
     ids::SessionId,
     keys::KeyError,
     limits::{KEEPALIVE_BUSY, KEEPALIVE_IDLE, MAX_PROCESS_WINDOW},
+    target::Target,
     ticket::Role,
     wire,
 };
@@ -249,6 +250,14 @@ impl Endpoint {
     /// Protocols by which the gateway maps ports, as far as sessions needed to know.
     pub fn port_mapping(&self) -> Vec<&'static str> {
         self.udp.as_ref().map(|u| u.port_mapping()).unwrap_or_default()
+    }
+
+    /// Agent: the gate refused a channel by a rule of the owner's. The channel's own end is not
+    /// reported then.
+    pub fn report_refusal(&self, session: SessionId, target: &Target, rule: &str) {
+        let refusal = wire::PolicyRefusal { target: Some(target.to_wire()), rule: rule.to_owned() };
+        let at_ms = self.control.last().map_or(0, |(_, clock)| clock.now_ms());
+        self.reports.push(session, wire::session_event::Event::Refusal(refusal), at_ms);
     }
 
     /// The mediator told which relays there are: they are measured in the background.

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::relays::RelayKey;
+use crate::relays::{RelayKey, Rtts};
 
 /// Relays that are measured, and told to peers.
 pub(crate) const MAX_MEASURED: usize = 64;
@@ -158,7 +158,7 @@ impl Memory {
     }
 
     /// What was measured, for the peer.
-    pub(crate) fn rtts(&self) -> Vec<(RelayKey, Duration)> {
+    pub(crate) fn rtts(&self) -> Rtts {
         let state = self.state();
         state.rtts.iter().map(|(key, (rtt, _))| (*key, *rtt)).take(MAX_MEASURED).collect()
     }

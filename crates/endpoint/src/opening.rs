@@ -33,7 +33,7 @@ use crate::{
     handshake::{self, Established, HandshakeError, Offer, Own},
     join::{Joiner, Numbers, Relay, Tickets},
     reach::Reach,
-    relays::RelayKey,
+    relays::Rtts,
     session::{HandleInner, Session, SessionHandle},
     shared::Shared,
     target::Gate,
@@ -477,7 +477,7 @@ impl Endpoint {
 struct Said {
     candidates: Vec<Candidate>,
     nat: Option<NatSummary>,
-    relay_rtts: Vec<(RelayKey, Duration)>,
+    relay_rtts: Rtts,
     direct: bool,
 }
 

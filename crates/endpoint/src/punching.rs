@@ -38,6 +38,9 @@ const REDIAL_MS: [u64; 5] = [200, 1000, 3000, 10_000, 30_000];
 /// Time for servers to answer before own addresses are announced again: both ends start then.
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(200);
 
+/// What was told so shortly before the control connection came back may have been lost with the
+/// one before.
+const LOST_WITH_LINK: Duration = Duration::from_secs(30);
 /// Local preference of what leads to a session's own socket: behind the shared one.
 const FRESH_PREFERENCE: u16 = 60_000;
 
@@ -63,6 +66,8 @@ pub(crate) struct Punching {
     fresh: BTreeMap<LocalSocket, (Family, Vec<Candidate>)>,
     /// All candidates are to be announced then.
     announce_at: Option<Instant>,
+    /// When the peer was told something last, or would have been.
+    told_at: Option<Instant>,
     /// To be trickled with the next look: candidates, and whether the NAT goes along.
     untold: (Vec<Candidate>, bool),
     /// The first rounds went unanswered.
@@ -89,6 +94,7 @@ impl Punching {
             generation: None,
             fresh: BTreeMap::new(),
             announce_at: None,
+            told_at: None,
             untold: (Vec::new(), false),
             exhausted: false,
         }
@@ -248,8 +254,16 @@ impl Punching {
     fn tell(&mut self, parts: &mut Parts) {
         let (candidates, with_nat) = std::mem::take(&mut self.untold);
         if !candidates.is_empty() || with_nat {
+            self.told_at = Some(Instant::now());
             let nat = self.told_nat.as_ref().filter(|_| with_nat);
             trickle(parts, &candidates, nat.map(NatSummary::to_wire));
+        }
+    }
+
+    /// The control connection is up again.
+    pub(crate) fn handle_online(&mut self, now: Instant) {
+        if self.told_at.is_some_and(|at| now < at + LOST_WITH_LINK) {
+            self.announce_at = Some(now);
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
     join::Relay,
     memory::MAX_MEASURED,
     punching::send_trickle,
-    relays::{RelayKey, Step},
+    relays::{RelayKey, Rtts, Step},
 };
 
 /// A figure that differs by less than this, or by less than one part in [`TOLD_PART`], from what
@@ -24,7 +24,7 @@ const TOLD_PART: u32 = 5;
 const MAX_RTT: Duration = Duration::from_secs(10);
 
 /// Round trips as the peer told them; what makes no sense is left out.
-pub(crate) fn rtts_from_wire(told: &[wire::RelayRtt]) -> Vec<(RelayKey, Duration)> {
+pub(crate) fn rtts_from_wire(told: &[wire::RelayRtt]) -> Rtts {
     told.iter()
         .take(MAX_MEASURED)
         .filter_map(|told| {

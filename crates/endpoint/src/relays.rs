@@ -57,6 +57,9 @@ const MAX_WANTED: usize = 4;
 /// A relay's identity.
 pub(crate) type RelayKey = [u8; 32];
 
+/// Measured round trips to relays.
+pub(crate) type Rtts = Vec<(RelayKey, Duration)>;
+
 /// How records name a relay.
 pub(crate) fn tag(key: &RelayKey) -> u32 {
     let [a, b, c, d, ..] = *key;

@@ -115,7 +115,9 @@ impl Driver {
         });
         let state = if end.refused { ChannelState::Refused } else { ChannelState::Closed };
         // What the owner's policy refuses, the gate reports itself, with the rule.
-        let by_policy = end.refused && end.code == Some(ChannelCode::Policy);
+        use ChannelCode::{ConsentRefused, ConsentTimeout, Policy};
+        let by_policy =
+            end.refused && matches!(end.code, Some(Policy | ConsentRefused | ConsentTimeout));
         if self.p.role == Role::Agent && !by_policy {
             let ended = wire::ChannelEnd {
                 channel: id.0,
