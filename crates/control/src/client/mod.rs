@@ -119,6 +119,8 @@ pub struct Connected {
     pub host: String,
     /// Its address; unknown behind a proxy.
     pub remote: Option<SocketAddr>,
+    /// The own address that it uses.
+    pub local: Option<SocketAddr>,
     /// Whether a proxy is in between.
     pub via_proxy: bool,
     /// The installation's root key.
@@ -255,6 +257,7 @@ async fn connect_one(
         .dial(&name, port, config.timeout)
         .await
         .map_err(|error| ConnectError::Dial { host: host.to_owned(), error })?;
+    let local = dialed.stream.local_addr().ok();
     let (stream, info) =
         connect_control(dialed.stream, &name, config.trust, &config.identity.signing)
             .await
@@ -281,6 +284,7 @@ async fn connect_one(
         replies,
         host: host.to_owned(),
         remote: dialed.remote,
+        local,
         via_proxy: dialed.via_proxy,
         root,
     };

@@ -3,7 +3,7 @@
 //! A mediator that restarts must not be stampeded, a device that roams must not wait, and one
 //! that is not enrolled any more must not hammer.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use adit_protocol::wire::{Ping, frame::Body};
 use tokio::{
@@ -22,7 +22,7 @@ const EVENTS: usize = 4;
 /// Wait after an error that will not go away by itself; half of it is jitter.
 const FATAL_RETRY: Duration = Duration::from_secs(120);
 /// Time to answer after the network changed, or the connection is given up.
-const POKE_TIMEOUT: Duration = Duration::from_secs(3);
+const POKE_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// A connection that lasted this long was a good one.
 const STABLE: Duration = CAP;
 
@@ -94,9 +94,9 @@ async fn keep_up<F: FnMut() -> ConnectConfig + Send>(
         let attempt = config();
         let error = match connect(&attempt).await {
             Ok((connected, driver)) => {
-                let peer = connected.peer.clone();
+                let (peer, local) = (connected.peer.clone(), connected.local);
                 let up = events.send(Event::Up(Box::new(connected)));
-                match while_up(up, driver, peer, &poke).await {
+                match while_up(up, driver, peer, local, &poke).await {
                     Some(reason) => DownReason::Closed(reason),
                     None => return,
                 }
@@ -134,6 +134,7 @@ async fn while_up(
     up: impl Future<Output = Result<(), mpsc::error::SendError<Event>>>,
     mut driver: Driver,
     peer: Peer,
+    local: Option<SocketAddr>,
     poke: &Notify,
 ) -> Option<CloseReason> {
     tokio::select! {
@@ -146,12 +147,24 @@ async fn while_up(
             reason = &mut driver => return Some(reason),
             () = poke.notified() => {}
         }
+        if local.is_some_and(is_gone) {
+            // Nothing will arrive there any more; the new network is there already.
+            poke.notify_one();
+            return Some(CloseReason::Lost("this end's address is gone".into()));
+        }
         let alive = timeout(POKE_TIMEOUT, peer.request(Body::Ping(Ping {}), POKE_TIMEOUT));
         tokio::select! {
             reason = &mut driver => return Some(reason),
             answer = alive => if !matches!(answer, Ok(Ok(_))) {
+                poke.notify_one();
                 return Some(CloseReason::Silent(POKE_TIMEOUT));
             }
         }
     }
+}
+
+/// Whether an own address is no longer one. Binding sends nothing.
+fn is_gone(local: SocketAddr) -> bool {
+    std::net::UdpSocket::bind((local.ip(), 0))
+        .is_err_and(|error| error.kind() == std::io::ErrorKind::AddrNotAvailable)
 }
