@@ -3,9 +3,15 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Command, CommandFactory, Parser};
+use clap::{
+    Command, CommandFactory, Parser,
+    error::{ContextKind, ContextValue},
+};
 
-use super::error::{CliError, report};
+use super::{
+    error::{CliError, report},
+    escape::escape_text,
+};
 
 /// Protocol versions that this build speaks.
 pub const PROTOCOLS: &str = "adit/1";
@@ -54,7 +60,7 @@ pub fn parse_from<T: Parser>(
     let parsed = command
         .try_get_matches_from_mut(arguments)
         .and_then(|mut matches| T::from_arg_matches_mut(&mut matches))
-        .map_err(|error| error.format(&mut command));
+        .map_err(|error| harmless(error.format(&mut command)));
     let error = match parsed {
         Ok(parsed) => return Ok(parsed),
         Err(error) => error,
@@ -65,6 +71,18 @@ pub fn parse_from<T: Parser>(
     // Help goes to stdout, complaints to stderr; a closed pipe is nobody's problem.
     let _ = error.print();
     Err(if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS })
+}
+
+/// What was typed may come from elsewhere: repeated on the terminal it must do nothing there.
+fn harmless(mut error: clap::Error) -> clap::Error {
+    for kind in [ContextKind::InvalidArg, ContextKind::InvalidSubcommand, ContextKind::InvalidValue]
+    {
+        if let Some(ContextValue::String(text)) = error.get(kind) {
+            let escaped = ContextValue::String(escape_text(text));
+            error.insert(kind, escaped);
+        }
+    }
+    error
 }
 
 fn usage_error(error: &clap::Error) -> CliError {
@@ -113,6 +131,19 @@ mod tests {
         let error = usage_error(&clap);
         assert!(error.message.contains("'serv'"), "{}", error.message);
         assert!(error.hint.unwrap().contains("serve"));
+    }
+
+    #[test]
+    fn what_was_typed_is_repeated_without_effect() {
+        for line in [
+            &["relay", "ser\u{1b}[2J\u{202e}v"][..],
+            &["relay", "--o\u{1b}[2J\nff", "serve"],
+            &["relay", "serve", "--log-format", "j\u{1b}[2J\u{202e}son"],
+        ] {
+            let text = harmless(Cli::try_parse_from(line).unwrap_err()).to_string();
+            assert!(text.contains("\\u{1b}[2J"), "{text}");
+            assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text}");
+        }
     }
 
     #[derive(Debug, Parser)]
