@@ -5,7 +5,7 @@ use adit_control::{
     RequestError,
     client::{ConnectError, DownReason},
 };
-use adit_net::identity::IdentityError;
+use adit_net::{identity::IdentityError, tls::TlsError};
 use adit_protocol::{code::failure, limits::MAX_TEXT, wire};
 use adit_runtime::cli::{CliError, Exit};
 
@@ -43,6 +43,16 @@ pub fn connect(error: &ConnectError) -> CliError {
     let text = error.to_string();
     match error {
         ConnectError::Refused { failure, .. } => refused(failure),
+        // The right installation, perhaps, but not with this certificate at this time.
+        ConnectError::Tls {
+            error:
+                TlsError::Expired
+                | TlsError::NotYetValid
+                | TlsError::WrongName(_)
+                | TlsError::WrongUsage,
+            ..
+        } => CliError::refused("mediator_untrusted", text)
+            .hint("check this computer's clock; ask the mediator's administrator"),
         ConnectError::Tls { error, .. } if error.is_trust() => {
             CliError::refused("wrong_mediator_key", text)
                 .hint("another installation answers there, or somebody is in between: compare fingerprints with the mediator's administrator")
