@@ -146,6 +146,7 @@ pub(crate) struct Server {
     store: Store,
     installation: Arc<Installation>,
     control_cert: Arc<LiveCert>,
+    public_cert: Arc<LiveCert>,
     web_cert: Arc<LiveCert>,
 }
 
@@ -217,7 +218,9 @@ impl Server {
         });
         let control_cert = live(installation.server())?;
         let web_cert = live(web_pair(settings, &installation)?)?;
+        let public_cert = live(public_pair(settings, &installation)?)?;
         let tls = ServerTls::new(Arc::clone(&control_cert), Some(Arc::clone(&web_cert)))
+            .and_then(|tls| tls.with_public(Arc::clone(&public_cert)))
             .map_err(|error| bad_cert(error.to_string()))?;
         let health = Health::default();
         serve_metrics(settings, shared.broker.clone(), &health, &essential).await?;
@@ -247,6 +250,7 @@ impl Server {
             store,
             installation,
             control_cert,
+            public_cert,
             web_cert,
         })
     }
@@ -255,10 +259,15 @@ impl Server {
     fn renew(&self, place: &MediatorDir) {
         let renewed = self.installation.renew(&place.dir, &place.settings.hosts, unix_ms());
         let renewed = renewed.and_then(|()| {
-            let (chain, key) = self.installation.server();
-            self.control_cert.replace(chain, key).map_err(|error| bad_cert(error.to_string()))?;
-            let (chain, key) = web_pair(&place.settings, &self.installation)?;
-            self.web_cert.replace(chain, key).map_err(|error| bad_cert(error.to_string()))
+            let (settings, installation) = (&place.settings, &self.installation);
+            for (cert, (chain, key)) in [
+                (&self.control_cert, installation.server()),
+                (&self.web_cert, web_pair(settings, installation)?),
+                (&self.public_cert, public_pair(settings, installation)?),
+            ] {
+                cert.replace(chain, key).map_err(|error| bad_cert(error.to_string()))?;
+            }
+            Ok(())
         });
         if let Err(error) = renewed {
             tracing::error!(%error, "certificates not renewed");
@@ -385,6 +394,15 @@ fn web_pair(settings: &Settings, installation: &Installation) -> Result<Pair, Cl
     let chain = read_pem_chain(&read(chain)?).map_err(|error| bad_cert(error.to_string()))?;
     let key = Zeroizing::new(read(key)?);
     let key = read_pem_key(&key).map_err(|error| bad_cert(error.to_string()))?;
+    Ok((chain, key))
+}
+
+/// What consoles see that go by public authorities: the same, and at its end the root, which
+/// vouches for everything after the handshake.
+fn public_pair(settings: &Settings, installation: &Installation) -> Result<Pair, CliError> {
+    let (mut chain, key) = web_pair(settings, installation)?;
+    let root = installation.server().0.pop();
+    chain.extend(root.filter(|root| chain.last() != Some(root)));
     Ok((chain, key))
 }
 

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    provider, raw_public_key,
+    ALPN_PUBLIC, provider, raw_public_key,
     verify::{Accept, ChainVerifier, Presented},
 };
 
@@ -133,6 +133,9 @@ pub async fn connect_control<S: AsyncRead + AsyncWrite + Unpin>(
         .with_custom_certificate_verifier(verifier.clone())
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(own)));
     config.alpn_protocols = vec![ALPN_CONTROL.to_vec()];
+    if trust == Trust::WebPki {
+        config.alpn_protocols.push(ALPN_PUBLIC.to_vec());
+    }
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
 

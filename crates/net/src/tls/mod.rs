@@ -35,6 +35,10 @@ pub use direct::{
 };
 pub use server::{AcceptError, Accepted, InvalidCert, LiveCert, ServerTls};
 
+/// Offered besides the control protocol by clients that go by public authorities: asks for the
+/// certificate of one. Never chosen, so that both kinds of clients speak the same protocol.
+const ALPN_PUBLIC: &[u8] = b"adit/public";
+
 /// Only `TLS13_AES_256_GCM_SHA384`, only X25519MLKEM768: control connections and carriers.
 pub fn provider() -> Arc<CryptoProvider> {
     with_groups(vec![lc::kx_group::X25519MLKEM768])

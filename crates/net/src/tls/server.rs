@@ -16,7 +16,7 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use super::{provider, verify::RawKeyVerifier, web_provider};
+use super::{ALPN_PUBLIC, provider, verify::RawKeyVerifier, web_provider};
 
 /// ALPN of web clients (RFC 7301 registry).
 const ALPN_WEB: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -105,6 +105,7 @@ pub enum Accepted<S> {
 #[derive(Clone)]
 pub struct ServerTls {
     control: Arc<ServerConfig>,
+    public: Option<Arc<ServerConfig>>,
     web: Option<Arc<ServerConfig>>,
     deadline: Duration,
 }
@@ -113,23 +114,24 @@ impl ServerTls {
     /// `control` must end in the root certificate; `web` may be another, or none to refuse
     /// web clients.
     pub fn new(control: Arc<LiveCert>, web: Option<Arc<LiveCert>>) -> Result<Self, rustls::Error> {
-        let provider = provider();
-        // Any identity may connect: who it is decides the control connection's `Hello`.
-        let any = RawKeyVerifier::new(&provider, Arc::new(|_| true));
-        let control = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(any)
-            .with_cert_resolver(control);
         let web = web.map(|cert| {
             ServerConfig::builder_with_provider(web_provider())
                 .with_protocol_versions(&[&rustls::version::TLS13])
                 .map(|c| c.with_no_client_auth().with_cert_resolver(cert))
         });
         Ok(Self {
-            control: Arc::new(strict(control, &[ALPN_CONTROL])),
+            control: control_config(control)?,
+            public: None,
             web: web.transpose()?.map(|web| Arc::new(strict(web, &ALPN_WEB))),
             deadline: HANDSHAKE_DEADLINE,
         })
+    }
+
+    /// Control clients that go by public authorities instead of the root are presented this: a
+    /// chain of such an authority, with the root certificate at its end.
+    pub fn with_public(mut self, public: Arc<LiveCert>) -> Result<Self, rustls::Error> {
+        self.public = Some(control_config(public)?);
+        Ok(self)
     }
 
     /// Another deadline than 10 s for the whole handshake.
@@ -160,8 +162,9 @@ impl ServerTls {
             hello.alpn().is_some_and(|mut offered| offered.any(|p| wanted.contains(&p)))
         };
         if offers(&[ALPN_CONTROL]) {
-            let stream =
-                start.into_stream(self.control.clone()).await.map_err(AcceptError::Handshake)?;
+            let public = self.public.as_ref().filter(|_| offers(&[ALPN_PUBLIC]));
+            let config = Arc::clone(public.unwrap_or(&self.control));
+            let stream = start.into_stream(config).await.map_err(AcceptError::Handshake)?;
             let key = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
             let key = key.and_then(|spki| PublicKey::from_spki(spki).ok());
             let peer = key.ok_or(AcceptError::NoClientKey)?;
@@ -178,6 +181,17 @@ impl std::fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ServerTls")
     }
+}
+
+fn control_config(cert: Arc<LiveCert>) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let provider = provider();
+    // Any identity may connect: who it is decides the control connection's `Hello`.
+    let any = RawKeyVerifier::new(&provider, Arc::new(|_| true));
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(any)
+        .with_cert_resolver(cert);
+    Ok(Arc::new(strict(config, &[ALPN_CONTROL])))
 }
 
 /// No tickets, no early data, no resumption: each connection proves its keys anew.
