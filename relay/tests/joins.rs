@@ -211,9 +211,8 @@ async fn message_1_alone_is_no_join() {
     assert!(timeout(Duration::from_millis(50), console.read(&mut [0])).await.is_err());
 }
 
-#[tokio::test]
-async fn recorded_join_bytes_neither_join_nor_displace() {
-    let relay = TestRelay::start(limits());
+/// An agent's join of session 1, and what it said on the wire.
+async fn recorded_join(relay: &TestRelay) -> (TcpStream, Vec<u8>) {
     let key = NoiseKeypair::generate().unwrap();
     let (mut near, far) = tokio::io::duplex(4096);
     let mut upstream = relay.connect().await;
@@ -245,6 +244,13 @@ async fn recorded_join_bytes_neither_join_nor_displace() {
         drop(near);
     };
     let (recorded, ()) = tokio::join!(recording, joining);
+    (upstream, recorded)
+}
+
+#[tokio::test]
+async fn recorded_join_bytes_neither_join_nor_displace() {
+    let relay = TestRelay::start(limits());
+    let (mut upstream, recorded) = recorded_join(&relay).await;
     let mut console = relay.join(session(1), Role::Console).await;
     relay.eventually("a pair", |hub| hub.counts().pairs == 1).await;
 
@@ -258,6 +264,32 @@ async fn recorded_join_bytes_neither_join_nor_displace() {
     let mut got = [0; 5];
     upstream.read_exact(&mut got).await.unwrap();
     assert_eq!(&got, b"still");
+}
+
+#[tokio::test]
+async fn recorded_join_bytes_and_old_tickets_are_worth_nothing_after_a_restart() {
+    let relay = TestRelay::start(limits());
+    let (_upstream, recorded) = recorded_join(&relay).await;
+    relay.eventually("a join", |hub| hub.counts().waiting == 1).await;
+    let relay = relay.restarted(limits()).await;
+    let _console = relay.join(session(1), Role::Console).await;
+    let mut replay = relay.connect().await;
+    replay.write_all(&recorded).await.unwrap();
+    // The relay answers with an ephemeral key of its own, so what follows does not authenticate.
+    let _ = read_all(&mut replay).await;
+    assert_eq!((relay.hub.counts().waiting, relay.hub.counts().pairs), (1, 0));
+
+    let key = NoiseKeypair::generate().unwrap();
+    let good = relay.ticket(session(2), Role::Agent, &key);
+    let expired = Ticket { expires_ms: NOW_MS, ..good }.sign(&relay.ticket_key);
+    assert_eq!(refusal(&relay, &key, &expired).await, JoinStatus::Expired);
+    let thief = NoiseKeypair::generate().unwrap();
+    let stolen = good.sign(&relay.ticket_key);
+    assert_eq!(refusal(&relay, &thief, &stolen).await, JoinStatus::BadTicket);
+    let forged = good.sign(&SigningKey::generate().unwrap());
+    assert_eq!(refusal(&relay, &key, &forged).await, JoinStatus::BadTicket);
+    // Its holder is served as before.
+    relay.join_over(&mut relay.connect().await, &key, &stolen, 0).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

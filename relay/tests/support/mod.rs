@@ -57,6 +57,7 @@ pub(crate) struct TestRelay {
     pub(crate) hub: Arc<Hub>,
     pub(crate) tasks: Tasks,
     pub(crate) identity: Arc<DeviceIdentity>,
+    pub(crate) root: SigningKey,
     pub(crate) ticket_key: SigningKey,
 }
 
@@ -68,6 +69,22 @@ impl TestRelay {
     pub(crate) fn with_engine(limits: Limits, engine: Engine) -> Self {
         let (root, ticket_key) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
         let identity = Arc::new(DeviceIdentity::generate(NOW_MS).unwrap());
+        Self::with_keys(limits, engine, identity, root, ticket_key)
+    }
+
+    /// Another process of the same relay: all that it had in memory is gone.
+    pub(crate) async fn restarted(self, limits: Limits) -> Self {
+        assert!(self.tasks.stop_within(PATIENCE).await, "the relay does not stop");
+        Self::with_keys(limits, Engine::new(2048), self.identity, self.root, self.ticket_key)
+    }
+
+    fn with_keys(
+        limits: Limits,
+        engine: Engine,
+        identity: Arc<DeviceIdentity>,
+        root: SigningKey,
+        ticket_key: SigningKey,
+    ) -> Self {
         let trust = Arc::new(Trust::new(identity.signing.public()));
         let cert = KeyCert { key: ticket_key.public(), not_before_ms: 0, not_after_ms: u64::MAX };
         let cert = KeyCert::issue(&root, Purpose::Ticket, &cert);
@@ -86,7 +103,7 @@ impl TestRelay {
         );
         let time = Arc::clone(&hub);
         tasks.spawn_until_stopped("timers", async move { time.keep_time().await });
-        Self { address, hub, tasks, identity, ticket_key }
+        Self { address, hub, tasks, identity, root, ticket_key }
     }
 
     pub(crate) fn ticket(&self, session: SessionId, role: Role, joiner: &NoiseKeypair) -> Ticket {
