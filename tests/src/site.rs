@@ -217,7 +217,7 @@ impl Site {
     pub fn restart_all(&mut self, instances: &[&str]) -> Result<()> {
         let first = self.running.len();
         for instance in instances {
-            let process = self.spawn_server(instance)?;
+            let process = self.spawn_again(instance)?;
             self.running.push(((*instance).to_owned(), process));
         }
         for (_, process) in self.running.iter_mut().skip(first) {
@@ -228,13 +228,14 @@ impl Site {
 
     /// Starts a killed instance again.
     pub fn restart(&mut self, instance: &str) -> Result<Value> {
-        let mut process = self.spawn_server(instance)?;
+        let mut process = self.spawn_again(instance)?;
         let ready = process.event("ready", READY)?;
         self.running.push((instance.to_owned(), process));
         Ok(ready)
     }
 
-    fn spawn_server(&self, instance: &str) -> Result<Process> {
+    /// Starts a killed instance again and hands it out, whether it becomes ready or not.
+    pub fn spawn_again(&self, instance: &str) -> Result<Process> {
         let (host, port) = (self.relay_host(instance), self.relay_port(instance)?);
         let listen = if self.lab.is_some() {
             format!("0.0.0.0:{port},[::]:{port}")

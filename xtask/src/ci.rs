@@ -7,6 +7,7 @@ mod deny;
 mod edges;
 mod error_codes;
 mod graph;
+mod rules;
 mod sources;
 mod spdx;
 mod tidy;
@@ -32,6 +33,7 @@ const CHECKS: &[Check] = &[
     Check { name: "fmt", run: fmt },
     Check { name: "tidy", run: || Ok(tidy::check(&sources::load()?)) },
     Check { name: "error-codes", run: || Ok(error_codes::check(&sources::load()?)) },
+    Check { name: "rules", run: || Ok(rules::check(&sources::load()?)) },
     Check { name: "wire", run: wire::check },
     Check { name: "edges", run: || Ok(edges::check(&graph::Graph::load(None)?)) },
     Check { name: "unused", run: unused::check_workspace },

@@ -46,6 +46,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("procps", "pgrep"),
     ("curl", "curl"),
     ("util-linux", "setpriv"),
+    ("mount", "mount"),
+    ("openssl", "openssl"),
+    ("systemd", "systemd-analyze"),
 ];
 
 /// Python packages of the virtual environment.
