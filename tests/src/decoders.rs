@@ -19,6 +19,7 @@ use adit_protocol::{
     ids::SessionId,
     keys::{SigningKey, context},
     limits::{MAX_CANDIDATES, MAX_RECORD_HEADER, MAX_TARGETS_PER_GRANT},
+    nat::{MAX_NAT_PORTS, NatSummary},
     record::Record,
     target::{Target, Transport},
     ticket::Ticket,
@@ -109,6 +110,11 @@ fn handshake(data: &[u8]) -> bool {
     let init = decode_init(data);
     if let Ok((init, _)) = &init {
         assert!(Candidate::list_from_wire(&init.candidates).len() <= MAX_CANDIDATES);
+        if let Some(nat) = &init.nat {
+            let nat = NatSummary::from_wire(nat);
+            assert!(nat.ports.len() <= MAX_NAT_PORTS && !nat.ports.contains(&0));
+            assert!(NatSummary::from_wire(&nat.to_wire()) == nat);
+        }
     }
     init.is_ok() | decode_reply(data).is_ok()
 }
@@ -257,7 +263,14 @@ mod valid {
         };
         let reply =
             wire::HandshakeReply { random: Bytes::from_static(&[2; 32]), ..Default::default() };
-        vec![init.encode_to_vec(), reply.encode_to_vec()]
+        let nat =
+            wire::NatSummary { mapping: 3, filtering: 1, port_step: -1, ports: vec![4001, 4000] };
+        let with_nat = wire::HandshakeInit {
+            random: Bytes::from_static(&[1; 32]),
+            nat: Some(nat),
+            ..Default::default()
+        };
+        vec![init.encode_to_vec(), reply.encode_to_vec(), with_nat.encode_to_vec()]
     }
 
     pub(super) fn join() -> Vec<Vec<u8>> {

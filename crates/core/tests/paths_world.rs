@@ -36,7 +36,7 @@ const HARD_SHARE: (usize, usize) = (95, 100);
 const ENOUGH: usize = 40;
 const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/seeds/paths_world.txt");
 
-/// A STUN check, with IP and UDP headers, bytes.
+/// A STUN check, with IP and UDP headers, bytes; answers are no longer.
 const CHECK_BYTES: usize = 28 + 20 + 36 + 8 + 36 + 8;
 
 #[derive(Default, Debug)]
@@ -195,7 +195,7 @@ fn quantile(sorted: &[Duration], percent: usize) -> String {
 
 fn table(outcomes: &BTreeMap<Class, Vec<Outcome>>) -> String {
     let mut text = String::from(
-        "| class | runs | direct in time | 50 % s | 95 % s | slowest s | checks of an end, most \
+        "| class | runs | direct in time | 50 % s | 95 % s | slowest s | packets of an end, most \
          | bytes | in one second | sockets | longest stall s |\n\
          |---|---|---|---|---|---|---|---|---|---|---|\n",
     );
