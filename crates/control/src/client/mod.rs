@@ -9,14 +9,14 @@ use std::{
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use adit_net::{
     identity::DeviceIdentity,
     proxy::{DialError, Dialer, parse_host_port},
-    tls::{TlsError, Trust, connect_control},
+    tls::{TlsError, Trust, connect_control, is_intercepted},
 };
 use adit_protocol::{
     code::failure as codes,
@@ -34,6 +34,10 @@ use crate::{CloseReason, Incoming, MediatorClock, Options, Peer, RequestError, s
 pub const DEFAULT_PORT: u16 = 443;
 /// Time for one host: dialling, TLS, and the answer to `Hello`.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time to look who ends TLS.
+const INSPECT: Duration = Duration::from_secs(3);
+/// It is looked at this often: a mediator that is overloaded must not be dialled twice as much.
+const INSPECT_EVERY: Duration = Duration::from_secs(60);
 /// Bounds of the keepalive interval that a mediator may set.
 const KEEPALIVE_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
@@ -258,10 +262,15 @@ async fn connect_one(
         .await
         .map_err(|error| ConnectError::Dial { host: host.to_owned(), error })?;
     let local = dialed.stream.local_addr().ok();
-    let (stream, info) =
-        connect_control(dialed.stream, &name, config.trust, &config.identity.signing)
-            .await
-            .map_err(|error| ConnectError::Tls { host: host.to_owned(), error })?;
+    let opened =
+        connect_control(dialed.stream, &name, config.trust, &config.identity.signing).await;
+    let (stream, info) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            let error = explain(config, &name, port, error).await;
+            return Err(ConnectError::Tls { host: host.to_owned(), error });
+        }
+    };
     let (peer, incoming, driver) = start(stream, Options::client());
     let mut driver: Driver = Box::pin(driver);
 
@@ -289,6 +298,29 @@ async fn connect_one(
         root,
     };
     Ok((connected, driver))
+}
+
+/// A handshake that broke without a word: perhaps because somebody on the way ended it.
+async fn explain(config: &ConnectConfig, name: &str, port: u16, error: TlsError) -> TlsError {
+    /// When it was looked at last, and what was found.
+    static LAST: Mutex<Option<(Instant, bool)>> = Mutex::new(None);
+    if !error.may_be_interception() {
+        return error;
+    }
+    let last = *LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = match last.filter(|(at, _)| at.elapsed() < INSPECT_EVERY) {
+        Some((_, found)) => found,
+        None => {
+            let look = async {
+                let dialed = config.dialer.dial(name, port, INSPECT).await.ok()?;
+                Some(is_intercepted(dialed.stream, name).await)
+            };
+            let found = tokio::time::timeout(INSPECT, look).await.ok().flatten() == Some(true);
+            *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), found));
+            found
+        }
+    };
+    if found { TlsError::Intercepted } else { error }
 }
 
 async fn say_hello(

@@ -91,6 +91,11 @@ pub enum TlsError {
 }
 
 impl TlsError {
+    /// Does it look like a handshake that found no common ground, or was cut?
+    pub fn may_be_interception(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::Incompatible(_))
+    }
+
     /// Is it about whom we talk to (and not about the network)?
     pub fn is_trust(&self) -> bool {
         matches!(

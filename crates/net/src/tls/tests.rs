@@ -138,6 +138,36 @@ async fn pinned_root_appended_to_a_foreign_leaf_is_refused() {
 }
 
 #[tokio::test]
+async fn an_inspecting_proxy_without_our_key_exchange_is_told_from_a_mediator() {
+    let cert = rcgen::generate_simple_self_signed(hosts()).unwrap();
+    let key = PrivatePkcs8KeyDer::from(cert.signing_key.serialize_der());
+    let provider = rustls::crypto::CryptoProvider {
+        kx_groups: vec![rustls::crypto::aws_lc_rs::kx_group::X25519],
+        ..rustls::crypto::aws_lc_rs::default_provider()
+    };
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.cert.into()], PrivateKeyDer::Pkcs8(key))
+        .unwrap();
+    let proxy = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let (near, far) = duplex(16_384);
+    let (found, _) = tokio::join!(is_intercepted(near, "mediator.example"), proxy.accept(far));
+    assert!(found);
+
+    let root = SigningKey::generate().unwrap();
+    let now = now_ms();
+    let cert = RootAuthority::new(&root).unwrap();
+    let cert = cert.issue_server_cert(&hosts(), now - DAY, now + DAY).unwrap();
+    let mediator = ServerTls::new(live(cert), None).unwrap();
+    let (near, far) = duplex(16_384);
+    let look = is_intercepted(near, "mediator.example");
+    let (found, _) = tokio::join!(look, mediator.accept(far));
+    assert!(!found);
+}
+
+#[tokio::test]
 async fn server_of_another_kind_is_called_intercepted_or_not_tls() {
     let device = SigningKey::generate().unwrap();
     let cert = rcgen::generate_simple_self_signed(hosts()).unwrap();
