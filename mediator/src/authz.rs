@@ -27,6 +27,7 @@ use crate::{
         },
         accounts,
         computers::ComputerRow,
+        locks,
     },
 };
 
@@ -118,7 +119,17 @@ impl Holder {
                 requests::approved_until(pool, &self.account, &spot.computer, redirector, when)
                     .await?;
         }
-        Ok(self.decide(act, &object, facts))
+        let decision = self.decide(act, &object, facts);
+        // After the decision: whoever may not know of the computer learns nothing of the client.
+        if decision.is_allowed()
+            && matches!(act.permission, Permission::Launch | Permission::JoinSessions)
+            && when == When::Now
+            && locks::client(pool, &spot.client).await?
+        {
+            let text = "an administrator has locked this client down";
+            return Ok(deny("client-lockdown", failure::CLIENT_LOCKED, text));
+        }
+        Ok(decision)
     }
 
     /// The computer with the labels that these rules may ask for.

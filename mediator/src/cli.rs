@@ -1,6 +1,7 @@
 //! The command line.
 
 mod access;
+mod accounts;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 use crate::{
     admin::{
         AdminContext, AdminRequest, Secret,
+        accounts::AccountAct,
         export::{self, Format, Selection},
         handle,
     },
@@ -61,6 +63,12 @@ enum Command {
     /// Technicians and administrators
     #[command(subcommand, after_help = "Example: mediator user add jane")]
     User(UserCommand),
+    /// Technicians' devices
+    #[command(subcommand, after_help = "Example: mediator device list")]
+    Device(accounts::DeviceCommand),
+    /// Keys over stored secrets
+    #[command(subcommand, after_help = "Example: mediator vault rotate")]
+    Vault(accounts::VaultCommand),
     /// Roles and to whom they are bound
     #[command(subcommand, after_help = "Example: mediator role list")]
     Role(access::RoleCommand),
@@ -134,6 +142,23 @@ enum ClientCommand {
     /// List clients
     #[command(after_help = "Example: mediator client list --json")]
     List,
+    /// Lock a client down: live sessions end, none can be opened
+    #[command(
+        after_help = "Example: mediator client lockdown acme/headquarters --reason 'incident 7'"
+    )]
+    Lockdown {
+        /// PARTNER/CLIENT
+        path: String,
+        /// Why; for the audit record
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+    /// End a lockdown
+    #[command(after_help = "Example: mediator client unlock acme/headquarters")]
+    Unlock {
+        /// PARTNER/CLIENT
+        path: String,
+    },
     /// Delete a client with its computers and personal data
     #[command(after_help = "Example: mediator client erase acme/headquarters --yes")]
     Erase {
@@ -188,6 +213,9 @@ enum UserCommand {
         /// Role on the whole partner; none: bind one later with `mediator role bind`
         #[arg(long, default_value = TECHNICIAN)]
         role: String,
+        /// Require a second factor from the first login on; the password may then be shorter
+        #[arg(long)]
+        mfa: bool,
         /// Read the password from stdin
         #[arg(long)]
         password_stdin: bool,
@@ -217,6 +245,21 @@ enum UserCommand {
         /// Take the user out
         #[arg(long)]
         remove: bool,
+    },
+    /// The second factor of a user
+    #[command(subcommand, after_help = "Example: mediator user mfa reset jane")]
+    Mfa(accounts::MfaCommand),
+    /// List the logins and live sessions of a user
+    #[command(after_help = "Example: mediator user sessions jane --json")]
+    Sessions {
+        /// Name
+        user: String,
+    },
+    /// End all logins and live sessions of a user
+    #[command(after_help = "Example: mediator user logout jane")]
+    Logout {
+        /// Name
+        user: String,
     },
     /// Set a password, or generate one and show it once
     #[command(after_help = "Example: mediator user password jane")]
@@ -320,6 +363,8 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Client(command) => client(global, command).await,
         Command::Token(command) => token(global, command).await,
         Command::User(command) => user(global, command).await,
+        Command::Device(command) => ask(global, AdminRequest::Accounts(command.into())).await,
+        Command::Vault(command) => ask(global, AdminRequest::Accounts(command.into())).await,
         Command::Role(command) => access::role(global, command).await,
         Command::Computer(command) => access::computer(global, command).await,
         Command::Request(command) => access::request(global, command).await,
@@ -352,6 +397,14 @@ async fn client(global: &GlobalArgs, command: ClientCommand) -> Result<(), CliEr
     match command {
         ClientCommand::Add { path } => ask(global, AdminRequest::ClientAdd { path }).await,
         ClientCommand::List => ask(global, AdminRequest::ClientList).await,
+        ClientCommand::Lockdown { path, reason } => {
+            let act = AccountAct::ClientLock { path, locked: true, reason };
+            ask(global, AdminRequest::Accounts(act)).await
+        }
+        ClientCommand::Unlock { path } => {
+            let act = AccountAct::ClientLock { path, locked: false, reason: String::new() };
+            ask(global, AdminRequest::Accounts(act)).await
+        }
         ClientCommand::Erase { path, yes } => {
             if !yes {
                 let text = format!("this deletes {path} with its computers and personal data");
@@ -387,9 +440,12 @@ async fn user(global: &GlobalArgs, command: UserCommand) -> Result<(), CliError>
         text.map(|text| text.map(Secret::new))
     };
     let request = match command {
-        UserCommand::Add { user, partner, role, password_stdin } => {
-            AdminRequest::UserAdd { user, partner, role, password: secret(password_stdin)? }
+        UserCommand::Add { user, partner, role, mfa, password_stdin } => {
+            AdminRequest::UserAdd { user, partner, role, mfa, password: secret(password_stdin)? }
         }
+        UserCommand::Mfa(command) => AdminRequest::Accounts(command.into()),
+        UserCommand::Sessions { user } => AdminRequest::Accounts(AccountAct::Logins { user }),
+        UserCommand::Logout { user } => AdminRequest::Accounts(AccountAct::Logout { user }),
         UserCommand::List => AdminRequest::UserList,
         UserCommand::Disable { user } => AdminRequest::UserDisable { user, disabled: true },
         UserCommand::Enable { user } => AdminRequest::UserDisable { user, disabled: false },
@@ -597,6 +653,9 @@ async fn directly(place: &MediatorDir, request: AdminRequest) -> Result<Vec<Valu
         port: place.public_port(),
         broker: None,
         rules: Default::default(),
+        accounts: place.settings.accounts,
+        keys: place.wrapping_keys()?,
+        dir: place.dir.clone(),
     });
     let (done, ()) = tokio::join!(
         async {

@@ -6,6 +6,9 @@ use adit_runtime::{
     cli::{CliError, Program},
     config::{Config, Key, Kind},
 };
+use zeroize::Zeroizing;
+
+use crate::vault::wrap::WRAPPING_KEY;
 
 /// The program.
 pub(crate) const PROGRAM: Program = Program { name: "mediator" };
@@ -32,6 +35,16 @@ pub(crate) const KEYS: &[Key] = &[
     key("limits.half_open", Kind::Integer, Some("4096"), "not yet authenticated connections"),
     key("limits.half_open_per_source", Kind::Integer, Some("512"), "of one source address"),
     key("limits.logins", Kind::Integer, Some("2"), "passwords checked at the same time"),
+    key("accounts.mfa", Kind::String, Some("once_set_up"), "second factor: once_set_up, required"),
+    key("accounts.session_life", Kind::Duration, Some("12h"), "longest login, at most 24h"),
+    key("accounts.session_idle", Kind::Duration, Some("1h"), "unused login ends after, at most 1h"),
+    Key {
+        path: WRAPPING_KEY,
+        kind: Kind::String,
+        default: None,
+        secret: true,
+        help: "key over stored secrets, 64 hexadecimal digits, instead of wrapping.keys",
+    },
     key("control.check_in", Kind::Duration, Some("1m"), "how often agents report their status"),
     key("metrics.listen", Kind::String, None, "address of /metrics, e.g. 127.0.0.1:9464"),
     key("log.level", Kind::String, Some("info"), "error, warn, info, debug, trace"),
@@ -39,6 +52,44 @@ pub(crate) const KEYS: &[Key] = &[
 
 /// Largest number of host names in tokens and certificates.
 const MAX_HOSTS: usize = 16;
+
+/// Longest life of a login, milliseconds (NIST SP 800-63B-4 §2.2.3).
+const MAX_LIFE_MS: u64 = 24 * 3_600_000;
+/// Longest time without use, milliseconds (the same).
+const MAX_IDLE_MS: u64 = 3_600_000;
+/// Shorter ones are slips of the pen.
+const MIN_LOGIN_MS: u64 = 1_000;
+
+/// What holds for all accounts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AccountSettings {
+    /// Everybody needs a second factor, save whose account says otherwise.
+    pub(crate) mfa_required: bool,
+    pub(crate) life_ms: u64,
+    pub(crate) idle_ms: u64,
+}
+
+impl AccountSettings {
+    fn of(config: &Config) -> Result<Self, CliError> {
+        let mfa_required = match config.string("accounts.mfa")?.as_str() {
+            "once_set_up" => false,
+            "required" => true,
+            _ => return Err(config.invalid("accounts.mfa", "once_set_up or required is expected")),
+        };
+        let duration = |key: &'static str, max: u64| {
+            let ms = u64::try_from(config.duration(key)?.as_millis()).unwrap_or(u64::MAX);
+            if (MIN_LOGIN_MS..=max).contains(&ms) {
+                return Ok(ms);
+            }
+            Err(config.invalid(key, &format!("1s to {}h is expected", max / 3_600_000)))
+        };
+        Ok(Self {
+            mfa_required,
+            life_ms: duration("accounts.session_life", MAX_LIFE_MS)?,
+            idle_ms: duration("accounts.session_idle", MAX_IDLE_MS)?,
+        })
+    }
+}
 
 /// Checked configuration.
 #[derive(Clone, Debug)]
@@ -54,6 +105,8 @@ pub(crate) struct Settings {
     pub(crate) half_open: usize,
     pub(crate) half_open_per_source: usize,
     pub(crate) logins: usize,
+    pub(crate) accounts: AccountSettings,
+    pub(crate) wrapping_key: Option<Zeroizing<String>>,
     pub(crate) check_in_ms: u32,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) log_level: String,
@@ -95,6 +148,8 @@ impl Settings {
                 .integer_in("limits.half_open_per_source", 4..=1_000_000_u32)?
                 as usize,
             logins: config.integer_in("limits.logins", 1..=64_u32)? as usize,
+            accounts: AccountSettings::of(config)?,
+            wrapping_key: config.opt_string(WRAPPING_KEY)?.map(Zeroizing::new),
             check_in_ms,
             metrics: config.opt_parsed("metrics.listen")?,
             log_level: config.string("log.level")?,

@@ -23,8 +23,10 @@ use crate::{
     store::{
         Mode, Store, StoreError, Writer,
         access::bindings::{self, Binding},
-        accounts, tenants,
+        accounts::{self, MfaPolicy},
+        tenants,
     },
+    vault::wrap::{WRAPPING_KEYS, WrappingKeys},
 };
 
 /// Setting that names the partner whose log holds the installation's own events.
@@ -86,6 +88,7 @@ async fn build(
 ) -> Result<(String, Zeroizing<String>), CliError> {
     let installation = Installation::create(dir, &options.hosts, unix_ms())?;
     let fingerprint = installation.root().fingerprint().to_string();
+    WrappingKeys::load(dir, None)?;
     let crypto = || CliError::failed("crypto_failed", "cannot make a password");
     let password = password::generate().ok_or_else(crypto)?;
     let hash = password::hash(&password).ok_or_else(crypto)?;
@@ -124,6 +127,8 @@ async fn seed(
                 tenants::set(tx, HOME_PARTNER, &partner.id).await?;
                 tenants::set(tx, ROOT_FINGERPRINT, &fingerprint).await?;
                 let id = accounts::insert(tx, &partner, &admin, OWNER, &hash).await?;
+                // The way in must not depend on a second device before there is one.
+                accounts::set_mfa_policy(tx, &id, MfaPolicy::OnceSetUp).await?;
                 let owner = format!("{BUILTIN}{OWNER}");
                 bindings::insert(tx, &Binding::on_partner(&partner.id, id, owner)?).await?;
                 let started = Event::new("installation.created", Level::Significant)
@@ -193,7 +198,8 @@ fn shell_word(path: &str) -> String {
 /// Removes what an `init` made.
 fn clear(dir: &DataDir) -> Result<(), CliError> {
     let database = ["", "-wal", "-shm", "-journal"].map(|end| format!("{DATABASE}{end}"));
-    let files = installation::FILES.into_iter().chain(["mediator.toml"]).map(str::to_owned);
+    let files =
+        installation::FILES.into_iter().chain(["mediator.toml", WRAPPING_KEYS]).map(str::to_owned);
     for name in files.chain(database) {
         remove(dir, &name)?;
     }

@@ -4,6 +4,7 @@
 //! - `core`: the broker, a state machine without IO
 //! - `store`: SQLite, the one writer, the audit log on disk
 //! - `serve`: sockets; drives the broker and answers devices
+//! - `mfa`: second factors; `vault`: secrets at rest
 //! - `admin`: what the machine's administrator may do, through one request type
 //! - `cli`: the command line
 //!
@@ -18,6 +19,7 @@ pub(crate) mod config;
 pub(crate) mod core;
 pub(crate) mod init;
 pub(crate) mod installation;
+pub(crate) mod mfa;
 pub(crate) mod names;
 pub(crate) mod password;
 pub(crate) mod place;
@@ -26,3 +28,4 @@ pub(crate) mod restore;
 pub(crate) mod roles;
 pub(crate) mod serve;
 pub(crate) mod store;
+pub(crate) mod vault;

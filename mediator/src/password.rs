@@ -5,28 +5,50 @@ use argon2::{
     Argon2,
     password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash},
 };
+use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
 
 /// Characters of a password that is the only factor (NIST SP 800-63B-4 §3.1.1.2).
 pub(crate) const MIN_CHARS: usize = 15;
+/// The same beside a second factor.
+pub(crate) const MIN_CHARS_WITH_FACTOR: usize = 8;
 /// Bytes of a password.
 pub(crate) const MAX_BYTES: usize = 1024;
 /// Characters of a generated password: 5 bits each.
 const GENERATED_CHARS: usize = 24;
 /// Letters and digits that are not mistaken for one another.
-const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
-/// Different characters that a password must have at least.
-const MIN_DIFFERENT: usize = 5;
-/// Beginnings of what everybody tries first.
-const COMMON: [&str; 8] =
-    ["password", "passwort", "qwertz", "qwerty", "letmein", "welcome", "administrator", "123456"];
+pub(crate) const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+/// What the dictionaries of common passwords, names and English words lack: other languages'
+/// favourites, and what is on everybody's mind here.
+const CONTEXT: [&str; 20] = [
+    "passwort",
+    "kennwort",
+    "qwertz",
+    "azerty",
+    "motdepasse",
+    "contrasena",
+    "hallo",
+    "geheim",
+    "willkommen",
+    "sommer",
+    "winter",
+    "adit",
+    "tunnel",
+    "mediator",
+    "console",
+    "relay",
+    "remote",
+    "technician",
+    "administrator",
+    "support",
+];
 
 /// Why a password is not accepted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WeakPassword {
     /// Too short.
-    #[error("password has fewer than {MIN_CHARS} characters")]
-    Short,
+    #[error("password has fewer than {0} characters")]
+    Short(usize),
     /// Too long.
     #[error("password has more than {MAX_BYTES} bytes")]
     Long,
@@ -35,26 +57,41 @@ pub(crate) enum WeakPassword {
     Common,
 }
 
-/// Is the password good enough for this user?
-pub(crate) fn check(password: &str, user: &str) -> Result<(), WeakPassword> {
+/// Is the password good enough for this user? No character is asked for; what is among the first
+/// hundred million guesses (a million beside a second factor) of somebody who knows the user is
+/// refused: common passwords, words, names, dates, keyboard rows, repetitions, and these spelt
+/// with digits.
+pub(crate) fn check(
+    password: &str,
+    user: &str,
+    partner: &str,
+    min_chars: usize,
+) -> Result<(), WeakPassword> {
     if password.len() > MAX_BYTES {
         return Err(WeakPassword::Long);
     }
-    if password.chars().count() < MIN_CHARS {
-        return Err(WeakPassword::Short);
+    let password = normalised(password);
+    if password.chars().count() < min_chars {
+        return Err(WeakPassword::Short(min_chars));
     }
-    let plain = Zeroizing::new(password.to_lowercase());
-    let different: std::collections::BTreeSet<char> = plain.chars().collect();
-    let user = user.to_lowercase();
-    // What is left without the parts that everybody tries must still be long.
-    let mut rest = Zeroizing::new(plain.to_string());
-    for part in COMMON.iter().copied().chain((user.len() > 2).then_some(user.as_str())) {
-        rest = Zeroizing::new(rest.replace(part, ""));
+    let words: Vec<&str> = CONTEXT.into_iter().chain([user, partner]).collect();
+    let least = if min_chars < MIN_CHARS { zxcvbn::Score::Two } else { zxcvbn::Score::Three };
+    match zxcvbn::zxcvbn(&password, &words).score() >= least {
+        true => Ok(()),
+        false => Err(WeakPassword::Common),
     }
-    if different.len() < MIN_DIFFERENT || rest.chars().count() * 2 < MIN_CHARS {
-        return Err(WeakPassword::Common);
-    }
-    Ok(())
+}
+
+/// Is it too short to be the only factor?
+pub(crate) fn is_short(password: &str) -> bool {
+    normalised(password).chars().count() < MIN_CHARS
+}
+
+/// The same characters however they were typed (NFC, RFC 8265 §4.2.2).
+fn normalised(password: &str) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(4 * MAX_BYTES));
+    text.extend(password.nfc());
+    text
 }
 
 /// A random password.
@@ -70,11 +107,13 @@ pub(crate) fn generate() -> Option<Zeroizing<String>> {
 
 /// Hashes a password (argon2id, 19 MiB, 2 passes, 1 lane). Takes some 70 ms of a processor.
 pub(crate) fn hash(password: &str) -> Option<String> {
+    let password = normalised(password);
     Argon2::default().hash_password(password.as_bytes()).ok().map(|hash| hash.to_string())
 }
 
 /// Checks a password against a hash. Takes as long whatever the outcome.
 pub(crate) fn verify(password: &str, hash: &str) -> bool {
+    let password = normalised(password);
     PasswordHash::new(hash)
         .is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok())
 }
@@ -83,20 +122,51 @@ pub(crate) fn verify(password: &str, hash: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn alone(password: &str, user: &str) -> Result<(), WeakPassword> {
+        check(password, user, "acme", MIN_CHARS)
+    }
+
     #[test]
     fn rules_ask_for_length_and_refuse_the_obvious() {
-        assert_eq!(check("short", "u"), Err(WeakPassword::Short));
-        assert_eq!(check("aaaaaaaaaaaaaaaaaaa", "u"), Err(WeakPassword::Common));
-        assert_eq!(check("Password123456password", "u"), Err(WeakPassword::Common));
-        assert_eq!(check("margaretmargaret1", "margaret"), Err(WeakPassword::Common));
-        assert_eq!(check("horse battery staple", "u"), Ok(()));
-        assert_eq!(check(&"ab1 cd".repeat(200), "u"), Err(WeakPassword::Long));
+        assert_eq!(alone("short", "u"), Err(WeakPassword::Short(15)));
+        for obvious in [
+            "aaaaaaaaaaaaaaaaaaa",
+            "passwordpassword",
+            "123456789012345678",
+            "qwertyuiopasdfgh",
+            "P@ssw0rdP@ssw0rd",
+            "administrator123",
+            "acmeacmeacmeacme",
+            "aditaditaditadit",
+            "passwortpasswort",
+        ] {
+            assert_eq!(alone(obvious, "u"), Err(WeakPassword::Common), "{obvious}");
+        }
+        assert_eq!(alone("margaretmargaret1", "margaret"), Err(WeakPassword::Common));
+        assert_eq!(alone("horse battery staple", "u"), Ok(()));
+        // Nothing but length: no digit, no capital, any character.
+        assert_eq!(alone("lenkrad vierzig gurke", "u"), Ok(()));
+        assert_eq!(alone("любовь утюг грамота", "u"), Ok(()));
+        assert_eq!(alone(&"x1 ab9 kd ".repeat(10), "u"), Ok(()));
+        assert_eq!(alone(&"ab1 cd".repeat(200), "u"), Err(WeakPassword::Long));
+        let beside = |password| check(password, "u", "acme", MIN_CHARS_WITH_FACTOR);
+        assert_eq!(beside("kx7 pwq"), Err(WeakPassword::Short(8)));
+        assert_eq!(beside("kx7 pwqz"), Ok(()));
+        assert_eq!(beside("password"), Err(WeakPassword::Common));
+        assert!(is_short("kx7 pwqz") && !is_short("horse battery staple"));
+    }
+
+    #[test]
+    fn the_same_characters_typed_otherwise_are_the_same_password() {
+        let (composed, decomposed) = ("b\u{e4}rendienst am see", "ba\u{308}rendienst am see");
+        assert!(verify(decomposed, &hash(composed).unwrap()));
+        assert_eq!(is_short(composed), is_short(decomposed));
     }
 
     #[test]
     fn generated_passwords_pass_the_rules_and_hashes_verify() {
         let password = generate().unwrap();
-        assert_eq!(check(&password, "admin"), Ok(()));
+        assert_eq!(alone(&password, "admin"), Ok(()));
         let hash = hash(&password).unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
         assert!(verify(&password, &hash) && !verify("other", &hash) && !verify("x", "junk"));

@@ -13,6 +13,7 @@ use crate::{
     config::{KEYS, PROGRAM, Settings},
     installation::{Installation, ROOT_KEY},
     store::{Mode, Store, StoreError, audit},
+    vault::wrap::WrappingKeys,
 };
 
 /// The database.
@@ -56,6 +57,11 @@ impl MediatorDir {
     /// Keys and certificates.
     pub(crate) fn installation(&self) -> Result<Installation, CliError> {
         Installation::load(&self.dir, &self.settings.hosts, unix_ms())
+    }
+
+    /// Keys over stored secrets.
+    pub(crate) fn wrapping_keys(&self) -> Result<WrappingKeys, CliError> {
+        WrappingKeys::load(&self.dir, self.settings.wrapping_key.as_ref().map(|key| key.as_str()))
     }
 
     /// The database.

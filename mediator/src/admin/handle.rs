@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use adit_ledger::{Event, Level};
 use adit_protocol::keys::Fingerprint;
-use adit_runtime::{cli::CliError, time::format_ms};
+use adit_runtime::{cli::CliError, datadir::DataDir, time::format_ms};
 use serde_json::{Value, json};
 
 use super::{AdminRequest, tokens, users};
 use crate::{
+    config::AccountSettings,
     core::{ending::CLIENT_ERASED, types::Affected},
     init::HOME_PARTNER,
     names,
     place::store_error,
     serve::{BrokerHandle, review::Rules},
     store::{Store, StoreError, WriteTx, Writer, tenants},
+    vault::wrap::WrappingKeys,
 };
 
 /// Who acts, in the log.
@@ -33,6 +35,9 @@ pub(crate) struct AdminContext {
     pub(crate) broker: Option<BrokerHandle>,
     /// Told of every change of rights.
     pub(crate) rules: Rules,
+    pub(crate) accounts: AccountSettings,
+    pub(crate) keys: WrappingKeys,
+    pub(crate) dir: DataDir,
 }
 
 impl AdminContext {
@@ -81,8 +86,8 @@ pub(crate) async fn handle(
         AdminRequest::TokenRelay { region, uses, ttl_ms } => {
             tokens::relay(&context, region, uses, ttl_ms).await
         }
-        AdminRequest::UserAdd { user, partner, role, password } => {
-            users::add(&context, user, partner, role, password).await
+        AdminRequest::UserAdd { user, partner, role, mfa, password } => {
+            users::add(&context, user, partner, (role, mfa), password).await
         }
         AdminRequest::UserList => users::list(&context).await,
         AdminRequest::UserDisable { user, disabled } => {
@@ -91,6 +96,7 @@ pub(crate) async fn handle(
         AdminRequest::UserPassword { user, password } => {
             users::password(&context, user, password).await
         }
+        AdminRequest::Accounts(act) => super::accounts::handle(&context, act).await,
         AdminRequest::Access(act) => super::access::handle(&context, act).await,
         AdminRequest::SessionEnd { session } => session_end(&context, &session).await,
         AdminRequest::SessionList => session_list(&context).await,

@@ -5,6 +5,7 @@
 //! transaction that does it.
 
 pub(crate) mod access;
+pub(crate) mod accounts;
 pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod handle;
@@ -63,13 +64,23 @@ pub(crate) enum AdminRequest {
     /// Makes a token for a relay.
     TokenRelay { region: String, uses: u64, ttl_ms: u64 },
     /// Adds a user.
-    UserAdd { user: String, partner: Option<String>, role: String, password: Option<Secret> },
+    UserAdd {
+        user: String,
+        partner: Option<String>,
+        role: String,
+        /// A second factor is required from the beginning.
+        #[serde(default)]
+        mfa: bool,
+        password: Option<Secret>,
+    },
     /// Lists users.
     UserList,
     /// Disables or enables a user; disabling ends sessions.
     UserDisable { user: String, disabled: bool },
     /// Sets a password.
     UserPassword { user: String, password: Option<Secret> },
+    /// Manages second factors, logins and kill switches.
+    Accounts(accounts::AccountAct),
     /// Manages roles, labels and requests, or explains a decision.
     Access(access::AccessAct),
     /// Ends a session.

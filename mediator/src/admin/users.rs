@@ -23,7 +23,8 @@ use crate::{
             bindings::{self, Binding},
             roles,
         },
-        accounts, tenants,
+        accounts::{self, MfaPolicy},
+        tenants,
     },
 };
 
@@ -35,11 +36,13 @@ pub(super) async fn add(
     context: &AdminContext,
     user: String,
     partner: Option<String>,
-    role: String,
+    (role, mfa): (String, bool),
     secret: Option<Secret>,
 ) -> Result<Vec<Value>, CliError> {
     names::check(&user).map_err(bad_name)?;
-    let (hash, generated) = hashed(&user, secret).await?;
+    let beside = mfa || context.accounts.mfa_required;
+    let of = partner.clone().unwrap_or_default();
+    let Hashed { hash, short, generated } = hashed((&user, &of), secret, beside).await?;
     let home = context.home().await.map_err(store_error)?;
     let (name, role_name) = (user.clone(), role.clone());
     let added = context
@@ -53,6 +56,10 @@ pub(super) async fn add(
                     None => tenants::partner_by_id(tx, &home).await?,
                 };
                 let id = accounts::insert(tx, &partner, &name, &role_name, &hash).await?;
+                accounts::set_short_password(tx, &id, short).await?;
+                if mfa {
+                    accounts::set_mfa_policy(tx, &id, MfaPolicy::Required).await?;
+                }
                 if role_name != NO_ROLE {
                     let role = roles::by_name(tx, &partner.id, &role_name)
                         .await?
@@ -93,6 +100,11 @@ pub(super) async fn list(context: &AdminContext) -> Result<Vec<Value>, CliError>
             "partner": row.partner,
             "roles": roles,
             "enabled": !row.disabled,
+            "mfa": match (row.factors, row.requires_mfa(context.accounts.mfa_required)) {
+                (0, false) => "none",
+                (0, true) => "required",
+                _ => "set_up",
+            },
         }));
     }
     Ok(told)
@@ -132,7 +144,12 @@ pub(super) async fn password(
     user: String,
     secret: Option<Secret>,
 ) -> Result<Vec<Value>, CliError> {
-    let (hash, generated) = hashed(&user, secret).await?;
+    let there = accounts::by_name(&context.store.readers, &user).await.map_err(store_error)?;
+    let there = there.ok_or_else(|| store_error(StoreError::Missing("user")))?;
+    // A short password goes on asking for the second factor when that is removed.
+    let beside = there.requires_mfa(context.accounts.mfa_required);
+    let of = (user.as_str(), there.partner.as_str());
+    let Hashed { hash, short, generated } = hashed(of, secret, beside).await?;
     let name = user.clone();
     let account = context
         .writer
@@ -140,6 +157,7 @@ pub(super) async fn password(
             Box::pin(async move {
                 let account = accounts::find(tx, &name).await?;
                 accounts::set_password(tx, &account.id, &hash).await?;
+                accounts::set_short_password(tx, &account.id, short).await?;
                 let done =
                     event("user.password_set", &account.partner).extra_personal("user", name);
                 tx.append(&account.partner_id, done).await?;
@@ -154,26 +172,36 @@ pub(super) async fn password(
     Ok(vec![told])
 }
 
+struct Hashed {
+    hash: String,
+    /// Too short to be the only factor.
+    short: bool,
+    generated: Option<Zeroizing<String>>,
+}
+
+/// `beside`: a second factor is required as well.
 async fn hashed(
-    user: &str,
+    (user, partner): (&str, &str),
     secret: Option<Secret>,
-) -> Result<(String, Option<Zeroizing<String>>), CliError> {
+    beside: bool,
+) -> Result<Hashed, CliError> {
     let crypto = || CliError::failed("crypto_failed", "cannot hash the password");
-    let generated = match &secret {
+    let (text, generated) = match secret {
         Some(secret) => {
-            password::check(secret.expose(), user)
+            let min = if beside { password::MIN_CHARS_WITH_FACTOR } else { password::MIN_CHARS };
+            password::check(secret.expose(), user, partner, min)
                 .map_err(|error| CliError::usage("weak_password", error.to_string()))?;
-            None
+            (Zeroizing::new(secret.expose().to_owned()), None)
         }
-        None => Some(password::generate().ok_or_else(crypto)?),
+        None => {
+            let generated = password::generate().ok_or_else(crypto)?;
+            (generated.clone(), Some(generated))
+        }
     };
-    let text = match (secret, &generated) {
-        (Some(secret), _) => Zeroizing::new(secret.expose().to_owned()),
-        (None, Some(generated)) => generated.clone(),
-        (None, None) => return Err(crypto()),
-    };
+    let short = password::is_short(&text);
     let hash = tokio::task::spawn_blocking(move || password::hash(&text)).await;
-    Ok((hash.ok().flatten().ok_or_else(crypto)?, generated))
+    let hash = hash.ok().flatten().ok_or_else(crypto)?;
+    Ok(Hashed { hash, short, generated })
 }
 
 fn show_generated(told: &mut Value, generated: Option<Zeroizing<String>>) {

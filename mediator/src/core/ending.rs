@@ -9,7 +9,7 @@ use adit_protocol::{code::failure, ticket::Role};
 
 /// Ends that the mediator decides. `lease_expired` is not among them: each end has a clock of its
 /// own for its lease.
-pub(crate) const MEDIATOR_WORDS: [&str; 13] = [
+pub(crate) const MEDIATOR_WORDS: [&str; 16] = [
     ENDED_BY_ADMINISTRATOR,
     USER_DISABLED,
     PASSWORD_CHANGED,
@@ -18,6 +18,9 @@ pub(crate) const MEDIATOR_WORDS: [&str; 13] = [
     PERMISSION_WITHDRAWN,
     AGENT_LOST_SESSION,
     TIME_LIMIT,
+    failure::DEVICE_DISABLED,
+    failure::CLIENT_LOCKED,
+    MFA_RESET,
     failure::OUTSIDE_HOURS,
     failure::SOURCE_NOT_ALLOWED,
     failure::MFA_REQUIRED,
@@ -30,6 +33,8 @@ pub(crate) const ENDED_BY_ADMINISTRATOR: &str = "ended_by_administrator";
 pub(crate) const USER_DISABLED: &str = "user_disabled";
 /// The technician's password was changed.
 pub(crate) const PASSWORD_CHANGED: &str = "password_changed";
+/// The technician's second factors were removed by an administrator.
+pub(crate) const MFA_RESET: &str = "mfa_reset";
 /// The client was erased.
 pub(crate) const CLIENT_ERASED: &str = "client_erased";
 /// The login under which it was opened is over.

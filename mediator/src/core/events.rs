@@ -39,6 +39,7 @@ fn of_attempt(name: &str, level: Level, attempt: &Attempt) -> Event {
         .device(attempt.who.device.fingerprint().to_string())
         .source(&attempt.who.source);
     event = with_targets(event, &target_text(&attempt.targets, attempt.any_target));
+    event.mfa = some(&attempt.who.mfa);
     event.viewer = some(&attempt.viewer);
     event.reason = some(&attempt.reason);
     event.ticket = some(&attempt.ticket);
@@ -96,6 +97,7 @@ pub(super) fn of_session(name: &str, level: Level, session: &Session) -> Event {
         .device(session.who.device.fingerprint().to_string())
         .source(&session.who.source);
     event = with_targets(event, &session.target);
+    event.mfa = some(&session.who.mfa);
     event.viewer = some(&session.viewer);
     event.reason = some(&session.reason);
     event.ticket = some(&session.ticket);

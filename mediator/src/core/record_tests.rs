@@ -69,6 +69,7 @@ impl Desk {
                 login: [1; 32],
                 device: key(2),
                 source: "192.0.2.1:1".into(),
+                mfa: String::new(),
             },
             session,
             place: Some(Place {

@@ -212,6 +212,7 @@ impl World {
                 login: [1; 32],
                 device: self.console,
                 source: "127.0.0.1:1".into(),
+                mfa: String::new(),
             },
             session,
             place: Some(place),
@@ -578,6 +579,7 @@ fn a_restarted_mediator_adopts_sessions_and_ends_those_that_nobody_serves() {
                 login: [1; 32],
                 device: world.console,
                 source: String::new(),
+                mfa: String::new(),
             },
             place: Place {
                 computer_id: ComputerId([computer; 16]),

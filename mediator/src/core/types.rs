@@ -6,7 +6,7 @@ use adit_ledger::{Event, Hash};
 use adit_protocol::{
     grant::{Grant, Lease},
     ids::{ComputerId, RelayId, SessionId},
-    keys::PublicKey,
+    keys::{Fingerprint, PublicKey},
     target::Target,
     ticket::Ticket,
     wire,
@@ -59,6 +59,8 @@ pub(crate) struct Who {
     pub(crate) login: [u8; 32],
     pub(crate) device: PublicKey,
     pub(crate) source: String,
+    /// How the second factor was shown: `none`, `totp`, `recovery`.
+    pub(crate) mfa: String,
 }
 
 /// The computer asked for, as the store knows it.
@@ -147,6 +149,8 @@ pub(crate) enum Affected {
     Login([u8; 32]),
     /// All of a client's computers.
     Client(String),
+    /// All opened with a technician's device.
+    Device(Fingerprint),
 }
 
 impl Affected {
@@ -156,6 +160,7 @@ impl Affected {
             Self::Account(id) => who.account_id == *id,
             Self::Login(login) => who.login == *login,
             Self::Client(id) => place.client_id == *id,
+            Self::Device(fingerprint) => who.device.fingerprint() == *fingerprint,
         }
     }
 }

@@ -11,9 +11,9 @@ use adit_protocol::{
 use adit_runtime::time::unix_ms;
 use prost::Message;
 
-use super::{agent, connection::Line, logins, open, refusals, requests};
+use super::{agent, connection::Line, logins, logins::Use, mfa, open, refusals, requests};
 use crate::{
-    authz::{self, Decision, Holder, Spot},
+    authz::{Decision, Holder, Spot},
     core::{
         ending::LOGGED_OUT,
         report::code_text,
@@ -46,7 +46,7 @@ pub(super) async fn resume(line: &mut Line, hello: &wire::Hello) -> Option<Login
         return None;
     }
     let token = logins::token_id(&hello.session_token);
-    let row = line.shared.logins.session(token, line.identity).await.ok()?;
+    let row = line.shared.logins.session(token, line.identity, Use::Upkeep).await.ok()?;
     line.proved(&row.account.partner_id);
     line.peer.trust();
     Some(token)
@@ -67,7 +67,7 @@ pub(super) async fn serve(mut line: Line, noise: [u8; 32], mut login: Option<Log
                 match line.shared.logins.login(wish, identity, line.source).await {
                     Ok((told, token)) => {
                         login = Some(token);
-                        let row = line.shared.logins.session(token, identity).await;
+                        let row = line.shared.logins.session(token, identity, Use::Act).await;
                         let partner =
                             row.map_or_else(|_| line.shared.home.clone(), |r| r.account.partner_id);
                         line.proved(&partner);
@@ -94,21 +94,26 @@ fn refuse(responder: Responder, refusal: Refusal) {
 async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder: Responder) {
     let shared = &line.shared;
     let asked_ms = unix_ms();
+    let for_what = if mfa::is_upkeep(&body) { Use::Upkeep } else { Use::Act };
     let session = match *login {
-        Some(token) => shared.logins.session(token, line.identity).await,
+        Some(token) => shared.logins.session(token, line.identity, for_what).await,
         None => Err(Refusal::new(failure::NOT_LOGGED_IN, "not logged in")),
     };
     let row = match session {
         Ok(row) => row,
         Err(refusal) => return refuse(responder, refusal),
     };
+    if row.is_limited(shared.logins.settings.mfa_required) && !mfa::is_for_limited(&body) {
+        return mfa::refuse_limited(line, &row, responder).await;
+    }
     match body {
-        Body::WhoAmI(_) => responder.reply(Body::Me(wire::Me {
-            user: row.account.name,
-            partner: row.account.partner,
-            expires_ms: row.expires_ms,
-            ..Default::default()
-        })),
+        Body::WhoAmI(_)
+        | Body::Reauthenticate(_)
+        | Body::MfaStatus(_)
+        | Body::TotpEnroll(_)
+        | Body::TotpConfirm(_)
+        | Body::RecoveryRenew(_)
+        | Body::FactorRemove(_) => mfa::handle(line, &row, body, responder).await,
         Body::Logout(_) => match shared.logins.logout(&row, line.identity, line.source).await {
             Ok(()) => {
                 *login = None;
@@ -164,9 +169,8 @@ async fn list(
     if wish.query.len() > MAX_QUERY || wish.after.len() > 4 * MAX_QUERY {
         return Ok(found);
     }
-    let now = unix_ms();
     let holder = holder(line, row).await?;
-    let facts = authz::facts_now(Some(line.source.ip()), now);
+    let facts = mfa::facts(line, row);
     let visible = holder.filter(Permission::SeeComputers, facts, &filter::COMPUTER);
     let limit = match wish.limit {
         0 => DEFAULT_PAGE,
@@ -234,7 +238,7 @@ fn computer_info(row: computers::ComputerRow, online: bool) -> wire::Computer {
 /// what the broker knows of them.
 async fn sessions(line: &Line, row: &LoginRow) -> Result<wire::Sessions, StoreError> {
     let holder = holder(line, row).await?;
-    let facts = authz::facts_now(Some(line.source.ip()), unix_ms());
+    let facts = mfa::facts(line, row);
     let clause = holder.filter(Permission::SeeSessions, facts, &filter::SESSION);
     let pool = &line.shared.store.readers;
     let visible = store_sessions::visible(pool, &row.account.id, clause, MAX_PAGE * 4).await?;
@@ -269,7 +273,7 @@ async fn may_end(line: &Line, row: &LoginRow, session: SessionId) -> Result<bool
     }
     let holder = holder(line, row).await?;
     let spot = Spot::of_place(&live.who.partner_id, &live.place);
-    let facts = authz::facts_now(Some(line.source.ip()), unix_ms());
+    let facts = mfa::facts(line, row);
     let act = Act::of(Permission::EndSessions);
     let pool = &line.shared.store.readers;
     match holder.computer(pool, act, &spot, facts, When::Now).await? {

@@ -14,12 +14,14 @@ mod enroll;
 mod half_open;
 mod listen;
 mod logins;
+mod mfa;
 mod open;
 mod refusals;
 mod relay;
 mod requests;
 pub(crate) mod review;
 mod run;
+mod second;
 mod web;
 
 pub(crate) use driver::BrokerHandle;

@@ -87,6 +87,7 @@ pub(super) fn who(line: &Line, login: &LoginRow) -> Who {
         login: login.id,
         device: line.identity,
         source: line.source.to_string(),
+        mfa: login.proof.mfa.clone(),
     }
 }
 
@@ -109,7 +110,11 @@ async fn decide(
     };
     let holder = Holder::load(pool, &account.partner_id, &account.id, When::Now).await?;
     let given = |text: &str| !text.trim().is_empty();
-    let basis = Basis { reason: given(&open.reason), ticket: given(&open.ticket), mfa_ms: None };
+    let basis = Basis {
+        reason: given(&open.reason),
+        ticket: given(&open.ticket),
+        mfa_ms: login.proof.mfa_ms,
+    };
     let facts = Facts {
         reason: basis.reason,
         ticket: basis.ticket,

@@ -9,9 +9,8 @@ use adit_protocol::{
 };
 use adit_runtime::time::unix_ms;
 
-use super::{connection::Line, console};
+use super::{connection::Line, console, mfa};
 use crate::{
-    authz,
     core::types::Refusal,
     requests::{self, Actor, Judgement, RequestError, Wish},
     roles::Permission,
@@ -88,7 +87,7 @@ async fn ask(
         ticket: wish.ticket,
         length_ms: wish.length_ms,
     };
-    let facts = authz::facts_now(Some(line.source.ip()), unix_ms());
+    let facts = mfa::facts(line, row);
     let who = (&holder, &actor(line, row));
     let made = requests::make(pool, &shared.writer, who, &computer, asked, facts).await?;
     Ok(told(made))
@@ -102,7 +101,7 @@ async fn decide(
     let shared = &line.shared;
     let holder = console::holder(line, row).await?;
     let judgement = Judgement { approve: wish.approve, length_ms: wish.length_ms, note: wish.note };
-    let facts = authz::facts_now(Some(line.source.ip()), unix_ms());
+    let facts = mfa::facts(line, row);
     let done = requests::decide(
         &shared.store.readers,
         &shared.writer,
@@ -125,7 +124,7 @@ async fn list(
     wish: &wire::ListRequests,
 ) -> Result<wire::AccessRequests, StoreError> {
     let holder = console::holder(line, row).await?;
-    let facts = authz::facts_now(Some(line.source.ip()), unix_ms());
+    let facts = mfa::facts(line, row);
     let mut clause = holder.filter(Permission::ApproveRequests, facts, &filter::COMPUTER);
     let own = clause.bind(row.account.id.as_str());
     clause.text = format!("((r.account_id = {own} AND r.partner_id = $1) OR {})", clause.text);

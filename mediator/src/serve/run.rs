@@ -35,7 +35,10 @@ use crate::{
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     installation::Installation,
     place::{MediatorDir, Ports, store_error},
-    store::{Mode, Store, Writer, access::labels, integrity::CHECK_WAIT, sessions, tenants},
+    store::{
+        Mode, Store, Writer, access::labels, factors, integrity::CHECK_WAIT, sessions, tenants,
+    },
+    vault::wrap::WrappingKeys,
 };
 
 /// Time for connections to end when the server stops.
@@ -187,8 +190,16 @@ impl Server {
         essential.spawn_essential("stun", stun::serve(sockets, stop.clone()));
         let settings = &place.settings;
         let crypto = || CliError::failed("crypto_failed", "the system gives no randomness");
-        let logins = Logins::new(store.clone(), writer.clone(), home.clone(), settings.logins)
-            .ok_or_else(crypto)?;
+        let keys = place.wrapping_keys()?;
+        check_keys(&store, &keys).await?;
+        let logins = Logins::new(
+            (store.clone(), writer.clone()),
+            home.clone(),
+            settings.logins,
+            settings.accounts,
+            keys.clone(),
+        )
+        .ok_or_else(crypto)?;
         let rules = Rules::default();
         let reviews = review::run(rules.clone(), store.clone(), broker.clone(), stop.clone());
         essential.spawn_essential("reviews", reviews);
@@ -200,6 +211,9 @@ impl Server {
             port: Ok(if settings.port == 0 { ports.port } else { settings.port }),
             broker: Some(broker.clone()),
             rules: rules.clone(),
+            accounts: settings.accounts,
+            keys,
+            dir: place.dir.clone(),
         };
         serve_admin(place, admin, &essential)?;
         let shared = Arc::new(Shared {
@@ -285,6 +299,18 @@ impl Server {
         self.store.close().await;
         self.essential.failures() + self.writer.failures()
     }
+}
+
+/// Refuses to run without the keys of what is sealed: everybody with a second factor would be kept
+/// out.
+pub(crate) async fn check_keys(store: &Store, keys: &WrappingKeys) -> Result<(), CliError> {
+    let needed = factors::key_names(&store.readers).await.map_err(store_error)?;
+    if needed.iter().all(|name| keys.knows(name)) {
+        return Ok(());
+    }
+    let text = "stored secrets are sealed with a key that is not here";
+    Err(CliError::failed("wrapping_key_missing", text)
+        .hint("put back wrapping.keys of this installation, or set ADIT_MEDIATOR_WRAPPING_KEY"))
 }
 
 async fn check_database(store: &Store, fingerprint: &str) -> Result<String, CliError> {

@@ -19,6 +19,73 @@ pub(crate) struct AccountRow {
     pub(crate) password: String,
     pub(crate) retry_ms: u64,
     pub(crate) disabled: bool,
+    pub(crate) mfa: MfaPolicy,
+    /// The password must not be the only factor.
+    pub(crate) short_password: bool,
+    /// Second factors that count.
+    pub(crate) factors: u64,
+}
+
+impl AccountRow {
+    /// Is a login without a second factor good for setting one up only? `everybody`: the
+    /// installation's setting.
+    pub(crate) fn requires_mfa(&self, everybody: bool) -> bool {
+        let asked = match self.mfa {
+            MfaPolicy::Default => everybody,
+            MfaPolicy::Required => true,
+            MfaPolicy::OnceSetUp => false,
+        };
+        asked || self.factors > 0 || self.short_password
+    }
+}
+
+/// Whether an account needs a second factor before it has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MfaPolicy {
+    /// As the installation's setting says.
+    Default,
+    /// Yes.
+    Required,
+    /// No.
+    OnceSetUp,
+}
+
+impl MfaPolicy {
+    /// For people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Required => "required",
+            Self::OnceSetUp => "once_set_up",
+        }
+    }
+
+    fn stored(self) -> i16 {
+        match self {
+            Self::Default => 0,
+            Self::Required => 1,
+            Self::OnceSetUp => 2,
+        }
+    }
+
+    fn read(number: u64) -> Self {
+        match number {
+            0 => Self::Default,
+            2 => Self::OnceSetUp,
+            // What a later version wrote is read strictly.
+            _ => Self::Required,
+        }
+    }
+}
+
+/// What somebody showed for a login, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Proof {
+    /// `none`, `totp`, `recovery`: how the second factor was shown last.
+    pub(crate) mfa: String,
+    pub(crate) mfa_ms: Option<u64>,
+    /// When the password was.
+    pub(crate) authenticated_ms: u64,
 }
 
 /// A login that may be used.
@@ -28,10 +95,33 @@ pub(crate) struct LoginRow {
     pub(crate) account: AccountRow,
     pub(crate) used_ms: u64,
     pub(crate) expires_ms: u64,
+    pub(crate) proof: Proof,
+}
+
+impl LoginRow {
+    /// Was the second factor shown at most so long ago?
+    pub(crate) fn fresh_mfa(&self, within_ms: u64, now_ms: u64) -> bool {
+        self.proof.mfa_ms.is_some_and(|at| now_ms.saturating_sub(at) <= within_ms)
+    }
+
+    /// Was all that a login of this account takes shown at most so long ago?
+    pub(crate) fn is_fresh(&self, within_ms: u64, now_ms: u64) -> bool {
+        match self.account.factors {
+            0 => now_ms.saturating_sub(self.proof.authenticated_ms) <= within_ms,
+            _ => self.fresh_mfa(within_ms, now_ms),
+        }
+    }
+
+    /// Is it good for setting up a second factor only?
+    pub(crate) fn is_limited(&self, everybody: bool) -> bool {
+        self.proof.mfa_ms.is_none() && self.account.requires_mfa(everybody)
+    }
 }
 
 const ACCOUNT: &str = "a.id AS id, a.name AS name, a.password AS password, \
-     a.retry_ms AS retry_ms, a.disabled AS disabled, \
+     a.retry_ms AS retry_ms, a.disabled AS disabled, a.mfa AS mfa_policy, \
+     a.short_password AS short_password, (SELECT COUNT(*) FROM factor f \
+     WHERE f.account_id = a.id AND f.confirmed_ms IS NOT NULL) AS factors, \
      p.id AS partner_id, p.name AS partner";
 
 fn read(row: &AnyRow) -> Result<AccountRow, StoreError> {
@@ -43,6 +133,9 @@ fn read(row: &AnyRow) -> Result<AccountRow, StoreError> {
         password: row.text("password")?,
         retry_ms: row.number("retry_ms")?,
         disabled: row.flag("disabled")?,
+        mfa: MfaPolicy::read(row.number("mfa_policy")?),
+        short_password: row.flag("short_password")?,
+        factors: row.number("factors")?,
     })
 }
 
@@ -147,6 +240,48 @@ pub(crate) async fn add_failure(tx: &mut WriteTx, id: &str) -> Result<u64, Store
     row.map_or(Ok(1), |row| row.number("failures"))
 }
 
+/// Whether a second factor is required before there is one.
+pub(crate) async fn set_mfa_policy(
+    tx: &mut WriteTx,
+    id: &str,
+    policy: MfaPolicy,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE account SET mfa = $1 WHERE id = $2")
+        .bind(policy.stored())
+        .bind(id.to_owned())
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
+/// Notes whether the password is too short to be the only factor.
+pub(crate) async fn set_short_password(
+    tx: &mut WriteTx,
+    id: &str,
+    short: bool,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE account SET short_password = $1 WHERE id = $2")
+        .bind(i16::from(short))
+        .bind(id.to_owned())
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
+/// Whether the account is enabled and still has the password that was checked: what changed
+/// meanwhile must not be logged in to.
+pub(crate) async fn is_unchanged(
+    tx: &mut WriteTx,
+    id: &str,
+    password: &str,
+) -> Result<bool, StoreError> {
+    let row = sqlx::query("SELECT disabled, password FROM account WHERE id = $1")
+        .bind(id.to_owned())
+        .fetch_optional(tx.sql())
+        .await?;
+    row.map_or(Ok(false), |row| Ok(!row.flag("disabled")? && row.text("password")? == password))
+}
+
 /// Disables or enables an account; disabling ends its logins.
 pub(crate) async fn set_disabled(
     tx: &mut WriteTx,
@@ -176,12 +311,104 @@ pub(crate) async fn set_password(
     end_logins(tx, id).await
 }
 
-async fn end_logins(tx: &mut WriteTx, account: &str) -> Result<(), StoreError> {
+/// Ends all logins of an account.
+pub(crate) async fn end_logins(tx: &mut WriteTx, account: &str) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM login WHERE account_id = $1")
         .bind(account.to_owned())
         .execute(tx.sql())
         .await?;
     Ok(())
+}
+
+/// Ends the logins of an account for which no second factor was shown.
+pub(crate) async fn end_logins_without_mfa(
+    tx: &mut WriteTx,
+    account: &str,
+) -> Result<Vec<LoginId>, StoreError> {
+    let rows = sqlx::query(
+        "DELETE FROM login WHERE account_id = $1 AND mfa_ms IS NULL RETURNING token_hash",
+    )
+    .bind(account.to_owned())
+    .fetch_all(tx.sql())
+    .await?;
+    let id = |row: &AnyRow| {
+        let bytes = row.blob("token_hash")?;
+        bytes.try_into().map_err(|_| StoreError::Corrupt("login".into()))
+    };
+    rows.iter().map(id).collect()
+}
+
+/// Notes what was shown for a login, and until when it holds.
+pub(crate) async fn prove(
+    tx: &mut WriteTx,
+    login: LoginId,
+    proof: &Proof,
+    expires_ms: u64,
+) -> Result<bool, StoreError> {
+    let now = bigint(tx.now_ms());
+    let done = sqlx::query(
+        "UPDATE login SET mfa = $1, mfa_ms = $2, authenticated_ms = $3, expires_ms = $4, \
+         used_ms = $5 WHERE token_hash = $6",
+    )
+    .bind(proof.mfa.clone())
+    .bind(proof.mfa_ms.map(bigint))
+    .bind(bigint(proof.authenticated_ms))
+    .bind(bigint(expires_ms))
+    .bind(now)
+    .bind(login.to_vec())
+    .execute(tx.sql())
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// A login as it is listed.
+pub(crate) struct ListedLogin {
+    pub(crate) device: PublicKey,
+    pub(crate) created_ms: u64,
+    pub(crate) used_ms: u64,
+    pub(crate) expires_ms: u64,
+    pub(crate) proof: Proof,
+}
+
+/// The logins of an account that have not expired, oldest first.
+pub(crate) async fn logins(
+    pool: &AnyPool,
+    account: &str,
+    now_ms: u64,
+) -> Result<Vec<ListedLogin>, StoreError> {
+    let statement = format!(
+        "SELECT l.device AS device, l.created_ms AS created_ms, {LOGIN} FROM login l \
+         WHERE l.account_id = $1 AND l.expires_ms > $2 ORDER BY l.created_ms, l.token_hash"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(account.to_owned())
+        .bind(bigint(now_ms))
+        .fetch_all(pool)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(ListedLogin {
+                device: PublicKey::from_slice(&row.blob("device")?)
+                    .map_err(|_| StoreError::Corrupt("device of a login".into()))?,
+                created_ms: row.number("created_ms")?,
+                used_ms: row.number("used_ms")?,
+                expires_ms: row.number("expires_ms")?,
+                proof: read_proof(row)?,
+            })
+        })
+        .collect()
+}
+
+const LOGIN: &str = "l.used_ms AS used_ms, l.expires_ms AS expires_ms, l.mfa AS mfa, \
+     COALESCE(l.mfa_ms, -1) AS mfa_ms, l.authenticated_ms AS authenticated_ms";
+
+fn read_proof(row: &AnyRow) -> Result<Proof, StoreError> {
+    let mfa_ms: i64 = sqlx::Row::try_get(row, "mfa_ms")?;
+    Ok(Proof {
+        mfa: row.text("mfa")?,
+        mfa_ms: u64::try_from(mfa_ms).ok(),
+        authenticated_ms: row.number("authenticated_ms")?,
+    })
 }
 
 /// Adds a login and forgets expired ones.
@@ -216,7 +443,7 @@ pub(crate) async fn login(
     device: PublicKey,
 ) -> Result<Option<LoginRow>, StoreError> {
     let statement = format!(
-        "SELECT l.used_ms AS used_ms, l.expires_ms AS expires_ms, {ACCOUNT} FROM login l \
+        "SELECT {LOGIN}, {ACCOUNT} FROM login l \
          JOIN account a ON a.id = l.account_id JOIN partner p ON p.id = a.partner_id \
          WHERE l.token_hash = $1 AND l.device = $2"
     );
@@ -231,6 +458,7 @@ pub(crate) async fn login(
         account: read(&row)?,
         used_ms: row.number("used_ms")?,
         expires_ms: row.number("expires_ms")?,
+        proof: read_proof(&row)?,
     }))
 }
 

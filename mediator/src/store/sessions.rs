@@ -42,9 +42,9 @@ async fn begin(tx: &mut WriteTx, row: SessionRow) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO session (id, partner_id, client_id, client, computer_id, computer, \
          account_id, account, login, console, agent, source, redirector, target, any_target, \
-         started_ms, lease_ms, bytes_up, bytes_down, relay_bytes, access) VALUES \
+         started_ms, lease_ms, bytes_up, bytes_down, relay_bytes, access, mfa) VALUES \
          ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
-         $18, $19, $20, $21)",
+         $18, $19, $20, $21, $22)",
     )
     .bind(row.id.to_string())
     .bind(row.who.partner_id)
@@ -67,6 +67,7 @@ async fn begin(tx: &mut WriteTx, row: SessionRow) -> Result<(), StoreError> {
     .bind(0_i64)
     .bind(0_i64)
     .bind(serde_json::to_string(&row.basis).unwrap_or_default())
+    .bind(row.who.mfa)
     .execute(tx.sql())
     .await
     .map_err(|error| super::tenants::taken(error, "session id"))?;
@@ -81,7 +82,7 @@ pub(crate) async fn open(pool: &AnyPool) -> Result<Vec<SessionRow>, StoreError> 
          s.account_id AS account_id, s.account AS account, s.login AS login, \
          s.console AS console, s.agent AS agent, s.source AS source, \
          s.redirector AS redirector, s.target AS target, s.any_target AS any_target, \
-         s.started_ms AS started_ms, s.lease_ms AS lease_ms, s.access AS access, \
+         s.started_ms AS started_ms, s.lease_ms AS lease_ms, s.access AS access, s.mfa AS mfa, \
          COALESCE(p.name, s.partner_id) AS partner \
          FROM session s LEFT JOIN partner p ON p.id = s.partner_id WHERE s.ended_ms IS NULL",
     )
@@ -103,6 +104,7 @@ pub(crate) async fn open(pool: &AnyPool) -> Result<Vec<SessionRow>, StoreError> 
                     login: row.blob("login")?.try_into().map_err(|_| corrupt("login"))?,
                     device: key("console")?,
                     source: row.text("source")?,
+                    mfa: row.text("mfa")?,
                 },
                 place: Place {
                     computer_id: row.parsed("computer_id")?,

@@ -179,6 +179,7 @@ pub(crate) async fn erase_client(
         "DELETE FROM computer WHERE client_id = $1",
         "DELETE FROM enroll_token WHERE client_id = $1",
         "DELETE FROM session WHERE client_id = $1 AND ended_ms IS NOT NULL",
+        "DELETE FROM client_lock WHERE client_id = $1",
         "DELETE FROM client WHERE id = $1",
     ] {
         sqlx::query(statement).bind(client.id.clone()).execute(tx.sql()).await?;

@@ -77,11 +77,16 @@ impl Mediator {
     }
 
     pub fn serve(&mut self) {
+        self.serve_logging("info", Stdio::null());
+    }
+
+    pub fn serve_logging(&mut self, level: &str, log: Stdio) {
         let mut child = program()
+            .env("ADIT_LOG", level)
             .args(["serve", "--json", "--data-dir"])
             .arg(self.dir.path())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut line = String::new();
@@ -254,10 +259,19 @@ impl Device {
     }
 
     pub async fn login(&self, user: &str, password: &str) -> Result<wire::LoggedIn, wire::Failure> {
+        self.login_with(user, password, "").await
+    }
+
+    pub async fn login_with(
+        &self,
+        user: &str,
+        password: &str,
+        code: &str,
+    ) -> Result<wire::LoggedIn, wire::Failure> {
         let login = wire::Login {
             user: user.to_owned(),
             password: password.to_owned(),
-            totp: String::new(),
+            totp: code.to_owned(),
         };
         match self.ask(Body::Login(login)).await? {
             Body::LoggedIn(told) => Ok(told),

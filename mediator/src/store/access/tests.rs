@@ -83,6 +83,7 @@ async fn session(tx: &mut WriteTx, pc: &Pc, account: &str) -> Result<SessionId, 
             login: [1; 32],
             device: key,
             source: "192.0.2.1:1".into(),
+            mfa: String::new(),
         },
         place: Place {
             computer_id: pc.id.parse::<ComputerId>().unwrap(),

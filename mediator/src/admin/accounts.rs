@@ -1,0 +1,344 @@
+//! Second factors, logins and kill switches, as the machine's administrator manages them.
+//!
+//! What withdraws something is durable first and then ends live sessions: a mediator that stops
+//! in between finds them withdrawn when it starts.
+
+use adit_protocol::{code::failure, keys::Fingerprint};
+use adit_runtime::{
+    cli::CliError,
+    time::{format_ms, unix_ms},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::handle::{AdminContext, bad_name, event};
+use crate::{
+    core::{
+        ending::{LOGGED_OUT, MFA_RESET},
+        types::Affected,
+    },
+    names,
+    place::store_error,
+    store::{
+        StoreError, WriteTx,
+        accounts::{self, AccountRow, MfaPolicy},
+        factors, locks, tenants,
+    },
+};
+
+/// Bytes of a reason.
+const MAX_REASON: usize = adit_protocol::limits::MAX_TEXT;
+
+/// An act on accounts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum AccountAct {
+    /// Shows the second factors of a user.
+    MfaStatus { user: String },
+    /// Requires a second factor before there is one, or not.
+    MfaRequire { user: String, required: bool },
+    /// Removes all second factors.
+    MfaReset { user: String },
+    /// Lists the logins and live sessions of a user.
+    Logins { user: String },
+    /// Ends them.
+    Logout { user: String },
+    /// Lists disabled devices.
+    DeviceList,
+    /// Disables or enables a device.
+    Device { device: String, disabled: bool, reason: String },
+    /// Locks a client down or unlocks it.
+    ClientLock { path: String, locked: bool, reason: String },
+    /// Makes a new wrapping key and seals all secrets with it.
+    VaultRotate,
+}
+
+/// Does it.
+pub(super) async fn handle(
+    context: &AdminContext,
+    act: AccountAct,
+) -> Result<Vec<Value>, CliError> {
+    match act {
+        AccountAct::MfaStatus { user } => mfa_status(context, &user).await,
+        AccountAct::MfaRequire { user, required } => mfa_require(context, user, required).await,
+        AccountAct::MfaReset { user } => mfa_reset(context, user).await,
+        AccountAct::Logins { user } => logins(context, &user).await,
+        AccountAct::Logout { user } => logout(context, user).await,
+        AccountAct::DeviceList => device_list(context).await,
+        AccountAct::Device { device, disabled, reason } => {
+            self::device(context, &device, disabled, reason).await
+        }
+        AccountAct::ClientLock { path, locked, reason } => {
+            client_lock(context, path, locked, reason).await
+        }
+        AccountAct::VaultRotate => vault_rotate(context).await,
+    }
+}
+
+async fn find(context: &AdminContext, user: &str) -> Result<AccountRow, CliError> {
+    let found = accounts::by_name(&context.store.readers, user).await.map_err(store_error)?;
+    found.ok_or_else(|| store_error(StoreError::Missing("user")))
+}
+
+async fn mfa_status(context: &AdminContext, user: &str) -> Result<Vec<Value>, CliError> {
+    let pool = &context.store.readers;
+    let account = find(context, user).await?;
+    let there = factors::of_account(pool, &account.id).await.map_err(store_error)?;
+    let left = factors::recovery_left(pool, &account.id).await.map_err(store_error)?;
+    let told = there.iter().map(|factor| {
+        json!({
+            "factor": factor.id,
+            "kind": factor.kind,
+            "name": factor.name,
+            "confirmed": factor.confirmed,
+            "created": format_ms(factor.created_ms),
+            "used": (factor.used_ms > 0).then(|| format_ms(factor.used_ms)),
+        })
+    });
+    Ok(vec![json!({
+        "user": account.name,
+        "policy": account.mfa.name(),
+        "required": account.requires_mfa(context.accounts.mfa_required),
+        "factors": told.collect::<Vec<_>>(),
+        "recovery_codes_left": left,
+    })])
+}
+
+async fn mfa_require(
+    context: &AdminContext,
+    user: String,
+    required: bool,
+) -> Result<Vec<Value>, CliError> {
+    let policy = if required { MfaPolicy::Required } else { MfaPolicy::OnceSetUp };
+    let name = user.clone();
+    let ended = context.writer.write(move |tx| {
+        Box::pin(async move {
+            let account = accounts::find(tx, &name).await?;
+            accounts::set_mfa_policy(tx, &account.id, policy).await?;
+            let ended = match required {
+                true => accounts::end_logins_without_mfa(tx, &account.id).await?,
+                false => Vec::new(),
+            };
+            let done = event("user.mfa_policy", &account.partner)
+                .extra("policy", policy.name())
+                .extra_personal("user", name);
+            tx.append(&account.partner_id, done).await?;
+            Ok(ended)
+        })
+    });
+    let mut sessions = 0;
+    for login in ended.await.map_err(store_error)? {
+        sessions += context.end_sessions(Affected::Login(login), failure::MFA_REQUIRED).await;
+    }
+    Ok(vec![json!({"user": user, "policy": policy.name(), "sessions_ended": sessions})])
+}
+
+async fn mfa_reset(context: &AdminContext, user: String) -> Result<Vec<Value>, CliError> {
+    let name = user.clone();
+    let done = context.writer.write(move |tx| {
+        Box::pin(async move {
+            let account = accounts::find(tx, &name).await?;
+            let removed = factors::remove_all(tx, &account.id).await?;
+            accounts::end_logins(tx, &account.id).await?;
+            let done = event("user.mfa_reset", &account.partner)
+                .extra("factors", removed)
+                .extra_personal("user", name);
+            tx.append(&account.partner_id, done).await?;
+            Ok((account.id, removed))
+        })
+    });
+    let (account, removed) = done.await.map_err(store_error)?;
+    let ended = context.end_sessions(Affected::Account(account), MFA_RESET).await;
+    Ok(vec![json!({"user": user, "factors_removed": removed, "sessions_ended": ended})])
+}
+
+async fn logins(context: &AdminContext, user: &str) -> Result<Vec<Value>, CliError> {
+    let account = find(context, user).await?;
+    let now = unix_ms();
+    let found = accounts::logins(&context.store.readers, &account.id, now).await;
+    let mut told: Vec<Value> = found
+        .map_err(store_error)?
+        .iter()
+        .map(|login| {
+            let idle = now.saturating_sub(login.used_ms) >= context.accounts.idle_ms;
+            json!({
+                "kind": "login",
+                "user": account.name,
+                "device": login.device.fingerprint().to_string(),
+                "since": format_ms(login.created_ms),
+                "used": format_ms(login.used_ms),
+                "expires": format_ms(login.expires_ms),
+                "idle": idle,
+                "mfa": login.proof.mfa,
+                "mfa_at": login.proof.mfa_ms.map(format_ms),
+            })
+        })
+        .collect();
+    let Some(broker) = &context.broker else { return Ok(told) };
+    let id = account.id.clone();
+    let sessions = broker.ask(move |driver, _| {
+        let own = driver.broker.open_sessions().filter(|session| session.who.account_id == id);
+        own.map(|session| {
+            json!({
+                "kind": "session",
+                "user": session.who.account,
+                "device": session.who.device.fingerprint().to_string(),
+                "session_id": session.id.to_string(),
+                "computer": session.place.computer,
+                "client": session.place.client,
+                "redirector": session.redirector,
+                "since": format_ms(session.started_ms),
+                "mfa": session.who.mfa,
+            })
+        })
+        .collect::<Vec<_>>()
+    });
+    told.extend(sessions.await.unwrap_or_default());
+    Ok(told)
+}
+
+async fn logout(context: &AdminContext, user: String) -> Result<Vec<Value>, CliError> {
+    let name = user.clone();
+    let account = context.writer.write(move |tx| {
+        Box::pin(async move {
+            let account = accounts::find(tx, &name).await?;
+            accounts::end_logins(tx, &account.id).await?;
+            let done = event("user.logged_out", &account.partner).extra_personal("user", name);
+            tx.append(&account.partner_id, done).await?;
+            Ok(account.id)
+        })
+    });
+    let account = account.await.map_err(store_error)?;
+    let ended = context.end_sessions(Affected::Account(account), LOGGED_OUT).await;
+    Ok(vec![json!({"user": user, "sessions_ended": ended})])
+}
+
+async fn device_list(context: &AdminContext) -> Result<Vec<Value>, CliError> {
+    let found = locks::devices(&context.store.readers).await.map_err(store_error)?;
+    let told = found.iter().map(|lock| {
+        json!({"device": lock.what, "since": format_ms(lock.since_ms), "reason": lock.reason})
+    });
+    Ok(told.collect())
+}
+
+async fn device(
+    context: &AdminContext,
+    device: &str,
+    disabled: bool,
+    reason: String,
+) -> Result<Vec<Value>, CliError> {
+    let fingerprint: Fingerprint = device
+        .parse()
+        .map_err(|_| CliError::usage("usage", "a device's fingerprint is expected: sha256:…"))?;
+    let reason = checked(reason)?;
+    let home = context.home().await.map_err(store_error)?;
+    let done = context.writer.write(move |tx| {
+        Box::pin(async move {
+            let name = if disabled { "device.disabled" } else { "device.enabled" };
+            let (changed, logins) = match disabled {
+                true => (true, locks::disable_device(tx, fingerprint, &reason).await?),
+                false => (locks::enable_device(tx, fingerprint).await?, 0),
+            };
+            if !changed {
+                return Err(StoreError::Missing("disabled device"));
+            }
+            let partner = tenants::partner_by_id(tx, &home).await?;
+            let done = event(name, &partner.name)
+                .device(fingerprint.to_string())
+                .extra("logins_ended", logins);
+            let done = if reason.is_empty() { done } else { done.reason(reason) };
+            tx.append(&home, done).await?;
+            Ok(logins)
+        })
+    });
+    let logins = done.await.map_err(store_error)?;
+    let mut ended = 0;
+    if disabled {
+        let affected = Affected::Device(fingerprint);
+        ended = context.end_sessions(affected, failure::DEVICE_DISABLED).await;
+    }
+    Ok(vec![json!({
+        "device": device,
+        "enabled": !disabled,
+        "logins_ended": logins,
+        "sessions_ended": ended,
+    })])
+}
+
+async fn client_lock(
+    context: &AdminContext,
+    path: String,
+    locked: bool,
+    reason: String,
+) -> Result<Vec<Value>, CliError> {
+    let (partner, client) = names::client_path(&path).map_err(bad_name)?;
+    let (partner, client) = (partner.to_owned(), client.to_owned());
+    let reason = checked(reason)?;
+    let done = context.writer.write(move |tx| {
+        Box::pin(async move { lock(tx, &partner, &client, locked, reason).await })
+    });
+    let client = done.await.map_err(store_error)?;
+    let mut ended = 0;
+    if locked {
+        ended = context.end_sessions(Affected::Client(client), failure::CLIENT_LOCKED).await;
+    }
+    Ok(vec![json!({"client": path, "locked": locked, "sessions_ended": ended})])
+}
+
+async fn lock(
+    tx: &mut WriteTx,
+    partner: &str,
+    client: &str,
+    locked: bool,
+    reason: String,
+) -> Result<String, StoreError> {
+    let client = tenants::client(tx, partner, client).await?;
+    let name = match locked {
+        true => {
+            locks::lock_client(tx, &client.id, &reason).await?;
+            "client.locked"
+        }
+        false if locks::unlock_client(tx, &client.id).await? => "client.unlocked",
+        false => return Err(StoreError::Missing("locked client")),
+    };
+    let done = event(name, &client.partner).client(client.path());
+    let done = if reason.is_empty() { done } else { done.reason(reason) };
+    tx.append(&client.partner_id, done).await?;
+    Ok(client.id)
+}
+
+async fn vault_rotate(context: &AdminContext) -> Result<Vec<Value>, CliError> {
+    context.keys.rotate(&context.dir)?;
+    let (keys, home) = (context.keys.clone(), context.home().await.map_err(store_error)?);
+    let done = context.writer.write(move |tx| {
+        Box::pin(async move {
+            let damaged = |error: crate::vault::wrap::WrapError| {
+                StoreError::Corrupt(format!("second factor: {error}"))
+            };
+            let name = keys.current();
+            let all = factors::all(tx).await?;
+            let count = all.len();
+            for factor in all {
+                let sealed = keys.rewrap(factor.place(), &factor.secret).map_err(damaged)?;
+                factors::reseal(tx, &factor.id, sealed, &name).await?;
+            }
+            let partner = tenants::partner_by_id(tx, &home).await?;
+            let count = u64::try_from(count).unwrap_or(u64::MAX);
+            let done = event("vault.rotated", &partner.name)
+                .extra("key", name.clone())
+                .extra("secrets", count);
+            tx.append(&home, done).await?;
+            Ok((name, count))
+        })
+    });
+    let (key, secrets) = done.await.map_err(store_error)?;
+    Ok(vec![json!({"key": key, "secrets_resealed": secrets})])
+}
+
+fn checked(reason: String) -> Result<String, CliError> {
+    if reason.len() > MAX_REASON || reason.chars().any(char::is_control) {
+        let text = format!("a reason has at most {MAX_REASON} bytes, without control characters");
+        return Err(CliError::usage("usage", text));
+    }
+    Ok(reason)
+}
