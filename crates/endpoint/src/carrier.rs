@@ -18,6 +18,7 @@ pub(crate) struct Life {
     acknowledged: AtomicU64,
     sent: AtomicU64,
     data: AtomicU64,
+    pace: AtomicU64,
 }
 
 impl Life {
@@ -33,6 +34,13 @@ impl Life {
     /// How much of what was received is somebody's data.
     pub(crate) fn data(&self) -> u64 {
         self.data.load(Ordering::Relaxed)
+    }
+    /// Bytes per second that may be sent; 0: as many as there are.
+    pub(crate) fn pace(&self) -> u64 {
+        self.pace.load(Ordering::Relaxed)
+    }
+    pub(crate) fn set_pace(&self, rate: Option<u64>) {
+        self.pace.store(rate.unwrap_or(0), Ordering::Relaxed);
     }
     /// Received, acknowledged, sent.
     pub(crate) fn read(&self) -> (u64, u64, u64) {

@@ -27,6 +27,8 @@ use crate::{
 const BUSY_FOR: Duration = Duration::from_secs(2);
 /// How often the round trip of a relayed carrier is measured.
 const PING_EVERY: Duration = Duration::from_secs(5);
+/// Somebody counts as typing for so long after data came over the interactive connection.
+const TYPING: Duration = Duration::from_secs(5);
 /// And once more when nothing more is received for so long.
 const CEASED: Duration = Duration::from_millis(250);
 /// A relayed carrier that has been silent for so long is made anew: after a change of address on
@@ -55,6 +57,13 @@ pub(crate) struct CarrierUp {
     pub(crate) life: Arc<Life>,
     pub(crate) direct: Option<Direct>,
     pub(crate) stop: CancellationToken,
+}
+
+impl Carrier {
+    /// Relayed, and not for bulk.
+    fn is_interactive(&self) -> bool {
+        self.up.relay.as_ref().is_some_and(|relay| relay.slot == 0)
+    }
 }
 
 impl CarrierUp {
@@ -260,6 +269,7 @@ impl Driver {
                 self.look_at_relayed(number, received, now);
             }
         }
+        self.pace_bulk(now);
         self.update_totals();
     }
 
@@ -278,6 +288,29 @@ impl Driver {
         if ceased || now >= carrier.next_ping {
             carrier.asked_since = true;
             self.ping(number, now);
+        }
+    }
+
+    /// Bulk gives way to what a person waits for.
+    fn pace_bulk(&mut self, now: Instant) {
+        let bulk = |c: &Carrier| c.up.relay.as_ref().is_some_and(|r| r.slot == 1);
+        let sends = |n: CarrierNumber| self.p.shared.with(|resume, _| resume.outstanding(n));
+        let found = self.carriers.iter().find(|(n, c)| bulk(c) && sends(**n));
+        let found = found.map(|(n, c)| (*n, c.up.life.clone()));
+        let number = found.as_ref().map(|(n, _)| *n);
+        if self.paced != number {
+            self.paced = number;
+            self.pace.restart();
+        }
+        let Some((number, life)) = found else { return };
+        let acknowledged = self.p.shared.with(|resume, _| resume.acknowledged(number));
+        let rate = self.pace.handle_delivered(acknowledged, now);
+        let interactive = self.carriers.iter().filter(|(_, c)| c.is_interactive());
+        let asked = interactive.max_by_key(|(_, c)| c.data.1);
+        let asked = asked.filter(|(_, c)| now < c.data.1 + TYPING).map(|(n, _)| *n);
+        life.set_pace(rate.filter(|_| asked.is_some()));
+        if let Some(asked) = asked {
+            self.ping(asked, now);
         }
     }
 
@@ -325,6 +358,9 @@ impl Driver {
         if let Some(ping) = carrier.pinged.take_if(|ping| ping.nonce == nonce) {
             let rtt = now.saturating_duration_since(ping.sent);
             carrier.rtt = Some(rtt);
+            if carrier.is_interactive() {
+                self.pace.handle_rtt(rtt, now);
+            }
             self.chooser.handle_rtt(number, rtt, now);
             let outstanding = self.p.shared.with(|resume, _| {
                 resume.set_rtt(number, rtt);

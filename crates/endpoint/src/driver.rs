@@ -36,6 +36,7 @@ use crate::{
     lease::{LeaseEvent, LeaseTimer},
     link::ControlLink,
     memory::Memory,
+    pace::Pace,
     punching::{Punching, Validated},
     relays::{RelayKey, Relays, Rtts},
     report::Reports,
@@ -127,6 +128,9 @@ pub(crate) struct Driver {
     /// Since when there has been no carrier.
     pub(crate) stranded: Option<Instant>,
     pub(crate) had_carrier: bool,
+    pub(crate) pace: Pace,
+    /// The carrier whose bulk is watched.
+    pub(crate) paced: Option<CarrierNumber>,
     pub(crate) relays: Relays,
     pub(crate) relay_stops: BTreeMap<RelayKey, CancellationToken>,
     pub(crate) relay_news: watch::Receiver<u64>,
@@ -151,6 +155,8 @@ impl Driver {
             busy_until: now,
             stranded: Some(now),
             had_carrier: false,
+            pace: Pace::new(now),
+            paced: None,
             relays: Relays::new(p.role, p.session, now),
             relay_stops: BTreeMap::new(),
             relay_news: p.memory.subscribe(),

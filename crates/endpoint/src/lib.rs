@@ -28,6 +28,7 @@ mod local;
 mod memory;
 mod netcheck;
 mod opening;
+mod pace;
 mod punching;
 mod reach;
 mod relayed;

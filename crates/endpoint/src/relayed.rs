@@ -1,6 +1,6 @@
 //! The relayed carrier: records in Noise messages over a joined TCP stream.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use adit_net::noise::{
     RecordOpener, RecordSealer,
@@ -14,6 +14,7 @@ use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::Notify,
+    time::{Instant, sleep_until},
 };
 
 use crate::{
@@ -26,10 +27,15 @@ const READ_SIZE: usize = 256 * 1024;
 /// Bytes not yet sent that the kernel may hold. More would stand before a keystroke, and before
 /// everything else when the path gets worse.
 const NOT_SENT_LOWAT: u32 = 128 * 1024;
+/// Paced, so much is sent at once as takes this long, but not less than [`MIN_PIECE`].
+const PIECE: Duration = Duration::from_millis(1000 / PIECES_PER_S);
+const PIECES_PER_S: u64 = 200;
+/// See [`PIECE`].
+const MIN_PIECE: usize = 4 * 1024;
 /// What the kernel sent and nobody acknowledged for so long has no connection any more. The path
 /// machine leaves such a carrier long before.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-const UNACKNOWLEDGED: std::time::Duration = std::time::Duration::from_secs(10);
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
 /// A relayed carrier after its handshake.
 pub(crate) struct Relayed<S> {
@@ -89,11 +95,13 @@ async fn send(
     life: &Life,
 ) -> Result<(), CarrierEnd> {
     let mut frame = BytesMut::with_capacity(FRAME_HEADER + MAX_NOISE_MESSAGE);
+    let mut next = Instant::now();
     loop {
         frame.clear();
         frame.resize(FRAME_HEADER, 0);
-        let some = shared
-            .with(|resume, now| fill_message(resume, number, &mut frame, MAX_NOISE_PAYLOAD, now));
+        let pace = life.pace();
+        let limit = piece(pace);
+        let some = shared.with(|resume, now| fill_message(resume, number, &mut frame, limit, now));
         if !some {
             transmit.notified().await;
             continue;
@@ -102,7 +110,24 @@ async fn send(
         life.count_sent();
         write.write_all(&frame).await?;
         write.flush().await?;
+        if let Some(took) = (frame.len() as u64 * 1_000_000).checked_div(pace) {
+            // A late timer is made up for, an idle time is not.
+            let now = Instant::now();
+            next = next.max(now - PIECE) + Duration::from_micros(took);
+            if next > now {
+                sleep_until(next).await;
+            }
+        }
     }
+}
+
+/// Bytes that are sent at once.
+fn piece(pace: u64) -> usize {
+    if pace == 0 {
+        return MAX_NOISE_PAYLOAD;
+    }
+    let bytes = usize::try_from(pace / PIECES_PER_S).unwrap_or(usize::MAX);
+    bytes.clamp(MIN_PIECE, MAX_NOISE_PAYLOAD)
 }
 
 /// Reads one whole frame of the handshake.

@@ -65,6 +65,8 @@ const DEFAULT_RTT: Duration = Duration::from_millis(100);
 struct Carrier {
     shape: Shape,
     rtt: Option<Duration>,
+    /// Bytes of ours that the peer acknowledged while they were sent here.
+    acknowledged: u64,
     /// Our ping that has no answer yet: only its answer is an event.
     pinged: Option<u64>,
     control: VecDeque<Record>,
@@ -129,6 +131,7 @@ impl Resume {
             Carrier {
                 shape,
                 rtt: None,
+                acknowledged: 0,
                 pinged: None,
                 control: VecDeque::new(),
                 ready: VecDeque::new(),
@@ -642,6 +645,11 @@ impl Resume {
         self.channels.values().any(|c| c.bulk)
     }
 
+    /// Bytes of channels that send on this carrier, acknowledged since it is up.
+    pub fn acknowledged(&self, number: CarrierNumber) -> u64 {
+        self.carriers.get(&number).map_or(0, |c| c.acknowledged)
+    }
+
     /// Is there data that a carrier has been given and the peer has not delivered?
     pub fn outstanding(&self, number: CarrierNumber) -> bool {
         self.channels.values().any(|c| c.tx == Some(number) && c.send.acked() < c.send.sent_max())
@@ -768,7 +776,11 @@ impl Resume {
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
         let held = channel.send.held();
         let result = channel.handle_ack(carrier, delivered, credit);
-        self.held -= held - channel.send.held();
+        let freed = held - channel.send.held();
+        self.held -= freed;
+        if let Some(carrier) = channel.tx.and_then(|tx| self.carriers.get_mut(&tx)) {
+            carrier.acknowledged += freed;
+        }
         result?;
         let done = channel.complete();
         let on = channel.tx;
