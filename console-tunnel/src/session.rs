@@ -12,10 +12,11 @@ use adit_control::{
 use adit_endpoint::{
     CarrierChoice, ControlLink, Endpoint, EndpointConfig, Link, OpenError, OpenRequest,
 };
-use adit_protocol::{ticket::Role, wire::frame::Body};
+use adit_net::interfaces;
+use adit_protocol::{target::Target, ticket::Role, wire::frame::Body};
 use adit_runtime::{cli::CliError, shutdown::STOP_DEADLINE};
 use tokio::{sync::mpsc, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use adit_endpoint::{Explanation, Session, SessionEvent, SessionHandle};
 
@@ -26,7 +27,6 @@ use crate::{
     link::{Caller, refuse},
     state::KnownComputer,
 };
-use adit_protocol::target::Target;
 
 /// What was learnt of relays, in the data directory: the next console need not measure again.
 const RELAY_CACHE: &str = "relays";
@@ -78,7 +78,7 @@ impl Sessions {
         };
         let mut tasks = JoinSet::new();
         let (owned, mut first) = (caller.clone(), Some(pipelined));
-        let (_, mut events, keep_up) = Persistent::start(move || {
+        let (persistent, mut events, keep_up) = Persistent::start(move || {
             owned.config(owned.account.trust.into(), first.take().unwrap_or_default())
         });
         tasks.spawn(keep_up);
@@ -105,6 +105,7 @@ impl Sessions {
         endpoint.set_relays(&connected.welcome.relays);
         let (peer, replies) = (connected.peer.clone(), std::mem::take(&mut connected.replies));
         tasks.spawn(keep_informed(endpoint.clone(), control, events, connected.incoming));
+        tasks.spawn(watch_network(endpoint.clone(), persistent));
         Ok(Self { endpoint, peer, replies, tasks })
     }
 
@@ -201,6 +202,28 @@ async fn keep_informed(
                 // The connection ended; its event says why.
                 None => incoming = None,
             },
+        }
+    }
+}
+
+/// Tells everyone when addresses change or the machine slept, so that nobody waits for a timeout.
+async fn watch_network(endpoint: Arc<Endpoint>, persistent: Persistent) {
+    let tracker = TaskTracker::new();
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let mut changes = match interfaces::watch(&tracker, stop).await {
+        Ok(changes) => changes,
+        Err(error) => {
+            tracing::warn!(%error, "roaming is noticed by timeouts only");
+            // Pokes are lost, the connection is not: its handle stays.
+            return std::future::pending().await;
+        }
+    };
+    while let Some(change) = changes.recv().await {
+        if change.major || change.resumed {
+            tracing::info!(resumed = change.resumed, "network changed");
+            persistent.poke();
+            endpoint.network_changed();
         }
     }
 }
