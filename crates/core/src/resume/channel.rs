@@ -1,6 +1,9 @@
 //! One redirected TCP connection.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use adit_protocol::{
     ids::{CarrierNumber, ChannelId},
@@ -50,8 +53,9 @@ pub(super) struct Channel {
     /// On any carrier, at any time.
     fin_ever_sent: bool,
     fin_acked: bool,
-    /// Acknowledgements must not go back on one carrier; across carriers they may.
-    last_ack: (Option<CarrierNumber>, u64),
+    /// Last acknowledgement on each carrier. They must not go back on one carrier; those of
+    /// different carriers overtake one another.
+    acked_on: BTreeMap<CarrierNumber, u64>,
     pub(super) bulk: bool,
     calm_s: u8,
     moved_bytes: u64,
@@ -86,7 +90,7 @@ impl Channel {
             fin_sent: false,
             fin_ever_sent: false,
             fin_acked: false,
-            last_ack: (None, 0),
+            acked_on: BTreeMap::new(),
             bulk: false,
             calm_s: 0,
             moved_bytes: 0,
@@ -126,6 +130,7 @@ impl Channel {
         }
         self.pending.open.take_if(|c| *c == carrier);
         self.pending.attach.take_if(|c| *c == carrier);
+        self.acked_on.remove(&carrier);
     }
 
     /// The peer's `Attach`. Gives `true` if sending now happens on that carrier.
@@ -195,7 +200,7 @@ impl Channel {
         delivered: u64,
         credit: u64,
     ) -> Result<(), Violation> {
-        if self.last_ack.0 == Some(carrier) && delivered < self.last_ack.1 {
+        if self.acked_on.get(&carrier).is_some_and(|last| delivered < *last) {
             return Err(Violation("ack went back"));
         }
         let fin = self.local_fin && delivered == self.send.end() + 1;
@@ -207,7 +212,7 @@ impl Channel {
             self.send.ack(bytes)?;
         }
         self.fin_acked |= fin;
-        self.last_ack = (Some(carrier), delivered.max(self.last_ack.1));
+        self.acked_on.insert(carrier, delivered);
         self.credit = self.credit.max(credit);
         Ok(())
     }

@@ -451,6 +451,46 @@ fn lies_kill_the_carrier() {
     assert!(agent.handle_record(n, &attach, now).is_err(), "received what was not sent");
 }
 
+/// Acknowledgements queued on a slow carrier arrive after newer ones over the carrier to which
+/// the channel moved. Both carriers are honest and stay.
+#[test]
+fn acks_of_two_carriers_may_overtake_one_another() {
+    for seed in 0..300 {
+        let (mut agent, slow, id, now) = agent();
+        let mut rng = StdRng::seed_from_u64(seed);
+        let quick = CarrierNumber(2);
+        assert!(agent.carrier_up(quick, Shape::Streams));
+        let total = INITIAL_WINDOW;
+        agent.handle_local_data(id, Bytes::from(vec![0; total as usize]), now);
+        agent.handle_local_fin(id, now);
+        while agent.poll_transmit(slow, 1 << 20, now).is_some() {}
+        // What the console said, in its order, each on the carrier in use then.
+        let mut said: Vec<u64> = (0..20).map(|_| rng.random_range(0..=total)).collect();
+        said.sort_unstable();
+        said.push(total + 1); // the Fin
+        let mut queues = [VecDeque::new(), VecDeque::new()];
+        for delivered in said {
+            queues[usize::from(rng.random_bool(0.5))].push_back(delivered);
+        }
+        let mut highest = 0;
+        while queues.iter().any(|q| !q.is_empty()) {
+            let which = usize::from(rng.random_bool(0.5));
+            let Some(delivered) = queues[which].pop_front() else { continue };
+            highest = highest.max(delivered);
+            let ack = Record::Ack { channel: id, delivered, credit: delivered };
+            let carrier = [slow, quick][which];
+            agent.handle_record(carrier, &ack, now).unwrap_or_else(|v| panic!("{v}, seed {seed}"));
+            assert_eq!(agent.channels[&id].send.acked(), highest.min(total), "seed {seed}");
+            if let Some(delivered) = delivered.checked_sub(1) {
+                let back = Record::Ack { channel: id, delivered, credit: 0 };
+                assert!(agent.handle_record(carrier, &back, now).is_err(), "back on one carrier");
+            }
+            let beyond = Record::Ack { channel: id, delivered: total + 2, credit: 0 };
+            assert!(agent.handle_record(carrier, &beyond, now).is_err(), "beyond what was sent");
+        }
+    }
+}
+
 #[test]
 fn a_keystroke_takes_its_turn_beside_bulk() {
     let (mut w, n, bulk) = pair(Shape::Shared);
