@@ -24,6 +24,8 @@ use crate::process::{run, text};
 
 /// Addresses of the host that the mediator runs on.
 pub const MED1: &str = "203.0.113.10";
+/// Another address of it: two tell address-dependent NATs from others.
+pub const MED1_MORE: &str = "203.0.113.11";
 /// The same for IPv6.
 pub const MED1_V6: &str = "2001:db8:113::10";
 /// Address of the host that the first relay runs on.

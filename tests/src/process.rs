@@ -295,6 +295,14 @@ pub fn run_within(time: Duration, name: &str, command: &Command, input: &str) ->
     Ok(Finished { code: status.code().unwrap_or(-1), stdout: text(out), stderr: text(err) })
 }
 
+/// Waits for a time, whole: parking alone may end early.
+pub fn pause(time: Duration) {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        thread::park_timeout(left);
+    }
+}
+
 /// A string of a JSON object, empty if it is not there.
 pub fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()

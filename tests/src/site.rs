@@ -17,7 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    lab::{Lab, MED1, MED1_V6, RELAY1, RELAY1_V6, RELAY2, RELAY2_V6},
+    lab::{Lab, MED1, MED1_MORE, MED1_V6, RELAY1, RELAY1_V6, RELAY2, RELAY2_V6},
     process::{Finished, Process, run, text},
 };
 
@@ -58,6 +58,10 @@ pub struct Site {
     pub partner: String,
     /// Log level of the programs, if not their own.
     pub log_level: Option<String>,
+    /// A laboratory's proxies are told by variable instead of by option.
+    pub proxy_from_environment: bool,
+    /// Another proxy than the laboratory's.
+    pub proxy_instead: Option<String>,
 }
 
 impl Site {
@@ -107,6 +111,8 @@ impl Site {
             admin: Default::default(),
             partner: String::new(),
             log_level: None,
+            proxy_from_environment: false,
+            proxy_instead: None,
         })
     }
 
@@ -136,7 +142,9 @@ impl Site {
         };
         let mut command = Command::new(self.programs.join(program));
         command.args(args).arg("--data-dir").arg(self.data_dir(instance));
-        if let Some(proxy) = self.lab.as_ref().and_then(|lab| lab.proxy(host)) {
+        let proxy = self.lab.as_ref().and_then(|lab| lab.proxy(host));
+        let proxy = proxy.map(|own| self.proxy_instead.as_deref().unwrap_or(own));
+        if let Some(proxy) = proxy.filter(|_| !self.proxy_from_environment) {
             command.args(["--proxy", proxy]);
         }
         if let Some(level) = &self.log_level {
@@ -148,6 +156,9 @@ impl Site {
             if upper.starts_with("ADIT_") || upper.ends_with("_PROXY") {
                 command.env_remove(name);
             }
+        }
+        if let Some(proxy) = proxy.filter(|_| self.proxy_from_environment) {
+            command.env("HTTPS_PROXY", proxy);
         }
         self.on(host, command)
     }
@@ -274,6 +285,16 @@ impl Site {
         self.fingerprint = text(&made, "fingerprint").to_owned();
         self.admin = (text(&made, "admin").to_owned(), text(&made, "admin_password").to_owned());
         self.partner = text(&made, "partner").to_owned();
+        if self.lab.is_some() {
+            // Two addresses, as a mediator ought to have.
+            let file = self.data_dir("mediator").join("mediator.toml");
+            let more = format!(
+                "[server]\nlisten = [\"{MED1}\", \"{MED1_MORE}\", \"{MED1_V6}\"]\nstun_443 = true\n"
+            );
+            let old = fs::read_to_string(&file)?;
+            ensure!(old.contains("[server]\n"), "{}: {old}", file.display());
+            fs::write(&file, old.replacen("[server]\n", &more, 1))?;
+        }
         self.url = format!("https://{host}:{port}");
         (self.port, self.stun_port) = (port, stun);
         self.serve("mediator", &["serve", "--json"])?;

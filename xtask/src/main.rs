@@ -9,6 +9,7 @@ mod ci;
 mod demo;
 mod fuzz;
 mod packages;
+mod paths;
 mod process;
 mod test;
 
@@ -26,6 +27,10 @@ cargo xtask COMMAND
                               programs, e2e; more arguments after -- go to the end-to-end tests
   ci [CHECK…]                 formatting, lints, docs, dependencies, licences, house rules
   fuzz [--seconds N] [TARGET…]  runs the fuzz targets (needs cargo-fuzz)
+  paths [matrix|changes|--hard] [--long] [--jobs N] [--seed N] [--runs N] [NAME…]
+                              every pair of networks against theory, then changes of a network
+                              (Linux, root); --hard: what is luck, a hundred times; --long: scenes
+                              that take minutes; writes the tables of docs/paths.md
   bench [--quick] [ARGS…]     side-by-side benchmarks (Linux, root), writes
                               target/bench/report.md; fails if a bar is missed
 
@@ -33,6 +38,7 @@ Examples
   cargo xtask demo --once
   cargo xtask ci tidy edges
   cargo xtask test e2e -- loopback::
+  cargo xtask paths matrix 'port-restricted+*' same/dual
 ";
 
 fn main() -> ExitCode {
@@ -61,6 +67,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         "ci" => ci::run(rest)?,
         "fuzz" => fuzz::run(rest)?,
         "bench" => return bench::run(rest),
+        "paths" => return paths::run(rest),
         "help" | "--help" | "-h" => print!("{USAGE}"),
         other => bail!("no such command: {other}\n\n{USAGE}"),
     }

@@ -1,68 +1,118 @@
-//! `adit-paths`: the matrix of networks and the changes of a network, for `cargo xtask paths`.
+//! `adit-paths`: the matrix of networks, the hard pairs often, and changes of a network, for
+//! `cargo xtask paths`.
 
-use std::{fs, process::ExitCode};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use adit_tests::paths::{
-    changes,
+    changes, docs, hard,
     matrix::{self, Options},
     oracle,
 };
 use anyhow::{Context as _, Result, bail};
 
+/// Runs of each representative of the hard class.
+const HARD_RUNS: u64 = 100;
+
+struct Args {
+    options: Options,
+    only: Vec<String>,
+    what: Option<String>,
+    json: Option<PathBuf>,
+    docs: Option<PathBuf>,
+    runs: u64,
+    long: bool,
+}
+
 fn main() -> Result<ExitCode> {
-    let mut options = Options { jobs: 6, seed: 1, retries: 0, log_level: None };
-    let (mut only, mut json, mut what) = (Vec::new(), None, None);
-    let mut long = false;
+    let args = parse()?;
+    let misses = match args.what.as_deref() {
+        Some("matrix") => pairs(&args)?,
+        Some("changes") => scenes(&args)?,
+        Some("hard") => luck(&args)?,
+        None => [pairs(&args)?, scenes(&args)?].concat(),
+        Some(other) => bail!("matrix, changes or hard, not {other}"),
+    };
+    for miss in &misses {
+        println!("MISSED {miss}");
+    }
+    println!("{} missed", misses.len());
+    Ok(if misses.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn parse() -> Result<Args> {
+    let options = Options { jobs: 6, seed: 1, retries: 0, log_level: None };
+    let mut found = Args {
+        options,
+        only: Vec::new(),
+        what: None,
+        json: None,
+        docs: None,
+        runs: HARD_RUNS,
+        long: false,
+    };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
-            "--jobs" => options.jobs = value()?.parse()?,
-            "--seed" => options.seed = value()?.parse()?,
-            "--retries" => options.retries = value()?.parse()?,
-            "--log-level" => options.log_level = Some(value()?),
-            "--json" => json = Some(value()?),
-            "--long" => long = true,
+            "--jobs" => found.options.jobs = value()?.parse()?,
+            "--seed" => found.options.seed = value()?.parse()?,
+            "--retries" => found.options.retries = value()?.parse()?,
+            "--log-level" => found.options.log_level = Some(value()?),
+            "--json" => found.json = Some(value()?.into()),
+            "--docs" => found.docs = Some(value()?.into()),
+            "--runs" => found.runs = value()?.parse()?,
+            "--long" => found.long = true,
             word if word.starts_with('-') => bail!("no such option: {word}"),
-            word if what.is_none() => what = Some(word.to_owned()),
-            word => only.push(word.to_owned()),
+            word if found.what.is_none() => found.what = Some(word.to_owned()),
+            word => found.only.push(word.to_owned()),
         }
     }
-    match what.as_deref() {
-        Some("matrix") => pairs(&only, json, &options),
-        Some("changes") => scenes(&only, long, &options),
-        other => bail!("matrix or changes, not {other:?}"),
+    Ok(found)
+}
+
+impl Args {
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|o| matches(o, name))
+    }
+
+    fn write(&self, part: &str, text: &str) -> Result<()> {
+        match &self.docs {
+            // What is only a part of the whole is not written down.
+            Some(file) if self.only.is_empty() => docs::replace(file, part, text),
+            _ => Ok(()),
+        }
     }
 }
 
-fn pairs(only: &[String], json: Option<String>, options: &Options) -> Result<ExitCode> {
-    let wanted = |name: &str| only.is_empty() || only.iter().any(|o| matches(o, name));
-    let cases = oracle::cases().into_iter().filter(|c| wanted(&c.scenario)).collect();
-    let report = matrix::run("paths", cases, options)?;
+fn pairs(args: &Args) -> Result<Vec<String>> {
+    let cases = oracle::cases().into_iter().filter(|c| args.wants(&c.scenario)).collect();
+    let report = matrix::run("paths", cases, &args.options)?;
     println!("{}", report.matrix());
-    if let Some(file) = json {
+    if let Some(file) = &args.json {
         let lines: Vec<_> =
             report.results.iter().map(|(case, o)| o.json(case).to_string()).collect();
         fs::write(file, lines.join("\n"))?;
     }
-    Ok(verdict(&report.misses()))
+    args.write("oracle", &oracle::reasons())?;
+    args.write("matrix", &report.markdown())?;
+    args.write("times", &report.times())?;
+    Ok(report.misses())
 }
 
-fn scenes(only: &[String], long: bool, options: &Options) -> Result<ExitCode> {
-    let named = |name: &str| only.iter().any(|o| matches(o, name));
+fn scenes(args: &Args) -> Result<Vec<String>> {
     let mut scenes = changes::scenes();
-    scenes.retain(|s| if only.is_empty() { long || !s.long } else { named(s.name) });
-    let report = changes::run("changes", scenes, options)?;
+    scenes.retain(|s| args.wants(s.name) && (args.long || !s.long || !args.only.is_empty()));
+    let report = changes::run("changes", scenes, &args.options)?;
     println!("{}in {:.0} s", report.table(), report.took.as_secs_f32());
-    Ok(verdict(&report.misses()))
+    args.write("changes", &report.table())?;
+    Ok(report.misses())
 }
 
-fn verdict(misses: &[String]) -> ExitCode {
-    for miss in misses {
-        println!("MISSED {miss}");
-    }
-    println!("{} missed", misses.len());
-    if misses.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+fn luck(args: &Args) -> Result<Vec<String>> {
+    let (table, problems) = hard::run("hard", args.runs, &args.only, &args.options)?;
+    println!("{table}");
+    args.write("hard", &table)?;
+    Ok(problems)
 }
 
 /// `*` stands for one side, or for the rest of a name.

@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::peer::{Check, fill};
+use crate::{
+    peer::{Check, fill},
+    process::pause,
+};
 
 /// Bytes sent at once.
 const PIECE: usize = 4096;
@@ -148,7 +151,7 @@ fn send(mut out: &TcpStream, shared: &Shared, me: usize, seed: u64, rate: u64) -
         offset += PIECE as u64;
         shared.sent[me].store(offset, Ordering::Relaxed);
         let due = begin + Duration::from_micros(offset * 1_000_000 / rate);
-        thread::park_timeout(due.saturating_duration_since(Instant::now()));
+        pause(due.saturating_duration_since(Instant::now()));
     }
     out.shutdown(Shutdown::Write)?;
     Ok(())
@@ -197,7 +200,7 @@ mod tests {
         let local = server.listener.local_addr().unwrap();
         let begin = Instant::now();
         let flow = Flow::start(&server, local, 7, 1_000_000).unwrap();
-        thread::park_timeout(Duration::from_millis(300));
+        pause(Duration::from_millis(300));
         let flowed = flow.finish().unwrap();
         assert!(flowed.bytes.0 > 50_000 && flowed.bytes.1 > 50_000, "{flowed:?}");
         assert!(flowed.stall_since(begin) < Duration::from_millis(250), "{flowed:?}");

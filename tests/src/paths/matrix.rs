@@ -60,6 +60,32 @@ pub fn run(test: &str, cases: Vec<Case>, options: &Options) -> Result<Report> {
     Ok(Report { results, took: begin.elapsed(), logs })
 }
 
+/// Tries one case with many seeds.
+pub fn repeat(test: &str, case: &Case, runs: u64, options: &Options) -> Result<Vec<Outcome>> {
+    let mut bench = Bench::new(&format!("{test}/setup"))?;
+    bench.log_level.clone_from(&options.log_level);
+    let seeds = Mutex::new(options.seed..options.seed + runs);
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| -> Result<()> {
+        let work = || -> Result<()> {
+            let server = bench.another()?;
+            loop {
+                let seed = seeds.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some(seed) = seed else { return Ok(()) };
+                let name = format!("{test}/{}-{seed}", case.scenario);
+                let outcome = bench.try_pair(&server, &name, case, seed);
+                if outcome.problems.is_empty() {
+                    let _ = fs::remove_dir_all(artifacts_path(&name));
+                }
+                done.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
+            }
+        };
+        let workers: Vec<_> = (0..options.jobs).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|w| w.join().unwrap_or(Ok(())))
+    })?;
+    Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
 type Queue = Mutex<VecDeque<(usize, Case)>>;
 type Done = Mutex<Vec<(usize, Case, Outcome)>>;
 
@@ -104,6 +130,63 @@ impl Report {
         missed.map(tell).collect()
     }
 
+    /// The matrix in Markdown: time to direct in seconds, `relayed`, or `**missed**`.
+    pub fn markdown(&self) -> String {
+        let mut out = String::from("| Console \\ agent |");
+        KINDS.iter().for_each(|k| out.push_str(&format!(" {} |", k.name)));
+        out.push_str("\n|---|");
+        KINDS.iter().for_each(|_| out.push_str("--:|"));
+        for console in KINDS {
+            let _ = write!(out, "\n| **{}** |", console.name);
+            for agent in KINDS {
+                let scenario = format!("{}+{}", console.name, agent.name);
+                let found = self.results.iter().find(|(case, _)| case.scenario == scenario);
+                let cell = found.map(|(case, outcome)| marked(case, outcome)).unwrap_or_default();
+                let _ = write!(out, " {cell} |");
+            }
+        }
+        out.push_str("\n\n| One LAN or one carrier | | Why |\n|---|--:|---|\n");
+        for (case, outcome) in self.results.iter().filter(|(c, _)| c.scenario.contains('/')) {
+            let cell = marked(case, outcome);
+            let _ = writeln!(out, "| {} | {cell} | {} |", case.scenario, case.verdict.why);
+        }
+        out
+    }
+
+    /// Times to the first byte and to direct, by class: a table in Markdown.
+    pub fn times(&self) -> String {
+        let mut out = String::from(
+            "| Class | Pairs | First byte, median | 95 % | Direct, median | 95 % | Slowest |\n\
+             |---|--:|--:|--:|--:|--:|--:|\n",
+        );
+        for class in [Class::Easy, Class::Hard, Class::Impossible] {
+            let of = self.results.iter().filter(|(case, _)| case.verdict.class == class);
+            let outcomes: Vec<_> = of.map(|(_, outcome)| outcome).collect();
+            let sorted = |mut times: Vec<f64>| {
+                times.sort_by(f64::total_cmp);
+                times
+            };
+            let first = sorted(outcomes.iter().filter_map(|o| o.first_byte_ms).collect());
+            let direct = sorted(outcomes.iter().filter_map(|o| o.direct_ms).collect());
+            let at = |of: &[f64], percent: usize| {
+                let last = of.len().saturating_sub(1);
+                of.get((of.len() * percent / 100).min(last))
+                    .map_or("–".into(), |t| format!("{t:.0} ms"))
+            };
+            let _ = writeln!(
+                out,
+                "| {class} | {} | {} | {} | {} | {} | {} |",
+                outcomes.len(),
+                at(&first, 50),
+                at(&first, 95),
+                at(&direct, 50),
+                at(&direct, 95),
+                at(&direct, 100)
+            );
+        }
+        out
+    }
+
     /// The matrix as text: `D` direct, `r` relayed, a time in tenths of a second, `!` missed.
     pub fn matrix(&self) -> String {
         let mut out = String::new();
@@ -123,6 +206,20 @@ impl Report {
         }
         let _ = write!(out, "\n{} pairs in {:.0} s", self.results.len(), self.took.as_secs_f32());
         out
+    }
+}
+
+/// A cell of the table: hard ones in italics.
+fn marked(case: &Case, outcome: &Outcome) -> String {
+    let text = match (outcome.carrier.as_str(), outcome.direct_ms) {
+        ("direct", Some(ms)) => format!("{:.1}", ms / 1e3),
+        ("relayed", _) => "r".to_owned(),
+        _ => "?".to_owned(),
+    };
+    match (outcome.problems.is_empty(), case.verdict.class) {
+        (false, _) => format!("**{text}!**"),
+        (true, Class::Hard) => format!("*{text}*"),
+        (true, _) => text,
     }
 }
 

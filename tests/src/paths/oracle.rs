@@ -4,7 +4,7 @@
 //! a port must be guessed or packets race, impossible where nothing within reasonable bounds
 //! helps. What the rules do not cover is an exception, with its own reason.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// What can be expected of a pair.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
@@ -186,6 +186,25 @@ pub fn pair(console: Kind, agent: Kind) -> Case {
         console_v6_only: console.v4.is_none(),
         verdict,
     }
+}
+
+/// The oracle's reasons and which pairs they are for: a table in Markdown.
+pub fn reasons() -> String {
+    let mut found: Vec<(Class, String, Vec<String>)> = Vec::new();
+    for case in cases() {
+        let Verdict { class, why } = case.verdict;
+        match found.iter_mut().find(|(c, w, _)| *c == class && *w == why) {
+            Some((.., pairs)) => pairs.push(case.scenario),
+            None => found.push((class, why, vec![case.scenario])),
+        }
+    }
+    found.sort_by_key(|(class, _, pairs)| (*class, usize::MAX - pairs.len()));
+    let mut out = String::from("| Class | Reason | Pairs | For example |\n|---|---|--:|---|\n");
+    for (class, why, pairs) in found {
+        let example = pairs.first().map(String::as_str).unwrap_or_default();
+        let _ = writeln!(out, "| {class} | {why} | {} | {example} |", pairs.len());
+    }
+    out
 }
 
 /// The case of that scenario.

@@ -15,7 +15,7 @@ use super::oracle::{Case, Class};
 use crate::{
     lab::{Lab, LabServer, MED1, MED1_V6},
     peer::{self, TcpServer},
-    process::{Process, text},
+    process::{Process, pause, text},
     site::Site,
 };
 
@@ -187,7 +187,7 @@ fn follow(console: &mut Process, class: Class, outcome: &mut Outcome) -> Result<
             outcome.direct_ms = Some(after);
             return Ok(());
         }
-        thread::park_timeout(LOOK);
+        pause(LOOK);
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::PathBuf,
     process::Command,
     sync::Arc,
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     lab::{Lab, LabServer, enter},
     peer::{self, TcpServer},
-    process::{Process, run, text},
+    process::{Process, pause, run, text},
     site::{READY, Site},
 };
 
@@ -87,6 +88,11 @@ impl World {
         Ok(())
     }
 
+    /// Address of the forward to the echo service, beside the console.
+    pub fn local() -> Result<SocketAddr> {
+        Ok(LOCAL.parse()?)
+    }
+
     /// The laboratory.
     pub fn lab(&self) -> Result<&Lab> {
         self.site.laboratory()
@@ -141,7 +147,7 @@ impl World {
             if Instant::now() >= deadline {
                 return Ok(None);
             }
-            thread::park_timeout(LOOK);
+            pause(LOOK);
         }
     }
 
@@ -169,7 +175,7 @@ impl World {
     /// Runs a job beside the console with the address of the forward to the echo service.
     pub fn beside_console<T: Send>(
         &self,
-        job: impl FnOnce(std::net::SocketAddr) -> Result<T> + Send,
+        job: impl FnOnce(SocketAddr) -> Result<T> + Send,
     ) -> Result<T> {
         self.lab()?.within("console", || job(LOCAL.parse()?))
     }
@@ -257,11 +263,11 @@ pub fn during_flow(
     rest: Duration,
 ) -> Result<Felt> {
     let flow = world.flow(RATE)?;
-    thread::park_timeout(Duration::from_secs(1));
+    pause(Duration::from_secs(1));
     let since = Instant::now();
     change(world)?;
     let direct = if wait.is_zero() { None } else { world.direct_again(since, wait)? };
-    thread::park_timeout(rest);
+    pause(rest);
     let flowed = flow.finish()?;
     let stall = flowed.stall_since(since);
     Ok(Felt { stall, direct, bytes: flowed.bytes.0 + flowed.bytes.1 })

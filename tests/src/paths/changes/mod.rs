@@ -1,7 +1,10 @@
 //! What happens to networks, and what a session may feel of it: a table of scenes, each with a
 //! laboratory of its own, several at once.
 
+mod hostile;
 mod network;
+mod relays;
+mod restricted;
 
 use std::{
     collections::VecDeque,
@@ -35,6 +38,14 @@ pub struct Scene {
     /// Only in long runs.
     pub long: bool,
     run: fn(&Place<'_>) -> Result<Seen>,
+}
+
+const fn scene(
+    name: &'static str,
+    what: &'static str,
+    run: fn(&Place<'_>) -> Result<Seen>,
+) -> Scene {
+    Scene { name, what, long: false, run }
 }
 
 /// What was measured.
@@ -79,7 +90,8 @@ impl Seen {
 
 /// All scenes.
 pub fn scenes() -> Vec<Scene> {
-    network::scenes().into_iter().collect()
+    let all = [network::scenes(), relays::scenes(), restricted::scenes(), hostile::scenes()];
+    all.into_iter().flatten().collect()
 }
 
 /// What came of all scenes.

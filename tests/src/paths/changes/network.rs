@@ -1,14 +1,14 @@
 //! Networks that change under a running transfer.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{AGAIN, STALL, Scene, Seen};
-use crate::paths::world::{Place, World, during_flow};
+use super::{AGAIN, STALL, Scene, Seen, scene};
+use crate::{
+    paths::world::{Felt, Place, RATE, World, during_flow},
+    process::pause,
+};
 
 /// Time for a first direct carrier.
 const DIRECT: Duration = Duration::from_secs(5);
@@ -16,14 +16,6 @@ const DIRECT: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(2);
 /// Networks of most scenes.
 const PAIR: &str = "port-restricted+port-restricted";
-
-const fn scene(
-    name: &'static str,
-    what: &'static str,
-    run: fn(&Place<'_>) -> Result<Seen>,
-) -> Scene {
-    Scene { name, what, long: false, run }
-}
 
 pub(super) fn scenes() -> Vec<Scene> {
     vec![
@@ -78,23 +70,20 @@ fn direct_world(place: &Place<'_>, scenario: &str) -> Result<World> {
 
 fn udp_dies(place: &Place<'_>, side: &str) -> Result<Seen> {
     let mut world = direct_world(place, PAIR)?;
-    let flow = world.flow(super::super::world::RATE)?;
-    thread::park_timeout(Duration::from_secs(1));
+    let flow = world.flow(RATE)?;
+    pause(Duration::from_secs(1));
     let since = Instant::now();
     let before = world.events()?;
     world.ctl(&format!("set {side}-nat allow=no-udp"))?;
     world.wait_active(before, "relayed", DIRECT)?;
-    thread::park_timeout(REST);
+    pause(REST);
     let back = Instant::now();
     world.ctl(&format!("set {side}-nat allow=all"))?;
     let direct = world.direct_again(back, Duration::from_secs(60))?;
-    thread::park_timeout(Duration::from_secs(1));
+    pause(Duration::from_secs(1));
     let flowed = flow.finish()?;
-    let felt = crate::paths::world::Felt {
-        stall: flowed.stall_since(since),
-        direct,
-        bytes: flowed.bytes.0 + flowed.bytes.1,
-    };
+    let felt =
+        Felt { stall: flowed.stall_since(since), direct, bytes: flowed.bytes.0 + flowed.bytes.1 };
     world.close()?;
     Ok(Seen::felt(&felt, STALL, Some(AGAIN)))
 }
@@ -118,7 +107,7 @@ fn roam(place: &Place<'_>) -> Result<Seen> {
 
 fn short_timeout(place: &Place<'_>) -> Result<Seen> {
     let mut world = direct_world(place, "short-timeout")?;
-    thread::park_timeout(Duration::from_secs(8));
+    pause(Duration::from_secs(8));
     let before = Instant::now();
     world.use_it()?;
     let mut seen = Seen::note(format!("first use after it: {} ms", before.elapsed().as_millis()));
@@ -135,21 +124,21 @@ fn short_timeout(place: &Place<'_>) -> Result<Seen> {
 fn sleep(place: &Place<'_>, who: &'static str, seconds: u64) -> Result<Seen> {
     let mut world = direct_world(place, PAIR)?;
     let roles: &[&str] = if who == "both" { &["agent", "console"] } else { &[who] };
-    let flow = world.flow(super::super::world::RATE)?;
-    thread::park_timeout(Duration::from_secs(1));
+    let flow = world.flow(RATE)?;
+    pause(Duration::from_secs(1));
     for role in roles {
         world.process(role)?.signal("STOP")?;
     }
-    thread::park_timeout(Duration::from_secs(seconds));
+    pause(Duration::from_secs(seconds));
     let awake = Instant::now();
     for role in roles {
         world.process(role)?.signal("CONT")?;
     }
-    thread::park_timeout(Duration::from_secs(6));
+    pause(Duration::from_secs(6));
     let direct = world.active()? == "direct";
     let flowed = flow.finish()?;
     // The pause while asleep is no stall: what counts is what comes after the first second.
-    let felt = crate::paths::world::Felt {
+    let felt = Felt {
         stall: flowed.stall_since(awake).saturating_sub(Duration::from_secs(seconds)),
         direct: direct.then_some(Duration::ZERO),
         bytes: flowed.bytes.0 + flowed.bytes.1,
@@ -166,18 +155,18 @@ fn sleep(place: &Place<'_>, who: &'static str, seconds: u64) -> Result<Seen> {
 fn link(place: &Place<'_>, side: &'static str) -> Result<Seen> {
     let mut world = direct_world(place, PAIR)?;
     let gateway = world.lab()?.info()["hosts"][side]["gw4"].as_str().unwrap_or_default().to_owned();
-    let flow = world.flow(super::super::world::RATE)?;
-    thread::park_timeout(Duration::from_secs(1));
+    let flow = world.flow(RATE)?;
+    pause(Duration::from_secs(1));
     world.tool(side, &["ip", "link", "set", "eth0", "down"])?;
-    thread::park_timeout(Duration::from_secs(3));
+    pause(Duration::from_secs(3));
     world.tool(side, &["ip", "link", "set", "eth0", "up"])?;
     let route = ["ip", "route", "replace", "default", "via", &gateway, "dev", "eth0", "onlink"];
     let up = Instant::now();
     world.tool(side, &route)?;
-    thread::park_timeout(Duration::from_secs(6));
+    pause(Duration::from_secs(6));
     let direct = world.active()? == "direct";
     let flowed = flow.finish()?;
-    let felt = crate::paths::world::Felt {
+    let felt = Felt {
         stall: flowed.stall_since(up).saturating_sub(Duration::from_secs(3)),
         direct: None,
         bytes: flowed.bytes.0 + flowed.bytes.1,
@@ -205,10 +194,10 @@ fn family(place: &Place<'_>, dies: &'static str) -> Result<Seen> {
 
 fn silence(place: &Place<'_>, seconds: u64) -> Result<Seen> {
     let mut world = direct_world(place, PAIR)?;
-    let flow = world.flow(super::super::world::RATE)?;
-    thread::park_timeout(Duration::from_secs(1));
+    let flow = world.flow(RATE)?;
+    pause(Duration::from_secs(1));
     world.ctl("set agent off=1")?;
-    thread::park_timeout(Duration::from_secs(seconds));
+    pause(Duration::from_secs(seconds));
     let back = Instant::now();
     world.ctl("set agent off=0")?;
     let direct = loop {
@@ -219,11 +208,11 @@ fn silence(place: &Place<'_>, seconds: u64) -> Result<Seen> {
         if back.elapsed() > AGAIN * 4 {
             break None;
         }
-        thread::park_timeout(Duration::from_millis(50));
+        pause(Duration::from_millis(50));
     };
-    thread::park_timeout(REST);
+    pause(REST);
     let flowed = flow.finish()?;
-    let felt = crate::paths::world::Felt {
+    let felt = Felt {
         stall: flowed.stall_since(back).saturating_sub(Duration::from_secs(seconds)),
         direct,
         bytes: flowed.bytes.0 + flowed.bytes.1,
@@ -246,7 +235,7 @@ fn mtu(place: &Place<'_>, option: &str) -> Result<Seen> {
 
 fn shrinks(place: &Place<'_>) -> Result<Seen> {
     let mut world = direct_world(place, PAIR)?;
-    thread::park_timeout(Duration::from_secs(2));
+    pause(Duration::from_secs(2));
     let change = |w: &mut World| w.ctl("set agent-nat mtu=1280 blackhole=1");
     let felt = during_flow(&mut world, change, Duration::ZERO, AGAIN)?;
     world.close()?;

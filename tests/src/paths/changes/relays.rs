@@ -1,0 +1,199 @@
+//! Relays: what dies with one, how fast the first byte is through one, and what it means to leave
+//! one for a direct path.
+
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::{Scene, Seen, scene};
+use crate::{
+    paths::world::{Felt, Place, RATE, World, in_background},
+    peer,
+    process::{Process, pause},
+};
+
+/// Time for another relay to take over (issue: 3 s).
+const REPLACED: Duration = Duration::from_secs(3);
+/// Networks between which nothing goes direct.
+const RELAYED: &str = "symmetric+symmetric";
+/// What a keystroke may take more beside a bulk transfer.
+const KEYSTROKE_MORE_MS: f64 = 20.0;
+/// End-to-end round trip of the first byte's laboratory, and how many of them it may take.
+const FIRST_BYTE_RTT_MS: f64 = 100.0;
+const FIRST_BYTE_RTTS: f64 = 3.5;
+
+pub(super) fn scenes() -> Vec<Scene> {
+    vec![
+        scene("relay-killed", "the relay in use is killed", |p| {
+            relay_dies(p, |world, relay| world.site.kill(relay))
+        }),
+        scene("relay-silent", "the relay in use loses its network, without a word", |p| {
+            relay_dies(p, |world, relay| {
+                let host = if relay == "relay2" { "relay2" } else { "relay1" };
+                world.ctl(&format!("set {host} off=1"))
+            })
+        }),
+        scene("relay-near", "one relay is 60 ms nearer: it is taken", relay_choice),
+        scene("keystroke", "a keystroke beside a file copy, both relayed", keystroke),
+        scene("first-byte", "the first byte through a relay, 100 ms round trip", first_byte),
+        scene("to-direct", "a copy moves from 120 ms, 20 Mbit/s to 20 ms, 200 Mbit/s", to_direct),
+    ]
+}
+
+fn relayed_world(place: &Place<'_>, scenario: &str) -> Result<World> {
+    let mut world = World::start(place, scenario)?;
+    world.open_until("relayed", Duration::from_secs(10))?;
+    // Both relays are joined and measured.
+    pause(Duration::from_secs(1));
+    Ok(world)
+}
+
+fn relay_dies(place: &Place<'_>, kill: fn(&mut World, &str) -> Result<()>) -> Result<Seen> {
+    let mut world = relayed_world(place, RELAYED)?;
+    let flow = world.flow(RATE)?;
+    pause(Duration::from_secs(1));
+    let relay = world.relay_in_use()?;
+    let since = Instant::now();
+    kill(&mut world, relay)?;
+    pause(Duration::from_secs(6));
+    ensure!(world.relay_in_use()? != relay, "still at {relay}");
+    let flowed = flow.finish()?;
+    let felt = Felt {
+        stall: flowed.stall_since(since),
+        direct: None,
+        bytes: flowed.bytes.0 + flowed.bytes.1,
+    };
+    world.close()?;
+    Ok(Seen::felt(&felt, REPLACED, None))
+}
+
+fn relay_choice(place: &Place<'_>) -> Result<Seen> {
+    let mut world = World::prepare(place, RELAYED, false)?;
+    world.ctl("set relay1 delay=15")?;
+    world.run_servers()?;
+    world.open_until("relayed", Duration::from_secs(10))?;
+    pause(Duration::from_secs(3));
+    world.use_it()?;
+    let relay = world.relay_in_use()?;
+    ensure!(relay == "relay2", "the slower relay is in use after 3 s");
+    world.close()?;
+    Ok(Seen::note("the nearer one within 3 s"))
+}
+
+fn keystroke(place: &Place<'_>) -> Result<Seen> {
+    let line = "symmetric:delay=10:rate=100:queue=10";
+    let world = relayed_world(place, &format!("{line}+{line}"))?;
+    let echo = |count| move |local| peer::echo(local, count, 16);
+    let base = median(world.beside_console(echo(30))?);
+    let local = World::local()?;
+    let bulk = in_background(world.namespace("console")?, move || {
+        peer::fetch(local, 8, 30_000_000, 0, |_| {})
+    });
+    pause(Duration::from_secs(2));
+    let beside = median(world.beside_console(echo(60))?);
+    let bulk = bulk.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+    ensure!(bulk["intact"] == true, "{bulk}");
+    let mbit = 30_000_000.0 * 8.0 / bulk["ms"].as_f64().context("ms")? / 1e3;
+    let mut seen =
+        Seen::note(format!("alone {base:.0} ms, beside a copy at {mbit:.0} Mbit/s {beside:.0} ms"));
+    if beside > base + KEYSTROKE_MORE_MS {
+        seen.problems.push(format!("a keystroke takes {beside:.0} ms instead of {base:.0} ms"));
+    }
+    world.close()?;
+    Ok(seen)
+}
+
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn first_byte(place: &Place<'_>) -> Result<Seen> {
+    let line = "symmetric:delay=25";
+    let mut world = World::start(place, &format!("{line}+{line}"))?;
+    // Connections of mediator and relays to each other have settled.
+    pause(Duration::from_secs(1));
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let begin = Instant::now();
+        let local = World::local()?;
+        let first = in_background(world.namespace("console")?, move || {
+            peer::first_byte(local, Duration::from_secs(10))
+        });
+        world.open(&[])?;
+        let at = first.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        times.push((at - begin).as_secs_f64() * 1e3);
+        let mut console: Process = world.console.take().context("no console")?;
+        console.interrupt()?;
+    }
+    let median = median(times);
+    let trips = median / FIRST_BYTE_RTT_MS;
+    let mut seen = Seen::note(format!("{median:.0} ms: {trips:.2} round trips"));
+    if trips > FIRST_BYTE_RTTS {
+        seen.problems.push(format!("{trips:.2} round trips, allowed {FIRST_BYTE_RTTS}"));
+    }
+    world.close()?;
+    Ok(seen)
+}
+
+/// Bytes that came, by time.
+type Progress = Vec<(Instant, u64)>;
+
+fn to_direct(place: &Place<'_>) -> Result<Seen> {
+    let line = "port-restricted:delay=5:rate=200";
+    let mut world = World::prepare(place, &format!("{line}+{line}"), false)?;
+    for relay in ["relay1", "relay2"] {
+        world.ctl(&format!("set {relay} delay=25 rate=20"))?;
+    }
+    world.ctl("set agent-nat allow=no-udp")?;
+    world.run_servers()?;
+    world.open_until("relayed", Duration::from_secs(10))?;
+    let local = World::local()?;
+    let came = std::sync::Arc::new(Mutex::new(Progress::new()));
+    let told = std::sync::Arc::clone(&came);
+    let bulk = in_background(world.namespace("console")?, move || {
+        let tell = |bytes| {
+            if let Ok(mut told) = told.lock() {
+                told.push((Instant::now(), bytes));
+            }
+        };
+        peer::fetch(local, 8, 150_000_000, 0, tell)
+    });
+    pause(Duration::from_secs(3));
+    let since = Instant::now();
+    world.ctl("set agent-nat allow=all")?;
+    let Some(after) = world.direct_again(since, Duration::from_secs(30))? else {
+        bail!("not direct within 30 s of UDP's return")
+    };
+    pause(Duration::from_secs(5));
+    let done = bulk.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+    ensure!(done["intact"] == true, "{done}");
+    let came = came.lock().map_err(|_| anyhow::anyhow!("a thread panicked"))?.clone();
+    let rate = |from: Duration, to: Duration| rate(&came, since + after + from, since + after + to);
+    let second = Duration::from_secs(1);
+    let soon = rate(second, second * 2);
+    let best = (2..=4).map(|n| rate(second * n, second * (n + 1))).fold(0.0, f64::max);
+    let mut seen = Seen::note(format!("{soon:.0} Mbit/s after 1 s, {best:.0} later"));
+    seen.direct = Some(after);
+    if soon < 0.8 * best {
+        seen.problems.push(format!("{soon:.0} of {best:.0} Mbit/s a second after the move"));
+    }
+    world.close()?;
+    Ok(seen)
+}
+
+/// Mbit/s between two moments.
+fn rate(came: &Progress, from: Instant, to: Instant) -> f64 {
+    let inside: Vec<_> = came.iter().filter(|(at, _)| (from..=to).contains(at)).collect();
+    match (inside.first(), inside.last()) {
+        (Some((t0, b0)), Some((t1, b1))) if t1 > t0 => {
+            #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+            let bits = (b1 - b0) as f64 * 8.0;
+            bits / (*t1 - *t0).as_secs_f64() / 1e6
+        }
+        _ => 0.0,
+    }
+}

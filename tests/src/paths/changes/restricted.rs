@@ -1,0 +1,143 @@
+//! Networks that let little through, and what is said where nothing gets through.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{Scene, Seen, scene};
+use crate::{
+    paths::world::{Place, World},
+    process::{pause, text},
+};
+
+/// Time to be usable.
+const SOON: Duration = Duration::from_secs(10);
+
+pub(super) fn scenes() -> Vec<Scene> {
+    vec![
+        scene(
+            "proxy-auth",
+            "only an HTTP proxy that wants a password, from the environment",
+            |p| relayed(p, "proxy:auth=1+proxy:auth=1", true),
+        ),
+        scene("proxy-wrong", "the proxy's password is wrong", wrong_password),
+        scene("proxy-intercepts", "the proxy ends TLS itself", intercepts),
+        scene("dpi-tls", "only TCP 443 gets out, and only what looks like TLS", |p| {
+            relayed(p, "tcp443:dpi=tls+tcp443:dpi=tls", false)
+        }),
+        scene("thirty-interfaces", "thirty more interfaces on both computers", interfaces),
+        scene("map-life", "a NAT that ends mappings after 10 s, however busy", |p| {
+            map_life(p, 10, 45)
+        }),
+        Scene {
+            long: true,
+            ..scene("map-life-50", "a NAT that ends mappings after 50 s, however busy", |p| {
+                map_life(p, 50, 170)
+            })
+        },
+        scene("jitter", "two equal paths with ±5 ms of jitter", jitter),
+    ]
+}
+
+fn relayed(place: &Place<'_>, scenario: &str, environment: bool) -> Result<Seen> {
+    let mut world = World::prepare(place, scenario, false)?;
+    world.site.proxy_from_environment = environment;
+    world.run_servers()?;
+    world.open_until("relayed", SOON)?;
+    world.use_it()?;
+    world.close()?;
+    Ok(Seen::note("relayed"))
+}
+
+fn wrong_password(place: &Place<'_>) -> Result<Seen> {
+    let mut world = World::prepare(place, "proxy:auth=1+open", false)?;
+    world.run_servers()?;
+    world.site.proxy_instead = Some("http://lab:wrong@100.64.1.9:3128".to_owned());
+    let done = world.site.run("console", &["computers", "--json"], "")?;
+    ensure!(done.code == 5, "exit code {}: {}{}", done.code, done.stdout, done.stderr);
+    let error = done.json();
+    let message = text(&error["error"], "message").to_owned();
+    ensure!(message.contains("407") || message.contains("password"), "{error}");
+    Ok(Seen::note(format!("`{}`: {message}", done.error_code())))
+}
+
+fn intercepts(place: &Place<'_>) -> Result<Seen> {
+    let mut world = World::prepare(place, "proxy:intercept=1+open", false)?;
+    world.run_servers()?;
+    let done = world.site.run("console", &["computers", "--json"], "")?;
+    ensure!(done.code != 0, "a console trusts an intercepting proxy: {}", done.stdout);
+    let error = done.json();
+    let words = format!("{} {}", text(&error["error"], "message"), text(&error["error"], "hint"));
+    ensure!(
+        words.contains("intercept") || words.contains("inspect"),
+        "the error does not name the interception: {error}"
+    );
+    Ok(Seen::note(format!("`{}`: {}", done.error_code(), text(&error["error"], "message"))))
+}
+
+fn interfaces(place: &Place<'_>) -> Result<Seen> {
+    let mut world = World::prepare(place, "port-restricted+port-restricted", false)?;
+    for (side, net) in [("console", 71), ("agent", 72)] {
+        let mut script = String::new();
+        for n in 0..15 {
+            script += &format!(
+                "ip link add j{n} type veth peer name k{n}\nip addr add 10.{net}.{n}.1/24 dev j{n}\n\
+                 ip addr add 10.{net}.{}.1/24 dev k{n}\nip link set j{n} up\nip link set k{n} up\n",
+                n + 100
+            );
+        }
+        world.tool(side, &["sh", "-e", "-c", &script])?;
+    }
+    world.run_servers()?;
+    let direct = world.open_until("direct", SOON)?;
+    let after = direct["since_start_ms"].as_f64().unwrap_or(f64::INFINITY);
+    let mut seen = Seen::note(format!("direct after {after:.0} ms"));
+    if after > 3000.0 {
+        seen.problems.push(format!("direct only after {after:.0} ms"));
+    }
+    world.use_it()?;
+    world.close()?;
+    Ok(seen)
+}
+
+fn map_life(place: &Place<'_>, life: u64, seconds: u64) -> Result<Seen> {
+    let mut world =
+        World::start(place, &format!("port-restricted:map_life={life}+port-restricted"))?;
+    world.open_until("direct", SOON)?;
+    let begin = std::time::Instant::now();
+    let flow = world.flow(crate::paths::world::RATE)?;
+    pause(Duration::from_secs(seconds));
+    let flowed = flow.finish()?;
+    let first = flowed.stall_since(begin);
+    // The first end of a mapping teaches when the next one comes.
+    let later = flowed.stall_since(begin + Duration::from_secs(life * 2));
+    let mut seen = Seen::note(format!("at the second end and later: {} ms", later.as_millis()));
+    seen.stall = Some(first);
+    if first > super::STALL {
+        seen.problems.push(format!("stalled for {first:?}"));
+    }
+    if later > Duration::from_millis(250) {
+        seen.problems.push(format!("still a gap of {later:?} once the time is known"));
+    }
+    world.close()?;
+    Ok(seen)
+}
+
+fn jitter(place: &Place<'_>) -> Result<Seen> {
+    let line = "dual:delay=20:jitter=5";
+    let mut world = World::start(place, &format!("{line}+{line}"))?;
+    world.open_until("direct", SOON)?;
+    pause(Duration::from_secs(4));
+    let before = world.events()?;
+    let flow = world.flow(crate::paths::world::RATE)?;
+    pause(Duration::from_secs(12));
+    flow.finish()?;
+    let events = world.console()?.events();
+    let moves = events.iter().skip(before).filter(|e| text(e, "state") == "active").count();
+    let mut seen = Seen::note(format!("{moves} moves in 12 s"));
+    if moves > 1 {
+        seen.problems.push(format!("moved {moves} times in 12 s"));
+    }
+    world.close()?;
+    Ok(seen)
+}
