@@ -14,7 +14,7 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tower_service::Service;
 
 use super::{DialError, format_host_port};
@@ -23,6 +23,11 @@ use super::{DialError, format_host_port};
 const STAGGER: Duration = Duration::from_millis(250);
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 16;
+/// Largest segment, both ways: fits into the 1,280 bytes that every IPv6 path carries (RFC 8200
+/// §5). Larger ones disappear without a word on paths that swallow ICMP, and a connection that
+/// could be made stands still with its first full segment.
+#[cfg(unix)]
+const MAX_SEGMENT: u32 = 1280 - 60;
 /// Silence after which the system probes a connection.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -57,7 +62,7 @@ pub(super) async fn connect_where(
     let mut first_error = None;
     loop {
         if let Some(address) = waiting.pop_front() {
-            running.push(TcpStream::connect(address));
+            running.push(connect_one(address));
         }
         let stagger = async {
             if waiting.is_empty() {
@@ -79,6 +84,14 @@ pub(super) async fn connect_where(
     }
     let error = first_error.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into());
     Err(explain(shown, error))
+}
+
+async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Elsewhere, and where the system refuses, connections work as well as others do.
+    #[cfg(unix)]
+    let _ = SockRef::from(&socket).set_tcp_mss(MAX_SEGMENT);
+    socket.connect(address).await
 }
 
 /// IPv6 first, then in turns (RFC 8305 §4); within a family as the resolver ordered them.
