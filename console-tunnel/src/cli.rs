@@ -10,6 +10,7 @@ use adit_runtime::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    commands::mfa::MfaCommand,
     forward::spec::{ForwardSpec, ListenSpec},
     viewer::UserName,
 };
@@ -48,6 +49,9 @@ pub enum Command {
     /// Show who is logged in, and where
     #[command(after_help = "Example:\n  console-tunnel whoami --json")]
     Whoami,
+    /// Second factors: set up, confirm, remove
+    #[command(subcommand, after_help = "Example:\n  console-tunnel mfa totp enroll")]
+    Mfa(MfaCommand),
     /// List computers
     Computers(ComputersArgs),
     /// Trust a key of a computer's agent: before first contact, or after it changed
@@ -301,6 +305,10 @@ mod tests {
             &format!("console-tunnel login h --user u --fingerprint {fingerprint}"),
             "console-tunnel logout",
             "console-tunnel whoami",
+            "console-tunnel mfa status --json",
+            "console-tunnel mfa totp enroll --name phone",
+            "console-tunnel mfa totp confirm --totp-stdin",
+            "console-tunnel mfa verify --password-stdin --totp-stdin",
             "console-tunnel computers",
             "console-tunnel computers web --client p/c --online --json",
             &format!("console-tunnel trust c/pc {fingerprint}"),

@@ -122,6 +122,7 @@ async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
     match command {
         Command::Logout => commands::login::logout(context).await,
         Command::Whoami => commands::login::whoami(context).await,
+        Command::Mfa(command) => commands::mfa::run(context, command).await,
         Command::Computers(args) => commands::computers::list(context, &args).await,
         Command::Trust { computer, fingerprint } => {
             commands::trust::trust(context, &computer, fingerprint).await

@@ -11,6 +11,7 @@ use adit_net::{
     tls::{TlsError, Trust},
 };
 use adit_protocol::{
+    code::failure as codes,
     keys::Fingerprint,
     wire::{self, frame::Body},
 };
@@ -22,7 +23,10 @@ use adit_runtime::{
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::note;
+use super::{
+    mfa::{CODE_PROMPT, prompt as prompt_code},
+    note,
+};
 use crate::{
     cli::LoginArgs,
     config::Context,
@@ -51,19 +55,19 @@ pub async fn login(context: &Context, args: LoginArgs) -> Result<(), CliError> {
         (None, Some(trust)) => trust,
         (None, None) => first_trust(&caller, &args).await?,
     };
-    let login = Body::Login(credentials(&args)?);
+    let login = credentials(&args)?;
     let config = caller.config(trust.into(), Vec::new());
     let (connected, driver) =
         connect(&config).await.map_err(|error| explain(&error, trust, &args))?;
     let answer = tokio::select! {
-        answer = ask(&connected.peer, login) => answer?,
+        answer = prove(&connected.peer, login) => answer?,
         reason = driver => return Err(failure::connect(&ConnectError::Closed {
             host: connected.host.clone(),
             reason,
         })),
     };
-    let Body::LoggedIn(logged_in) = answer else { return Err(failure::unexpected()) };
-    let token = Zeroizing::new(logged_in.session_token);
+    let Body::LoggedIn(mut logged_in) = answer else { return Err(failure::unexpected()) };
+    let token = Zeroizing::new(std::mem::take(&mut logged_in.session_token));
     if token.is_empty() {
         return Err(failure::unexpected());
     }
@@ -75,7 +79,33 @@ pub async fn login(context: &Context, args: LoginArgs) -> Result<(), CliError> {
     };
     account.save(&context.directory)?;
     save_token(&context.directory, &token)?;
-    tell(context, &account, &caller, logged_in.expires_ms)
+    remark(&logged_in);
+    tell(context, &account, &caller, logged_in.expires_ms, None)
+}
+
+/// Shows the password, and on a terminal the second factor if the mediator asks for it.
+async fn prove(peer: &adit_control::Peer, mut login: wire::Login) -> Result<Body, CliError> {
+    match ask(peer, Body::Login(login.clone())).await {
+        Err(error)
+            if error.code == codes::MFA_REQUIRED
+                && login.totp.is_empty()
+                && std::io::stdin().is_terminal() =>
+        {
+            login.totp = prompt_code(CODE_PROMPT).await?.as_str().to_owned();
+            ask(peer, Body::Login(login)).await
+        }
+        answer => answer,
+    }
+}
+
+/// What the person should know of this login.
+fn remark(logged_in: &wire::LoggedIn) {
+    if logged_in.mfa_setup {
+        note("this login is good for setting up a second factor: console-tunnel mfa totp enroll");
+    }
+    if logged_in.recovery_left > 0 {
+        note(&format!("{} recovery codes are left", logged_in.recovery_left));
+    }
 }
 
 /// What is known of the login, for both `login` and `whoami`.
@@ -84,18 +114,26 @@ fn tell(
     account: &Account,
     caller: &Caller,
     expires_ms: u64,
+    me: Option<&wire::Me>,
 ) -> Result<(), CliError> {
     let output = context.global.output();
     let user = account.user.as_deref().unwrap_or_default();
     let device = caller.identity().signing.public().fingerprint();
-    output.emit(&json!({
+    let mut told = json!({
         "user": user,
         "partner": account.partner,
         "mediator": account.address(),
         "trust": account.trust.to_string(),
         "device_key": device.to_string(),
         "expires": format_ms(expires_ms),
-    }))?;
+    });
+    if let (Some(object), Some(me)) = (told.as_object_mut(), me) {
+        object.insert("mfa".into(), me.mfa.as_str().into());
+        let at = (me.mfa_ms > 0).then(|| format_ms(me.mfa_ms));
+        object.insert("mfa_at".into(), at.into());
+        object.insert("mfa_setup".into(), me.mfa_setup.into());
+    }
+    output.emit(&told)?;
     output.human(format_args!(
         "{} ({}) at {} until {}\nthis console: {device}",
         escape_text(user),
@@ -137,8 +175,9 @@ pub async fn whoami(context: &Context) -> Result<(), CliError> {
     let mut online = caller.connect(vec![Body::WhoAmI(wire::WhoAmI {})]).await?;
     let answer = online.first_reply().map_err(|error| caller.explain(error))?;
     let Body::Me(me) = answer else { return Err(failure::unexpected()) };
-    let account = Account { user: Some(me.user), partner: me.partner, ..caller.account.clone() };
-    tell(context, &account, &caller, me.expires_ms)
+    let (user, partner) = (Some(me.user.clone()), me.partner.clone());
+    let account = Account { user, partner, ..caller.account.clone() };
+    tell(context, &account, &caller, me.expires_ms, Some(&me))
 }
 
 /// `https://HOST[:PORT][/]` or `HOST[:PORT]`.
