@@ -100,7 +100,11 @@ impl WrappingKey {
 
 /// The wrapping keys of an installation, oldest first.
 #[derive(Clone)]
-pub(crate) struct WrappingKeys(Arc<RwLock<Vec<Arc<WrappingKey>>>>);
+pub(crate) struct WrappingKeys {
+    keys: Arc<RwLock<Vec<Arc<WrappingKey>>>>,
+    /// The newest is in the configuration: only its administrator replaces it.
+    configured: bool,
+}
 
 impl WrappingKeys {
     /// Reads the file, made with a first key if it is not there; `configured` is the newest.
@@ -120,15 +124,20 @@ impl WrappingKeys {
         if keys.is_empty() {
             return Err(damaged());
         }
-        Ok(Self::of(keys))
+        Ok(Self { configured: configured.is_some(), ..Self::of(keys) })
     }
 
     fn of(keys: Vec<WrappingKey>) -> Self {
-        Self(Arc::new(RwLock::new(keys.into_iter().map(Arc::new).collect())))
+        let keys = keys.into_iter().map(Arc::new).collect();
+        Self { keys: Arc::new(RwLock::new(keys)), configured: false }
     }
 
-    /// Adds a fresh key to the file; from now on it seals.
+    /// Adds a fresh key to the file, which seals from now on; nothing where the newest one is
+    /// configured.
     pub(crate) fn rotate(&self, dir: &DataDir) -> Result<(), CliError> {
+        if self.configured {
+            return Ok(());
+        }
         let fresh = WrappingKey::generate().map_err(crypto)?;
         let mut keys = match dir.has(WRAPPING_KEYS) {
             true => parse_file(&dir.read_secret(WRAPPING_KEYS)?)?,
@@ -141,7 +150,7 @@ impl WrappingKeys {
         keys.push(fresh);
         write(dir, &keys)?;
         if let Some(fresh) = keys.pop() {
-            self.0.write().unwrap_or_else(PoisonError::into_inner).push(Arc::new(fresh));
+            self.keys.write().unwrap_or_else(PoisonError::into_inner).push(Arc::new(fresh));
         }
         Ok(())
     }
@@ -153,7 +162,7 @@ impl WrappingKeys {
 
     /// Whether envelopes under the key of this name can be opened.
     pub(crate) fn knows(&self, name: &str) -> bool {
-        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.iter().any(|key| hex(&key.name) == name)
     }
 
@@ -208,7 +217,7 @@ impl WrappingKeys {
         if *version != VERSION {
             return Err(WrapError::Damaged);
         }
-        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
         let key = keys.iter().find(|key| key.name == *name).ok_or(WrapError::UnknownKey)?;
         let opened = decrypt(&key.key, &place.bytes(), sealed)?;
         let mut data_key = Zeroizing::new([0; KEY_LEN]);
@@ -220,7 +229,7 @@ impl WrappingKeys {
     }
 
     fn newest(&self) -> Option<Arc<WrappingKey>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).last().cloned()
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).last().cloned()
     }
 }
 
@@ -381,6 +390,9 @@ mod tests {
         let configured = WrappingKeys::load(&dir, Some(&"0a".repeat(32))).unwrap();
         assert_eq!(configured.open(HERE, &sealed).unwrap().as_slice(), b"secret");
         assert_ne!(configured.current(), again.current());
+        let newest = configured.current();
+        configured.rotate(&dir).unwrap();
+        assert_eq!(configured.current(), newest);
         assert_eq!(WrappingKeys::load(&dir, Some("zz")).err().unwrap().code, "config_invalid");
         std::fs::write(dir.file(WRAPPING_KEYS).unwrap(), "junk").unwrap();
         assert_eq!(WrappingKeys::load(&dir, None).err().unwrap().code, "key_damaged");
