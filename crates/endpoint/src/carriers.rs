@@ -23,10 +23,17 @@ use crate::{
     relays::RelayKey,
 };
 
+/// Direct carriers that live, and further ones that are being replaced.
+const MAX_DIRECT: usize = 2;
+const MAX_LEAVING: usize = 2;
 /// A session counts as busy for so long after the last sign of life.
 const BUSY_FOR: Duration = Duration::from_secs(2);
 /// How often the round trip of a relayed carrier is measured.
 const PING_EVERY: Duration = Duration::from_secs(5);
+/// A handshake that took longer than this waited for something else than the way.
+const MAX_HANDSHAKE_RTT: Duration = Duration::from_millis(500);
+/// What two ends and a relay may take beyond the measured round trips.
+const SLACK: Duration = Duration::from_millis(20);
 /// Somebody counts as typing for so long after data came over the interactive connection.
 const TYPING: Duration = Duration::from_secs(5);
 /// And once more when nothing more is received for so long.
@@ -90,6 +97,8 @@ pub(crate) struct Carrier {
     pub(crate) rtt: Option<Duration>,
     /// Since when it has not answered.
     pub(crate) silent: Option<Instant>,
+    /// Its path is about to be forgotten by a NAT.
+    retiring: bool,
 }
 
 /// A ping that has no answer yet.
@@ -102,7 +111,7 @@ struct Ping {
 impl Driver {
     pub(crate) fn carrier_up(&mut self, up: CarrierUp, now: Instant) {
         let number = up.number;
-        let rtt = (up.rtt > Duration::ZERO).then_some(up.rtt);
+        let rtt = self.plausible_rtt(&up);
         if !self.chooser.handle_carrier_up(
             number,
             up.kind,
@@ -116,7 +125,11 @@ impl Driver {
             self.p.shared.with(|resume, _| resume.set_rtt(number, rtt));
         }
         info!(session = %self.p.session, carrier = %number, kind = kind(&up).as_str(), "carrier up");
-        (self.stranded, self.had_carrier) = (None, true);
+        if self.stranded.take().is_some() && self.had_carrier {
+            // The network is back: a direct path may be, too.
+            self.chooser.handle_network_change(now);
+        }
+        self.had_carrier = true;
         let pair = up.pair();
         if let Some(relay) = &up.relay {
             self.relays.handle_up(&relay.key, relay.slot, number, now);
@@ -132,6 +145,7 @@ impl Driver {
             asked_since: true,
             rtt,
             silent: None,
+            retiring: false,
         };
         self.carriers.insert(number, carrier);
         if let Some(pair) = pair {
@@ -145,6 +159,15 @@ impl Driver {
         if self.in_use != Some(number) {
             self.tell_carrier(number);
         }
+    }
+
+    /// The handshake of a relayed carrier also waits for the other end to join.
+    fn plausible_rtt(&self, up: &CarrierUp) -> Option<Duration> {
+        let limit = match &up.relay {
+            Some(relay) => self.relays.rtt(&relay.key).map_or(MAX_HANDSHAKE_RTT, |r| r + SLACK),
+            None => Duration::MAX,
+        };
+        (up.rtt > Duration::ZERO).then_some(up.rtt.min(limit))
     }
 
     /// `why`: a stable word, and a text for the log.
@@ -177,10 +200,38 @@ impl Driver {
     pub(crate) fn follow_advice(&mut self) -> Option<String> {
         self.follow_chooser();
         let carriers = self.carriers_by_pair();
-        for validated in self.punching.drain(&mut self.p, &mut self.chooser, &carriers) {
+        let followed = self.punching.drain(&mut self.p, &mut self.chooser, &carriers);
+        for number in followed.retiring {
+            self.set_retiring(number, Instant::now());
+        }
+        for validated in followed.dial {
             self.dial_direct(validated);
         }
         None
+    }
+
+    /// Whether there may be one more direct carrier. Those that do not answer, or will not for
+    /// long, make room: their pairs are dialled again once they answer.
+    pub(crate) fn has_direct_room(&self) -> bool {
+        let direct = || self.carriers.iter().filter(|(_, c)| c.up.direct.is_some());
+        let leaving = |c: &Carrier| c.silent.is_some() || c.retiring;
+        if direct().filter(|(_, c)| !leaving(c)).count() >= MAX_DIRECT {
+            return false;
+        }
+        if direct().count() >= MAX_DIRECT + MAX_LEAVING
+            && let Some((_, oldest)) = direct().find(|(_, c)| leaving(c))
+        {
+            oldest.up.stop.cancel();
+        }
+        true
+    }
+
+    /// The NAT of one end is about to forget the carrier's path.
+    fn set_retiring(&mut self, number: CarrierNumber, now: Instant) {
+        if let Some(carrier) = self.carriers.get_mut(&number) {
+            carrier.retiring = true;
+            self.chooser.handle_retiring(number, now);
+        }
     }
 
     fn carriers_by_pair(&self) -> BTreeMap<Validated, CarrierNumber> {
@@ -198,6 +249,10 @@ impl Driver {
                     self.set_silent(number, true, Instant::now());
                     if self.p.role == Role::Agent {
                         self.p.shared.with(|resume, _| resume.ask_move(number));
+                    }
+                    let direct = self.carriers.get(&number).is_some_and(|c| c.up.direct.is_some());
+                    if direct && let Some(udp) = &self.p.udp {
+                        udp.recheck();
                     }
                 }
                 PathEvent::Probe(number) => self.ping(number, Instant::now()),

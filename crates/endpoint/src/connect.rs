@@ -28,8 +28,6 @@ use crate::{
     udp::Accepted,
 };
 
-/// Direct carriers that a session holds at once.
-const MAX_DIRECT: usize = 2;
 /// Connections of a session that may be greeting at once; each may hold a window of data.
 pub(crate) const MAX_GREETINGS: usize = 2;
 /// Time for a handshake.
@@ -79,7 +77,7 @@ impl Driver {
     /// Console: a pair works both ways.
     pub(crate) fn dial_direct(&mut self, pair: Validated) {
         let now = Instant::now();
-        if self.direct_count() >= MAX_DIRECT {
+        if !self.has_direct_room() {
             self.punching.dial_failed(pair, now);
             return;
         }
@@ -114,7 +112,7 @@ impl Driver {
 
     /// Agent: a connection that presented this session's key.
     pub(crate) fn accept_direct(&mut self, (socket, connection): Accepted) {
-        if self.direct_count() >= MAX_DIRECT {
+        if !self.has_direct_room() {
             connection.close(quinn::VarInt::from_u32(2), b"too many");
             return;
         }

@@ -216,6 +216,7 @@ impl Driver {
                     let online = changed.is_ok() && link.borrow_and_update().is_some();
                     if online {
                         self.punching.handle_online(Instant::now());
+                        self.link_is_back(Instant::now());
                     }
                     self.lease.handle_online(online, Instant::now());
                     None
@@ -238,6 +239,14 @@ impl Driver {
     }
 
     // ------------------------------------------------------------ inputs
+
+    /// If the mediator can be reached again, so perhaps can the peer and relays.
+    fn link_is_back(&mut self, now: Instant) {
+        self.chooser.handle_network_change(now);
+        if self.carriers.is_empty() {
+            self.p.joiner.hurry.send_modify(|n| *n += 1);
+        }
+    }
 
     fn handle_message(&mut self, message: Message) -> Option<String> {
         let now = Instant::now();
@@ -395,10 +404,6 @@ impl Driver {
 
     pub(crate) fn numbers(&self) -> Arc<Numbers> {
         self.numbers.clone()
-    }
-
-    pub(crate) fn direct_count(&self) -> usize {
-        self.carriers.values().filter(|c| c.up.direct.is_some()).count()
     }
 }
 

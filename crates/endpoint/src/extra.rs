@@ -11,7 +11,7 @@ use adit_core::punch::{BIRTHDAY_BASE, BIRTHDAY_SOCKETS, FRESH_BASE, Family, Loca
 use adit_net::{
     quic::QuicEndpoint,
     stun::{self, MAX_STUN, StunClient},
-    udp::{DemuxSocket, StunDatagram, normalise},
+    udp::{DemuxSocket, StunDatagram, normalise, send_with_ttl},
 };
 use adit_protocol::keys::random;
 use tokio::{
@@ -199,6 +199,21 @@ impl Extras {
                 drop(socket2::SockRef::from(&**socket).send_to(packet, &to.into()))
             }
             Some(Kind::Full { socket, .. }) => drop(socket.send_stun(to, packet)),
+            None => {}
+        }
+    }
+
+    /// Sends a check that need not arrive. A birthday socket's is sent in any case: nothing else
+    /// opens its NAT.
+    pub(crate) fn send_opener(&self, number: LocalSocket, to: SocketAddr, packet: &[u8], ttl: u8) {
+        match self.sockets.get(&number).map(|e| &e.kind) {
+            Some(Kind::Bare(socket)) => {
+                let socket = socket2::SockRef::from(&**socket);
+                if !send_with_ttl(&socket, to, packet, ttl).unwrap_or(false) {
+                    drop(socket.send_to(packet, &to.into()));
+                }
+            }
+            Some(Kind::Full { socket, .. }) => socket.send_opener(to, packet, ttl),
             None => {}
         }
     }

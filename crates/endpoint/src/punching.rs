@@ -51,6 +51,15 @@ pub(crate) struct Validated {
     pub(crate) remote: SocketAddr,
 }
 
+/// What the machine's events ask of the driver.
+#[derive(Default)]
+pub(crate) struct Followed {
+    /// Pairs to dial.
+    pub(crate) dial: Vec<Validated>,
+    /// Carriers whose paths a NAT is about to forget.
+    pub(crate) retiring: Vec<CarrierNumber>,
+}
+
 pub(crate) struct Punching {
     punch: Option<Punch>,
     extras: Option<Extras>,
@@ -119,9 +128,13 @@ impl Punching {
                 Message::Request { id, priority } => {
                     let tag = parts.keys.stun_tag;
                     let packet = stun::encode_check(id, &tag, own, priority);
-                    match self.extras.as_ref().filter(|e| e.has(t.socket)) {
-                        Some(extras) => extras.send(t.socket, t.to, &packet),
-                        None => udp.send_check(t.socket, t.to, &packet, Some((id, tag))),
+                    match (self.extras.as_ref().filter(|e| e.has(t.socket)), t.ttl) {
+                        (Some(extras), None) => extras.send(t.socket, t.to, &packet),
+                        (Some(extras), Some(ttl)) => {
+                            extras.send_opener(t.socket, t.to, &packet, ttl);
+                        }
+                        (None, None) => udp.send_check(t.socket, t.to, &packet, Some((id, tag))),
+                        (None, Some(ttl)) => udp.send_opener(t.socket, t.to, &packet, ttl),
                     }
                 }
                 Message::Response { id, mapped } => {
@@ -265,6 +278,12 @@ impl Punching {
         if self.told_at.is_some_and(|at| now < at + LOST_WITH_LINK) {
             self.announce_at = Some(now);
         }
+        // What the peer told meanwhile is lost as well.
+        if let Some(punch) = &mut self.punch
+            && !punch.pairs().iter().any(|p| matches!(p.state, PairState::Valid { .. }))
+        {
+            punch.handle_want_direct(now);
+        }
     }
 
     /// Tells the peer everything, so that both ends start again.
@@ -286,24 +305,24 @@ impl Punching {
         }
     }
 
-    /// Follows the machine's events; gives the pairs to dial.
+    /// Follows the machine's events.
     pub(crate) fn drain(
         &mut self,
         parts: &mut Parts,
         chooser: &mut PathChooser,
         carriers: &BTreeMap<Validated, CarrierNumber>,
-    ) -> Vec<Validated> {
+    ) -> Followed {
         let now = Instant::now();
-        let mut dial = Vec::new();
+        let mut followed = Followed::default();
         if self.announce_at.take_if(|at| *at <= now).is_some() {
             self.announce(parts);
         }
         while let Some(event) = self.punch.as_mut().and_then(Punch::poll_event) {
-            dial.extend(self.follow(parts, chooser, carriers, event, now));
+            self.follow(parts, chooser, carriers, event, &mut followed);
         }
         self.tell(parts);
-        dial.extend(self.due_redials(now));
-        dial
+        followed.dial.extend(self.due_redials(now));
+        followed
     }
 
     fn follow(
@@ -312,8 +331,9 @@ impl Punching {
         chooser: &mut PathChooser,
         carriers: &BTreeMap<Validated, CarrierNumber>,
         event: Event,
-        now: Instant,
-    ) -> Option<Validated> {
+        followed: &mut Followed,
+    ) {
+        let now = Instant::now();
         let number = |socket, remote| carriers.get(&Validated { socket, remote }).copied();
         match event {
             Event::AddressAdmitted(addr) => {
@@ -327,13 +347,19 @@ impl Punching {
                 if let Some(number) = carriers.get(&pair) {
                     chooser.handle_check(*number, true, now);
                 } else if parts.role == Role::Console && self.dialled.insert(pair) {
-                    return Some(pair);
+                    followed.dial.push(pair);
                 }
             }
-            Event::Rebound { socket, remote, .. } if parts.role == Role::Console => {
+            Event::Rebound { socket, remote, .. } => {
                 let pair = Validated { socket, remote };
-                self.dialled.insert(pair);
-                return Some(pair);
+                if let Some(number) = carriers.get(&pair) {
+                    chooser.handle_rebound(*number, now);
+                }
+                if parts.role == Role::Console {
+                    self.dialled.insert(pair);
+                    self.redial.remove(&pair);
+                    followed.dial.push(pair);
+                }
             }
             Event::Rtt { socket, remote, .. } => {
                 if let Some(number) = number(socket, remote) {
@@ -351,18 +377,15 @@ impl Punching {
                 }
             }
             Event::Retiring { socket, remote } => {
-                if let Some(number) = number(socket, remote) {
-                    chooser.handle_retiring(number, now);
-                }
+                followed.retiring.extend(number(socket, remote));
             }
-            Event::Rebound { .. } | Event::PeerReflexive { .. } => {}
+            Event::PeerReflexive { .. } => {}
             Event::Exhausted { failed } => {
                 debug!(session = %parts.session, ?failed, "no direct path yet");
                 self.exhausted = true;
             }
             event => self.provide(parts, &event, now),
         }
-        None
     }
 
     /// What the machine wants of sockets and servers.

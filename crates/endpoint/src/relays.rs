@@ -293,6 +293,12 @@ impl Relays {
         self.known.contains_key(key)
     }
 
+    /// From end to end through this relay, if both have measured.
+    pub(crate) fn rtt(&self, key: &RelayKey) -> Option<Duration> {
+        let known = self.known.get(key)?;
+        Some(known.own? + known.peer?)
+    }
+
     pub(crate) fn view(&self) -> Vec<RelayView> {
         self.ranked(|_| true)
             .into_iter()

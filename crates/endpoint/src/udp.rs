@@ -21,7 +21,7 @@ use adit_net::{
     udp::{DemuxSocket, StunDatagram, descriptor_room},
 };
 use adit_protocol::{
-    candidate::Candidate, keys::SigningKey, limits::MAX_CANDIDATES, nat::NatSummary, ticket::Role,
+    candidate::{Candidate, CandidateKind}, keys::SigningKey, limits::MAX_CANDIDATES, nat::NatSummary, ticket::Role,
 };
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -110,6 +110,11 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
+    fn hosts(&self) -> impl Iterator<Item = SocketAddr> {
+        let all = self.candidates.iter().flatten();
+        all.filter(|c| c.kind == CandidateKind::Host).map(|c| c.addr)
+    }
+
     /// The best for a peer: however many junk interfaces there are, they crowd out nothing.
     pub(crate) fn all(&self) -> Vec<Candidate> {
         let mut all: Vec<_> = self.candidates.iter().flatten().copied().collect();
@@ -266,6 +271,13 @@ impl UdpStack {
         }
         if let Some(entry) = self.entries.get(socket.0) {
             entry.socket.send_stun(to, packet);
+        }
+    }
+
+    /// Sends a check that is not to arrive.
+    pub(crate) fn send_opener(&self, socket: LocalSocket, to: SocketAddr, packet: &[u8], ttl: u8) {
+        if let Some(entry) = self.entries.get(socket.0) {
+            entry.socket.send_opener(to, packet, ttl);
         }
     }
 

@@ -54,6 +54,8 @@ const RESOLVE: Duration = Duration::from_secs(5);
 const STRAGGLERS: Duration = Duration::from_millis(300);
 /// How long the gateway keeps its mapping for the next session.
 const MAPPING_LINGER: Duration = Duration::from_secs(60);
+/// Servers that were asked so lately are not asked again because a path was lost.
+const ASKED_LATELY: Duration = Duration::from_secs(1);
 /// Two reports of one change of network come within this time.
 const SAME_CHANGE: Duration = Duration::from_secs(2);
 
@@ -112,6 +114,14 @@ impl UdpStack {
         self.own.discover.notify_one();
     }
 
+    /// A path was lost: perhaps the NAT has another idea of this end now.
+    pub(crate) fn recheck(&self) {
+        let began = self.own.discovery().began;
+        if began.is_none_or(|at| at.elapsed() > ASKED_LATELY) {
+            self.own.discover.notify_one();
+        }
+    }
+
     /// The network changed: everything known is doubtful.
     pub(crate) fn network_changed(&self) {
         self.own.moved.notify_one();
@@ -151,7 +161,10 @@ impl UdpStack {
             .await
             .inspect_err(|error| tracing::warn!(%error, "interfaces are not watched"))
             .ok();
+        // The last one: its servers answer also while it is down.
+        let mut known: Option<Link> = None;
         let mut asked: Option<Asked> = None;
+        let mut again = false;
         let mut resolved = Vec::new();
         let mut loopback = false;
         let mut moved_at: Option<Instant> = None;
@@ -171,11 +184,13 @@ impl UdpStack {
                 if asked.as_ref().is_none_or(|a| a.host != now.host) {
                     resolving = Some(Box::pin(resolve(current.host.clone())));
                 }
-                if asked.as_ref() != Some(&now) {
+                if asked.as_ref() != Some(&now) || again {
                     self.begin_discovery(current, &resolved, &interfaces);
                     exploring = Some(Box::pin(self.explore()));
                     asked = Some(now);
+                    again = false;
                 }
+                known = Some(current.clone());
             }
             self.set_hosts(&interfaces, loopback);
             let busy = *sessions.borrow_and_update() > 0;
@@ -186,7 +201,11 @@ impl UdpStack {
             let far = asked.is_some() && !loopback;
             self.want_mapping((busy || lingers) && far, &interfaces);
             tokio::select! {
-                changed = link.changed() => if changed.is_err() { return },
+                changed = link.changed() => match changed {
+                    // What ended the connection may have been the NAT.
+                    Ok(()) => again = true,
+                    Err(_) => return,
+                },
                 change = next_change(&mut changes) => {
                     interfaces = change.addresses;
                     if change.major || change.resumed {
@@ -204,8 +223,8 @@ impl UdpStack {
                     }
                 }
                 () = self.own.discover.notified() => {
-                    if let Some(current) = &current {
-                        self.begin_discovery(current, &resolved, &interfaces);
+                    if let Some(known) = &known {
+                        self.begin_discovery(known, &resolved, &interfaces);
                         exploring = Some(Box::pin(self.explore()));
                     }
                 }
@@ -365,7 +384,8 @@ impl UdpStack {
                 let done = discovery.clients.iter().flatten().all(StunClient::is_done);
                 let waited = discovery.first_answer.map(|at| at.elapsed());
                 if done || waited.is_some_and(|waited| waited >= STRAGGLERS) {
-                    return discovery.judge();
+                    let hosts: BTreeSet<_> = self.addresses.borrow().hosts().collect();
+                    return discovery.judge(&hosts);
                 }
             }
             tokio::select! {
@@ -388,7 +408,7 @@ impl UdpStack {
 
 impl Discovery {
     /// Of IPv4, or of IPv6 where nobody answered over IPv4.
-    fn judge(&self) -> (Option<SocketAddr>, NatSummary) {
+    fn judge(&self, hosts: &BTreeSet<SocketAddr>) -> (Option<SocketAddr>, NatSummary) {
         for v4 in [true, false] {
             for client in self.clients.iter().flatten() {
                 let answers: Vec<_> =
@@ -398,7 +418,12 @@ impl Discovery {
                 }
                 // The order in which it was asked: by server.
                 let ports: Vec<u16> = answers.iter().map(|(_, mapped)| mapped.port()).collect();
-                let mapping = maps(client.mapping_behaviour());
+                // Who is seen as it is has no NAT.
+                let mapping = if answers.iter().all(|(_, mapped)| hosts.contains(mapped)) {
+                    NatBehaviour::EndpointIndependent
+                } else {
+                    maps(client.mapping_behaviour())
+                };
                 let ports = match mapping {
                     NatBehaviour::EndpointIndependent => ports.into_iter().take(1).collect(),
                     _ => ports,
