@@ -1,3 +1,5 @@
+//! The choice of relays: the least sum of both ends' round trips, steadily.
+
 use super::*;
 
 const A: RelayKey = [1; 32];
