@@ -140,8 +140,10 @@ impl Punch {
     }
 
     /// What the peer knows of its NAT, and where the mediator sees it; `None` if nothing new is
-    /// known of that.
+    /// known of that. The peer tells it when servers have answered: no more candidates need be
+    /// waited for before there is a verdict, though some may follow.
     pub fn handle_remote_nat(&mut self, nat: NatSummary, seen: Option<IpAddr>, now: Instant) {
+        self.end_of_candidates = true;
         self.hard.handle_remote_nat(nat, seen.map(|ip| ip.to_canonical()));
         self.advance(now);
     }

@@ -43,6 +43,25 @@ pub enum FailureClass {
 }
 
 impl FailureClass {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::UdpBlocked,
+        Self::PeerUdpBlocked,
+        Self::NoCandidates,
+        Self::NoCommonFamily,
+        Self::NoUsableAddress,
+        Self::SymmetricBoth,
+        Self::SymmetricLocal,
+        Self::SymmetricPeer,
+        Self::Filtered,
+        Self::NoAnswer,
+    ];
+
+    /// By its stable word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.as_str() == word)
+    }
+
     /// The stable word.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -141,4 +160,19 @@ pub struct FailedClass {
     pub pairs: usize,
     /// The peer was heard from one of them: packets pass in one direction only.
     pub heard: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_class_is_found_by_its_word() {
+        // The last one: a new one behind it changes this number.
+        assert_eq!(FailureClass::ALL.len(), FailureClass::NoAnswer as usize + 1);
+        for class in FailureClass::ALL {
+            assert_eq!(FailureClass::from_word(class.as_str()), Some(class));
+        }
+        assert_eq!(FailureClass::from_word("brand_new"), None);
+    }
 }
