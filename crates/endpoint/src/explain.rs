@@ -11,9 +11,11 @@ use adit_protocol::{
     candidate::{Candidate, CandidateKind},
     nat::NatSummary,
 };
+use futures_util::future::join_all;
 use serde::Serialize;
+use tokio::time::timeout;
 
-use crate::{carriers::Carrier, driver::Driver};
+use crate::{CarrierState, Endpoint, carriers::Carrier, driver::Driver};
 
 /// A session's paths at one moment. Words are stable; durations in milliseconds.
 #[derive(Debug, Clone, Serialize)]
@@ -143,6 +145,19 @@ pub struct CarrierView {
     pub slot: Option<u32>,
 }
 
+/// Time for one session to say how it is doing.
+const ANSWER_TIME: Duration = Duration::from_millis(500);
+
+impl Endpoint {
+    /// What the paths of all live sessions look like, for `status`; without those that are too
+    /// busy to say.
+    pub async fn explanations(&self) -> Vec<Explanation> {
+        let sessions: Vec<_> = self.state().sessions.values().cloned().collect();
+        let asked = sessions.iter().map(|session| timeout(ANSWER_TIME, session.explain()));
+        join_all(asked).await.into_iter().filter_map(|told| told.ok().flatten()).collect()
+    }
+}
+
 fn ms(duration: Duration) -> f64 {
     // Microseconds are enough.
     f64::from(u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)) / 1000.0
@@ -211,13 +226,14 @@ fn hard(report: &Report) -> HardView {
     HardView { phase, rounds: hard.rounds, sockets: hard.sockets, probes: hard.probes }
 }
 
-fn carrier(carrier: &Carrier) -> CarrierView {
+/// The agent takes the console's choice, and says nothing of it in events.
+fn carrier(carrier: &Carrier, in_use: bool) -> CarrierView {
     let up = &carrier.up;
     let rtt = up.direct.as_ref().map(|d| d.connection.rtt()).or(carrier.rtt);
     CarrierView {
         number: up.number.0,
         kind: crate::carriers::kind(up).as_str(),
-        state: carrier.state.as_str(),
+        state: if in_use { CarrierState::Active } else { carrier.state }.as_str(),
         silent: carrier.silent.is_some(),
         rtt_ms: rtt.map(ms),
         local: up.local,
@@ -257,7 +273,11 @@ impl Driver {
             pairs: pairs(&report),
             hard: hard(&report),
             relays: relays.collect(),
-            carriers: self.carriers.values().map(carrier).collect(),
+            carriers: self
+                .carriers
+                .iter()
+                .map(|(number, c)| carrier(c, self.in_use == Some(*number)))
+                .collect(),
         }
     }
 }

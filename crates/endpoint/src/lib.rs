@@ -62,13 +62,14 @@ use adit_protocol::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use adit_core::punch::FailureClass;
 pub use events::{CarrierKind, CarrierState, ChannelState, SessionEvent, SessionInfo};
 pub use explain::{
     CandidateView, CarrierView, EndView, Explanation, HardView, PairView, RelayPathView,
 };
 pub use link::{ControlLink, Link};
 pub use memory::RelayStatus;
-pub use netcheck::{NETCHECK_TIME, Netcheck, RelayCheck, netcheck};
+pub use netcheck::{Around, NETCHECK_TIME, Netcheck, RelayCheck, netcheck};
 pub use opening::{CarrierChoice, OpenError, OpenRequest};
 pub use session::{PendingChannel, Session, SessionHandle, UdpFlow};
 pub use target::{Gate, Permit};

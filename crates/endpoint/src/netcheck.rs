@@ -26,8 +26,6 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
-use crate::Link;
-
 /// How long all of it takes at most.
 pub const NETCHECK_TIME: Duration = Duration::from_secs(3);
 /// Time for STUN servers: less than the client would wait for the last repetition.
@@ -40,6 +38,21 @@ const RESOLVE: Duration = Duration::from_millis(800);
 const MAX_RELAYS: usize = 32;
 /// Connections to a relay, the quickest counts.
 const CONNECTS: usize = 2;
+
+/// Whom to ask.
+#[derive(Debug, Clone, Default)]
+pub struct Around {
+    /// The mediator's address, if it was reached without a proxy.
+    pub remote: Option<SocketAddr>,
+    /// Its host, with or without a port.
+    pub host: String,
+    /// UDP ports on which it answers STUN.
+    pub stun_ports: Vec<u16>,
+    /// Further STUN servers.
+    pub stun_addrs: Vec<SocketAddr>,
+    /// Relays of the mediator's welcome; `None`: it could not be asked.
+    pub relays: Option<Vec<wire::RelayInfo>>,
+}
 
 /// What was found out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,13 +68,15 @@ pub struct Netcheck {
     pub filtering: &'static str,
     /// RFC 4787 §6. `None`: not known, or there is no NAT.
     pub hairpin: Option<bool>,
+    /// Addresses are translated on the way; `None`: not known.
+    pub behind_nat: Option<bool>,
     /// How servers see this machine.
     pub public: Vec<SocketAddr>,
     /// Protocols by which the gateway maps ports: `pcp`, `nat-pmp`, `upnp`.
     pub port_mapping: Vec<&'static str>,
     /// In the order in which the mediator named them.
     pub relays: Vec<RelayCheck>,
-    /// What could not be found out and why, and what it means, in plain words.
+    /// What could not be found out and why, in plain words.
     pub notes: Vec<String>,
 }
 
@@ -78,11 +93,11 @@ pub struct RelayCheck {
     pub problem: Option<String>,
 }
 
-/// Checks the network. `relays` are those of the mediator's welcome; `dialer` is the program's,
-/// for relays are reached through its proxy, if there is one.
-pub async fn netcheck(link: &Link, relays: &[wire::RelayInfo], dialer: &Dialer) -> Netcheck {
+/// Checks the network. `dialer` is the program's, for relays are reached through its proxy, if
+/// there is one.
+pub async fn netcheck(around: &Around, dialer: &Dialer) -> Netcheck {
     let own = interfaces::local_addresses().await;
-    let servers = servers(link, &own).await;
+    let servers = servers(around, &own).await;
     let first = |v4: bool| servers.iter().copied().find(|s| s.is_ipv4() == v4);
     let main = first(true).or_else(|| first(false));
     let all = async {
@@ -91,8 +106,8 @@ pub async fn netcheck(link: &Link, relays: &[wire::RelayInfo], dialer: &Dialer) 
             mapping(&servers, false),
             of(main, async |server| filtering(server, id).await),
             of(main, async |server| hairpin(server, id).await),
-            gateway(link, &own, dialer),
-            measure(link, &own, relays, dialer),
+            gateway(around, &own, dialer),
+            measure(around, &own, dialer),
         )
     };
     // Each part has its own, shorter time; this is for the sum of surprises.
@@ -101,6 +116,9 @@ pub async fn netcheck(link: &Link, relays: &[wire::RelayInfo], dialer: &Dialer) 
         let notes = vec!["the machine is too busy to check its network".to_owned()];
         return Netcheck { mapping: "unknown", filtering: "unknown", notes, ..Netcheck::default() };
     };
+    let public: Vec<_> = v4.0.iter().chain(&v6.0).copied().collect();
+    let is_own = |seen: &SocketAddr| own.iter().any(|address| address.ip == seen.ip());
+    let behind_nat = public.iter().find(|seen| seen.is_ipv4()).or(public.first());
     let judged = if v4.0.is_empty() { v6.1 } else { v4.1 };
     let mut check = Netcheck {
         udp: !v4.0.is_empty() || !v6.0.is_empty(),
@@ -108,46 +126,45 @@ pub async fn netcheck(link: &Link, relays: &[wire::RelayInfo], dialer: &Dialer) 
         mapping: judged.as_str(),
         filtering: filters.unwrap_or(FilteringBehaviour::Unknown).as_str(),
         hairpin: turns.flatten(),
-        public: v4.0.into_iter().chain(v6.0).collect(),
+        behind_nat: behind_nat.map(|seen| !is_own(seen)),
+        public,
         port_mapping: port_mapping.iter().copied().map(MapProtocol::as_str).collect(),
         relays,
         notes: Vec::new(),
     };
-    check.notes = notes(&check, &servers, dialer);
+    check.notes = notes(&check, around, &servers, dialer);
     check
 }
 
 /// What a technician should know beyond the values.
-fn notes(check: &Netcheck, servers: &[SocketAddr], dialer: &Dialer) -> Vec<String> {
+fn notes(
+    check: &Netcheck,
+    around: &Around,
+    servers: &[SocketAddr],
+    dialer: &Dialer,
+) -> Vec<String> {
     let mut notes = Vec::new();
     let mut note = |text: &str| notes.push(text.to_owned());
     if servers.is_empty() {
-        note("the mediator named no STUN server that may be asked: NAT and UDP are not known");
-    } else if !check.udp {
-        note("no STUN server answered: UDP is blocked, sessions will go through a relay");
-    } else {
-        if check.filtering == FilteringBehaviour::Unknown.as_str() {
-            note("filtering is not known: the mediator has only one address for such tests");
-        }
-        if check.mapping == MappingBehaviour::AddressAndPortDependent.as_str()
-            || check.mapping == MappingBehaviour::AddressDependent.as_str()
-        {
-            note(
-                "the NAT gives each destination another port: direct connections need luck, or \
-                 a peer without such a NAT; a port mapping (UPnP, NAT-PMP, PCP) would help",
-            );
-        }
+        note("no STUN server is known that may be asked: NAT and UDP are not known");
+    } else if check.udp && check.filtering == FilteringBehaviour::Unknown.as_str() {
+        note("filtering is not known: the mediator has only one address for such tests");
     }
-    if !servers.iter().any(SocketAddr::is_ipv6) {
+    if !servers.is_empty() && !servers.iter().any(SocketAddr::is_ipv6) {
         note("the mediator has no IPv6 address: IPv6 is judged by this machine's own addresses");
     }
     if dialer.has_proxy() {
         note("TCP goes through a proxy: UPnP was not tried, relay times include the proxy");
     }
-    if check.relays.is_empty() {
-        note("no relay is registered: without a direct path there is none at all");
-    } else if check.relays.iter().all(|relay| relay.rtt.is_none()) {
-        note("no relay can be reached: without a direct path there is none at all");
+    match &around.relays {
+        None => note("relays are not known: the mediator could not be asked"),
+        Some(known) if known.is_empty() => {
+            note("no relay is registered: without a direct path there is none at all");
+        }
+        Some(_) if check.relays.iter().all(|relay| relay.rtt.is_none()) => {
+            note("no relay can be reached: without a direct path there is none at all");
+        }
+        Some(_) => {}
     }
     notes
 }
@@ -156,7 +173,7 @@ fn id() -> Option<[u8; 12]> {
     random().ok()
 }
 
-async fn servers(link: &Link, own: &[InterfaceAddr]) -> Vec<SocketAddr> {
+async fn servers(link: &Around, own: &[InterfaceAddr]) -> Vec<SocketAddr> {
     let mut ips: BTreeSet<IpAddr> =
         link.remote.map(|r| r.ip().to_canonical()).into_iter().collect();
     if let Ok((host, port)) = parse_host_port(&link.host, 443)
@@ -221,7 +238,7 @@ async fn mapping(servers: &[SocketAddr], v4: bool) -> (Vec<SocketAddr>, MappingB
     (client.mapped(), client.mapping_behaviour())
 }
 
-async fn gateway(link: &Link, own: &[InterfaceAddr], dialer: &Dialer) -> Vec<MapProtocol> {
+async fn gateway(link: &Around, own: &[InterfaceAddr], dialer: &Dialer) -> Vec<MapProtocol> {
     let loopback = link.remote.is_some_and(|r| r.ip().to_canonical().is_loopback());
     let has_v4 = own.iter().any(|a| a.ip.is_ipv4() && !a.loopback);
     if loopback || !has_v4 {
@@ -230,15 +247,10 @@ async fn gateway(link: &Link, own: &[InterfaceAddr], dialer: &Dialer) -> Vec<Map
     timeout(PART_TIME, probe_gateway(!dialer.has_proxy())).await.unwrap_or_default()
 }
 
-async fn measure(
-    link: &Link,
-    own: &[InterfaceAddr],
-    relays: &[wire::RelayInfo],
-    dialer: &Dialer,
-) -> Vec<RelayCheck> {
+async fn measure(link: &Around, own: &[InterfaceAddr], dialer: &Dialer) -> Vec<RelayCheck> {
     let subnets = interfaces::own_subnets(own);
     let admits = |addr: SocketAddr| may_connect(addr, link.remote, &subnets);
-    let checks = relays.iter().take(MAX_RELAYS).map(async |relay| {
+    let checks = link.relays.iter().flatten().take(MAX_RELAYS).map(async |relay| {
         let name = relay.addresses.first().cloned().unwrap_or_default();
         let region = relay.region.clone();
         let (mut rtt, mut problem) = (None, None);
@@ -285,19 +297,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_is_wrong_in_words() {
-        let blocked = Netcheck { mapping: "unknown", filtering: "unknown", ..Netcheck::default() };
+    fn says_what_could_not_be_found_out() {
+        let nothing = Netcheck { mapping: "unknown", filtering: "unknown", ..Netcheck::default() };
         let server = ["203.0.113.10:3478".parse().unwrap()];
-        let words = notes(&blocked, &server, &Dialer::direct()).join("\n");
-        assert!(words.contains("UDP is blocked") && words.contains("no relay is registered"));
-        let symmetric = Netcheck {
-            udp: true,
-            mapping: MappingBehaviour::AddressAndPortDependent.as_str(),
-            filtering: "unknown",
-            ..Netcheck::default()
-        };
-        let words = notes(&symmetric, &server, &Dialer::direct()).join("\n");
-        assert!(words.contains("another port") && !words.contains("blocked"));
-        assert!(notes(&blocked, &[], &Dialer::direct())[0].contains("named no STUN server"));
+        let none = Around { relays: Some(Vec::new()), ..Around::default() };
+        let words = notes(&nothing, &none, &server, &Dialer::direct()).join("\n");
+        assert!(words.contains("no relay is registered") && !words.contains("filtering"));
+        let udp = Netcheck { udp: true, ..nothing };
+        let words = notes(&udp, &Around::default(), &[], &Dialer::direct()).join("\n");
+        assert!(words.contains("no STUN server") && words.contains("could not be asked"));
+        let words = notes(&udp, &none, &server, &Dialer::direct()).join("\n");
+        assert!(words.contains("filtering is not known"));
     }
 }

@@ -164,6 +164,14 @@ impl Dialer {
         target_uri(host, port).is_some_and(|uri| self.matcher.intercept(&uri).is_some())
     }
 
+    /// The proxy through which connections to this host go, without its credentials.
+    pub fn proxy_of(&self, host: &str, port: u16) -> Option<String> {
+        let proxy = self.matcher.intercept(&target_uri(host, port)?)?;
+        let (scheme, host) = (proxy.uri().scheme_str()?, proxy.uri().host()?);
+        let port = proxy.uri().port_u16().map(|port| format!(":{port}")).unwrap_or_default();
+        Some(format!("{scheme}://{host}{port}"))
+    }
+
     /// Connects to a host (a name or an address, IPv6 with or without brackets).
     pub async fn dial(
         &self,
