@@ -9,7 +9,8 @@ use std::{
 
 use adit_control::{Peer, Request, client::Connected, failure};
 use adit_endpoint::{
-    ControlLink, Endpoint, EndpointConfig, Gate, Link, Permit, Session, SessionEvent, SessionInfo,
+    ControlLink, Endpoint, EndpointConfig, Explanation, Gate, Link, Permit, Session, SessionEvent,
+    SessionInfo,
 };
 use adit_net::proxy::Dialer;
 use adit_protocol::{
@@ -276,9 +277,19 @@ impl Sessions {
         (nat.mapping, nat.filtering)
     }
 
+    /// Protocols by which the gateway maps ports, as far as sessions needed to know.
+    pub fn port_mapping(&self) -> Vec<&'static str> {
+        self.endpoint.port_mapping()
+    }
+
     /// For `status`.
-    pub fn list(&self) -> Vec<Value> {
-        self.endpoint.sessions().iter().map(to_json).collect()
+    pub async fn list(&self) -> Vec<Value> {
+        let said = self.endpoint.explanations().await;
+        let of = |info: &SessionInfo| {
+            let id = info.id.to_string();
+            to_json(info, said.iter().find(|said| said.session_id == id))
+        };
+        self.endpoint.sessions().iter().map(of).collect()
     }
 
     /// Ends all sessions, reports their ends, and stops.
@@ -325,13 +336,21 @@ async fn follow(id: SessionId, mut events: mpsc::Receiver<SessionEvent>) -> End 
     End { reason, bytes_up: 0, bytes_down: 0, duration: Duration::ZERO }
 }
 
-fn to_json(session: &SessionInfo) -> Value {
+fn to_json(session: &SessionInfo, said: Option<&Explanation>) -> Value {
+    let used = said.and_then(|said| said.carriers.iter().find(|c| c.state == "active"));
+    // Why it is relayed; null while it is direct, or nobody can say.
+    let reason = said.filter(|said| said.carrier != Some("direct"));
+    let reason = reason.filter(|said| !said.failures.is_empty()).map(|said| &said.failures);
     json!({
         "session_id": session.id.to_string(),
         "user": session.user,
         "redirector": session.redirector,
         "targets": texts(&session.targets),
         "carrier": session.carrier.map(|kind| kind.as_str()),
+        "rtt_ms": used.and_then(|used| used.rtt_ms),
+        "remote": used.and_then(|used| used.remote).map(|remote| remote.to_string()),
+        "relay": used.and_then(|used| used.relay.as_deref()),
+        "relay_reason": reason,
         "bytes_up": session.bytes_up,
         "bytes_down": session.bytes_down,
         "duration_ms": millis(session.started.elapsed()),

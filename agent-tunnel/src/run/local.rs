@@ -17,14 +17,14 @@ pub(crate) fn handler(
 ) -> impl Fn(Value) -> Boxed<Result<Vec<Value>, CliError>> + Send + Sync + use<> {
     let (agent, sessions) = (agent.clone(), sessions.clone());
     move |request| {
-        let answer = answer(&agent, &sessions, &request);
-        Box::pin(async move { answer.map(|value| vec![value]) })
+        let (agent, sessions) = (agent.clone(), sessions.clone());
+        Box::pin(async move { answer(&agent, &sessions, &request).await.map(|value| vec![value]) })
     }
 }
 
-fn answer(agent: &Agent, sessions: &Sessions, request: &Value) -> Result<Value, CliError> {
+async fn answer(agent: &Agent, sessions: &Sessions, request: &Value) -> Result<Value, CliError> {
     match request.get("command").and_then(Value::as_str) {
-        Some("status") => Ok(status::running(agent, sessions)),
+        Some("status") => Ok(status::running(agent, sessions).await),
         Some("consent") => Ok(json!({"questions": agent.rules.consent().list()})),
         Some("consent_answer") => {
             let id = request.get("id").and_then(Value::as_u64).unwrap_or_default();

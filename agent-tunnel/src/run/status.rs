@@ -44,7 +44,8 @@ impl LinkState {
 }
 
 /// Of the running agent.
-pub(crate) fn running(agent: &Agent, sessions: &Sessions) -> Value {
+pub(crate) async fn running(agent: &Agent, sessions: &Sessions) -> Value {
+    let list = sessions.list().await;
     let link = agent.link().clone();
     let (host, via_proxy, online_ms) = match &link {
         LinkState::Online { host, via_proxy, since } => {
@@ -66,7 +67,8 @@ pub(crate) fn running(agent: &Agent, sessions: &Sessions) -> Value {
         "mediator": host,
         "via_proxy": via_proxy,
         "nat": {"mapping": nat.0, "filtering": nat.1},
-        "sessions": sessions.list(),
+        "port_mapping": sessions.port_mapping(),
+        "sessions": list,
         "consent_waiting": agent.rules.consent().list().len(),
         "online_ms": online_ms,
         "problem": offline.map(|(problem, _)| problem.message.as_str()),
@@ -86,6 +88,7 @@ pub(crate) fn stopped(enrollment: &Enrollment, kill_switch: &KillSwitch, loaded:
         "mediator": enrollment.hosts.first(),
         "via_proxy": null,
         "nat": {"mapping": "unknown", "filtering": "unknown"},
+        "port_mapping": [],
         "sessions": [],
     });
     add_common(&mut status, enrollment, kill_switch, loaded);
@@ -130,13 +133,12 @@ pub(crate) fn human(status: &Value) -> String {
         format!("Computer:  {} of {} ({})", field("name"), field("client"), field("computer_id")),
         format!("Key:       {}", field("agent_key")),
         format!("Mediator:  {} ({})", field("mediator"), field("fingerprint")),
-        format!(
-            "NAT:       mapping {}, filtering {}",
-            inner("nat", "mapping"),
-            inner("nat", "filtering")
-        ),
-        format!("Policy:    {}", inner("policy", "source")),
     ];
+    if status.get("via_proxy") == Some(&Value::Bool(true)) {
+        lines.push("           through a proxy".to_owned());
+    }
+    lines.push(format!("NAT:       {}", nat_text(status)));
+    lines.push(format!("Policy:    {}", inner("policy", "source")));
     if status.get("problem").is_some_and(Value::is_string) {
         lines.push(format!("Problem:   {} ({})", field("problem"), field("problem_code")));
         if status.get("hint").is_some_and(Value::is_string) {
@@ -159,18 +161,87 @@ pub(crate) fn human(status: &Value) -> String {
     for session in sessions.into_iter().flatten() {
         let field = |name: &str| text(session.get(name).unwrap_or(&Value::Null));
         lines.push(format!(
-            "Session:   {} {} by {}, {}, {} bytes up, {} bytes down",
+            "Session:   {} {} by {}, {} bytes up, {} bytes down",
             field("session_id"),
             field("redirector"),
             field("user"),
-            field("carrier"),
             field("bytes_up"),
             field("bytes_down")
         ));
+        lines.push(format!("           {}", path_text(session)));
     }
     lines.join("\n")
 }
 
+/// The kind of NAT, and how ports are mapped on request.
+fn nat_text(status: &Value) -> String {
+    let word = |key: &str| match status.pointer(&format!("/nat/{key}")).and_then(Value::as_str) {
+        None | Some("unknown") => "not known".to_owned(),
+        Some(word) => word.to_owned(),
+    };
+    let protocols = status.get("port_mapping").and_then(Value::as_array);
+    let protocols: Vec<_> = protocols.into_iter().flatten().filter_map(Value::as_str).collect();
+    let mapped = match protocols.as_slice() {
+        [] => String::new(),
+        some => format!(", ports on request by {}", some.join(", ")),
+    };
+    match (word("mapping"), word("filtering")) {
+        (mapping, filtering) if mapping == filtering && mapping == "not known" => {
+            format!("not known before the first session{mapped}")
+        }
+        (mapping, filtering) => format!("mapping {mapping}, filtering {filtering}{mapped}"),
+    }
+}
+
+/// By which carrier a session goes, and why through a relay if it does.
+fn path_text(session: &Value) -> String {
+    let text = |key: &str| session.get(key).and_then(Value::as_str).map(escape_text);
+    let carrier = text("carrier").unwrap_or_else(|| "without a path".to_owned());
+    let by = match (text("relay"), text("remote")) {
+        (Some(relay), _) => format!(" through {relay}"),
+        (None, Some(remote)) => format!(" with {remote}"),
+        (None, None) => String::new(),
+    };
+    let rtt = session.get("rtt_ms").and_then(Value::as_f64);
+    let rtt = rtt.map(|rtt| format!(", round trip {rtt:.0} ms")).unwrap_or_default();
+    let reasons = session.get("relay_reason").and_then(Value::as_array);
+    let reasons: Vec<_> = reasons.into_iter().flatten().filter_map(Value::as_str).collect();
+    let why = match reasons.as_slice() {
+        [] => String::new(),
+        some => format!(", no direct path: {}", some.join(", ").replace('_', " ")),
+    };
+    format!("{carrier}{by}{rtt}{why}")
+}
+
 fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_says_by_which_path_sessions_go_and_why() {
+        let session = json!({
+            "carrier": "relayed", "relay": "r\u{1b}:443", "rtt_ms": 12.3,
+            "relay_reason": ["symmetric_both"],
+        });
+        let status = json!({
+            "state": "online", "via_proxy": true, "port_mapping": ["upnp"],
+            "nat": {"mapping": "endpoint-independent", "filtering": "unknown"},
+            "sessions": [session],
+        });
+        let text = human(&status);
+        for part in [
+            "through a proxy",
+            "mapping endpoint-independent, filtering not known, ports on request by upnp",
+            "round trip 12 ms, no direct path: symmetric both",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(!text.contains('\u{1b}'), "{text}");
+        let none = json!({"carrier": null, "relay_reason": null});
+        assert_eq!(path_text(&none), "without a path");
+    }
 }
