@@ -1,11 +1,11 @@
 //! The command line: commands, options, help with examples.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use adit_protocol::keys::Fingerprint;
 use adit_runtime::{
     cli::{Generate, GlobalArgs},
-    config::ConfigCommand,
+    config::{ConfigCommand, parse_duration},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -18,6 +18,8 @@ use std::net::SocketAddr;
 
 /// Longest reason or ticket on the command line, bytes.
 const MAX_TEXT: usize = adit_protocol::limits::MAX_TEXT;
+/// Longest time `explain` waits.
+const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// Open remote desktops, shells and ports of computers where an Adit agent runs
 #[derive(Debug, Parser)]
@@ -72,6 +74,19 @@ The fingerprint is what `agent-tunnel enroll` and `agent-tunnel status` show on 
     Forward(ForwardArgs),
     /// List live sessions, or end one
     Sessions(SessionsArgs),
+    /// Check what this network lets through
+    Netcheck(NetcheckArgs),
+    /// Find out why connections to a computer take the path they take
+    Explain(ExplainArgs),
+    /// Ask for access that needs somebody's approval, or decide such requests
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  console-tunnel requests make web01 rdp --reason 'disk full' --ticket T-17 --for 2h
+  console-tunnel requests list --pending
+  console-tunnel requests approve 3f2a…"
+    )]
+    Requests(RequestsCommand),
     /// Verify an export of the audit log
     #[command(
         subcommand,
@@ -241,6 +256,108 @@ pub enum SessionsCommand {
     },
 }
 
+// Arguments of `netcheck`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  console-tunnel netcheck
+  console-tunnel netcheck --json
+  console-tunnel netcheck --mediator mediator.example
+
+Needs no login. Exit status 5: no path at all, or the mediator cannot be reached.")]
+#[expect(missing_docs, reason = "clap would show it as the command's description")]
+pub struct NetcheckArgs {
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "Mediator to ask, if not that of the last login: https://HOST[:PORT] or HOST[:PORT]"
+    )]
+    pub mediator: Option<String>,
+}
+
+// Arguments of `explain`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  console-tunnel explain web01
+  console-tunnel explain acme/berlin/web01 --wait 30s --json
+  console-tunnel explain web01 --redirector ssh --reason 'slow since noon'
+
+Opens a session, audited as any other, carries nothing over it, and ends it.")]
+#[expect(missing_docs, reason = "clap would show it as the command's description")]
+pub struct ExplainArgs {
+    /// Id, name, or client/name
+    pub computer: String,
+    /// Redirector to open the session for; without it, the first that is permitted
+    #[arg(long, value_name = "REDIRECTOR")]
+    pub redirector: Option<String>,
+    /// How long to wait for a direct path at most
+    #[arg(long, value_name = "TIME", default_value = "12s", value_parser = wait)]
+    pub wait: Duration,
+    /// Why; for the audit record
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = text)]
+    pub reason: String,
+    /// Ticket number; for the audit record
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true, value_parser = text)]
+    pub ticket: String,
+}
+
+/// What to do with requests for access.
+#[derive(Debug, Subcommand)]
+pub enum RequestsCommand {
+    /// Ask for access to a computer
+    #[command(after_help = "Examples:
+  console-tunnel requests make web01 rdp --reason 'disk full'
+  console-tunnel requests make acme/berlin/web01 ssh --reason upgrade --ticket T-17 --for 2h --json")]
+    Make {
+        /// Id, name, or client/name
+        computer: String,
+        /// rdp, vnc, ssh, http, https, tcp, udp or socks
+        redirector: String,
+        /// Why; whoever decides reads it
+        #[arg(long, value_name = "TEXT", value_parser = text)]
+        reason: String,
+        /// Ticket number
+        #[arg(long, value_name = "ID", default_value = "", hide_default_value = true, value_parser = text)]
+        ticket: String,
+        /// For how long, from the approval on; the mediator's default without it
+        #[arg(long = "for", value_name = "TIME", value_parser = time)]
+        length: Option<Duration>,
+    },
+    /// List own requests, and those that you may decide
+    #[command(after_help = "Examples:
+  console-tunnel requests list
+  console-tunnel requests list --pending --json")]
+    List {
+        /// Only those that nobody has decided
+        #[arg(long)]
+        pending: bool,
+    },
+    /// Approve a request
+    #[command(after_help = "Examples:
+  console-tunnel requests approve 3f2a…
+  console-tunnel requests approve 3f2a… --for 30m --note 'only the update'")]
+    Approve {
+        /// Id of the request
+        id: String,
+        /// For how long, if less than was asked for
+        #[arg(long = "for", value_name = "TIME", value_parser = time)]
+        length: Option<Duration>,
+        /// For the audit record
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = text)]
+        note: String,
+    },
+    /// Deny a request, or take back an approval or an own request
+    #[command(after_help = "Examples:
+  console-tunnel requests deny 3f2a…
+  console-tunnel requests deny 3f2a… --note 'not today'")]
+    Deny {
+        /// Id of the request
+        id: String,
+        /// For the audit record
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = text)]
+        note: String,
+    },
+}
+
 /// What to do with the audit log.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
@@ -262,6 +379,16 @@ Without --key or --head it can only say that the export is consistent in itself.
         #[arg(long)]
         complete: bool,
     },
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text)?;
+    if time.is_zero() { Err("must be more than nothing".to_owned()) } else { Ok(time) }
+}
+
+fn wait(text: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    if time > MAX_WAIT { Err("more than ten minutes".to_owned()) } else { Ok(time) }
 }
 
 fn text(text: &str) -> Result<String, String> {
@@ -318,6 +445,13 @@ mod tests {
             "console-tunnel forward pc -D [::1]:1080 --json",
             "console-tunnel sessions --json",
             "console-tunnel sessions end 01010101-0101-0101-0101-010101010101",
+            "console-tunnel netcheck --json",
+            "console-tunnel netcheck --mediator https://m.example",
+            "console-tunnel explain pc --json --wait 30s --redirector ssh",
+            "console-tunnel requests make pc rdp --reason x --ticket y --for 2h --json",
+            "console-tunnel requests list --pending",
+            "console-tunnel requests approve 1 --for 30m --note x",
+            "console-tunnel requests deny 1",
             &format!("console-tunnel audit verify f --key {fingerprint}"),
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -337,6 +471,10 @@ mod tests {
             "console-tunnel open pc rdp --user=-x",
             "console-tunnel trust pc sha256:12",
             "console-tunnel sessions end x",
+            "console-tunnel explain",
+            "console-tunnel explain pc --wait 0s",
+            "console-tunnel requests make pc rdp",
+            "console-tunnel requests make pc rdp --reason x --for never",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

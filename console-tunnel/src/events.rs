@@ -295,12 +295,12 @@ fn paint(line: &Text, color: bool) -> String {
 }
 
 /// Milliseconds with microseconds behind the point.
-fn ms(duration: Duration) -> f64 {
+pub(crate) fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// `0.4 ms`, `12 ms`, `3.2 s`, `2 min 5 s`, `3 h 4 min`.
-fn duration_text(duration: Duration) -> String {
+pub(crate) fn duration_text(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match duration.as_secs_f64() * 1e3 {
         ms if ms < 10.0 => format!("{ms:.1} ms"),

@@ -8,6 +8,7 @@
 //! - [`commands`]: what is over quickly; [`open`]: `open` and `forward`
 //! - [`link`]: the control connection; [`session`]: sessions, the only user of the endpoint
 //! - [`picker`]: what `console-tunnel` alone shows on a terminal
+//! - [`explain`]: why a session's path is what it is; [`advice`]: in words
 //! - [`forward`]: local ports and SOCKS; [`viewer`]: programs that show a redirector
 //! - [`state`]: account, known agents, computers
 //! - [`events`], [`writer`], [`failure`]: what is told, and how
@@ -16,10 +17,12 @@
 //! started come from the build or this console's configuration, never from a server; nothing but
 //! the asked-for output on stdout.
 
+pub mod advice;
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod events;
+pub mod explain;
 pub mod failure;
 pub mod forward;
 pub mod link;
@@ -110,6 +113,7 @@ async fn execute(context: &Context, command: Command, started: Instant) -> Resul
     let quick = match command {
         Command::Open(args) => return open::open(context, &args, &shutdown, started).await,
         Command::Forward(args) => return open::forward(context, &args, &shutdown, started).await,
+        Command::Explain(args) => return open::explain::run(context, &args, &shutdown).await,
         quick => quick,
     };
     tokio::select! {
@@ -127,6 +131,8 @@ async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Trust { computer, fingerprint } => {
             commands::trust::trust(context, &computer, fingerprint).await
         }
+        Command::Netcheck(args) => commands::netcheck::run(context, &args).await,
+        Command::Requests(command) => commands::requests::run(context, command).await,
         Command::Sessions(args) => match args.command {
             None => commands::sessions::list(context).await,
             Some(SessionsCommand::End { id, reason }) => {
@@ -137,6 +143,7 @@ async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Login(_)
         | Command::Open(_)
         | Command::Forward(_)
+        | Command::Explain(_)
         | Command::Audit(_)
         | Command::Config(_)
         | Command::Generate(_) => Err(CliError::failed("internal", "command in the wrong place")),

@@ -3,12 +3,14 @@
 //! In this order, so that what can fail without asking anybody fails first: viewer of the
 //! configuration, local ports, mediator, known agents, viewer of the redirector, session.
 
+pub mod explain;
 mod no_path;
 mod run;
 
 use std::time::Instant;
 
 use adit_protocol::{
+    code::failure as codes,
     limits::MAX_TEXT,
     target::{Target, Transport},
     wire::{self, frame::Body},
@@ -287,13 +289,7 @@ impl<'a> Opening<'a> {
         };
         let (session, verdict) = match opened {
             Ok(opened) => opened,
-            Err(error) => {
-                if OWN_REFUSALS.contains(&error.code) {
-                    let refusal = self.refusal_of(&error, wanted);
-                    tell_refusal(&self.sessions.peer, refusal).await;
-                }
-                return Err(error);
-            }
+            Err(error) => return Err(self.refused(error, wanted).await),
         };
         let first_contact = verdict == Verdict::FirstContact;
         let handle = running.granted(session, &self.computer, first_contact, reporter)?;
@@ -309,6 +305,21 @@ impl<'a> Opening<'a> {
             Recent { computer: self.computer.id, redirector: wanted.redirector.to_owned() };
         recent::remember(&self.context.directory, opened);
         running.serve(&handle, locals, reporter)
+    }
+
+    /// Tells the mediator what we refused ourselves, and the user how to satisfy the mediator.
+    async fn refused(&self, error: CliError, wanted: &Wanted<'_>) -> CliError {
+        if OWN_REFUSALS.contains(&error.code) {
+            tell_refusal(&self.sessions.peer, self.refusal_of(&error, wanted)).await;
+        }
+        if error.code == codes::APPROVAL_REQUIRED {
+            let (computer, redirector) = (escape_text(&self.computer.path()), wanted.redirector);
+            return error.hint(format!(
+                "console-tunnel requests make {computer} {redirector} --reason TEXT, and open it \
+                 when it is approved"
+            ));
+        }
+        error
     }
 
     fn refusal_of(&self, error: &CliError, wanted: &Wanted<'_>) -> wire::ConsoleRefusal {

@@ -3,7 +3,7 @@
 //! Keeps the control connection up for as long as sessions live, feeds the endpoint with it, and
 //! opens sessions on a computer that the caller has checked.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use adit_control::{
     Incoming, Peer,
@@ -144,6 +144,12 @@ impl Sessions {
                 CliError::no_path("no_path", reason).hint("try --carrier auto")
             }
         })
+    }
+
+    /// Measures the round trips to the relays, by name.
+    pub async fn measure_relays(&self) -> Vec<(String, Duration)> {
+        let measured = self.endpoint.measure_relays().await;
+        measured.into_iter().filter_map(|relay| Some((relay.name, relay.rtt?))).collect()
     }
 
     /// Ends all sessions on both sides and tells the mediator; within the time of a clean stop.

@@ -181,7 +181,7 @@ pub async fn whoami(context: &Context) -> Result<(), CliError> {
 }
 
 /// `https://HOST[:PORT][/]` or `HOST[:PORT]`.
-fn parse_url(text: &str) -> Result<(String, u16), CliError> {
+pub(super) fn parse_url(text: &str) -> Result<(String, u16), CliError> {
     let wrong = |reason: String| {
         CliError::usage("address_invalid", reason)
             .hint("give the mediator as https://HOST[:PORT] or HOST[:PORT]")

@@ -4,6 +4,8 @@ pub mod audit;
 pub mod computers;
 pub mod login;
 pub mod mfa;
+pub mod netcheck;
+pub mod requests;
 pub mod sessions;
 pub mod trust;
 
@@ -16,7 +18,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 const DEFAULT_WIDTH: u16 = 80;
 
 /// A table for people: no lines, fitted to the terminal.
-fn table(columns: &[&str]) -> Table {
+pub(crate) fn table(columns: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(columns.to_vec());
@@ -33,7 +35,7 @@ fn usable_width(reported: u16) -> u16 {
 }
 
 /// A remark on stderr, escaped. If nobody can read it, nobody misses it.
-fn note(text: &str) {
+pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "note: {}", escape_text(text));
 }
 

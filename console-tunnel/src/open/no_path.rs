@@ -2,7 +2,7 @@
 
 use adit_runtime::cli::{CliError, escape_text};
 
-use crate::{cli::Carrier, session::Explanation};
+use crate::{advice, cli::Carrier, session::Explanation};
 
 /// The error of a session that got no carrier in time. `said`: what it last said of its attempts.
 pub(super) fn error(carrier: Carrier, said: Option<&Explanation>) -> CliError {
@@ -33,18 +33,9 @@ fn direct(failures: &[&str]) -> String {
     if failures.is_empty() {
         return "nothing was heard of the other end".to_owned();
     }
-    let words = failures.iter().map(|failure| match *failure {
-        "udp_blocked" => "no UDP passes from this computer",
-        "peer_udp_blocked" => "no UDP passes from the other computer",
-        "no_candidates" => "the other end named no address",
-        "no_common_family" => "one end has only IPv4, the other only IPv6",
-        "no_usable_address" => "the other end's addresses must not be tried",
-        "symmetric_both" => "both networks change the port for each destination",
-        "symmetric_local" => "this network changes the port for each destination",
-        "symmetric_peer" => "the other network changes the port for each destination",
-        "filtered" => "packets pass in one direction only",
-        "no_answer" => "nothing was heard of the other end at any address",
-        other => other,
+    let words = failures.iter().map(|failure| match advice::of_word(failure) {
+        Some(advice) => advice.what,
+        None => failure,
     });
     words.collect::<Vec<_>>().join(", ")
 }

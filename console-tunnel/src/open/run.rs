@@ -416,7 +416,7 @@ async fn pass_on(
 }
 
 /// What the command's outcome is when neither user nor viewer ended the session.
-fn ended_by_others(reason: &str) -> Result<(), CliError> {
+pub(super) fn ended_by_others(reason: &str) -> Result<(), CliError> {
     let (code, exit, hint) = match reason {
         "no_carrier" | "mediator_lost" => {
             ("connection_lost", Exit::NoPath, "check the network, then open it again")

@@ -35,7 +35,7 @@ use tokio::{
 };
 
 use crate::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, OpenArgs},
     config::Context,
     failure,
     link::{Caller, list_computers, refuse},
@@ -59,7 +59,7 @@ const TICK: Duration = Duration::from_secs(5);
 /// Why a turn of the picker ended.
 enum End {
     Leave,
-    Open(ComputerId, String),
+    Open(OpenArgs),
 }
 
 /// What is known from the mediator.
@@ -76,8 +76,8 @@ pub async fn run(context: &Context, shutdown: &Shutdown) -> Result<(), CliError>
     tasks.spawn(ask_again_and_again(caller, news_in, Arc::clone(&refresh)));
     loop {
         let end = choose(&mut picker, &mut view, &mut news, &refresh, shutdown).await?;
-        let End::Open(computer, redirector) = end else { return Ok(()) };
-        let outcome = open_it(context, computer, &redirector, shutdown).await;
+        let End::Open(args) = end else { return Ok(()) };
+        let outcome = open::open(context, &args, shutdown, Instant::now()).await;
         if shutdown.token().is_cancelled() {
             return outcome;
         }
@@ -123,8 +123,8 @@ async fn choose(
                     Some(Action::Refresh) => refresh.notify_one(),
                     Some(Action::Quit) => return Ok(End::Leave),
                     Some(Action::Interrupt) => return Err(CliError::interrupted()),
-                    Some(Action::Open { computer, redirector }) => {
-                        return Ok(End::Open(computer, redirector));
+                    Some(Action::Open { computer, redirector, reason, ticket }) => {
+                        return arguments(computer, &redirector, &reason, &ticket).map(End::Open);
                     }
                 }
                 screen.go_on();
@@ -148,18 +148,18 @@ fn cannot_draw(error: std::io::Error) -> CliError {
     CliError::failed("terminal_failed", format!("cannot draw on the terminal: {error}"))
 }
 
-/// As `console-tunnel open` does.
-async fn open_it(
-    context: &Context,
+/// Those of `console-tunnel open`.
+fn arguments(
     computer: ComputerId,
     redirector: &str,
-    shutdown: &Shutdown,
-) -> Result<(), CliError> {
-    let line = ["console-tunnel", "open", "--", &computer.to_string(), redirector];
-    let parsed = Cli::try_parse_from(line)
-        .map_err(|_| CliError::failed("internal", "the picker's command is not understood"))?;
-    match parsed.command {
-        Some(Command::Open(args)) => open::open(context, &args, shutdown, Instant::now()).await,
+    reason: &str,
+    ticket: &str,
+) -> Result<OpenArgs, CliError> {
+    let (reason, ticket) = (format!("--reason={reason}"), format!("--ticket={ticket}"));
+    let computer = computer.to_string();
+    let line = ["console-tunnel", "open", &reason, &ticket, "--", &computer, redirector];
+    match Cli::try_parse_from(line).map(|parsed| parsed.command) {
+        Ok(Some(Command::Open(args))) => Ok(args),
         _ => Err(CliError::failed("internal", "the picker's command is not understood")),
     }
 }

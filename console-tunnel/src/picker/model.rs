@@ -6,7 +6,7 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use adit_protocol::ids::ComputerId;
+use adit_protocol::{code::failure as codes, ids::ComputerId};
 use adit_runtime::cli::{CliError, escape_text};
 
 use super::rank::{Fit, Searched, words};
@@ -14,6 +14,8 @@ use crate::state::{KnownComputer, recent::Recent};
 
 /// Longest query, characters.
 pub const MAX_QUERY: usize = 120;
+/// Longest reason or ticket, characters; each has at most four bytes.
+const MAX_ANSWER: usize = adit_protocol::limits::MAX_TEXT / 4;
 
 /// What the user asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +66,10 @@ pub enum Action {
         computer: ComputerId,
         /// Name of the redirector.
         redirector: String,
+        /// Why, if it was asked for.
+        reason: String,
+        /// Ticket number, if it was asked for.
+        ticket: String,
     },
     /// Leave.
     Quit,
@@ -71,6 +77,43 @@ pub enum Action {
     Interrupt,
     /// Ask the mediator again.
     Refresh,
+}
+
+/// What the mediator wants to know before it opens something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Why.
+    Reason,
+    /// For which ticket.
+    Ticket,
+}
+
+impl Question {
+    /// By the code of the mediator's refusal.
+    fn of(code: &str) -> Option<Self> {
+        match code {
+            codes::REASON_REQUIRED => Some(Self::Reason),
+            codes::TICKET_REQUIRED => Some(Self::Ticket),
+            _ => None,
+        }
+    }
+
+    /// In front of the answer.
+    pub fn prompt(self) -> &'static str {
+        match self {
+            Self::Reason => "reason> ",
+            Self::Ticket => "ticket> ",
+        }
+    }
+}
+
+/// What was opened last, with the answers that it took.
+#[derive(Debug)]
+struct Wish {
+    computer: ComputerId,
+    redirector: String,
+    reason: String,
+    ticket: String,
 }
 
 /// How the mediator can be reached.
@@ -120,6 +163,9 @@ pub struct Picker {
     recent: Vec<Recent>,
     reach: Reach,
     message: Option<CliError>,
+    wish: Option<Wish>,
+    /// What is asked in place, and the answer so far.
+    asking: Option<(Question, String)>,
     actions: Vec<Action>,
 }
 
@@ -136,6 +182,8 @@ impl Picker {
             recent,
             reach: Reach::Waiting,
             message: None,
+            wish: None,
+            asking: None,
             actions: Vec::new(),
         }
     }
@@ -155,12 +203,20 @@ impl Picker {
     /// What was asked for came to an end; `recent` as it is now.
     pub fn handle_done(&mut self, outcome: Result<(), CliError>, recent: Vec<Recent>) {
         self.message = outcome.err();
+        let code = self.message.as_ref().map(|error| error.code);
+        let question = code.and_then(Question::of).filter(|question| match &self.wish {
+            None => false,
+            Some(wish) if *question == Question::Reason => wish.reason.is_empty(),
+            Some(wish) => wish.ticket.is_empty(),
+        });
+        self.asking = question.map(|question| (question, String::new()));
         self.recent = recent;
         self.arrange();
     }
 
     /// The user did something.
     pub fn handle_input(&mut self, input: Input) {
+        let Some(input) = self.answer(input) else { return };
         // A message is read with the next key.
         let message = self.message.take();
         match input {
@@ -192,6 +248,56 @@ impl Picker {
             Input::Interrupt => self.actions.push(Action::Interrupt),
             Input::Refresh => self.actions.push(Action::Refresh),
         }
+    }
+
+    /// While a question is asked, what is typed is its answer; gives back what is not for it.
+    fn answer(&mut self, input: Input) -> Option<Input> {
+        let Some((question, answer)) = &mut self.asking else { return Some(input) };
+        match input {
+            Input::Text(text) => {
+                let printable = text.chars().filter(|c| !c.is_control());
+                let free = MAX_ANSWER.saturating_sub(answer.chars().count());
+                answer.extend(printable.take(free));
+            }
+            Input::Backspace => _ = answer.pop(),
+            Input::DropWord | Input::Clear => answer.clear(),
+            Input::Open if !answer.trim().is_empty() => {
+                let (question, answer) = (*question, answer.trim().to_owned());
+                self.asking = None;
+                self.message = None;
+                if let Some(wish) = &mut self.wish {
+                    match question {
+                        Question::Reason => wish.reason = answer,
+                        Question::Ticket => wish.ticket = answer,
+                    }
+                }
+                self.ask_for_wish();
+            }
+            Input::Escape => {
+                self.asking = None;
+                self.message = None;
+            }
+            Input::Quit | Input::Interrupt => return Some(input),
+            // The list waits.
+            _ => {}
+        }
+        None
+    }
+
+    fn ask_for_wish(&mut self) {
+        if let Some(Wish { computer, redirector, reason, ticket }) = &self.wish {
+            self.actions.push(Action::Open {
+                computer: *computer,
+                redirector: redirector.clone(),
+                reason: reason.clone(),
+                ticket: ticket.clone(),
+            });
+        }
+    }
+
+    /// What is asked in place, and the answer so far.
+    pub fn asking(&self) -> Option<(Question, &str)> {
+        self.asking.as_ref().map(|(question, answer)| (*question, answer.as_str()))
     }
 
     /// What is to be done next.
@@ -313,8 +419,10 @@ impl Picker {
         };
         match self.redirector(line) {
             Some(redirector) => {
-                let action = Action::Open { computer: line.id, redirector: redirector.to_owned() };
-                self.actions.push(action);
+                let (computer, redirector) = (line.id, redirector.to_owned());
+                let (reason, ticket) = (String::new(), String::new());
+                self.wish = Some(Wish { computer, redirector, reason, ticket });
+                self.ask_for_wish();
             }
             None => {
                 let message = format!("{} has nothing that could be opened", line.name);
@@ -397,6 +505,40 @@ mod tests {
         assert_eq!(picker.query(), "");
         picker.handle_input(Input::Escape);
         assert_eq!(picker.poll_action(), Some(Action::Quit));
+    }
+
+    #[test]
+    fn what_the_mediator_demands_is_asked_in_place() {
+        let mut picker = Picker::new(Vec::new());
+        picker.handle_computers(&[pc(1, "a", true)]);
+        let refused = |code| Err(CliError::refused(code, "m"));
+        let asked = |picker: &mut Picker| match picker.poll_action() {
+            Some(Action::Open { reason, ticket, .. }) => (reason, ticket),
+            other => panic!("{other:?}"),
+        };
+        picker.handle_input(Input::Open);
+        assert_eq!(asked(&mut picker), Default::default());
+        picker.handle_done(refused("reason_required"), Vec::new());
+        assert_eq!(picker.asking(), Some((Question::Reason, "")));
+        // Nothing is no answer; what is typed is not a query.
+        picker.handle_input(Input::Open);
+        assert_eq!(picker.poll_action(), None);
+        text(&mut picker, "disk\u{7} full");
+        picker.handle_computers(&[pc(1, "a", true), pc(2, "b", true)]);
+        assert_eq!((picker.query(), picker.counts().0), ("", 2));
+        picker.handle_input(Input::Open);
+        assert_eq!(asked(&mut picker), ("disk full".into(), String::new()));
+        picker.handle_done(refused("ticket_required"), Vec::new());
+        text(&mut picker, "T-1");
+        picker.handle_input(Input::Open);
+        assert_eq!(asked(&mut picker), ("disk full".into(), "T-1".into()));
+        // An answer that does not help is not asked for again; Esc leaves the question alone.
+        picker.handle_done(refused("ticket_required"), Vec::new());
+        assert!(picker.asking().is_none() && picker.message().is_some());
+        assert_eq!(opened(&mut picker), Some(1));
+        picker.handle_done(refused("reason_required"), Vec::new());
+        picker.handle_input(Input::Escape);
+        assert!(picker.asking().is_none() && picker.poll_action().is_none());
     }
 
     #[test]

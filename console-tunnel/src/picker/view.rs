@@ -67,13 +67,17 @@ impl View {
         let width = u16::try_from(count.len()).unwrap_or(0) + 1;
         let [left, right] =
             Layout::horizontal([Constraint::Min(4), Constraint::Length(width)]).areas(area);
+        let asking = picker.asking();
+        let typed = asking.map_or(picker.query(), |(_, answer)| answer);
+        let prompt = asking.map_or("> ", |(question, _)| question.prompt());
+        let indent = u16::try_from(prompt.len()).unwrap_or(0);
         // The end of a long query is what is being typed.
-        let query = Span::raw(picker.query());
-        let room = usize::from(left.width.saturating_sub(3));
+        let query = Span::raw(typed);
+        let room = usize::from(left.width.saturating_sub(indent + 1));
         let hidden = query.width().saturating_sub(room);
-        let tail = end_of(picker.query(), hidden);
-        let prompt = Span::styled("> ", self.paint(Color::Cyan).add_modifier(Modifier::BOLD));
-        let cursor = 2 + u16::try_from(Span::raw(tail).width()).unwrap_or(0);
+        let tail = end_of(typed, hidden);
+        let prompt = Span::styled(prompt, self.paint(Color::Cyan).add_modifier(Modifier::BOLD));
+        let cursor = indent + u16::try_from(Span::raw(tail).width()).unwrap_or(0);
         frame.render_widget(Paragraph::new(TextLine::from(vec![prompt, Span::raw(tail)])), left);
         let count = Paragraph::new(Span::styled(count, self.faint())).right_aligned();
         frame.render_widget(count, right);
@@ -143,6 +147,10 @@ impl View {
 
     /// What went wrong, or which keys there are.
     fn foot(&self, picker: &Picker, width: u16) -> Vec<TextLine<'static>> {
+        if let (Some(error), Some(_)) = (picker.message(), picker.asking()) {
+            let text = escape_text(&format!("{}: type it, Enter; Esc leaves it", error.message));
+            return folded(&text, width, self.paint(Color::Yellow));
+        }
         if let Some(error) = picker.message() {
             let hint = error.hint.as_ref().map(|hint| format!("; try: {hint}")).unwrap_or_default();
             let text = escape_text(&format!("{} ({}){hint}", error.message, error.code));
@@ -299,7 +307,15 @@ mod tests {
         picker.handle_done(Err(error), Vec::new());
         let text = drawn(&picker, 80, 8);
         assert!(text.contains("off (agent_offline); try: start it") && text.contains("computer"));
-        picker.handle_input(Input::Move(0));
+        picker.handle_input(Input::Open);
+        picker.handle_done(Err(CliError::refused("reason_required", "say why")), Vec::new());
+        picker.handle_input(Input::Text("because".into()));
+        let text = drawn(&picker, 60, 8);
+        assert!(text.contains("reason> because") && text.contains("say why: type it"), "{text}");
+        for width in [0, 3, 9] {
+            drawn(&picker, width, 3);
+        }
+        picker.handle_input(Input::Escape);
         picker.handle_unreachable("no network");
         assert!(drawn(&picker, 80, 8).contains("not up to date: no network"));
     }
