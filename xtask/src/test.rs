@@ -42,8 +42,9 @@ const STAGES: &[Stage] = &[
 /// Packages of the four programs.
 pub(crate) const PROGRAMS: &[&str] = &["adit-mediator", "adit-relay", "adit-agent", "adit-console"];
 /// Test binaries of `adit-tests` that need the feature `e2e`.
-const E2E: &[&str] =
-    &["loopback", "refusals", "rules", "console", "faults", "natlab", "paths", "clients"];
+const E2E: &[&str] = &[
+    "loopback", "refusals", "rules", "console", "explain", "faults", "natlab", "paths", "clients",
+];
 
 /// Runs the named stages, or all.
 pub(crate) fn run(args: &[String]) -> Result<()> {
