@@ -174,16 +174,20 @@ impl Carrier {
 
     /// Its data wait rather long, though not too long yet.
     pub(super) fn is_late(&self, now: Instant) -> bool {
-        self.is_direct() && self.outstanding.is_some() && self.probe_at.is_some_and(|at| at <= now)
+        let live = matches!(self.health, Health::Live { .. });
+        let due = self.probe_at.is_some_and(|at| at <= now);
+        self.is_direct() && live && self.outstanding.is_some() && due
     }
 
     /// The path in use may be dead, and whatever killed it may have killed this one: it is as good
     /// as any other only if it answers.
     pub(super) fn doubt(&mut self, now: Instant) {
-        if matches!(self.health, Health::Live { .. }) && !self.doubted && self.outstanding.is_none()
-        {
+        if matches!(self.health, Health::Live { .. }) && !self.doubted {
             self.doubted = true;
-            self.ask(now);
+            // What waits for an answer already asks as well.
+            if self.outstanding.is_none() {
+                self.ask(now);
+            }
         }
     }
 

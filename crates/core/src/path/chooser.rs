@@ -168,10 +168,12 @@ impl PathChooser {
     /// Brings everything up to `now`.
     fn decide(&mut self, now: Instant) {
         self.now = self.now.max(now);
+        // What kills one path often kills all that this end has.
         let used = self.chosen.map(|c| c.interactive);
-        if used.and_then(|n| self.carriers.get(&n)).is_some_and(|c| c.is_late(now)) {
-            let beside =
-                self.carriers.iter_mut().filter(|(n, c)| Some(**n) != used && c.is_direct());
+        let watched = |n: &CarrierNumber| used.is_none_or(|used| used == *n);
+        let late = self.carriers.iter().find(|(n, c)| watched(n) && c.is_late(now));
+        if let Some(late) = late.map(|(n, _)| *n) {
+            let beside = self.carriers.iter_mut().filter(|(n, _)| **n != late);
             beside.for_each(|(_, carrier)| carrier.doubt(now));
         }
         for (number, carrier) in &mut self.carriers {

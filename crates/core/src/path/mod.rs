@@ -10,7 +10,7 @@
 //! max(3 RTT, 500 ms) while data or a probe are outstanding a carrier is *left*: not used as long as there
 //! is a better one, but not closed, because it may come back; it is *dead* only after
 //! [`DEAD_AFTER`]. Half way to being left a carrier is probed, so that a receiver who does not
-//! read is not taken for a dead path; and so are the other direct carriers, for what kills one
+//! read is not taken for a dead path; and so are the other carriers, for what kills one
 //! path often kills all, and moving from one dead path to the next would take too long. One that comes back repeatedly is used again only after a
 //! hold time that grows, so that a path that flaps does not make the session flap.
 //!
