@@ -21,7 +21,11 @@ use adit_net::{
     udp::{DemuxSocket, StunDatagram, descriptor_room},
 };
 use adit_protocol::{
-    candidate::{Candidate, CandidateKind}, keys::SigningKey, limits::MAX_CANDIDATES, nat::NatSummary, ticket::Role,
+    candidate::{Candidate, CandidateKind},
+    keys::SigningKey,
+    limits::MAX_CANDIDATES,
+    nat::NatSummary,
+    ticket::Role,
 };
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};

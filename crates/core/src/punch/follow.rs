@@ -136,7 +136,7 @@ impl Punch {
         self.hard.advance(&Situation { usable, socket, targets }, now, &mut outputs);
         for output in outputs {
             match output {
-                Output::Send { socket, to } => self.send_guess(socket, to, now),
+                Output::Send { socket, to, opener } => self.send_guess(socket, to, opener, now),
                 Output::Tell(event) => self.tell_hard(event),
             }
         }
@@ -161,6 +161,7 @@ impl Punch {
             return;
         }
         self.judge_retired(now);
+        self.retire_aged(now);
         if let Some((born, family)) = self.newest_mapping()
             && self.has_room()
             && self.fresh.replace(born, now)
@@ -184,16 +185,37 @@ impl Punch {
         self.remote.iter().find(public).map(|c| Family::of(c.addr))
     }
 
-    /// Of the pairs in use, through a NAT.
-    fn newest_mapping(&self) -> Option<(Instant, Family)> {
-        let translated = self.table.pairs.iter().filter_map(|(key, pair)| {
+    /// Of the pairs in use, through a NAT: when each may have been born.
+    fn mappings(&self) -> impl Iterator<Item = (PairKey, Instant, Family)> {
+        self.table.pairs.iter().filter_map(|(key, pair)| {
             let mapping = pair.mapping.filter(|_| pair.is_live() && !pair.retiring)?;
             let socket = self.sockets.get(&key.0)?;
             let host = |c: &Candidate| c.kind == CandidateKind::Host && c.addr == mapping.addr;
             let translated = !socket.candidates.iter().any(host);
-            translated.then_some((mapping.since, socket.family))
-        });
-        translated.max()
+            translated.then_some((*key, mapping.earliest, socket.family))
+        })
+    }
+
+    /// When the youngest mapping in use was born.
+    fn newest_mapping(&self) -> Option<(Instant, Family)> {
+        self.mappings().map(|(_, born, family)| (born, family)).max()
+    }
+
+    /// Mappings that are about to die, beside younger ones: whatever uses them goes over.
+    fn retire_aged(&mut self, now: Instant) {
+        let Some(ripe) = self.fresh.ripe() else { return };
+        let Some((youngest, family)) = self.newest_mapping().filter(|m| now < m.0 + ripe) else {
+            return;
+        };
+        let aged =
+            |m: &(PairKey, Instant, Family)| m.2 == family && m.1 < youngest && m.1 + ripe <= now;
+        let aged: Vec<_> = self.mappings().filter(aged).map(|m| m.0).collect();
+        for (socket, remote) in aged {
+            if let Some(pair) = self.table.pairs.get_mut(&(socket, remote)) {
+                pair.retiring = true;
+                self.events.push_back(Event::Retiring { socket, remote });
+            }
+        }
     }
 
     /// Whether mappings that should have died did.
@@ -203,7 +225,7 @@ impl Punch {
         for (key, pair) in self.table.pairs.iter_mut().filter(|(_, p)| p.retiring) {
             let Some(mapping) = pair.mapping else { continue };
             if !pair.is_live() {
-                verdicts.push(Some(mapping.confirmed.saturating_duration_since(mapping.since)));
+                verdicts.push(Some(mapping.lost_by(now)));
             } else if now >= mapping.since + life * 3 / 2 + WATCH_SLACK {
                 verdicts.push(None);
             } else {
@@ -215,7 +237,7 @@ impl Punch {
         }
         for verdict in verdicts {
             match verdict {
-                Some(age) => self.fresh.handle_lost(age),
+                Some(lost) => self.fresh.handle_lost(lost),
                 None => self.fresh.handle_survival(),
             }
         }
@@ -262,6 +284,9 @@ impl Punch {
         } else {
             self.family_to_retry().and_then(|_| self.fresh.wake_at())
         };
+        let aged = self.fresh.ripe().and_then(|ripe| {
+            self.mappings().map(|(_, born, _)| born + ripe).filter(|at| *at > now).min()
+        });
         let watched = self.fresh.life().and_then(|life| {
             let retired = self.table.pairs.values().filter(|p| p.retiring && p.is_live());
             retired.filter_map(|p| Some(p.mapping?.since + life * 3 / 2 + WATCH_SLACK)).min()
@@ -270,7 +295,7 @@ impl Punch {
         let useless = useless.map(|(_, s)| s.since + useless_after(usable)).filter(|at| *at > now);
         let until = self.table.pairs.values().filter_map(Pair::usable_until).min();
         let until = until.filter(|at| *at > now);
-        let all = [hard, fresh, watched, self.restart_at, until];
+        let all = [hard, fresh, aged, watched, self.restart_at, until];
         all.into_iter().flatten().chain(useless).min()
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rand::{RngExt as _, rngs::StdRng};
 
-use super::{FRESH_GAP, FRESH_TRIES, MAPPING_LIFE};
+use super::{FRESH_GAP, FRESH_TRIES, MAPPING_LIFE, pair::Lost};
 
 #[derive(Debug)]
 pub(super) struct Fresh {
@@ -49,10 +49,13 @@ impl Fresh {
     }
 
     /// A mapping was lost at this age.
-    pub(super) fn handle_lost(&mut self, age: Duration) {
+    pub(super) fn handle_lost(&mut self, lost: Lost) {
+        let age = lost.least;
         if MAPPING_LIFE.contains(&age) {
-            // An age counts from when the mapping was first seen: it may have been older.
-            let longest = self.life.filter(|life| age >= *life * 3 / 4).map(|life| life.max(age));
+            // An age counts from when the mapping was first seen: it may have been older. And what
+            // is known fits if the mapping may have died then, unseen.
+            let fits = |life: &Duration| age >= *life * 3 / 4 || *life <= lost.most;
+            let longest = self.life.filter(fits).map(|life| life.max(age));
             self.life = Some(longest.unwrap_or(age));
         }
     }
@@ -79,6 +82,11 @@ impl Fresh {
         true
     }
 
+    /// The age at which a mapping is to be replaced.
+    pub(super) fn ripe(&self) -> Option<Duration> {
+        self.life.map(|life| life * 3 / 4)
+    }
+
     /// Whether the mapping that is in use, born then, is to be replaced now.
     pub(super) fn replace(&mut self, born: Instant, now: Instant) -> bool {
         let due = self.replace_at(born).is_some_and(|at| at <= now);
@@ -90,7 +98,7 @@ impl Fresh {
 
     /// When it will be.
     pub(super) fn replace_at(&self, born: Instant) -> Option<Instant> {
-        let at = born + self.life? * 3 / 4;
+        let at = born + self.ripe()?;
         Some(self.asked_at.map_or(at, |asked| at.max(asked + FRESH_GAP)))
     }
 

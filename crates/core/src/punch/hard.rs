@@ -6,6 +6,9 @@
 //! ports miss each other once in 3,700 rounds. Both ends know their parts from the two summaries,
 //! and begin at about the same time.
 //!
+//! Where a server with one address alone was asked, a NAT that maps by address looks like one that
+//! does not: if ordinary checks fail both ends take both parts.
+//!
 //! It must never be a weapon: guesses go only to the address at which the mediator sees the peer
 //! *and* which is among the peer's sealed candidates; rate, number and rounds are bounded.
 
@@ -48,7 +51,12 @@ pub(super) struct Situation {
 /// What is to be done.
 #[derive(Debug)]
 pub(super) enum Output {
-    Send { socket: LocalSocket, to: SocketAddr },
+    /// `opener`: it need not arrive.
+    Send {
+        socket: LocalSocket,
+        to: SocketAddr,
+        opener: bool,
+    },
     Tell(Event),
 }
 
@@ -75,6 +83,8 @@ pub(super) struct Hard {
     /// Holders that are to send next.
     sending: VecDeque<LocalSocket>,
     passes: usize,
+    /// The pass under way is the sockets' first.
+    opening: bool,
     selected: Option<(LocalSocket, Instant)>,
     asked_for_sockets: bool,
     hit: bool,
@@ -102,6 +112,8 @@ enum Role {
     Opener,
     /// Both ends map by destination, but predictably.
     Predictor,
+    /// Either end may be the one whose NAT maps by destination: both do both.
+    Either,
 }
 
 impl Hard {
@@ -124,6 +136,7 @@ impl Hard {
             holders: BTreeMap::new(),
             sending: VecDeque::new(),
             passes: 0,
+            opening: false,
             selected: None,
             asked_for_sockets: false,
             hit: false,
@@ -245,14 +258,14 @@ impl Hard {
         let role = self.role().filter(|_| !situation.targets.is_empty());
         match (self.stage, role) {
             (Stage::Idle, Some(_)) => self.plan(now),
-            (Stage::Waiting { at }, Some(role)) if at <= now => self.begin(role, now, out),
+            (Stage::Waiting { at }, Some(_)) if at <= now => self.begin(now, out),
             (Stage::Waiting { .. }, None) => self.stage = Stage::Idle,
             (Stage::Running { .. }, None) => self.end_round(now, out),
             (Stage::Running { until, .. }, _) if until <= now => self.end_round(now, out),
             _ => {}
         }
-        if let (Stage::Running { birthday_at, .. }, Some(role)) = (self.stage, role) {
-            self.run(role, birthday_at, situation, now, out);
+        if let (Stage::Running { birthday_at, .. }, Some(_)) = (self.stage, role) {
+            self.run(birthday_at, situation, now, out);
         }
     }
 
@@ -262,7 +275,7 @@ impl Hard {
             Stage::Waiting { at } => Some(at),
             Stage::Running { birthday_at, until } => {
                 let busy = !self.predict.is_empty() || !self.sending.is_empty();
-                let guessing = self.guesses_left > 0 && self.role() == Some(Role::Prober);
+                let guessing = self.guesses_left > 0 && self.guesses();
                 let wake = if busy {
                     self.next_at
                 } else if guessing {
@@ -271,7 +284,7 @@ impl Hard {
                     until
                 };
                 let pass = BIRTHDAY_PASSES.get(self.passes).map(|(after, _)| birthday_at + *after);
-                let pass = pass.filter(|_| self.role() == Some(Role::Opener));
+                let pass = pass.filter(|_| self.opens());
                 Some(wake.min(until).min(pass.unwrap_or(until)))
             }
         }
@@ -299,14 +312,31 @@ impl Hard {
             (false, true) => Some(Role::Prober),
             (true, false) => Some(Role::Opener),
             (true, true) if local.port_step != 0 && remote.port_step != 0 => Some(Role::Predictor),
+            (false, false) => match (is_unknown(local), is_unknown(remote)) {
+                (true, true) => Some(Role::Either),
+                (true, false) => Some(Role::Opener),
+                (false, true) => Some(Role::Prober),
+                (false, false) => None,
+            },
             _ => None,
         }
+    }
+
+    fn guesses(&self) -> bool {
+        matches!(self.role(), Some(Role::Prober | Role::Either))
+    }
+
+    fn opens(&self) -> bool {
+        matches!(self.role(), Some(Role::Opener | Role::Either))
     }
 
     /// Whether nothing but this can work.
     fn is_sure(&self) -> bool {
         let strict = |nat: &NatSummary| nat.filtering == NatBehaviour::AddressAndPortDependent;
         match (self.role(), &self.local, &self.remote) {
+            (_, Some(local), Some(remote)) if !local.is_symmetric() && !remote.is_symmetric() => {
+                false
+            }
             (Some(Role::Prober), Some(local), _) => strict(local),
             (Some(Role::Opener), _, Some(remote)) => strict(remote),
             (role, ..) => role.is_some(),
@@ -341,7 +371,7 @@ impl Hard {
         self.stage = Stage::Waiting { at };
     }
 
-    fn begin(&mut self, role: Role, now: Instant, out: &mut Vec<Output>) {
+    fn begin(&mut self, now: Instant, out: &mut Vec<Output>) {
         self.rounds += 1;
         self.rounds_here += 1;
         self.round_began = Some(now);
@@ -350,7 +380,7 @@ impl Hard {
         self.stage = Stage::Running { birthday_at, until: birthday_at + BIRTHDAY_ROUND };
         self.next_at = now;
         self.guesses.clear();
-        self.guesses_left = if role == Role::Prober { BIRTHDAY_PROBES } else { 0 };
+        self.guesses_left = if self.guesses() { BIRTHDAY_PROBES } else { 0 };
         self.passes = 0;
         self.asked_for_sockets = false;
         self.selected = None;
@@ -380,36 +410,35 @@ impl Hard {
 
     fn run(
         &mut self,
-        role: Role,
         birthday_at: Instant,
         situation: &Situation,
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        self.begin_pass(role, birthday_at, situation, now, out);
+        self.begin_pass(birthday_at, situation, now, out);
         let birthday = now >= birthday_at;
         // Whoever is called late makes up for a little of it.
         self.next_at = self.next_at.max(now.checked_sub(PROBE_BURST).unwrap_or(now));
         while self.next_at <= now {
-            let sent = self.probes < BIRTHDAY_TOTAL_PROBES
-                && self.send_one(role, birthday, situation, out);
+            let sent =
+                self.probes < BIRTHDAY_TOTAL_PROBES && self.send_one(birthday, situation, out);
             self.next_at += if sent { PROBE_INTERVAL } else { IDLE_INTERVAL };
         }
     }
 
     fn begin_pass(
         &mut self,
-        role: Role,
         birthday_at: Instant,
         situation: &Situation,
         now: Instant,
         out: &mut Vec<Output>,
     ) {
         let Some((after, pass)) = BIRTHDAY_PASSES.get(self.passes).copied() else { return };
-        if role != Role::Opener || now < birthday_at + after {
+        if !self.opens() || now < birthday_at + after {
             return;
         }
         self.passes += 1;
+        self.opening = pass == BirthdayPass::Fresh;
         match pass {
             BirthdayPass::Again => self.sending = self.holders.keys().copied().collect(),
             BirthdayPass::Fresh => {
@@ -423,30 +452,26 @@ impl Hard {
     }
 
     /// False if there is nothing to send.
-    fn send_one(
-        &mut self,
-        role: Role,
-        birthday: bool,
-        situation: &Situation,
-        out: &mut Vec<Output>,
-    ) -> bool {
+    fn send_one(&mut self, birthday: bool, situation: &Situation, out: &mut Vec<Output>) -> bool {
         if let Some(socket) = self.sending.pop_front() {
             let targets = situation.targets.iter().take(MAX_TARGETS);
-            out.extend(targets.map(|to| Output::Send { socket, to: *to }));
+            let opener = self.opening;
+            out.extend(targets.map(|to| Output::Send { socket, to: *to, opener }));
             return true;
         }
         let (Some(socket), Some(target)) = (situation.socket, situation.targets.first()) else {
             return false;
         };
         let port = self.predict.pop_front().or_else(|| {
-            let guess = birthday && role == Role::Prober && self.guesses_left > 0;
+            let guess = birthday && self.guesses() && self.guesses_left > 0;
             guess.then(|| {
                 self.guesses_left -= 1;
                 self.order.next_port()
             })
         });
         let Some(port) = port else { return false };
-        out.push(Output::Send { socket, to: SocketAddr::new(target.ip(), port) });
+        let to = SocketAddr::new(target.ip(), port);
+        out.push(Output::Send { socket, to, opener: false });
         true
     }
 
@@ -485,4 +510,9 @@ impl Hard {
         self.guesses.clear();
         self.guesses_left = 0;
     }
+}
+
+/// Servers answered, but cannot tell.
+fn is_unknown(nat: &NatSummary) -> bool {
+    nat.mapping == NatBehaviour::Unknown && !nat.is_blocked()
 }

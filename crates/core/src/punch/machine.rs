@@ -14,12 +14,13 @@ use adit_protocol::{
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
-    AddressFilter, BIRTHDAY_BASE, EAGER_STARTS, Event, FRESH_BASE, FailedClass, Family,
-    LocalSocket, MAX_HOLD, MAX_QUEUED, MAX_SOCKETS, MIN_CHECK_INTERVAL, Message, PACE, Packet,
-    PairReport, PunchConfig, REANNOUNCE_GAP, Report, STRANGER_BURST, STRANGER_INTERVAL,
+    AddressFilter, BIRTHDAY_BASE, EAGER_STARTS, Event, FRESH_BASE, FRESH_HOLD, FailedClass, Family,
+    LocalSocket, MAX_HOLD, MAX_QUEUED, MAX_SOCKETS, MIN_CHECK_INTERVAL, Message, OPENER_TTL, PACE,
+    Packet, PairReport, PunchConfig, REANNOUNCE_GAP, Report, STRANGER_BURST, STRANGER_INTERVAL,
     TransactionId, Transmit, UNVERIFIED_BURST, UNVERIFIED_INTERVAL,
     bucket::Bucket,
     candidate_priority,
+    filter::is_public,
     fresh::Fresh,
     hard::Hard,
     pair::Pair,
@@ -237,12 +238,15 @@ impl Punch {
     }
 
     /// Something authenticated that is no check arrived over this pair, or data sent over it were
-    /// acknowledged: as good as an answered check for consent, but
-    /// not for the NAT's memory or the round trip.
+    /// acknowledged: as good as an answered check for consent, and a sign that the NAT still
+    /// remembers; it says nothing of the round trip.
     pub fn handle_acknowledged(&mut self, socket: LocalSocket, remote: SocketAddr, now: Instant) {
-        let pair = self.table.pairs.get_mut(&(socket, remote));
-        if let Some(verified) = pair.and_then(|p| p.verified.as_mut()) {
+        let Some(pair) = self.table.pairs.get_mut(&(socket, remote)) else { return };
+        if let Some(verified) = pair.verified.as_mut() {
             verified.confirmed = verified.confirmed.max(now);
+        }
+        if let Some(mapping) = pair.mapping.as_mut() {
+            mapping.confirmed = mapping.confirmed.max(now);
         }
     }
 
@@ -365,11 +369,36 @@ impl Punch {
                 true
             }
             None => {
-                let pair = Pair::new(candidate.kind, candidate.priority, now);
+                let mut pair = Pair::new(candidate.kind, candidate.priority, now);
+                if (FRESH_BASE..BIRTHDAY_BASE).contains(&socket.0) && is_public(addr.ip()) {
+                    pair.next_at = now + FRESH_HOLD;
+                }
                 self.exhausted_told = false;
-                self.table.insert((socket, addr), pair)
+                let added = self.table.insert((socket, addr), pair);
+                if added {
+                    self.send_opener((socket, addr), now);
+                }
+                added
             }
         }
+    }
+
+    /// The first packet over a pair: its NATs' way out is open before the peer's packets come.
+    fn send_opener(&mut self, key: PairKey, now: Instant) {
+        let (socket, to) = key;
+        if !to.is_ipv4() || !is_public(to.ip()) || self.transmits.len() >= MAX_QUEUED {
+            return;
+        }
+        let priority = self.priority_of(socket);
+        let live = self.table.pairs.get(&key).is_none_or(Pair::is_live);
+        if live || !self.unverified.take(now) {
+            return;
+        }
+        let mut id = TransactionId::default();
+        self.rng.fill_bytes(&mut id);
+        number(&mut id, &mut self.requests);
+        let message = Message::Request { id, priority };
+        self.transmits.push_back(Transmit { socket, to, message, ttl: Some(OPENER_TTL) });
     }
 
     /// New rounds, now or as soon as they are allowed.
@@ -395,6 +424,10 @@ impl Punch {
         self.vain_starts += 1;
         for pair in self.table.pairs.values_mut().filter(|p| !p.is_hearsay()) {
             pair.restart(round, now);
+        }
+        let keys: Vec<_> = self.table.pairs.keys().copied().collect();
+        for key in keys {
+            self.send_opener(key, now);
         }
     }
 
@@ -426,7 +459,8 @@ impl Punch {
         }
         if self.transmits.len() < MAX_QUEUED {
             let message = Message::Response { id, mapped: key.1 };
-            self.transmits.push_back(Transmit { socket: key.0, to: key.1, message });
+            let ttl = None;
+            self.transmits.push_back(Transmit { socket: key.0, to: key.1, message, ttl });
         }
     }
 
@@ -452,9 +486,9 @@ impl Punch {
         let first = pair.worked_since.is_none();
         pair.worked_since.get_or_insert(now);
         let opened = self.sockets.get(&socket).map(|s| s.since);
-        if let Some(age) = pair.note_mapping(mapped, opened.filter(|_| socket.0 >= FRESH_BASE), now)
-        {
-            self.fresh.handle_lost(age);
+        let opened = opened.filter(|_| socket.0 >= FRESH_BASE);
+        if let Some(lost) = pair.note_mapping(mapped, opened, now) {
+            self.fresh.handle_lost(lost);
         }
         let jitter = self.rng.random_range(800..=1200); // RFC 7675 §5.1
         pair.confirm(rtt, mapped, self.check_interval * jitter / 1000, now);
@@ -503,18 +537,25 @@ impl Punch {
         pair.record_check(id, beside_a_path, now);
         self.paced_until = now + PACE;
         let message = Message::Request { id, priority };
-        self.transmits.push_back(Transmit { socket: key.0, to: key.1, message });
+        self.transmits.push_back(Transmit { socket: key.0, to: key.1, message, ttl: None });
     }
 
     /// A check that belongs to no pair yet.
-    pub(super) fn send_guess(&mut self, socket: LocalSocket, to: SocketAddr, now: Instant) {
+    pub(super) fn send_guess(
+        &mut self,
+        socket: LocalSocket,
+        to: SocketAddr,
+        opener: bool,
+        now: Instant,
+    ) {
         let priority = self.priority_of(socket);
         let mut id = TransactionId::default();
         self.rng.fill_bytes(&mut id);
         number(&mut id, &mut self.requests);
         self.hard.record_sent(socket, to, id, now);
         let message = Message::Request { id, priority };
-        self.transmits.push_back(Transmit { socket, to, message });
+        let ttl = opener.then_some(OPENER_TTL).filter(|_| to.is_ipv4());
+        self.transmits.push_back(Transmit { socket, to, message, ttl });
     }
 
     /// What the peer shall give the own address as peer-reflexive candidate (RFC 8445 §7.1.1).

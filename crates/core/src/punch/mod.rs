@@ -16,6 +16,9 @@
 //!   wants to try again announces its candidates: both ends then know what has changed, and send
 //!   at the same time, which some NATs need. An announcement that answers an own one ends there.
 //! - A request from an address that is not verified yet makes the next check go there.
+//! - The first packet over a new pair to a public IPv4 address is an *opener*: it is sent at once
+//!   with a TTL of [`OPENER_TTL`], opens the own NATs, and dies before the peer's router sees it.
+//!   Ordinary checks follow when the peer has had time to do the same.
 //! - Where simultaneous open cannot work (see `hard.rs`) ports are predicted or guessed, and where
 //!   a router may have been irritated by the peer's packet coming first, or a NAT forgets mappings
 //!   after a fixed time, another socket is tried (see `fresh.rs`).
@@ -49,6 +52,10 @@ pub use filter::{AddressFilter, OwnSubnet};
 pub use machine::Punch;
 pub use report::{FailedClass, FailureClass, HardPhase, HardReport, PairReport, PairState, Report};
 
+/// TTL of openers, packets that are to open the own NATs and never to arrive: some routers take a
+/// packet that comes before their own side has sent one for theirs, and then give their own side
+/// another port. Passes a home's NAT and a carrier's close by.
+pub const OPENER_TTL: u8 = 3;
 /// Least time between two checks (RFC 8445 §14.2 allows down to 5 ms).
 pub const PACE: Duration = Duration::from_millis(5);
 /// Unanswered checks to one address in one round.
@@ -69,8 +76,9 @@ pub const FRESH_BASE: usize = 16;
 pub const BIRTHDAY_BASE: usize = 1000;
 /// Sockets that the end with the symmetric NAT opens for birthday probing.
 pub const BIRTHDAY_SOCKETS: usize = 256;
-/// Checks to unverified addresses that may be sent at once: two rounds to 32 candidates.
-pub const UNVERIFIED_BURST: u32 = 320;
+/// Checks to unverified addresses that may be sent at once: two rounds to 32 candidates, and
+/// openers.
+pub const UNVERIFIED_BURST: u32 = 384;
 /// And afterwards one in this time.
 pub const UNVERIFIED_INTERVAL: Duration = Duration::from_millis(125);
 /// Requests of one source that are answered at once.
@@ -100,8 +108,8 @@ pub const BIRTHDAY_PROBES: usize = 2048;
 pub const PROBE_INTERVAL: Duration = Duration::from_micros(3333);
 /// Time that may be made up for if an end is woken late: 7 packets at once.
 pub const PROBE_BURST: Duration = Duration::from_millis(20);
-/// S sends from all its sockets after these times. The first makes the mappings, the second is
-/// heard where packets were lost. Then come other sockets: their ports, as far as P has tried
+/// S sends from all its sockets after these times. The first makes the mappings by openers, the
+/// second is heard where P was quicker, packets were lost, or S's NAT is further away. Then come other sockets: their ports, as far as P has tried
 /// them already, were tried before P's router saw any packet from there (see
 /// [`Event::WantFreshSocket`] for routers that mind).
 pub const BIRTHDAY_PASSES: [(Duration, BirthdayPass); 4] = [
@@ -136,15 +144,18 @@ pub const PREDICTIONS_PER_ROUND: u32 = 3;
 /// (a router that saw the peer's packet first and now gives out another port) it has not met.
 pub const FRESH_TRIES: [Duration; 3] =
     [Duration::from_millis(1200), Duration::from_millis(2600), Duration::from_millis(5000)];
+/// Checks from a fresh socket wait so long for the peer to hear of it: a server is asked, and its
+/// answer goes through the mediator. What the peer sends is answered at once.
+pub const FRESH_HOLD: Duration = Duration::from_millis(400);
 /// A fresh socket that found no path is of no use after this long.
 pub const FRESH_LIFE: Duration = Duration::from_secs(15);
 /// Fresh sockets are not asked for more often than this to replace a mapping.
-pub const FRESH_GAP: Duration = Duration::from_secs(10);
+pub const FRESH_GAP: Duration = Duration::from_secs(5);
 /// Lives of mappings that are believed: shorter ones are short idle timeouts, and met by checks.
 pub const MAPPING_LIFE: std::ops::RangeInclusive<Duration> =
-    Duration::from_secs(15)..=Duration::from_secs(600);
+    Duration::from_secs(5)..=Duration::from_secs(600);
 /// Pairs to one address that work for so long before another does are older mappings.
-pub const RETIRING_AGE: Duration = Duration::from_secs(10);
+pub const RETIRING_AGE: Duration = Duration::from_secs(3);
 /// Starts in vain that begin with dense rounds; later ones begin with ever sparser ones.
 pub const EAGER_STARTS: u32 = 3;
 /// Longest that one end waits for the other's start, see [`Punch::handle_hold`].
@@ -223,6 +234,10 @@ pub struct Transmit {
     pub to: SocketAddr,
     /// What to say.
     pub message: Message,
+    /// An opener: with this TTL, so that it passes the own NATs and not much more. Where the
+    /// system cannot do that it is not sent; from a birthday socket, which sends nothing else at
+    /// first, it is sent as usual.
+    pub ttl: Option<u8>,
 }
 
 /// How to punch.

@@ -59,9 +59,28 @@ pub(super) struct Verified {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Mapping {
     pub(super) addr: SocketAddr,
+    /// Its first use may have been as early as this.
+    pub(super) earliest: Instant,
+    /// It was there by then.
     pub(super) since: Instant,
     /// Seen last.
     pub(super) confirmed: Instant,
+}
+
+/// How old a mapping became: at least, and at most.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Lost {
+    pub(super) least: Duration,
+    pub(super) most: Duration,
+}
+
+impl Mapping {
+    pub(super) fn lost_by(&self, now: Instant) -> Lost {
+        Lost {
+            least: self.confirmed.saturating_duration_since(self.since),
+            most: now.saturating_duration_since(self.since),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -145,8 +164,8 @@ impl Pair {
         mapped: SocketAddr,
         opened: Option<Instant>,
         now: Instant,
-    ) -> Option<Duration> {
-        let fresh = |since| Mapping { addr: mapped, since, confirmed: now };
+    ) -> Option<Lost> {
+        let fresh = |earliest, since| Mapping { addr: mapped, earliest, since, confirmed: now };
         match &mut self.mapping {
             Some(known) if known.addr == mapped => {
                 known.confirmed = now;
@@ -154,12 +173,13 @@ impl Pair {
             }
             Some(known) => {
                 let lost = *known;
-                *known = fresh(now);
-                let age = lost.confirmed.saturating_duration_since(lost.since);
-                (lost.addr.ip() == mapped.ip()).then_some(age)
+                *known = fresh(lost.confirmed, now);
+                self.retiring = false;
+                (lost.addr.ip() == mapped.ip()).then(|| lost.lost_by(now))
             }
             None => {
-                self.mapping = Some(fresh(opened.unwrap_or(now)));
+                let since = opened.unwrap_or(now);
+                self.mapping = Some(fresh(since, since));
                 None
             }
         }

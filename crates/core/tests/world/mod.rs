@@ -27,6 +27,8 @@ pub(crate) use nat::Kind;
 #[allow(unused_imports, reason = "as above")]
 pub(crate) use plan::{Change, Class, Plan};
 
+/// Routers from one end to the other end's gateways.
+const HOPS_BETWEEN: u8 = 4;
 pub(crate) const V4: LocalSocket = LocalSocket(0);
 pub(crate) const V6: LocalSocket = LocalSocket(1);
 pub(crate) const CONSOLE: usize = 0;
@@ -269,7 +271,7 @@ impl World {
                 while let Some(t) = self.sides[i].punch.poll_transmit() {
                     idle = false;
                     self.sides[i].sent.push(Sent { at, to: t.to, message: t.message });
-                    self.send(i, t.socket, t.to, Datagram::Check(t.message));
+                    self.send_with(i, t.socket, t.to, Datagram::Check(t.message), t.ttl);
                 }
                 while let Some(event) = self.sides[i].chooser.poll_event() {
                     idle = false;
@@ -353,6 +355,17 @@ impl World {
     }
 
     fn send(&mut self, side: usize, socket: LocalSocket, to: SocketAddr, datagram: Datagram) {
+        self.send_with(side, socket, to, datagram, None);
+    }
+
+    fn send_with(
+        &mut self,
+        side: usize,
+        socket: LocalSocket,
+        to: SocketAddr,
+        datagram: Datagram,
+        ttl: Option<u8>,
+    ) {
         let Some(inside) = self.sides[side].sockets.get(&socket).copied() else { return };
         let other = &self.sides[1 - side];
         if self.plan.same_lan && other.sockets.values().any(|addr| *addr == to) {
@@ -365,6 +378,9 @@ impl World {
         let gateways = if self.plan.same_lan && to.is_ipv4() { 0 } else { side };
         let (now, rng) = (self.now, &mut self.rng);
         let Some(outside) = self.sides[gateways].outbound(inside, to, now, rng) else { return };
+        if ttl.is_some_and(|ttl| ttl < HOPS_BETWEEN) {
+            return; // the own gateways saw it, the peer's are further away
+        }
         let lost = self.checks_dead && matches!(datagram, Datagram::Check(_));
         if self.udp_dead || lost || self.rng.random_range(0..100) < self.plan.loss_percent {
             return;

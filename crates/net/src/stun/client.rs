@@ -196,9 +196,9 @@ impl StunClient {
 
 /// RFC 5780 §4.3, on `(server, mapped)` pairs.
 ///
-/// The same mapping at two ports of one address is called endpoint-independent although it could
-/// be address-dependent: such NATs are rare, and many mediators have one address. Different
-/// mappings at two addresses of which only one port each is known count as the worse case.
+/// The same mapping at two ports of one address tells nothing: it may depend on the address.
+/// Different mappings at two addresses of which only one port each is known count as the worse
+/// case.
 pub fn classify(answers: &[(SocketAddr, SocketAddr)]) -> MappingBehaviour {
     let mappings: BTreeSet<_> = answers.iter().map(|(_, mapped)| mapped).collect();
     let servers: BTreeSet<_> = answers.iter().map(|(server, _)| server).collect();
@@ -206,7 +206,11 @@ pub fn classify(answers: &[(SocketAddr, SocketAddr)]) -> MappingBehaviour {
         return MappingBehaviour::Unknown;
     }
     if mappings.len() == 1 {
-        return MappingBehaviour::EndpointIndependent;
+        let addresses: BTreeSet<_> = servers.iter().map(|server| server.ip()).collect();
+        return match addresses.len() {
+            1 => MappingBehaviour::Unknown,
+            _ => MappingBehaviour::EndpointIndependent,
+        };
     }
     let same_address = |a: &&(SocketAddr, SocketAddr), b: &(SocketAddr, SocketAddr)| {
         a.0.ip() == b.0.ip() && a.0 != b.0

@@ -69,6 +69,15 @@ fn one_answer_tells_nothing_about_the_nat() {
 }
 
 #[test]
+fn two_ports_of_one_server_do_not_make_a_mapping_independent_of_addresses() {
+    let mapped = addr("203.0.113.5:1");
+    let mut answers = vec![(addr("192.0.2.1:3478"), mapped), (addr("192.0.2.1:443"), mapped)];
+    assert_eq!(classify(&answers), MappingBehaviour::Unknown);
+    answers.push((addr("192.0.2.2:3478"), mapped));
+    assert_eq!(classify(&answers), MappingBehaviour::EndpointIndependent);
+}
+
+#[test]
 fn ignores_answers_from_elsewhere_and_to_unknown_transactions() {
     let now = Instant::now();
     let mut client = StunClient::new(&servers(), counter(), now);

@@ -6,6 +6,7 @@
 //! There is no allocation for a QUIC packet of an admitted address.
 
 mod hold;
+mod opener;
 mod segments;
 
 use std::{
@@ -33,7 +34,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, trace};
 
 use self::hold::{Held, Hold};
-pub use self::segments::split_segments;
+pub use self::{opener::send_with_ttl, segments::split_segments};
 
 /// Kernel buffers asked for, each way: 60 ms at 1 Gbit/s. The kernel may give less.
 pub const SOCKET_BUFFER: usize = 7_500_000;
@@ -204,6 +205,17 @@ impl DemuxSocket {
                 trace!(%error, %to, "STUN message not sent");
                 false
             }
+        }
+    }
+
+    /// Sends a STUN message that is to get no further than this TTL takes it; where that cannot
+    /// be done it is not sent.
+    pub fn send_opener(&self, to: SocketAddr, packet: &[u8], ttl: u8) {
+        let socket = SockRef::from(&self.direct.0);
+        if self.local.is_ipv4()
+            && let Err(error) = send_with_ttl(&socket, to, packet, ttl)
+        {
+            trace!(%error, %to, "opener not sent");
         }
     }
 
