@@ -385,7 +385,7 @@ impl Driver {
         }
         self.want_bulk_slot(now);
         self.follow_relays(now);
-        self.tell_failures();
+        self.tell_failures(now);
         None
     }
 

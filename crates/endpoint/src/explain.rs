@@ -263,7 +263,7 @@ impl Driver {
                 .unwrap_or(u64::MAX),
             carrier: used.map(|c| crate::carriers::kind(&c.up).as_str()),
             direct_wanted: self.p.udp.is_some(),
-            exhausted: self.punching.is_exhausted(),
+            exhausted: self.is_exhausted(now),
             failures: report.failures.iter().map(|f| f.as_str()).collect(),
             own: EndView::new(own.iter().map(view).collect(), own_nat.as_ref()),
             peer: EndView::new(

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use adit_protocol::{
@@ -21,6 +21,8 @@ use crate::{
     shared::{DriverEvent, Progress},
 };
 
+/// What has not led to a direct path by then counts as failed, though it is tried on.
+const FIRST_ROUNDS: Duration = Duration::from_secs(12);
 /// Time for the last records to leave when the session ends.
 const LAST_WORDS: Duration = Duration::from_millis(150);
 
@@ -68,11 +70,17 @@ impl Driver {
         (text(local), text(carrier.up.remote))
     }
 
+    /// Punching came to nothing so far; it goes on at growing gaps.
+    pub(crate) fn is_exhausted(&self, now: Instant) -> bool {
+        let wanted = self.p.udp.is_some() && self.carriers.values().all(|c| c.up.direct.is_none());
+        wanted && (self.punching.is_exhausted() || now >= self.started + FIRST_ROUNDS)
+    }
+
     /// Why there is no direct path, once, when the first rounds of punching came to nothing.
-    pub(crate) fn tell_failures(&mut self) {
+    pub(crate) fn tell_failures(&mut self, now: Instant) {
         let relayed = self.in_use.and_then(|n| self.carriers.get(&n));
         let Some(carrier) = relayed.filter(|c| c.up.direct.is_none()) else { return };
-        if self.told_failures || !self.punching.is_exhausted() {
+        if self.told_failures || !self.is_exhausted(now) {
             return;
         }
         let failures = self.punching.report().map(|r| r.failures).unwrap_or_default();
