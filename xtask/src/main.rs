@@ -27,7 +27,7 @@ cargo xtask COMMAND
                               programs, e2e; more arguments after -- go to the end-to-end tests
   ci [CHECK…]                 formatting, lints, docs, dependencies, licences, house rules
   fuzz [--seconds N] [TARGET…]  runs the fuzz targets (needs cargo-fuzz)
-  paths [matrix|changes|--hard] [--long] [--jobs N] [--seed N] [--runs N] [NAME…]
+  paths [oracle|matrix|changes|--hard] [--long] [--jobs N] [--seed N] [--runs N] [NAME…]
                               every pair of networks against theory, then changes of a network
                               (Linux, root); --hard: what is luck, a hundred times; --long: scenes
                               that take minutes; writes the tables of docs/paths.md

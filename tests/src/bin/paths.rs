@@ -29,8 +29,9 @@ fn main() -> Result<ExitCode> {
         Some("matrix") => pairs(&args)?,
         Some("changes") => scenes(&args)?,
         Some("hard") => luck(&args)?,
+        Some("oracle") => theory(&args),
         None => [pairs(&args)?, scenes(&args)?].concat(),
-        Some(other) => bail!("matrix, changes or hard, not {other}"),
+        Some(other) => bail!("oracle, matrix, changes or hard, not {other}"),
     };
     for miss in &misses {
         println!("MISSED {miss}");
@@ -106,6 +107,14 @@ fn scenes(args: &Args) -> Result<Vec<String>> {
     println!("{}in {:.0} s", report.table(), report.took.as_secs_f32());
     args.write("changes", &report.table())?;
     Ok(report.misses())
+}
+
+/// What is expected of each pair, and why; no laboratory is needed.
+fn theory(args: &Args) -> Vec<String> {
+    for case in oracle::cases().iter().filter(|c| args.wants(&c.scenario)) {
+        println!("{:48} {:10} {}", case.scenario, case.verdict.class, case.verdict.why);
+    }
+    Vec::new()
 }
 
 fn luck(args: &Args) -> Result<Vec<String>> {

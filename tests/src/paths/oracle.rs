@@ -223,8 +223,8 @@ fn verdict(console: Kind, agent: Kind, carrier: Option<Gate>) -> Verdict {
             return say(Class::Impossible, format!("the {role}'s network {why}"));
         }
     }
-    // Carriers of the laboratory have no IPv6.
-    if console.v6 && agent.v6 && carrier.is_none() {
+    // Carriers pass IPv6 on between their customers, whatever their NAT does with IPv4.
+    if console.v6 && agent.v6 {
         return say(Class::Easy, "both have IPv6 behind firewalls that open outwards");
     }
     let (Some(mut a), Some(mut b)) = (console.v4, agent.v4) else {
@@ -317,7 +317,9 @@ fn one_carrier() -> impl Iterator<Item = Case> {
         let (console, agent) = (kind(x), kind(y));
         let carrier = Gate::new(Mapping::Known, Filtering::SameAddressAndPort);
         let hairpin = console.zip(agent).map(|(x, y)| verdict(x, y, Some(carrier)));
-        let none = Some(say(Class::Impossible, "the carrier's NAT does not hairpin"));
+        let six = console.zip(agent).is_some_and(|(x, y)| x.v6 && y.v6);
+        let none = say(Class::Impossible, "the carrier's NAT does not hairpin");
+        let none = if six { hairpin.clone() } else { Some(none) };
         [("cgn", hairpin), ("cgn:hairpin=0", none)].into_iter().filter_map(
             move |(head, verdict)| {
                 Some(Case {
