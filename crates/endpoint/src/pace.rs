@@ -3,7 +3,7 @@
 //! Both connections of a session share the queues on the way. Left to itself, TCP fills them, and
 //! every keystroke waits behind a file. So the sender of bulk measures the round trip of the other
 //! connection: what it takes beyond the least of late is queue. It sends as fast as was delivered
-//! at best lately, a little faster while the queue is shorter than [`TARGET`] and a little slower
+//! at best lately, a little faster while the queue is shorter than [`TARGET_US`] and a little slower
 //! while it is longer. Only while there is interactive traffic: alone, bulk takes what it gets.
 
 use std::{

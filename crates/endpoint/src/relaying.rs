@@ -1,4 +1,4 @@
-//! The driver's relays: joins and leaves them as [`Relays`] says, renews tickets, and exchanges
+//! The driver's relays: joins and leaves them as [`Relays`](crate::relays::Relays) says, renews tickets, and exchanges
 //! measured round trips with the peer.
 
 use std::time::{Duration, Instant};
