@@ -1,5 +1,5 @@
-//! The driver's relays: joins and leaves them as [`Relays`](crate::relays::Relays) says, renews tickets, and exchanges
-//! measured round trips with the peer.
+//! The driver's relays: joins and leaves them as [`Relays`](crate::relays::Relays) says, renews
+//! tickets, and exchanges measured round trips with the peer.
 
 use std::time::{Duration, Instant};
 
