@@ -131,6 +131,8 @@ fn check_bounds(world: &World, plan: &Plan, seed: u64) {
         plan.class(),
         Class::Birthday | Class::BirthdayRace | Class::Predictable | Class::Free
     );
+    // Nor do ends know better whose server has one address.
+    let guessing = guessing || plan.class() == Class::Impossible && !plan.filtering_known;
     let seconds = world.elapsed().as_secs() as usize + 1;
     for side in &world.sides {
         for sent in &side.sent {
@@ -157,7 +159,9 @@ fn check_bounds(world: &World, plan: &Plan, seed: u64) {
 fn judge(plan: &Plan, seed: u64, outcome: &Outcome) {
     let class = plan.class();
     let too_early = plan.change.is_some_and(|(_, _, at)| ms(at) < EASY + ms(1000));
-    if class == Class::Easy && !too_early {
+    // Openers decide the race; only where they may be lost luck remains.
+    let decided = class == Class::Race && plan.loss_percent == 0;
+    if (class == Class::Easy || decided) && !too_early {
         let ok = outcome.direct_after.is_some_and(|after| after <= EASY);
         assert!(ok, "seed {seed}: not direct within 3 s: {outcome:?} {plan:#?}");
     }
@@ -315,22 +319,22 @@ fn every_hard_pair_is_direct_within_10_s_in_95_of_100() {
 #[test]
 fn a_nat_that_kills_mappings_causes_no_visible_gap() {
     for seed in 0..20 {
-        for side in [CONSOLE, AGENT] {
+        for (side, life) in [(CONSOLE, 50), (AGENT, 50), (CONSOLE, 10), (AGENT, 10)] {
             let kinds = [Kind::PortRestricted, Kind::PortRestricted];
-            let mut plan = Plan { life_s: Some((side, 50)), ..Plan::of(kinds) };
+            let mut plan = Plan { life_s: Some((side, life)), ..Plan::of(kinds) };
             plan.delay_ms = [5 + seed, 40 - seed];
             let mut world = World::new(plan, seed);
             // The first death teaches the lifetime.
-            world.run_until(Duration::from_secs(75), |_| false);
+            world.run_until(Duration::from_secs(life * 3 / 2), |_| false);
             assert!(world.is_direct(), "seed {seed} side {side}: {:?}", world.flow.moves);
             world.flow.worst_stall = Duration::ZERO;
             let before = world.flow.moves.len();
-            world.run_until(Duration::from_secs(600), |_| false);
+            world.run_until(Duration::from_secs(life * 12), |_| false);
             let moves = &world.flow.moves[before..];
             assert!(moves.iter().all(|(_, carrier)| *carrier != 0), "seed {seed}: {moves:?}");
             assert!(
                 world.flow.worst_stall <= ms(250),
-                "seed {seed} side {side}: {:?} {moves:?}",
+                "seed {seed} side {side} life {life}: {:?} {moves:?}",
                 world.flow.worst_stall
             );
             assert!(moves.len() <= 30, "{moves:?}");

@@ -186,7 +186,9 @@ impl Driver {
         self.report_carrier(&carrier, if carrier.silent.is_some() { "silent" } else { why.0 });
         self.emit(carrier_event(&carrier));
         self.in_use.take_if(|n| *n == number);
-        if let Some(pair) = carrier.up.pair() {
+        // Perhaps it was replaced on the same pair.
+        let replaced = self.carriers.values().any(|c| c.up.pair() == carrier.up.pair());
+        if let Some(pair) = carrier.up.pair().filter(|_| !replaced) {
             self.punching.connection_lost(pair, now);
         }
         if self.carriers.is_empty() {
@@ -201,8 +203,8 @@ impl Driver {
         self.follow_chooser();
         let carriers = self.carriers_by_pair();
         let followed = self.punching.drain(&mut self.p, &mut self.chooser, &carriers);
-        for number in followed.retiring {
-            self.set_retiring(number, Instant::now());
+        for pair in followed.retiring {
+            self.set_retiring(pair, Instant::now());
         }
         for validated in followed.dial {
             self.dial_direct(validated);
@@ -226,11 +228,13 @@ impl Driver {
         true
     }
 
-    /// The NAT of one end is about to forget the carrier's path.
-    fn set_retiring(&mut self, number: CarrierNumber, now: Instant) {
-        if let Some(carrier) = self.carriers.get_mut(&number) {
-            carrier.retiring = true;
-            self.chooser.handle_retiring(number, now);
+    /// The NAT of one end is about to forget the pair.
+    fn set_retiring(&mut self, pair: Validated, now: Instant) {
+        for (number, carrier) in &mut self.carriers {
+            if carrier.up.pair() == Some(pair) {
+                carrier.retiring = true;
+                self.chooser.handle_retiring(*number, now);
+            }
         }
     }
 

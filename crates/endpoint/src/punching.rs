@@ -38,6 +38,8 @@ const REDIAL_MS: [u64; 5] = [200, 1000, 3000, 10_000, 30_000];
 /// Time for servers to answer before own addresses are announced again: both ends start then.
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(200);
 
+/// Checks wait so long after own addresses were told, unless the peer begins.
+const TOLD_HOLD: Duration = Duration::from_millis(100);
 /// What was told so shortly before the control connection came back may have been lost with the
 /// one before.
 const LOST_WITH_LINK: Duration = Duration::from_secs(30);
@@ -56,8 +58,8 @@ pub(crate) struct Validated {
 pub(crate) struct Followed {
     /// Pairs to dial.
     pub(crate) dial: Vec<Validated>,
-    /// Carriers whose paths a NAT is about to forget.
-    pub(crate) retiring: Vec<CarrierNumber>,
+    /// Pairs that a NAT is about to forget.
+    pub(crate) retiring: Vec<Validated>,
 }
 
 pub(crate) struct Punching {
@@ -267,7 +269,14 @@ impl Punching {
     fn tell(&mut self, parts: &mut Parts) {
         let (candidates, with_nat) = std::mem::take(&mut self.untold);
         if !candidates.is_empty() || with_nat {
-            self.told_at = Some(Instant::now());
+            let now = Instant::now();
+            self.told_at = Some(now);
+            // The peer's way out to a new address must be open before this end's checks arrive.
+            if !candidates.is_empty()
+                && let Some(punch) = &mut self.punch
+            {
+                punch.handle_hold(TOLD_HOLD, now);
+            }
             let nat = self.told_nat.as_ref().filter(|_| with_nat);
             trickle(parts, &candidates, nat.map(NatSummary::to_wire));
         }
@@ -377,7 +386,7 @@ impl Punching {
                 }
             }
             Event::Retiring { socket, remote } => {
-                followed.retiring.extend(number(socket, remote));
+                followed.retiring.push(Validated { socket, remote });
             }
             Event::PeerReflexive { .. } => {}
             Event::Exhausted { failed } => {

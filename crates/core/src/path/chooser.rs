@@ -106,6 +106,7 @@ impl PathChooser {
         if other && tier >= Some(Tier::Held) {
             if let Some(left) = self.carriers.get_mut(&carrier)
                 && left.handle_suspect(now)
+                && !left.retiring
             {
                 self.lapses.insert(left.kind, (left.lapses, now));
             }
@@ -178,7 +179,10 @@ impl PathChooser {
         }
         for (number, carrier) in &mut self.carriers {
             if carrier.handle_timeout(now) {
-                self.lapses.insert(carrier.kind, (carrier.lapses, now));
+                // That one was to die is no sign of a path that flaps.
+                if !carrier.retiring {
+                    self.lapses.insert(carrier.kind, (carrier.lapses, now));
+                }
                 self.events.push_back(PathEvent::Suspect(*number));
             }
             if carrier.take_probe(now) {

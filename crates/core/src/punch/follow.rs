@@ -182,7 +182,12 @@ impl Punch {
             return None;
         }
         let public = |c: &&Candidate| is_public(c.addr.ip()) && self.filter.admits(c.addr);
-        self.remote.iter().find(public).map(|c| Family::of(c.addr))
+        let own = |family: &Family| {
+            self.sockets.values().any(|s| s.family == *family && !s.candidates.is_empty())
+        };
+        let families = self.remote.iter().filter(public).map(|c| Family::of(c.addr));
+        // IPv4 first: that is where ports are translated.
+        families.filter(own).min()
     }
 
     /// Of the pairs in use, through a NAT: when each may have been born.

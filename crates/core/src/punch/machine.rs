@@ -489,6 +489,7 @@ impl Punch {
         let opened = opened.filter(|_| socket.0 >= FRESH_BASE);
         if let Some(lost) = pair.note_mapping(mapped, opened, now) {
             self.fresh.handle_lost(lost);
+            pair.retiring &= socket.0 >= FRESH_BASE;
         }
         let jitter = self.rng.random_range(800..=1200); // RFC 7675 §5.1
         pair.confirm(rtt, mapped, self.check_interval * jitter / 1000, now);

@@ -174,7 +174,6 @@ impl Pair {
             Some(known) => {
                 let lost = *known;
                 *known = fresh(lost.confirmed, now);
-                self.retiring = false;
                 (lost.addr.ip() == mapped.ip()).then(|| lost.lost_by(now))
             }
             None => {

@@ -159,7 +159,8 @@ impl End {
         junk.copied().chain(own).collect()
     }
 
-    /// What STUN servers see of a socket: two addresses, two ports each.
+    /// What STUN servers see of a socket: at two addresses, or at three ports of one, which cannot
+    /// tell whether a mapping depends on the address.
     pub(crate) fn discover(
         &mut self,
         socket: LocalSocket,
@@ -169,12 +170,16 @@ impl End {
         let Some(inside) = self.sockets.get(&socket).copied().filter(SocketAddr::is_ipv4) else {
             return (Vec::new(), NatSummary::default());
         };
-        let servers = ["203.0.113.10:3478", "203.0.113.10:3479", "203.0.113.20:3478"];
+        let third = if self.filtering_known { "203.0.113.20:3478" } else { "203.0.113.10:443" };
+        let servers = ["203.0.113.10:3478", "203.0.113.10:3479", third];
         let servers = servers.map(|s| s.parse::<SocketAddr>().unwrap());
         let mapped: Vec<_> =
             servers.iter().filter_map(|s| self.outbound(inside, *s, now, rng)).collect();
         let mapping = match mapped[..] {
-            [a, b, c] if a == b && b == c => NatBehaviour::EndpointIndependent,
+            [a, b, c] if a == b && b == c && (self.filtering_known || a == inside) => {
+                NatBehaviour::EndpointIndependent
+            }
+            [a, b, c] if a == b && b == c => NatBehaviour::Unknown,
             [a, b, _] if a == b => NatBehaviour::AddressDependent,
             [_, _, _] => NatBehaviour::AddressAndPortDependent,
             _ => NatBehaviour::Unknown,
