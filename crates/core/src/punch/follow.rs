@@ -237,7 +237,7 @@ impl Punch {
                 continue;
             }
             // Judged; an ordinary socket lives on, with another mapping if need be.
-            pair.mapping = None;
+            pair.forgotten = pair.mapping.take().map(|mapping| mapping.confirmed);
             pair.retiring = key.0.0 >= FRESH_BASE;
         }
         for verdict in verdicts {

@@ -98,6 +98,8 @@ pub(super) struct Pair {
     /// When it answered for the first time.
     pub(super) worked_since: Option<Instant>,
     pub(super) mapping: Option<Mapping>,
+    /// The mapping before was there last: the next may be as old as that.
+    pub(super) forgotten: Option<Instant>,
     /// Another pair took over, see [`super::Event::Retiring`].
     pub(super) retiring: bool,
     pub(super) answers_allowed: Bucket,
@@ -127,6 +129,7 @@ impl Pair {
             verified: None,
             worked_since: None,
             mapping: None,
+            forgotten: None,
             retiring: false,
             answers_allowed: Bucket::new(ANSWER_BURST, ANSWER_INTERVAL, now),
             checks: 0,
@@ -178,7 +181,8 @@ impl Pair {
             }
             None => {
                 let since = opened.unwrap_or(now);
-                self.mapping = Some(fresh(since, since));
+                let earliest = self.forgotten.take().unwrap_or(since);
+                self.mapping = Some(fresh(earliest, since));
                 None
             }
         }
