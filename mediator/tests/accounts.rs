@@ -447,11 +447,13 @@ async fn an_unused_login_begins_nothing_and_an_old_one_keeps_nothing_up() {
     assert_eq!(mediator.try_admin(&["config", "check"], "").0, 2);
 }
 
-/// R22: what an unknown user, a wrong password and a wrong code cost is the same.
+/// R22: what an unknown user, a wrong password and a wrong code cost is the same. On a machine that
+/// does other things too only a missing hash can be seen; on a quiet one, in a release build, the
+/// feature `timing` demands the rule's 5 % over 200 tries.
 #[tokio::test]
-#[ignore = "takes minutes of a quiet machine: cargo test -p adit-mediator -- --ignored"]
 async fn unknown_users_and_known_ones_are_answered_in_the_same_time() {
-    const TRIES: usize = 200;
+    const TRIES: usize = if cfg!(feature = "timing") { 200 } else { 15 };
+    const TOLERANCE: f64 = if cfg!(feature = "timing") { 0.05 } else { 0.5 };
     let mediator = Mediator::start();
     mediator.technician("plain");
     let password = mediator.technician("tess");
@@ -496,7 +498,7 @@ async fn unknown_users_and_known_ones_are_answered_in_the_same_time() {
             let more =
                 median(pairs.map(|(a, b)| b.as_secs_f64() / a.as_secs_f64() - 1.0).collect());
             eprintln!("{:?} takes {:+.2} % of {:?}", cases[other].0, more * 100.0, cases[first].0);
-            assert!(more.abs() < 0.05, "{medians:?}");
+            assert!(more.abs() < TOLERANCE, "{medians:?}");
         }
     }
 }
