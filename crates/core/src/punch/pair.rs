@@ -345,6 +345,9 @@ impl Pair {
         if self.verified.is_some() {
             return SILENT_ROUND_GAP;
         }
+        if self.is_hearsay() {
+            return LAST_ROUND_GAP; // sooner only if the peer asks from there again
+        }
         if beside_a_path && self.round >= ROUNDS_BESIDE_A_PATH {
             return LAST_ROUND_GAP;
         }
