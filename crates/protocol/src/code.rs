@@ -24,6 +24,8 @@ pub mod failure {
     pub const MFA_SETUP_REQUIRED: &str = "mfa_setup_required";
     /// The person must show password and second factor again.
     pub const REAUTHENTICATION_REQUIRED: &str = "reauthentication_required";
+    /// No such stored credential, or none that may be used or seen here.
+    pub const NO_SUCH_CREDENTIAL: &str = "no_such_credential";
     /// No such second factor.
     pub const NO_SUCH_FACTOR: &str = "no_such_factor";
     /// The code that confirms a second factor is wrong.

@@ -41,6 +41,8 @@ pub mod context {
     pub const TICKET: &str = "adit/1 ticket";
     /// Log key signs a tree head.
     pub const TREE_HEAD: &str = "adit/1 tree head";
+    /// Log key certifies that something was destroyed.
+    pub const DESTRUCTION: &str = "adit/1 destruction";
     /// Identity signs a receipt.
     pub const RECEIPT: &str = "adit/1 receipt";
 }

@@ -10,6 +10,7 @@
 //! - [`grant`], [`ticket`], [`token`]: what the mediator signs and gives out
 //! - [`handshake`]: prologues, key schedule, payload checks of the end-to-end handshake
 //! - [`record`]: what flows inside a carrier
+//! - [`sealed`]: a credential's way to the console that uses it
 //! - [`target`], [`candidate`], [`nat`], [`code`], [`limits`]
 
 pub mod candidate;
@@ -21,6 +22,7 @@ pub mod keys;
 pub mod limits;
 pub mod nat;
 pub mod record;
+pub mod sealed;
 pub mod target;
 pub mod ticket;
 pub mod token;
