@@ -4,8 +4,10 @@
 //! - `core`: the broker, a state machine without IO
 //! - `store`: SQLite, the one writer, the audit log on disk
 //! - `serve`: sockets; drives the broker and answers devices
+//! - `http`: the API and pages
 //! - `mfa`: second factors; `vault`: secrets at rest
 //! - `admin`: what the machine's administrator may do, through one request type
+//! - `audit`: the log's search, levels, retention and forwarding
 //! - `cli`: the command line
 //!
 //! Invariants: nothing is granted before its audit record is durable; session data never comes
@@ -13,10 +15,12 @@
 //! refusal.
 
 pub(crate) mod admin;
+pub(crate) mod audit;
 pub(crate) mod authz;
 pub mod cli;
 pub(crate) mod config;
 pub(crate) mod core;
+pub(crate) mod http;
 pub(crate) mod init;
 pub(crate) mod installation;
 pub(crate) mod mfa;

@@ -116,7 +116,7 @@ impl Buckets {
 }
 
 /// The allowances of all devices.
-pub(super) struct Allowances {
+pub(crate) struct Allowances {
     started: Instant,
     of: Mutex<HashMap<PublicKey, Arc<Mutex<Buckets>>>>,
 }

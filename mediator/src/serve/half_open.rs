@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 /// A source: an IPv4 address, or the /64 that one IPv6 host usually has (RFC 4291 §2.5.4).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) enum Source {
+pub(crate) enum Source {
     V4([u8; 4]),
     V6([u8; 8]),
 }
 
 impl Source {
-    pub(super) fn of(ip: IpAddr) -> Self {
+    pub(crate) fn of(ip: IpAddr) -> Self {
         match ip.to_canonical() {
             IpAddr::V4(ip) => Self::V4(ip.octets()),
             IpAddr::V6(ip) => {
@@ -87,7 +87,7 @@ impl HalfOpen {
 }
 
 /// A place in the table until the connection proved something or ended.
-pub(super) struct Admitted {
+pub(crate) struct Admitted {
     table: Arc<Mutex<Table>>,
     number: u64,
     token: CancellationToken,
@@ -95,7 +95,7 @@ pub(super) struct Admitted {
 
 impl Admitted {
     /// Cancelled when the connection must give way.
-    pub(super) fn must_go(&self) -> CancellationToken {
+    pub(crate) fn must_go(&self) -> CancellationToken {
         self.token.clone()
     }
 }

@@ -15,7 +15,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{connection, half_open::HalfOpen, run::Shared, web};
+use super::{connection, half_open::HalfOpen, run::Shared};
+use crate::http;
 
 /// Connections that the system keeps for us until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -67,7 +68,7 @@ pub(super) async fn accept(
     tls: ServerTls,
     half_open: HalfOpen,
     room: Arc<Semaphore>,
-    shared: Arc<Shared>,
+    (shared, web): (Arc<Shared>, Arc<http::Server>),
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
@@ -89,10 +90,11 @@ pub(super) async fn accept(
             continue;
         };
         let admitted = half_open.admit(from.ip());
-        let (tls, shared, stop) = (tls.clone(), Arc::clone(&shared), stop.clone());
+        let (tls, stop) = (tls.clone(), stop.clone());
+        let (shared, web) = (Arc::clone(&shared), Arc::clone(&web));
         tasks.spawn(async move {
             let _permit = permit;
-            let serve = serve(stream, from, tls, admitted, shared);
+            let serve = serve(stream, from, tls, admitted, (shared, web));
             stop.run_until_cancelled(serve).await;
         });
     }
@@ -103,7 +105,7 @@ async fn serve(
     from: SocketAddr,
     tls: ServerTls,
     admitted: super::half_open::Admitted,
-    shared: Arc<Shared>,
+    (shared, web): (Arc<Shared>, Arc<http::Server>),
 ) {
     // Waiting for more to send only delays the answer.
     let _ = stream.set_nodelay(true);
@@ -115,7 +117,7 @@ async fn serve(
             connection::serve(shared, stream, peer, from, admitted).await;
         }
         Some(Ok(Accepted::Web { stream, alpn })) => {
-            must_go.run_until_cancelled(web::answer(stream, &alpn)).await;
+            web.serve(stream, &alpn, from, admitted).await;
         }
     }
 }

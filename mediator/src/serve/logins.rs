@@ -86,7 +86,7 @@ fn unavailable(error: &StoreError) -> Refusal {
 }
 
 /// Checks passwords and session tokens.
-pub(super) struct Logins {
+pub(crate) struct Logins {
     store: Store,
     writer: Writer,
     /// Partner whose log tells of unknown users.

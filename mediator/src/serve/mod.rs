@@ -3,7 +3,6 @@
 //! - [`listen`]: accepting, TLS, limits on those who have not proved anything yet
 //! - [`connection`]: the `Hello` and what each role may say
 //! - [`driver`]: the broker with its clock, store and connections
-//! - [`web`]: what a browser gets
 
 mod agent;
 mod allowance;
@@ -22,7 +21,7 @@ mod requests;
 pub(crate) mod review;
 mod run;
 mod second;
-mod web;
 
 pub(crate) use driver::BrokerHandle;
-pub(crate) use run::run;
+pub(crate) use half_open::{Admitted, Source};
+pub(crate) use run::{Shared, run};

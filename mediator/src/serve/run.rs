@@ -32,6 +32,7 @@ use super::{
 use crate::{
     admin::{AdminContext, AdminRequest, handle},
     config::{PROGRAM, Settings},
+    http,
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     installation::Installation,
     place::{MediatorDir, Ports, store_error},
@@ -54,21 +55,21 @@ const STUN_443: u16 = 443;
 const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What connections share.
-pub(super) struct Shared {
-    pub(super) store: Store,
-    pub(super) writer: Writer,
-    pub(super) installation: Arc<Installation>,
-    pub(super) broker: BrokerHandle,
-    pub(super) rules: Rules,
-    pub(super) logins: Logins,
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) writer: Writer,
+    pub(crate) installation: Arc<Installation>,
+    pub(crate) broker: BrokerHandle,
+    pub(crate) rules: Rules,
+    pub(crate) logins: Logins,
     /// Partner whose log holds the installation's own events.
-    pub(super) home: String,
-    pub(super) stun_ports: Vec<u16>,
+    pub(crate) home: String,
+    pub(crate) stun_ports: Vec<u16>,
     /// Addresses beyond the one by which a device came, if there are any.
-    pub(super) stun_addrs: Vec<String>,
-    pub(super) check_in_ms: u32,
-    pub(super) allowances: Arc<Allowances>,
-    pub(super) next_connection: AtomicU64,
+    pub(crate) stun_addrs: Vec<String>,
+    pub(crate) check_in_ms: u32,
+    pub(crate) allowances: Arc<Allowances>,
+    pub(crate) next_connection: AtomicU64,
 }
 
 /// Serves until told to stop.
@@ -203,7 +204,7 @@ impl Server {
         let rules = Rules::default();
         let reviews = review::run(rules.clone(), store.clone(), broker.clone(), stop.clone());
         essential.spawn_essential("reviews", reviews);
-        let admin = AdminContext {
+        let admin = Arc::new(AdminContext {
             store: store.clone(),
             writer: writer.clone(),
             root: fingerprint,
@@ -214,8 +215,8 @@ impl Server {
             accounts: settings.accounts,
             keys,
             dir: place.dir.clone(),
-        };
-        serve_admin(place, admin, &essential)?;
+        });
+        serve_admin(place, Arc::clone(&admin), &essential)?;
         let shared = Arc::new(Shared {
             store: store.clone(),
             writer,
@@ -238,6 +239,8 @@ impl Server {
             .map_err(|error| bad_cert(error.to_string()))?;
         let health = Health::default();
         serve_metrics(settings, shared.broker.clone(), &health, &essential).await?;
+        let web = http::Web { admin, shared: Arc::clone(&shared) };
+        let web = Arc::new(http::Server::new(Arc::new(web), stop.child_token()));
         let half_open = HalfOpen::new(settings.half_open, settings.half_open_per_source);
         let room = Arc::new(Semaphore::new(settings.connections));
         let (connections, accepting) = (TaskTracker::new(), stop.child_token());
@@ -247,7 +250,7 @@ impl Server {
                 tls.clone(),
                 half_open.clone(),
                 Arc::clone(&room),
-                Arc::clone(&shared),
+                (Arc::clone(&shared), Arc::clone(&web)),
                 connections.clone(),
                 accepting.clone(),
             );
@@ -487,9 +490,12 @@ impl Gauges {
     }
 }
 
-fn serve_admin(place: &MediatorDir, context: AdminContext, tasks: &Tasks) -> Result<(), CliError> {
+fn serve_admin(
+    place: &MediatorDir,
+    context: Arc<AdminContext>,
+    tasks: &Tasks,
+) -> Result<(), CliError> {
     let server = LocalServer::bind(&place.dir, PROGRAM.name)?;
-    let context = Arc::new(context);
     let answer = move |request: serde_json::Value| {
         let context = Arc::clone(&context);
         async move {
