@@ -14,6 +14,7 @@ use adit_protocol::keys::{SigningKey, random};
 use sqlx::{AnyConnection, AnyPool};
 
 use super::{Columns, StoreError, bigint};
+use crate::audit::keys::{BLOCK, Keys};
 
 /// Signs heads: the log key and the root's certificate of it.
 #[derive(Clone)]
@@ -40,8 +41,25 @@ pub(crate) struct Appended {
 #[derive(Clone)]
 struct TreeState {
     id: String,
+    /// Its short name in indexes.
+    number: u64,
     tree: MerkleTree,
     touched: bool,
+    /// Blocks with entries of this transaction, and the times of these.
+    blocks: Vec<(u64, u64, u64)>,
+}
+
+impl TreeState {
+    fn note_time(&mut self, seq: u64, time_ms: u64) {
+        let block = seq / BLOCK;
+        match self.blocks.last_mut() {
+            Some((last, min, max)) if *last == block => {
+                *min = (*min).min(time_ms);
+                *max = (*max).max(time_ms);
+            }
+            _ => self.blocks.push((block, time_ms, time_ms)),
+        }
+    }
 }
 
 /// The trees that are added to, by partner id.
@@ -58,16 +76,18 @@ impl Trees {
         connection: &mut AnyConnection,
         signer: LogSigner,
     ) -> Result<Self, StoreError> {
-        let rows =
-            sqlx::query("SELECT id, partner_id, frontier, head FROM audit_tree WHERE current = $1")
-                .bind(1_i16)
-                .fetch_all(&mut *connection)
-                .await?;
+        let rows = sqlx::query(
+            "SELECT id, partner_id, number, frontier, head FROM audit_tree WHERE current = $1",
+        )
+        .bind(1_i16)
+        .fetch_all(&mut *connection)
+        .await?;
         let mut by_partner = BTreeMap::new();
         for row in rows {
             let id = row.text("id")?;
             let tree = load_tree(connection, &signer, &id, &row).await?;
-            let state = TreeState { id, tree, touched: false };
+            let number = row.number("number")?;
+            let state = TreeState { id, number, tree, touched: false, blocks: Vec::new() };
             by_partner.insert(row.text("partner_id")?, state);
         }
         Ok(Self { signer, by_partner, undo: Vec::new() })
@@ -102,21 +122,10 @@ impl Trees {
         let state = self.by_partner.get_mut(partner).ok_or(StoreError::Missing("audit log"))?;
         let salt = random().map_err(|_| StoreError::Random)?;
         let entry = Entry::seal(state.tree.size(), now_ms, event, salt);
-        sqlx::query(
-            "INSERT INTO audit_entry (tree, seq, time_ms, event, session_id, leaf, line) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        )
-        .bind(state.id.clone())
-        .bind(bigint(entry.seq()))
-        .bind(bigint(entry.time_ms()))
-        .bind(entry.event().name.clone())
-        .bind(entry.event().session_id.clone())
-        .bind(entry.leaf().0.to_vec())
-        .bind(entry.to_line())
-        .execute(connection)
-        .await?;
+        insert(connection, state, &entry).await?;
         self.undo.push((partner.to_owned(), Some(state.clone())));
         state.tree.append(entry.leaf());
+        state.note_time(entry.seq(), entry.time_ms());
         state.touched = true;
         Ok(Appended { seq: entry.seq(), leaf: entry.leaf() })
     }
@@ -135,18 +144,24 @@ impl Trees {
             .execute(&mut *connection)
             .await?;
         let id = super::fresh_id()?;
+        let number = sqlx::query("SELECT COALESCE(MAX(number), 0) + 1 AS number FROM audit_tree")
+            .fetch_one(&mut *connection)
+            .await?
+            .number("number")?;
         sqlx::query(
-            "INSERT INTO audit_tree (id, partner_id, current, frontier, head) \
-             VALUES ($1, $2, $3, $4, $5)",
+            "INSERT INTO audit_tree (id, partner_id, number, current, frontier, head) \
+             VALUES ($1, $2, $3, $4, $5, $6)",
         )
         .bind(id.clone())
         .bind(partner.to_owned())
+        .bind(bigint(number))
         .bind(1_i16)
         .bind(Vec::new())
         .bind(String::new())
         .execute(&mut *connection)
         .await?;
-        let state = TreeState { id, tree: MerkleTree::new(), touched: true };
+        let (tree, blocks) = (MerkleTree::new(), Vec::new());
+        let state = TreeState { id, number, tree, touched: true, blocks };
         let before = self.by_partner.insert(partner.to_owned(), state);
         self.undo.push((partner.to_owned(), before));
         let event = Event::tree_started(previous).partner(name);
@@ -171,13 +186,105 @@ impl Trees {
                 .bind(state.id.clone())
                 .execute(&mut *connection)
                 .await?;
+            for (block, min, max) in &state.blocks {
+                widen(connection, state.number, *block, *min, *max).await?;
+            }
         }
         Ok(())
     }
 
     pub(super) fn committed(&mut self) {
-        self.by_partner.values_mut().for_each(|state| state.touched = false);
+        for state in self.by_partner.values_mut() {
+            state.touched = false;
+            state.blocks.clear();
+        }
     }
+}
+
+async fn insert(
+    connection: &mut AnyConnection,
+    state: &TreeState,
+    entry: &Entry,
+) -> Result<(), StoreError> {
+    let keys = Keys::of(entry.event());
+    sqlx::query(
+        "INSERT INTO audit_entry (tree, seq, time_ms, event, session_id, leaf, line, log_no, \
+         actor_key, subject_key, computer_key, computer_id, client_key, redirector) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+    )
+    .bind(state.id.clone())
+    .bind(bigint(entry.seq()))
+    .bind(bigint(entry.time_ms()))
+    .bind(entry.event().name.clone())
+    .bind(keys.session)
+    .bind(entry.leaf().0.to_vec())
+    .bind(entry.to_line())
+    .bind(bigint(state.number))
+    .bind(keys.actor)
+    .bind(keys.subject)
+    .bind(keys.computer)
+    .bind(keys.computer_id)
+    .bind(keys.client)
+    .bind(keys.redirector)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that a block has entries of these times.
+async fn widen(
+    connection: &mut AnyConnection,
+    log: u64,
+    block: u64,
+    min: u64,
+    max: u64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO audit_block (log_no, block, min_ms, max_ms, due_ms) \
+         VALUES ($1, $2, $3, $4, $3) ON CONFLICT (log_no, block) DO UPDATE SET \
+         min_ms = CASE WHEN excluded.min_ms < audit_block.min_ms \
+         THEN excluded.min_ms ELSE audit_block.min_ms END, \
+         max_ms = CASE WHEN excluded.max_ms > audit_block.max_ms \
+         THEN excluded.max_ms ELSE audit_block.max_ms END, \
+         due_ms = CASE WHEN excluded.due_ms < audit_block.due_ms \
+         THEN excluded.due_ms ELSE audit_block.due_ms END",
+    )
+    .bind(bigint(log))
+    .bind(bigint(block))
+    .bind(bigint(min))
+    .bind(bigint(max))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Puts what is left of an entry in its place: after its personal fields were erased. Line and
+/// keys go together; whoever changes a line goes through here.
+pub(crate) async fn replace_entry(
+    tx: &mut super::WriteTx,
+    tree: &str,
+    entry: &Entry,
+) -> Result<(), StoreError> {
+    let keys = Keys::of(entry.event());
+    sqlx::query(
+        "UPDATE audit_entry SET line = $1, actor_key = $2, subject_key = $3, computer_key = $4, \
+         computer_id = $5, client_key = $6, redirector = $7, session_id = $8, \
+         log_no = (SELECT t.number FROM audit_tree t WHERE t.id = $9) \
+         WHERE tree = $9 AND seq = $10",
+    )
+    .bind(entry.to_line())
+    .bind(keys.actor)
+    .bind(keys.subject)
+    .bind(keys.computer)
+    .bind(keys.computer_id)
+    .bind(keys.client)
+    .bind(keys.redirector)
+    .bind(keys.session)
+    .bind(tree.to_owned())
+    .bind(bigint(entry.seq()))
+    .execute(tx.sql())
+    .await?;
+    Ok(())
 }
 
 async fn load_tree(

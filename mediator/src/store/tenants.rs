@@ -201,12 +201,7 @@ pub(crate) async fn erase_client(
             continue;
         }
         entry.erase();
-        sqlx::query("UPDATE audit_entry SET line = $1 WHERE tree = $2 AND seq = $3")
-            .bind(entry.to_line())
-            .bind(row.text("tree")?)
-            .bind(bigint(row.number("seq")?))
-            .execute(tx.sql())
-            .await?;
+        super::audit::replace_entry(tx, &row.text("tree")?, &entry).await?;
         erased += 1;
     }
     Ok((erased, computers))

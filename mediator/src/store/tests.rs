@@ -140,8 +140,8 @@ async fn a_log_that_was_cut_or_altered_is_not_continued() {
     for statement in [
         "DELETE FROM audit_entry WHERE seq = 2",
         "UPDATE audit_entry SET line = replace(line, 'third', 'thief') WHERE seq = 3",
-        "INSERT INTO audit_entry SELECT tree, 4, time_ms, event, session_id, leaf, line \
-         FROM audit_entry WHERE seq = 3",
+        "INSERT INTO audit_entry (tree, seq, time_ms, event, leaf, line) \
+         SELECT tree, 4, time_ms, event, leaf, line FROM audit_entry WHERE seq = 3",
         "UPDATE audit_tree SET head = replace(head, '\"size\":4', '\"size\":3')",
         "DELETE FROM audit_entry WHERE seq = 3",
     ] {
