@@ -26,8 +26,9 @@ use tokio::{
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec, LengthDelimitedCodecError};
 
 use crate::{
-    CLOSE_DEADLINE, CloseReason, Options, QUEUE_FRAMES, failure,
+    CLOSE_DEADLINE, CloseReason, MAX_IN_MEMORY, Options, QUEUE_FRAMES, failure,
     peer::{Incoming, Peer, Request, Shared},
+    weight,
 };
 
 /// Pushes and requests that may wait to be handled; more than all requests under way.
@@ -155,7 +156,10 @@ fn handle_frame(
             shared.answer(id, Body::Done(Done {}));
             Ok(())
         }
-        (false, Some(body)) => accept(shared, id, body, size, deliver),
+        (false, Some(body)) => match weight::of(&body, size) {
+            weight if weight > MAX_IN_MEMORY => Err(CloseReason::Oversized),
+            weight => accept(shared, id, body, weight, deliver),
+        },
         // A later version's message: additive evolution only.
         (false, None) if id == 0 => Ok(()),
         (false, None) => {

@@ -15,6 +15,7 @@ mod clock;
 mod driver;
 mod peer;
 pub mod server;
+mod weight;
 
 use std::time::Duration;
 
@@ -38,6 +39,9 @@ pub const QUEUE_BYTES: usize = 8 * 1024 * 1024;
 pub const MAX_HELLO_FRAME: usize = 16 * 1024;
 /// Largest frames' worth of requests and pushes that may wait to be handled; one more is begun.
 pub const INCOMING_LARGEST: usize = 8;
+/// Bytes that one request or push may take in memory: its lists, that is, which can take far more
+/// there than on the wire.
+pub const MAX_IN_MEMORY: usize = 4 * MAX_CONTROL_FRAME;
 /// Time in which a peer must read what one write batch holds.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(20);
 /// Time to send what is queued when we close.

@@ -348,3 +348,43 @@ async fn strangers_may_leave_little_and_the_trusted_more() {
         assert!(taken <= frames, "role {role}: {taken} frames of {size} bytes waited");
     }
 }
+
+/// Empty elements of a list take two bytes each on the wire, and a hundred times that when read.
+#[tokio::test]
+async fn lists_count_by_what_they_take_in_memory() {
+    let report = |n: usize| Frame {
+        id: 0,
+        reply: false,
+        body: Some(Body::SessionReport(wire::SessionReport {
+            events: vec![wire::SessionEvent::default(); n],
+            ..wire::SessionReport::default()
+        })),
+    };
+    let one = size_of::<wire::SessionEvent>();
+    for (events, reason) in [
+        (adit_control::MAX_IN_MEMORY / one + 1, CloseReason::Oversized),
+        (adit_control::MAX_IN_MEMORY / one, CloseReason::Flooded),
+    ] {
+        let (mut raw, far) = duplex(MAX_CONTROL_FRAME);
+        let mut server = End::new(far, Options::server());
+        server.peer.trust();
+        let frame = framed(&report(events));
+        assert!(frame.len() < MAX_CONTROL_FRAME / 8, "{} bytes", frame.len());
+        let write = async {
+            for _ in 0..adit_control::INCOMING_LARGEST {
+                if raw.write_all(&frame).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let (ended, ()) = tokio::join!(server.ended(), write);
+        assert_eq!(ended, reason);
+        let mut held = 0;
+        while let Some(request) = server.incoming.recv().await {
+            let Body::SessionReport(report) = request.body else { panic!("{:?}", request.body) };
+            held += report.events.len() * one;
+        }
+        let most = adit_control::INCOMING_LARGEST * MAX_CONTROL_FRAME;
+        assert!(held <= most + adit_control::MAX_IN_MEMORY, "{held} bytes waited");
+    }
+}
