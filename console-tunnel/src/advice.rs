@@ -105,6 +105,8 @@ pub struct Seen<'a> {
     pub reached: bool,
     /// A STUN server answered.
     pub udp: bool,
+    /// But only on port 443.
+    pub only_443: bool,
     /// In the words of the contract.
     pub mapping: &'a str,
     /// In the words of the contract.
@@ -133,6 +135,14 @@ pub fn network(seen: Seen<'_>) -> (Outlook, Advice) {
                  --mediator.",
             ),
         };
+    }
+    if seen.only_443 {
+        return told(
+            Outlook::No,
+            "Your network lets UDP out to port 443 only, and computers are reached by other \
+             ports: connections will go through a relay.",
+            "Ask for outgoing UDP to any port in the firewall.",
+        );
     }
     match (seen.mapping, seen.filtering, seen.behind_nat) {
         ("address-dependent" | "address-and-port-dependent", _, _) if seen.port_mapping => told(
@@ -213,6 +223,7 @@ mod tests {
         let seen = Seen {
             reached: true,
             udp: true,
+            only_443: false,
             mapping: "endpoint-independent",
             filtering: "unknown",
             behind_nat: Some(true),
@@ -225,6 +236,7 @@ mod tests {
         assert_eq!(word(Seen { port_mapping: true, ..symmetric }), "yes");
         assert_eq!(word(Seen { udp: false, ..seen }), "no");
         assert_eq!(word(Seen { udp: false, reached: false, ..seen }), "unknown");
+        assert_eq!(word(Seen { only_443: true, ..seen }), "no");
         assert_eq!(word(Seen { mapping: "unknown", ..seen }), "unknown");
         let open = network(Seen { behind_nat: Some(false), ..seen });
         assert!(open.1.what.contains("public address"), "{open:?}");

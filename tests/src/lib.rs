@@ -7,6 +7,7 @@
 //! - [`peer`]: what sits at both ends of a forward: echo, bulk that is compared, datagrams
 //! - [`paths`]: pairs and changes of networks, against what theory says
 //! - [`capture`]: packets, searched for plaintext
+//! - [`clock`]: a program's time of day, moved
 //!
 //! It knows the programs' contract only and imports none of their code. Tests that use it are
 //! behind the feature `e2e`, which `cargo xtask test` turns on; nothing is ever skipped.
@@ -14,6 +15,7 @@
 //! [`decoders`] is apart: what the fuzz targets and the replay of their corpus call.
 
 pub mod capture;
+pub mod clock;
 pub mod decoders;
 pub mod lab;
 pub mod paths;

@@ -62,6 +62,8 @@ pub struct Site {
     pub proxy_from_environment: bool,
     /// Another proxy than the laboratory's.
     pub proxy_instead: Option<String>,
+    /// The instance that goes by another clock, and the clock's directory.
+    pub clock: Option<(String, PathBuf)>,
 }
 
 impl Site {
@@ -113,6 +115,7 @@ impl Site {
             log_level: None,
             proxy_from_environment: false,
             proxy_instead: None,
+            clock: None,
         })
     }
 
@@ -159,6 +162,9 @@ impl Site {
         }
         if let Some(proxy) = proxy.filter(|_| self.proxy_from_environment) {
             command.env("HTTPS_PROXY", proxy);
+        }
+        if let Some((_, dir)) = self.clock.as_ref().filter(|(who, _)| who == instance) {
+            command.envs(crate::clock::environment(dir));
         }
         self.on(host, command)
     }

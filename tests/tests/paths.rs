@@ -7,7 +7,7 @@ use adit_tests::{
     paths::{
         changes,
         matrix::{self, Options},
-        oracle,
+        oracle, truth,
     },
     site::artifacts_path,
 };
@@ -39,6 +39,16 @@ fn changes_of_a_network_cost_no_byte_and_no_second() -> Result<()> {
     let report = changes::run("changes", scenes, &options)?;
     println!("{}", report.table());
     fs::write(artifacts_path("changes").join("changes.md"), report.table())?;
+    let misses = report.misses();
+    ensure!(misses.is_empty(), "{} missed:\n{}", misses.len(), misses.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn netcheck_tells_the_truth_of_every_kind_of_network() -> Result<()> {
+    let options = Options { jobs: CHANGES_AT_ONCE, seed: 1, retries: 1, log_level: None };
+    let report = truth::run("netcheck", truth::TRUTHS.to_vec(), &options)?;
+    println!("{}", report.table());
     let misses = report.misses();
     ensure!(misses.is_empty(), "{} missed:\n{}", misses.len(), misses.join("\n"));
     Ok(())

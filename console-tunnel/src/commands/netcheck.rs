@@ -153,6 +153,7 @@ fn judged(check: &Netcheck, mediator: &Mediator) -> (Outlook, Advice) {
     advice::network(Seen {
         reached: mediator.problem.is_none(),
         udp: check.udp,
+        only_443: check.only_443,
         mapping: check.mapping,
         filtering: check.filtering,
         behind_nat: check.behind_nat,
@@ -175,6 +176,7 @@ fn object(check: &Netcheck, mediator: &Mediator) -> Value {
         .map(|error| json!({"code": error.code, "message": error.message, "hint": error.hint}));
     json!({
         "udp": check.udp,
+        "udp_443_only": check.only_443,
         "ipv6": check.ipv6,
         "nat": {
             "mapping": check.mapping, "filtering": check.filtering, "hairpin": check.hairpin,
@@ -210,6 +212,7 @@ fn print(output: Output, check: &Netcheck, mediator: &Mediator) -> Result<(), Cl
     }
     output.human("")?;
     let udp = match (check.udp, mediator.problem.is_none()) {
+        (true, _) if check.only_443 => "passes to port 443 only",
         (true, _) => "passes",
         (false, true) => "blocked",
         (false, false) => "not known",

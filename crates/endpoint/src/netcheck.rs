@@ -59,6 +59,8 @@ pub struct Around {
 pub struct Netcheck {
     /// STUN servers answer over UDP.
     pub udp: bool,
+    /// But only those on port 443 do: packets to peers, whose ports are others, are dropped.
+    pub only_443: bool,
     /// The internet can be reached over IPv6.
     pub ipv6: bool,
     /// RFC 4787 §4.1: `endpoint-independent`, `address-dependent`,
@@ -119,14 +121,23 @@ pub async fn netcheck(around: &Around, dialer: &Dialer) -> Netcheck {
     let public: Vec<_> = v4.0.iter().chain(&v6.0).copied().collect();
     let is_own = |seen: &SocketAddr| own.iter().any(|address| address.ip == seen.ip());
     let behind_nat = public.iter().find(|seen| seen.is_ipv4()).or(public.first());
-    let judged = if v4.0.is_empty() { v6.1 } else { v4.1 };
+    let behind_nat = behind_nat.map(|seen| !is_own(seen));
+    let judged = match if v4.0.is_empty() { v6.1 } else { v4.1 } {
+        // Nothing is mapped where nothing is translated; one server is enough to see that.
+        MappingBehaviour::Unknown if behind_nat == Some(false) => {
+            MappingBehaviour::EndpointIndependent
+        }
+        judged => judged,
+    };
+    let answered: BTreeSet<u16> = v4.2.iter().chain(&v6.2).map(SocketAddr::port).collect();
     let mut check = Netcheck {
-        udp: !v4.0.is_empty() || !v6.0.is_empty(),
+        udp: !answered.is_empty(),
+        only_443: answered.iter().eq([&443]) && servers.iter().any(|s| s.port() != 443),
         ipv6: !v6.0.is_empty() || first(false).is_none() && own.iter().any(is_global_v6),
         mapping: judged.as_str(),
         filtering: filters.unwrap_or(FilteringBehaviour::Unknown).as_str(),
         hairpin: turns.flatten(),
-        behind_nat: behind_nat.map(|seen| !is_own(seen)),
+        behind_nat,
         public,
         port_mapping: port_mapping.iter().copied().map(MapProtocol::as_str).collect(),
         relays,
@@ -147,7 +158,10 @@ fn notes(
     let mut note = |text: &str| notes.push(text.to_owned());
     if servers.is_empty() {
         note("no STUN server is known that may be asked: NAT and UDP are not known");
-    } else if check.udp && check.filtering == FilteringBehaviour::Unknown.as_str() {
+    } else if check.udp
+        && !check.only_443
+        && check.filtering == FilteringBehaviour::Unknown.as_str()
+    {
         note("filtering is not known: the mediator has only one address for such tests");
     }
     if !servers.is_empty() && !servers.iter().any(SocketAddr::is_ipv6) {
@@ -203,11 +217,14 @@ async fn of<T>(
     timeout(PART_TIME, question(server?)).await.ok()
 }
 
-/// How servers of one family see a fresh socket, and what that tells of the NAT.
-async fn mapping(servers: &[SocketAddr], v4: bool) -> (Vec<SocketAddr>, MappingBehaviour) {
+/// How servers of one family see a fresh socket, what that tells of the NAT, and who answered.
+async fn mapping(
+    servers: &[SocketAddr],
+    v4: bool,
+) -> (Vec<SocketAddr>, MappingBehaviour, Vec<SocketAddr>) {
     let servers: Vec<_> = servers.iter().copied().filter(|s| s.is_ipv4() == v4).collect();
     let any = if v4 { "0.0.0.0:0" } else { "[::]:0" };
-    let nothing = (Vec::new(), MappingBehaviour::Unknown);
+    let nothing = (Vec::new(), MappingBehaviour::Unknown, Vec::new());
     // Without randomness answers could be forged.
     if servers.is_empty() || id().is_none() {
         return nothing;
@@ -235,7 +252,8 @@ async fn mapping(servers: &[SocketAddr], v4: bool) -> (Vec<SocketAddr>, MappingB
     };
     // Whoever has not answered by then is not waited for.
     let _ = timeout(STUN_TIME, asking).await;
-    (client.mapped(), client.mapping_behaviour())
+    let answered = client.answers().map(|(server, _)| server).collect();
+    (client.mapped(), client.mapping_behaviour(), answered)
 }
 
 async fn gateway(link: &Around, own: &[InterfaceAddr], dialer: &Dialer) -> Vec<MapProtocol> {

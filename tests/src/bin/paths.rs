@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use adit_tests::paths::{
     changes, docs, hard,
     matrix::{self, Options},
-    oracle,
+    oracle, truth,
 };
 use anyhow::{Context as _, Result, bail};
 
@@ -30,8 +30,9 @@ fn main() -> Result<ExitCode> {
         Some("changes") => scenes(&args)?,
         Some("hard") => luck(&args)?,
         Some("oracle") => theory(&args),
-        None => [pairs(&args)?, scenes(&args)?].concat(),
-        Some(other) => bail!("oracle, matrix, changes or hard, not {other}"),
+        Some("netcheck") => told(&args)?,
+        None => [pairs(&args)?, scenes(&args)?, told(&args)?].concat(),
+        Some(other) => bail!("oracle, matrix, changes, netcheck or hard, not {other}"),
     };
     for miss in &misses {
         println!("MISSED {miss}");
@@ -122,6 +123,15 @@ fn luck(args: &Args) -> Result<Vec<String>> {
     println!("{table}");
     args.write("hard", &table)?;
     Ok(problems)
+}
+
+/// What `netcheck` says of each kind.
+fn told(args: &Args) -> Result<Vec<String>> {
+    let truths = truth::TRUTHS.iter().filter(|t| args.wants(t.kind)).copied().collect();
+    let report = truth::run("netcheck", truths, &args.options)?;
+    println!("{}", report.table());
+    args.write("netcheck", &report.table())?;
+    Ok(report.misses())
 }
 
 /// `*` stands for one side, or for the rest of a name.

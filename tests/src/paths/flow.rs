@@ -62,6 +62,15 @@ pub struct Flowed {
 }
 
 impl Flowed {
+    /// As [`Self::stall_since`], but of a pause that began before `since`, when there was no path
+    /// at all, only what came after counts.
+    pub fn stall_after(&self, since: Instant) -> Duration {
+        let left = |(over, length): &(Instant, Duration)| {
+            over.checked_duration_since(since).map(|after| after.min(*length))
+        };
+        self.pauses.iter().filter_map(left).max().unwrap_or_default()
+    }
+
     /// The longest pause, in either direction, that ended after `since`.
     pub fn stall_since(&self, since: Instant) -> Duration {
         let later = self.pauses.iter().filter(|(over, _)| *over >= since);
@@ -193,6 +202,19 @@ fn receive(mut from: &TcpStream, shared: &Shared, seed: u64) -> Result<Half> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outage_is_no_stall_and_hides_none() {
+        let t0 = Instant::now();
+        let s = |n: f64| Duration::from_secs_f64(n);
+        let back = t0 + s(10.0);
+        let flowed = |pauses| Flowed { bytes: (0, 0), pauses };
+        let first = (back + s(0.2), s(9.2));
+        assert_eq!(flowed(vec![first]).stall_after(back), s(0.2));
+        // A second pause counts wholly, however short it is beside the outage.
+        assert_eq!(flowed(vec![first, (back + s(5.0), s(3.0))]).stall_after(back), s(3.0));
+        assert_eq!(flowed(vec![(back - s(1.0), s(9.2))]).stall_after(back), s(0.0));
+    }
 
     #[test]
     fn notices_pauses_and_finds_everything_intact() {

@@ -19,7 +19,6 @@ pub const REPRESENTATIVES: &[(&str, &str)] = &[
     ("linux+linux-random", "birthday between kernels"),
     ("port-restricted+symmetric-seq", "prediction of the agent's port"),
     ("symmetric-seq+dual", "prediction of the console's port"),
-    ("symmetric-seq+symmetric-seq", "prediction of both"),
     ("port-restricted+linux-noinput", "a race at the agent"),
     ("linux-noinput+port-restricted", "a race at the console"),
     ("linux-noinput+linux-noinput", "a race at both"),

@@ -8,6 +8,7 @@
 //! - [`world`]: a session in a laboratory that something is about to happen to
 //! - [`flow`]: a numbered stream both ways through it
 //! - [`changes`]: what happens, and what a session may feel of it
+//! - [`truth`]: what `netcheck` says of each kind
 //! - [`docs`]: where the results are written down
 //!
 //! `cargo xtask paths` runs them and writes the tables of `docs/paths.md`.
@@ -21,4 +22,5 @@ pub mod hard;
 pub mod matrix;
 pub mod oracle;
 pub mod pair;
+pub mod truth;
 pub mod world;

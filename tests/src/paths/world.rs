@@ -158,6 +158,13 @@ impl World {
         Ok(last.map(|e| text(e, "kind").to_owned()).unwrap_or_default())
     }
 
+    /// The peer's address on the carrier that is in use.
+    pub fn active_remote(&mut self) -> Result<String> {
+        let events = self.console()?.events();
+        let last = events.iter().rfind(|e| text(e, "state") == "active");
+        Ok(last.map(|e| text(e, "remote").to_owned()).unwrap_or_default())
+    }
+
     /// The relay that is in use.
     pub fn relay_in_use(&mut self) -> Result<&'static str> {
         let events = self.console()?.events();
@@ -219,12 +226,18 @@ impl World {
         Ok(self.lab()?.namespace(host))
     }
 
-    /// Ctrl-C at the console: it must end without an error; then nobody may have complained.
-    pub fn close(mut self) -> Result<()> {
+    /// Ctrl-C at the console: it must end without an error.
+    pub fn close_console(&mut self) -> Result<()> {
         if let Some(mut console) = self.console.take() {
             let status = console.interrupt()?;
             ensure!(status.code() == Some(0), "console: {status}\n{}", console.last_words());
         }
+        Ok(())
+    }
+
+    /// Closes the console; then nobody may have complained.
+    pub fn close(mut self) -> Result<()> {
+        self.close_console()?;
         self.site.kill_all();
         let complaints = pair::complaints(&self.site)?;
         ensure!(complaints.is_empty(), "{}", complaints.join("; "));

@@ -12,6 +12,7 @@ mod certificates;
 mod revocation;
 mod secrets;
 mod service;
+mod tickets;
 mod tls;
 
 use std::net::SocketAddr;

@@ -2,16 +2,17 @@
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::net::{self, AddressFamily, SendFlags, SocketType};
 
-use super::{Scene, Seen, scene};
+use super::{STALL, Scene, Seen, scene};
 use crate::{
     capture,
-    paths::world::{Place, RATE, World},
+    paths::world::{Felt, Place, RATE, World},
     process::{pause, text},
 };
 
@@ -21,6 +22,8 @@ const SOON: Duration = Duration::from_secs(5);
 const LISTEN: Duration = Duration::from_millis(1500);
 /// Where STUN answers are made to point: the second mediator's host, which is the attacker's.
 const ATTACKER: &str = "203.0.113.20";
+/// In whose name packets are sent: the second relay's host.
+const VICTIM: &str = "203.0.113.40:5555";
 /// What one check that never arrived can draw later, from whatever address: an answer and one round
 /// of checks. The first packet of a pair is such a one, since it is made to die on its way.
 const HELD_BACK: usize = 7;
@@ -37,6 +40,7 @@ pub(super) fn scenes() -> Vec<Scene> {
         scene("replay", "a stranger sends the console's own packets from another address", |p| {
             stranger(p, true)
         }),
+        scene("spoof", "a stranger sends the console's packets in a third party's name", reflected),
         scene("worst-case", "a port is guessed that cannot be hit, for 40 s", |p| flood(p, 40)),
         Scene {
             long: true,
@@ -152,6 +156,63 @@ fn console_packets(world: &World, target: SocketAddr) -> Result<Vec<Vec<u8>>> {
         packets.extend([datagram.payload, forged]);
     }
     Ok(packets)
+}
+
+/// Whoever is named as a check's source gets no flood of answers by it.
+fn reflected(place: &Place<'_>) -> Result<Seen> {
+    let mut world = World::prepare(place, "open+open", true)?;
+    world.run_servers()?;
+    let direct = world.open_until("direct", SOON)?;
+    let agent: SocketAddrV4 = text(&direct, "remote").parse().context("remote")?;
+    let flow = world.flow(RATE)?;
+    pause(Duration::from_secs(1));
+    let since = Instant::now();
+    let packets = [console_packets(&world, agent.into())?, noise()].concat();
+    let victim: SocketAddrV4 = VICTIM.parse()?;
+    world.lab()?.within("med2", || {
+        let raw = net::socket(AddressFamily::INET, SocketType::RAW, Some(net::ipproto::RAW))?;
+        for packet in &packets {
+            let spoofed = datagram(victim, agent, packet)?;
+            net::sendto(&raw, &spoofed, SendFlags::empty(), &agent)?;
+            pause(Duration::from_millis(2));
+        }
+        Ok(())
+    })?;
+    pause(LISTEN);
+    let mut seen = Seen::felt(
+        &Felt { stall: flow.finish()?.stall_since(since), direct: None, bytes: 0 },
+        STALL,
+        None,
+    );
+    ensure!(world.active()? == "direct", "the session left its path");
+    let pcap = capture::read(&world.site.artifacts().join("internet.pcap"))?;
+    let all = datagrams(&pcap);
+    let arrived = all.iter().filter(|d| d.from == victim.into() && d.to == agent.into()).count();
+    ensure!(arrived >= packets.len(), "{arrived} of {} spoofed packets arrived", packets.len());
+    let to_victim = all.iter().filter(|d| d.to.ip() == *victim.ip() && d.from.ip() == *agent.ip());
+    let answers = to_victim.count();
+    seen.note = format!("{arrived} packets, {answers} answers to the third party");
+    if answers > HELD_BACK {
+        seen.problems.push(format!("{answers} answers, allowed {HELD_BACK}"));
+    }
+    world.close()?;
+    Ok(seen)
+}
+
+/// A UDP packet over IPv4 as a raw socket takes it; the kernel completes the header.
+fn datagram(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Result<Vec<u8>> {
+    let length = u16::try_from(payload.len() + 8)?;
+    let mut packet = vec![0x45, 0];
+    packet.extend((length + 20).to_be_bytes());
+    packet.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    packet.extend(from.ip().octets());
+    packet.extend(to.ip().octets());
+    packet.extend(from.port().to_be_bytes());
+    packet.extend(to.port().to_be_bytes());
+    packet.extend(length.to_be_bytes());
+    packet.extend([0, 0]); // no checksum
+    packet.extend(payload);
+    Ok(packet)
 }
 
 /// UDP over IPv4 in a capture of raw IP packets.

@@ -2,7 +2,9 @@
 //! laboratory of its own, several at once.
 
 mod hostile;
+mod mapping;
 mod network;
+mod outages;
 mod relays;
 mod restricted;
 
@@ -37,6 +39,8 @@ pub struct Scene {
     pub what: &'static str,
     /// Only in long runs.
     pub long: bool,
+    /// Measures how fast something is: nothing else runs beside it.
+    pub alone: bool,
     run: fn(&Place<'_>) -> Result<Seen>,
 }
 
@@ -45,7 +49,7 @@ const fn scene(
     what: &'static str,
     run: fn(&Place<'_>) -> Result<Seen>,
 ) -> Scene {
-    Scene { name, what, long: false, run }
+    Scene { name, what, long: false, alone: false, run }
 }
 
 /// What was measured.
@@ -90,7 +94,14 @@ impl Seen {
 
 /// All scenes.
 pub fn scenes() -> Vec<Scene> {
-    let all = [network::scenes(), relays::scenes(), restricted::scenes(), hostile::scenes()];
+    let all = [
+        network::scenes(),
+        mapping::scenes(),
+        outages::scenes(),
+        relays::scenes(),
+        restricted::scenes(),
+        hostile::scenes(),
+    ];
     all.into_iter().flatten().collect()
 }
 
@@ -111,14 +122,18 @@ pub fn run(test: &str, scenes: Vec<Scene>, options: &Options) -> Result<Report> 
     let _ = fs::remove_dir_all(artifacts_path(test));
     let mut bench = Bench::new(&format!("{test}/setup"))?;
     bench.log_level.clone_from(&options.log_level);
-    let queue: Queue = Mutex::new(scenes.into_iter().enumerate().collect());
+    let (alone, beside): (VecDeque<_>, _) =
+        scenes.into_iter().enumerate().partition(|(_, scene)| scene.alone);
     let done = Done::default();
-    thread::scope(|scope| -> Result<()> {
-        let workers: Vec<_> = (0..options.jobs)
-            .map(|_| scope.spawn(|| play(test, &bench, &queue, &done, options)))
-            .collect();
-        workers.into_iter().try_for_each(|w| w.join().unwrap_or(Ok(())))
-    })?;
+    for (queue, jobs) in [(beside, options.jobs), (alone, 1)] {
+        let queue: Queue = Mutex::new(queue);
+        thread::scope(|scope| -> Result<()> {
+            let workers: Vec<_> = (0..jobs)
+                .map(|_| scope.spawn(|| play(test, &bench, &queue, &done, options)))
+                .collect();
+            workers.into_iter().try_for_each(|w| w.join().unwrap_or(Ok(())))
+        })?;
+    }
     let mut results = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     results.sort_by_key(|(at, ..)| *at);
     let results = results.into_iter().map(|(_, scene, seen, seed)| (scene, seen, seed)).collect();

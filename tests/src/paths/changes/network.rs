@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{AGAIN, STALL, Scene, Seen, scene};
 use crate::{
     paths::world::{Felt, Place, RATE, World, during_flow},
-    process::pause,
+    process::{pause, text},
 };
 
 /// Time for a first direct carrier.
@@ -15,7 +15,7 @@ const DIRECT: Duration = Duration::from_secs(5);
 /// Transfer goes on for this long after the change was digested.
 const REST: Duration = Duration::from_secs(2);
 /// Networks of most scenes.
-const PAIR: &str = "port-restricted+port-restricted";
+pub(super) const PAIR: &str = "port-restricted+port-restricted";
 
 pub(super) fn scenes() -> Vec<Scene> {
     vec![
@@ -29,27 +29,16 @@ pub(super) fn scenes() -> Vec<Scene> {
             rebind(p, "agent", &["--ip"])
         }),
         scene("rebind-ip-console", "the same at the console", |p| rebind(p, "console", &["--ip"])),
-        scene("roam-agent", "the agent moves to another network", roam),
+        scene("roam-agent", "the agent moves to another network", |p| roam(p, "agent")),
+        scene("roam-console", "the console moves to another network", |p| roam(p, "console")),
         scene("short-timeout", "NATs forget after 3 s of silence; idle for 8 s", short_timeout),
-        scene("sleep-agent", "the agent's computer sleeps for 10 s", |p| sleep(p, "agent", 10)),
-        scene("sleep-console", "the console's computer sleeps for 10 s", |p| {
-            sleep(p, "console", 10)
+        scene("v6-to-v4", "IPv6 dies under a session on it, since IPv4 is 60 ms slower", |p| {
+            family(p, "v6", "dual:delay4=15+dual:delay4=15")
         }),
-        Scene {
-            long: true,
-            ..scene("sleep-minute", "both computers sleep for a minute", |p| sleep(p, "both", 60))
-        },
-        scene("link-agent", "the agent's interface goes down for 3 s", |p| link(p, "agent")),
-        scene("link-console", "the console's interface goes down for 3 s", |p| link(p, "console")),
-        scene("v6-to-v4", "IPv6 dies under a session on it", |p| family(p, "v6")),
-        scene("v4-to-v6", "IPv4 dies under a session, IPv6 remains", |p| family(p, "v4")),
-        scene("silence-20s", "the agent has no network at all for 20 s", |p| silence(p, 20)),
-        Scene {
-            long: true,
-            ..scene("silence-9m", "the agent has no network at all for 9 minutes", |p| {
-                silence(p, 9 * 60)
-            })
-        },
+        scene("v4-to-v6", "IPv4 dies under a session on it, since IPv6 is 60 ms slower", |p| {
+            family(p, "v4", "dual:delay6=15+dual:delay6=15")
+        }),
+        scene("checks-lost", "every check is lost for 40 s, data pass", checks_lost),
         scene("mtu-1280", "the agent's line has an MTU of 1280", |p| mtu(p, "mtu=1280")),
         scene("mtu-black-hole", "the same, and no ICMP says so", |p| {
             mtu(p, "mtu=1280:blackhole=1")
@@ -62,7 +51,7 @@ pub(super) fn scenes() -> Vec<Scene> {
     ]
 }
 
-fn direct_world(place: &Place<'_>, scenario: &str) -> Result<World> {
+pub(super) fn direct_world(place: &Place<'_>, scenario: &str) -> Result<World> {
     let mut world = World::start(place, scenario)?;
     world.open_until("direct", DIRECT)?;
     Ok(world)
@@ -97,9 +86,9 @@ fn rebind(place: &Place<'_>, side: &'static str, options: &[&str]) -> Result<See
     Ok(Seen::felt(&felt, STALL, Some(AGAIN)))
 }
 
-fn roam(place: &Place<'_>) -> Result<Seen> {
+fn roam(place: &Place<'_>, who: &'static str) -> Result<Seen> {
     let mut world = direct_world(place, PAIR)?;
-    let change = |w: &mut World| w.lab()?.natlab(&["roam"]).map(drop);
+    let change = |w: &mut World| w.lab()?.natlab(&["roam", who]).map(drop);
     let felt = during_flow(&mut world, change, AGAIN * 3, REST)?;
     world.close()?;
     Ok(Seen::felt(&felt, STALL, Some(AGAIN)))
@@ -121,104 +110,23 @@ fn short_timeout(place: &Place<'_>) -> Result<Seen> {
     Ok(seen)
 }
 
-fn sleep(place: &Place<'_>, who: &'static str, seconds: u64) -> Result<Seen> {
-    let mut world = direct_world(place, PAIR)?;
-    let roles: &[&str] = if who == "both" { &["agent", "console"] } else { &[who] };
-    let flow = world.flow(RATE)?;
-    pause(Duration::from_secs(1));
-    for role in roles {
-        world.process(role)?.signal("STOP")?;
-    }
-    pause(Duration::from_secs(seconds));
-    let awake = Instant::now();
-    for role in roles {
-        world.process(role)?.signal("CONT")?;
-    }
-    pause(Duration::from_secs(6));
-    let direct = world.active()? == "direct";
-    let flowed = flow.finish()?;
-    // The pause while asleep is no stall: what counts is what comes after the first second.
-    let felt = Felt {
-        stall: flowed.stall_since(awake).saturating_sub(Duration::from_secs(seconds)),
-        direct: direct.then_some(Duration::ZERO),
-        bytes: flowed.bytes.0 + flowed.bytes.1,
-    };
-    world.close()?;
-    let mut seen = Seen::felt(&felt, STALL, None);
-    if !direct {
-        seen.problems.push("not direct 6 s after waking up".to_owned());
-    }
-    seen.direct = None;
-    Ok(seen)
-}
-
-fn link(place: &Place<'_>, side: &'static str) -> Result<Seen> {
-    let mut world = direct_world(place, PAIR)?;
-    let gateway = world.lab()?.info()["hosts"][side]["gw4"].as_str().unwrap_or_default().to_owned();
-    let flow = world.flow(RATE)?;
-    pause(Duration::from_secs(1));
-    world.tool(side, &["ip", "link", "set", "eth0", "down"])?;
+/// `scenario` makes the family that dies the better one.
+fn family(place: &Place<'_>, dies: &'static str, scenario: &str) -> Result<Seen> {
+    let mut world = direct_world(place, scenario)?;
+    // Whichever was first, by now the better one is in use.
     pause(Duration::from_secs(3));
-    world.tool(side, &["ip", "link", "set", "eth0", "up"])?;
-    let route = ["ip", "route", "replace", "default", "via", &gateway, "dev", "eth0", "onlink"];
-    let up = Instant::now();
-    world.tool(side, &route)?;
-    pause(Duration::from_secs(6));
-    let direct = world.active()? == "direct";
-    let flowed = flow.finish()?;
-    let felt = Felt {
-        stall: flowed.stall_since(up).saturating_sub(Duration::from_secs(3)),
-        direct: None,
-        bytes: flowed.bytes.0 + flowed.bytes.1,
-    };
-    world.close()?;
-    let mut seen = Seen::felt(&felt, STALL * 2, None);
-    if !direct {
-        seen.problems.push("not direct 6 s after the interface was up again".to_owned());
-    }
-    Ok(seen)
-}
-
-fn family(place: &Place<'_>, dies: &'static str) -> Result<Seen> {
-    let mut world = direct_world(place, "dual+dual")?;
+    let is_v6 = |remote: String| remote.starts_with('[');
+    let before = world.active_remote()?;
+    ensure!(is_v6(before.clone()) == (dies == "v6"), "on {before} before {dies} died");
     let change = |w: &mut World| w.ctl(&format!("set agent-nat {dies}=off"));
     let felt = during_flow(&mut world, change, Duration::ZERO, AGAIN + REST)?;
-    let direct = world.active()? == "direct";
+    let (kind, after) = (world.active()?, world.active_remote()?);
     world.close()?;
     let mut seen = Seen::felt(&felt, STALL, None);
-    if !direct {
-        seen.problems.push("not direct after the change".to_owned());
+    if kind != "direct" || is_v6(after.clone()) == (dies == "v6") {
+        seen.problems.push(format!("{kind} with {after} after the change"));
     }
     Ok(seen)
-}
-
-fn silence(place: &Place<'_>, seconds: u64) -> Result<Seen> {
-    let mut world = direct_world(place, PAIR)?;
-    let flow = world.flow(RATE)?;
-    pause(Duration::from_secs(1));
-    world.ctl("set agent off=1")?;
-    pause(Duration::from_secs(seconds));
-    let back = Instant::now();
-    world.ctl("set agent off=0")?;
-    let direct = loop {
-        // What was active before need not be told again.
-        if world.active()? == "direct" && back.elapsed() > Duration::from_secs(1) {
-            break Some(back.elapsed());
-        }
-        if back.elapsed() > AGAIN * 4 {
-            break None;
-        }
-        pause(Duration::from_millis(50));
-    };
-    pause(REST);
-    let flowed = flow.finish()?;
-    let felt = Felt {
-        stall: flowed.stall_since(back).saturating_sub(Duration::from_secs(seconds)),
-        direct,
-        bytes: flowed.bytes.0 + flowed.bytes.1,
-    };
-    world.close()?;
-    Ok(Seen::felt(&felt, AGAIN, Some(AGAIN)))
 }
 
 fn mtu(place: &Place<'_>, option: &str) -> Result<Seen> {
@@ -240,4 +148,20 @@ fn shrinks(place: &Place<'_>) -> Result<Seen> {
     let felt = during_flow(&mut world, change, Duration::ZERO, AGAIN)?;
     world.close()?;
     Ok(Seen::felt(&felt, STALL, None))
+}
+
+/// Longer than what consent to send lasts without an answer.
+fn checks_lost(place: &Place<'_>) -> Result<Seen> {
+    let mut world = direct_world(place, PAIR)?;
+    let before = world.events()?;
+    let change = |w: &mut World| w.ctl("set agent-nat dpi=no-stun");
+    let felt = during_flow(&mut world, change, Duration::ZERO, Duration::from_secs(40))?;
+    let events = world.console()?.events();
+    let moves = events.iter().skip(before).filter(|e| text(e, "state") == "active").count();
+    let mut seen = Seen::felt(&felt, STALL, None);
+    if moves > 0 || world.active()? != "direct" {
+        seen.problems.push(format!("{moves} moves, {} at the end", world.active()?));
+    }
+    world.close()?;
+    Ok(seen)
 }
