@@ -116,6 +116,9 @@ impl DataDir {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         platform::set_mode(&mut options, 0o600);
+        // Root may run this on the directory of a service's user, who must not choose what root
+        // empties.
+        platform::never_follow(&mut options);
         let mut file = options.open(&path).map_err(|error| unwritable(&path, &error))?;
         match file.try_lock() {
             Ok(()) => {}

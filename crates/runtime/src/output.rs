@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 
-use crate::cli::CliError;
+use crate::cli::{CliError, escape_json};
 
 /// Where the asked-for output of a command goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,11 +26,12 @@ impl Output {
         if !self.json {
             return Ok(());
         }
-        let mut line = serde_json::to_vec(value).map_err(|error| {
+        let line = serde_json::to_string(value).map_err(|error| {
             CliError::failed("output_failed", format!("cannot encode: {error}"))
         })?;
-        line.push(b'\n');
-        write_stdout(&line)
+        let mut line = escape_json(line);
+        line.push('\n');
+        write_stdout(line.as_bytes())
     }
 
     /// Without `--json`, writes `text` and a newline; otherwise nothing. Text from peers goes

@@ -121,6 +121,11 @@ mod unix {
         options.mode(mode);
     }
 
+    /// Makes opening a symbolic link an error.
+    pub(in crate::datadir) fn never_follow(options: &mut OpenOptions) {
+        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    }
+
     /// A rename is durable once its directory is.
     pub(in crate::datadir) fn sync_directory(path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
@@ -168,6 +173,8 @@ mod other {
     }
 
     pub(in crate::datadir) fn set_mode(_options: &mut OpenOptions, _mode: u32) {}
+
+    pub(in crate::datadir) fn never_follow(_options: &mut OpenOptions) {}
 
     pub(in crate::datadir) fn sync_directory(_path: &Path) -> io::Result<()> {
         Ok(())

@@ -36,6 +36,18 @@ fn a_second_program_on_the_same_directory_is_refused() {
     directory.lock("relay").unwrap();
 }
 
+#[cfg(unix)]
+#[test]
+fn a_lock_that_is_a_link_empties_no_other_file() {
+    let outer = tempfile::tempdir().unwrap();
+    let directory = DataDir::open(outer.path().join("data")).unwrap();
+    let other = outer.path().join("other");
+    std::fs::write(&other, "precious").unwrap();
+    std::os::unix::fs::symlink(&other, directory.path().join("relay.lock")).unwrap();
+    assert_eq!(directory.lock("relay").unwrap_err().code, "data_dir_unwritable");
+    assert_eq!(std::fs::read(&other).unwrap(), b"precious");
+}
+
 #[test]
 fn a_missing_directory_is_not_made_by_commands_that_only_look() {
     let outer = tempfile::tempdir().unwrap();
