@@ -2,34 +2,27 @@
 
 mod access;
 mod accounts;
+mod audit;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use adit_ledger::{Anchor, SignedHead, Trust, verify_export};
-use adit_protocol::keys::Fingerprint;
 use adit_runtime::{
     cli::{CliError, Generate, GlobalArgs, parse, report},
     config::{Config, ConfigCommand, Sources, parse_duration},
     local::{LocalClient, LocalError, socket_path},
     secretio,
-    time::unix_ms,
 };
 use clap::{Parser, Subcommand};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
-    admin::{
-        AdminContext, AdminRequest, Secret,
-        accounts::AccountAct,
-        export::{self, Format, Selection},
-        handle,
-    },
+    admin::{AdminContext, AdminRequest, Secret, accounts::AccountAct, handle},
     config::{KEYS, PROGRAM, Settings},
     init::{self, InitOptions},
     place::{MediatorDir, store_error},
     roles::role::TECHNICIAN,
     serve,
-    store::{Mode, Store, Writer},
+    store::{Mode, Writer},
 };
 
 /// Authorises and audits sessions, and brokers them between console and agent
@@ -86,7 +79,7 @@ enum Command {
     Session(SessionCommand),
     /// The audit log
     #[command(subcommand, after_help = "Example: mediator audit export --format jsonl")]
-    Audit(AuditCommand),
+    Audit(audit::AuditCommand),
     /// Copy the database to a new file, without keys
     #[command(
         after_help = "Example: mediator backup /backup/adit-2026-03-01.db\n\nThe key files of \
@@ -285,58 +278,6 @@ enum SessionCommand {
     },
 }
 
-#[derive(Subcommand)]
-enum AuditCommand {
-    /// Check that nothing was altered, dropped, reordered or rolled back
-    #[command(after_help = "Example: mediator audit verify --key sha256:…")]
-    Verify {
-        /// An export instead of the database
-        #[arg(long)]
-        file: Option<PathBuf>,
-        /// Fingerprint of the root or log key that is trusted
-        #[arg(long, value_name = "FINGERPRINT")]
-        key: Vec<Fingerprint>,
-        /// File with signed heads seen earlier, one a line
-        #[arg(long, value_name = "FILE")]
-        head: Option<PathBuf>,
-        /// Receipts to compare with (not in this version)
-        #[arg(long, value_name = "FILE")]
-        receipts: Option<PathBuf>,
-    },
-    /// Write the log to stdout or a file
-    #[command(
-        after_help = "Example: mediator audit export --format csv --since 24h --output log.csv"
-    )]
-    Export {
-        /// jsonl can be verified; csv, cef and ocsf are for other programs
-        #[arg(long, value_enum, default_value_t = Format::Jsonl)]
-        format: Format,
-        /// From this time on: RFC 3339, or how long ago, e.g. 24h
-        #[arg(long, value_parser = parse_when)]
-        since: Option<u64>,
-        /// Before this time
-        #[arg(long, value_parser = parse_when)]
-        until: Option<u64>,
-        /// Only this partner's log
-        #[arg(long)]
-        partner: Option<String>,
-        /// File to write
-        #[arg(long)]
-        output: Option<PathBuf>,
-    },
-}
-
-fn parse_when(text: &str) -> Result<u64, String> {
-    if let Ok(ago) = parse_duration(text) {
-        let ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
-        return Ok(unix_ms().saturating_sub(ms));
-    }
-    let time: jiff::Timestamp = text
-        .parse()
-        .map_err(|_| "a time like 2026-03-01T12:00:00Z or 24h is expected".to_owned())?;
-    Ok(u64::try_from(time.as_millisecond()).unwrap_or(0))
-}
-
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli: Cli = match parse() {
@@ -373,7 +314,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Session(SessionCommand::End { session }) => {
             ask(global, AdminRequest::SessionEnd { session }).await
         }
-        Command::Audit(command) => audit(global, command).await,
+        Command::Audit(command) => audit::run(global, command).await,
         Command::Backup { file } => {
             let file = std::path::absolute(&file)
                 .ok()
@@ -460,152 +401,6 @@ async fn user(global: &GlobalArgs, command: UserCommand) -> Result<(), CliError>
     ask(global, request).await
 }
 
-async fn audit(global: &GlobalArgs, command: AuditCommand) -> Result<(), CliError> {
-    match command {
-        AuditCommand::Verify { receipts: Some(_), .. } => {
-            Err(CliError::failed("not_implemented", "this version does not compare receipts yet"))
-        }
-        AuditCommand::Verify { file, key, head, receipts: None } => {
-            verify(global, file, key, head).await
-        }
-        AuditCommand::Export { format, since, until, partner, output } => {
-            let selection = Selection {
-                format,
-                since_ms: since.unwrap_or(0),
-                until_ms: until.unwrap_or(u64::MAX),
-                partner,
-            };
-            export_to(global, &selection, output).await
-        }
-    }
-}
-
-async fn verify(
-    global: &GlobalArgs,
-    file: Option<PathBuf>,
-    keys: Vec<Fingerprint>,
-    head: Option<PathBuf>,
-) -> Result<(), CliError> {
-    let anchored = !keys.is_empty() || head.is_some();
-    let heads = head.map(|path| read_heads(&path)).transpose()?.unwrap_or_default();
-    let mut trust = Trust { keys, heads, complete: false };
-    let mut place = None;
-    let verified = match file {
-        Some(path) => {
-            let opened = std::fs::File::open(&path).map_err(|error| {
-                CliError::failed("file_unreadable", format!("{}: {error}", path.display()))
-            })?;
-            verify_export(std::io::BufReader::new(opened), &trust)
-        }
-        None => {
-            let opened = place.insert(MediatorDir::open(global)?);
-            // Noted beside the database: they show that it was put back, they prove nothing.
-            trust.heads.extend(opened.noted_heads()?);
-            let store = opened.store(Mode::Read).await?;
-            export::verify_store(&store, trust).await?
-        }
-    };
-    let mut report = verified.map_err(|error| {
-        CliError::failed("audit_invalid", format!("the audit log does not verify: {error}"))
-            .hint("compare with an export or backup made earlier")
-    })?;
-    if place.is_some() {
-        call(global, AdminRequest::AuditRead { how: "verify".to_owned() }).await?;
-    }
-    if !anchored {
-        report.trees.iter_mut().for_each(|tree| tree.anchor = Anchor::None);
-    }
-    let trees = report.trees.iter().map(|tree| {
-        json!({
-            "tree": tree.head.tree,
-            "size": tree.head.size,
-            "root": tree.head.root.to_string(),
-            "log_key": tree.head.log_fingerprint().to_string(),
-            "entries": tree.entries,
-            "erased": tree.erased,
-            "pruned": tree.pruned,
-            "omitted": tree.omitted,
-            "anchor": format!("{:?}", tree.anchor).to_lowercase(),
-        })
-    });
-    let output = global.output();
-    output.emit(&json!({
-        "valid": true,
-        "internally_consistent_only": report.is_internally_consistent_only(),
-        "trees": trees.collect::<Vec<_>>(),
-    }))?;
-    output.human(&report)
-}
-
-fn read_heads(path: &std::path::Path) -> Result<Vec<SignedHead>, CliError> {
-    let bad = |reason: String| {
-        CliError::usage("head_invalid", format!("{}: {reason}", path.display()))
-            .hint("give a file with signed heads, e.g. the last line of an export")
-    };
-    let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
-    text.lines()
-        .filter(|line| line.starts_with("{\"head\":"))
-        .map(|line| SignedHead::parse(line.as_bytes()).map_err(|error| bad(error.to_string())))
-        .collect::<Result<Vec<_>, _>>()
-        .and_then(
-            |heads| {
-                if heads.is_empty() { Err(bad("it has no head".to_owned())) } else { Ok(heads) }
-            },
-        )
-}
-
-async fn export_to(
-    global: &GlobalArgs,
-    selection: &Selection,
-    output: Option<PathBuf>,
-) -> Result<(), CliError> {
-    use std::io::Write;
-    let place = MediatorDir::open(global)?;
-    let how = format!("export {:?}", selection.format).to_lowercase();
-    match call(global, AdminRequest::AuditRead { how }).await {
-        // A damaged log must still come out, to be looked at.
-        Err(error) if error.code == "database_corrupt" => {
-            eprintln!("warning: {error}");
-        }
-        recorded => {
-            recorded?;
-        }
-    }
-    let store = place.store(Mode::Read).await?;
-    let Some(path) = output else {
-        return export_to_stdout(&store, selection).await;
-    };
-    let failed = |error: std::io::Error| {
-        CliError::failed("output_failed", format!("cannot write {}: {error}", path.display()))
-    };
-    let part = path.with_added_extension("part");
-    let mut file = std::fs::File::create(&part).map_err(failed)?;
-    let shown =
-        export::export(&store, selection, |piece| file.write_all(piece.as_bytes()).map_err(failed))
-            .await?;
-    file.sync_all().and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
-    global.output().emit(&json!({"file": path.display().to_string(), "entries": shown}))?;
-    global.output().human(format_args!("{shown} entries written to {}", path.display()))
-}
-
-async fn export_to_stdout(store: &Store, selection: &Selection) -> Result<(), CliError> {
-    use std::io::Write;
-    let mut stdout = std::io::stdout().lock();
-    let mut gone = false;
-    let exported = export::export(store, selection, |piece| {
-        stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
-            gone = error.kind() == std::io::ErrorKind::BrokenPipe;
-            CliError::failed("output_failed", format!("cannot write to stdout: {error}"))
-        })
-    })
-    .await;
-    match exported {
-        // Whoever reads has enough, as `head` does.
-        Err(_) if gone => Ok(()),
-        exported => exported.map(|_| ()),
-    }
-}
-
 /// Asks and prints the replies.
 async fn ask(global: &GlobalArgs, request: AdminRequest) -> Result<(), CliError> {
     let output = global.output();
@@ -654,6 +449,7 @@ async fn directly(place: &MediatorDir, request: AdminRequest) -> Result<Vec<Valu
         broker: None,
         rules: Default::default(),
         accounts: place.settings.accounts,
+        retention_ms: place.settings.audit.retention_ms,
         keys: place.wrapping_keys()?,
         dir: place.dir.clone(),
     });

@@ -8,7 +8,7 @@ use adit_runtime::{
 };
 use zeroize::Zeroizing;
 
-use crate::vault::wrap::WRAPPING_KEY;
+use crate::{audit::settings::AuditSettings, vault::wrap::WRAPPING_KEY};
 
 /// The program.
 pub(crate) const PROGRAM: Program = Program { name: "mediator" };
@@ -48,6 +48,23 @@ pub(crate) const KEYS: &[Key] = &[
     key("control.check_in", Kind::Duration, Some("1m"), "how often agents report their status"),
     key("metrics.listen", Kind::String, None, "address of /metrics, e.g. 127.0.0.1:9464"),
     key("log.level", Kind::String, Some("info"), "error, warn, info, debug, trace"),
+    key("audit.retention", Kind::Duration, Some("120d"), "how long contents are kept, at least"),
+    key("audit.syslog", Kind::String, None, "HOST[:6514] of a syslog receiver over TLS"),
+    key("audit.syslog_ca", Kind::String, None, "PEM file of its authority [default: the system's]"),
+    key("audit.syslog_format", Kind::String, Some("json"), "json (hashes can be checked), cef"),
+    key("audit.webhook", Kind::String, None, "https URL that entries are posted to"),
+    key("audit.webhook_ca", Kind::String, None, "PEM file of its authority"),
+    key("audit.webhook_secret", Kind::String, None, "file with the secret that it shares"),
+    key("audit.webhook_auth", Kind::String, Some("hmac"), "hmac (a signature), bearer"),
+    key("audit.export_dir", Kind::String, None, "directory for periodic exports"),
+    key("audit.export_every", Kind::Duration, Some("24h"), "time between them"),
+    Key {
+        path: "network.proxy",
+        kind: Kind::String,
+        default: None,
+        secret: true,
+        help: "http:// or socks5:// proxy for connections to audit receivers",
+    },
 ];
 
 /// Largest number of host names in tokens and certificates.
@@ -110,6 +127,7 @@ pub(crate) struct Settings {
     pub(crate) check_in_ms: u32,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) log_level: String,
+    pub(crate) audit: AuditSettings,
 }
 
 impl Settings {
@@ -153,6 +171,7 @@ impl Settings {
             check_in_ms,
             metrics: config.opt_parsed("metrics.listen")?,
             log_level: config.string("log.level")?,
+            audit: AuditSettings::of(config)?,
         })
     }
 }

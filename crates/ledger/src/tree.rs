@@ -151,6 +151,11 @@ impl MerkleTree {
         self.range.end
     }
 
+    /// All leaves as a range, for exports that leave them out.
+    pub fn range(&self) -> &CompactRange {
+        &self.range
+    }
+
     /// RFC 9162's Merkle Tree Hash of all leaves.
     pub fn root(&self) -> Hash {
         fold(&self.range.hashes)

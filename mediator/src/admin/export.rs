@@ -7,14 +7,16 @@ use std::{
 };
 
 use adit_ledger::{
-    Entry, GapKind, Report, Trust, VerifyError,
+    Entry, Gap, GapKind, Report, SignedHead, Trust, VerifyError,
     export::{cef, csv, jsonl::JsonlExport, ocsf},
+    tree::CompactRange,
     verify_export,
 };
 use adit_runtime::cli::CliError;
 use tokio::sync::mpsc;
 
 use crate::{
+    audit::search::Filter,
     place::store_error,
     store::{Store, audit},
 };
@@ -43,12 +45,17 @@ pub(crate) enum Format {
 #[derive(Clone, Debug)]
 pub(crate) struct Selection {
     pub(crate) format: Format,
-    /// Milliseconds since 1970.
-    pub(crate) since_ms: u64,
-    /// Milliseconds since 1970.
-    pub(crate) until_ms: u64,
+    /// Others are left out.
+    pub(crate) filter: Filter,
     /// Name of the only partner.
     pub(crate) partner: Option<String>,
+    /// Heads that readers hold: no gap runs across one, so that they can compare.
+    pub(crate) heads: Vec<SignedHead>,
+}
+
+/// Sizes of those heads that are of a tree.
+fn sizes(heads: &[SignedHead], tree: &str) -> Vec<u64> {
+    heads.iter().filter(|head| head.tree == tree).map(|head| head.size).collect()
 }
 
 /// Writes an export piece by piece; gives the number of entries shown.
@@ -84,7 +91,8 @@ async fn export_tree(
         let text = format!("audit log {}: {reason}", tree.id);
         CliError::failed("audit_corrupt", text).hint("run mediator audit verify")
     };
-    let mut lines = JsonlExport::new(&[]);
+    let mut lines = JsonlExport::new(&sizes(&selection.heads, &tree.id));
+    let all = selection.filter == Filter::default();
     let (mut next, mut shown) = (0, 0);
     while next < tree.head.size {
         let page = audit::entries(&store.readers, &tree.id, next, tree.head.size, PAGE)
@@ -94,19 +102,27 @@ async fn export_tree(
         next = last.seq.saturating_add(1);
         let mut text = String::new();
         for row in &page {
-            let inside = (selection.since_ms..selection.until_ms).contains(&row.time_ms);
+            let parsed = if all && selection.format == Format::Jsonl || row.line.is_empty() {
+                None
+            } else {
+                let entry = Entry::parse(row.line.as_bytes())
+                    .map_err(|error| broken(format!("entry {}: {error}", row.seq)))?;
+                Some(entry)
+            };
+            let pruned = row.line.is_empty();
+            let inside =
+                !pruned && parsed.as_ref().is_none_or(|entry| selection.filter.matches(entry));
             shown += u64::from(inside);
             match (selection.format, inside) {
                 (Format::Jsonl, true) => lines
                     .line(row.seq, &row.line, &mut text)
                     .map_err(|error| broken(error.to_string()))?,
-                (Format::Jsonl, false) => lines.skip(GapKind::Omitted, row.leaf, &mut text),
-                (_, false) => {}
-                (format, true) => {
-                    let entry = Entry::parse(row.line.as_bytes())
-                        .map_err(|error| broken(format!("entry {}: {error}", row.seq)))?;
-                    text.push_str(&readable(format, &entry));
+                (Format::Jsonl, false) => {
+                    let kind = if pruned { GapKind::Pruned } else { GapKind::Omitted };
+                    lines.skip(kind, row.leaf, &mut text);
                 }
+                (_, false) => {}
+                (format, true) => text.extend(parsed.map(|entry| readable(format, &entry))),
             }
         }
         out(text)?;
@@ -134,10 +150,11 @@ pub(crate) async fn verify_store(
     trust: Trust,
 ) -> Result<Result<Report, VerifyError>, CliError> {
     let (sender, receiver) = mpsc::channel::<String>(PIECES);
+    let heads = trust.heads.clone();
     let verifier = tokio::task::spawn_blocking(move || {
         verify_export(BufReader::new(Pieces { receiver, piece: Vec::new(), at: 0 }), &trust)
     });
-    let sent = raw(store, sender).await;
+    let sent = raw(store, &heads, sender).await;
     let verified = verifier
         .await
         .map_err(|_| CliError::failed("internal", "the verifier stopped unexpectedly"))?;
@@ -145,10 +162,15 @@ pub(crate) async fn verify_store(
     Ok(verified)
 }
 
-/// All lines as they are stored, without any check, then each head. A verifier that found a
-/// fault stops listening.
-async fn raw(store: &Store, out: mpsc::Sender<String>) -> Result<(), CliError> {
+/// All lines as they are stored, without any check, gaps for what was pruned, then each head. A
+/// verifier that found a fault stops listening.
+async fn raw(
+    store: &Store,
+    heads: &[SignedHead],
+    out: mpsc::Sender<String>,
+) -> Result<(), CliError> {
     for tree in audit::trees(&store.readers).await.map_err(store_error)? {
+        let mut lines = RawLines { gap: None, splits: sizes(heads, &tree.id) };
         let (mut next, end) = (0, tree.head.size);
         loop {
             let page = audit::entries(&store.readers, &tree.id, next, end, PAGE)
@@ -156,16 +178,49 @@ async fn raw(store: &Store, out: mpsc::Sender<String>) -> Result<(), CliError> {
                 .map_err(store_error)?;
             let Some(last) = page.last() else { break };
             next = last.seq.saturating_add(1);
-            let text = page.iter().map(|row| format!("{}\n", row.line)).collect();
+            let mut text = String::new();
+            page.iter().for_each(|row| lines.push(row, &mut text));
             if out.send(text).await.is_err() {
                 return Ok(());
             }
         }
-        if out.send(format!("{}\n", tree.head.to_line())).await.is_err() {
+        let mut text = String::new();
+        lines.flush(&mut text);
+        text.push_str(&format!("{}\n", tree.head.to_line()));
+        if out.send(text).await.is_err() {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// Lines for the verifier: unlike an export's, what is missing or out of order stays so.
+struct RawLines {
+    gap: Option<CompactRange>,
+    splits: Vec<u64>,
+}
+
+impl RawLines {
+    fn push(&mut self, row: &audit::EntryRow, out: &mut String) {
+        let goes_on = self.gap.as_ref().is_some_and(|gap| gap.end() == row.seq);
+        if !row.line.is_empty() || !goes_on || self.splits.contains(&row.seq) {
+            self.flush(out);
+        }
+        if row.line.is_empty() {
+            let gap = self.gap.get_or_insert(CompactRange::new(row.seq));
+            gap.push_leaf(row.leaf, |_, _| ());
+        } else {
+            out.push_str(&row.line);
+            out.push('\n');
+        }
+    }
+
+    fn flush(&mut self, out: &mut String) {
+        if let Some(range) = self.gap.take() {
+            out.push_str(&Gap { kind: GapKind::Pruned, range }.to_line());
+            out.push('\n');
+        }
+    }
 }
 
 struct Pieces {

@@ -36,6 +36,8 @@ pub(crate) struct AdminContext {
     /// Told of every change of rights.
     pub(crate) rules: Rules,
     pub(crate) accounts: AccountSettings,
+    /// How long contents of the audit log are kept if nothing else is said.
+    pub(crate) retention_ms: u64,
     pub(crate) keys: WrappingKeys,
     pub(crate) dir: DataDir,
 }
@@ -101,6 +103,10 @@ pub(crate) async fn handle(
         AdminRequest::SessionEnd { session } => session_end(&context, &session).await,
         AdminRequest::SessionList => session_list(&context).await,
         AdminRequest::AuditRead { how } => audit_read(&context, how).await,
+        AdminRequest::Audit(act) => {
+            let (store, writer) = (&context.store, &context.writer);
+            crate::audit::acts::handle(store, writer, context.retention_ms, ACTOR, act).await
+        }
         AdminRequest::Backup { file } => backup(&context, file).await,
         AdminRequest::Status => status(&context).await,
     }

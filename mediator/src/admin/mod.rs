@@ -89,6 +89,8 @@ pub(crate) enum AdminRequest {
     SessionList,
     /// Records that the log was read.
     AuditRead { how: String },
+    /// Manages levels, retention and forwarding of the log.
+    Audit(crate::audit::acts::AuditAct),
     /// Writes a copy of the database.
     Backup { file: String },
     /// Tells what runs.

@@ -147,7 +147,8 @@ impl Filter {
 /// What a person may read of a partner's log.
 #[derive(Clone, Debug)]
 pub(crate) struct Reach {
-    partner: String,
+    /// `None`: all partners'.
+    partner: Option<String>,
     places: Option<Places>,
 }
 
@@ -161,9 +162,14 @@ struct Places {
 }
 
 impl Reach {
-    /// Everything of a partner (by id): for the machine's administrator.
+    /// Everything of all partners: for the machine's administrator alone.
+    pub(crate) fn installation() -> Self {
+        Self { partner: None, places: None }
+    }
+
+    /// Everything of a partner (by id).
     pub(crate) fn whole(partner: impl Into<String>) -> Self {
-        Self { partner: partner.into(), places: None }
+        Self { partner: Some(partner.into()), places: None }
     }
 
     /// What this person may do `permission` with ([`Permission::ReadAudit`] to search,
@@ -203,17 +209,21 @@ impl Reach {
         let computers = holder.filter(permission, facts, &filter::COMPUTER);
         let ids = few_computers(pool, &computers).await?;
         let places = Places { clients, computers, ids };
-        Ok(Ok(Self { partner: holder.partner.clone(), places: Some(places) }))
+        Ok(Ok(Self { partner: Some(holder.partner.clone()), places: Some(places) }))
     }
 
-    /// Whether everything of the partner's log may be read.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.places.is_none()
-    }
-
-    /// The partner's id.
-    pub(crate) fn partner(&self) -> &str {
-        &self.partner
+    /// The filter for an export: within the clients that may be read. `None`: a person whose
+    /// roles cover single computers only cannot take the log away, nor can one who asks for
+    /// other clients.
+    pub(crate) fn narrow(&self, mut filter: Filter) -> Option<Filter> {
+        let Some(places) = &self.places else { return Some(filter) };
+        let mine = |path: &String| places.clients.contains(&fold(path));
+        if filter.clients.is_empty() {
+            filter.clients = places.clients.clone();
+        } else {
+            filter.clients.retain(mine);
+        }
+        (!filter.clients.is_empty()).then_some(filter)
     }
 
     fn streams(&self) -> Option<Streams> {
@@ -227,10 +237,12 @@ impl Reach {
         Some(Streams(clients.chain(computers).collect()))
     }
 
-    /// The condition on an entry `e`, with `$1` the partner's id.
+    /// The condition on an entry `e` of the log `t`; `$1` is the partner's id, if there is one.
     fn clause(&self) -> Clause {
         let Some(places) = &self.places else {
-            return Clause { text: "1 = 1".to_owned(), values: vec![self.partner.clone()] };
+            let text = if self.partner.is_some() { "t.partner_id = $1" } else { "1 = 1" };
+            let values = self.partner.iter().cloned().collect();
+            return Clause { text: text.to_owned(), values };
         };
         let mut clause = places.computers.clone();
         let paths: Vec<String> =
@@ -240,7 +252,7 @@ impl Reach {
             paths => format!("e.client_key IN ({})", paths.join(", ")),
         };
         clause.text = format!(
-            "({by_client} OR EXISTS (SELECT 1 FROM computer k WHERE k.id = e.computer_id AND {}))",
+            "t.partner_id = $1 AND ({by_client} OR EXISTS (SELECT 1 FROM computer k WHERE k.id = e.computer_id AND {}))",
             clause.text
         );
         clause
@@ -340,14 +352,19 @@ pub(crate) async fn search(
 ) -> Result<Found, StoreError> {
     let limit = page.limit.clamp(1, MAX_PAGE) as usize;
     let highest = page.after.map_or(i64::MAX, |cursor| bigint(cursor.log));
-    let logs = sqlx::query(
-        "SELECT id, number FROM audit_tree WHERE partner_id = $1 AND number <= $2 \
-         ORDER BY number DESC",
-    )
-    .bind(reach.partner.clone())
-    .bind(highest)
-    .fetch_all(pool)
-    .await?;
+    let logs = match &reach.partner {
+        Some(partner) => sqlx::query(
+            "SELECT id, number FROM audit_tree WHERE number <= $1 AND partner_id = $2 \
+             ORDER BY number DESC",
+        )
+        .bind(highest)
+        .bind(partner.clone()),
+        None => {
+            sqlx::query("SELECT id, number FROM audit_tree WHERE number <= $1 ORDER BY number DESC")
+                .bind(highest)
+        }
+    };
+    let logs = logs.fetch_all(pool).await?;
     let mut run = Run { pool, reach, filter, limit, keys: 0, rows: 0, found: Found::default() };
     for row in &logs {
         let (tree, log) = (row.text("id")?, row.number("number")?);
@@ -475,7 +492,7 @@ impl Run<'_> {
         let list: Vec<String> = seqs.iter().map(u64::to_string).collect();
         let statement = format!(
             "SELECT e.seq AS seq, e.line AS line FROM audit_entry e \
-             JOIN audit_tree t ON t.id = e.tree WHERE e.tree = {place} AND t.partner_id = $1 \
+             JOIN audit_tree t ON t.id = e.tree WHERE e.tree = {place} \
              AND e.seq IN ({}) AND e.time_ms >= {} AND e.time_ms < {} AND e.line <> '' AND {} \
              ORDER BY e.seq DESC",
             list.join(", "),

@@ -9,7 +9,7 @@ use adit_runtime::{
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{ask, parse_when};
+use super::{ask, audit::parse_when};
 use crate::{
     admin::{
         AdminRequest,

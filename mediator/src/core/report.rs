@@ -262,7 +262,8 @@ fn record(
             }
             let mut record = events::of_session("session.carrier", Level::Informational, session)
                 .outcome(state)
-                .carrier(kind);
+                .carrier(kind)
+                .optional();
             if let Ok(relay) = RelayId::from_slice(&change.relay_id) {
                 record = record.relay(relay.to_string());
             }

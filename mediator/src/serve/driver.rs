@@ -250,8 +250,9 @@ impl Driver {
             Box::pin(async move {
                 let mut recorded = Recorded { seq: 0, leaf: adit_ledger::Hash([0; 32]) };
                 for event in events {
-                    let appended = tx.append(&partner, event).await?;
-                    recorded = Recorded { seq: appended.seq, leaf: appended.leaf };
+                    if let Some(appended) = tx.record(&partner, event).await? {
+                        recorded = Recorded { seq: appended.seq, leaf: appended.leaf };
+                    }
                 }
                 sessions::apply(tx, effect).await?;
                 Ok(recorded)

@@ -204,6 +204,8 @@ impl Server {
         let rules = Rules::default();
         let reviews = review::run(rules.clone(), store.clone(), broker.clone(), stop.clone());
         essential.spawn_essential("reviews", reviews);
+        let host = settings.hosts.first().map_or("-", String::as_str);
+        crate::audit::start(&store, &writer, &settings.audit, host, &essential);
         let admin = Arc::new(AdminContext {
             store: store.clone(),
             writer: writer.clone(),
@@ -213,6 +215,7 @@ impl Server {
             broker: Some(broker.clone()),
             rules: rules.clone(),
             accounts: settings.accounts,
+            retention_ms: settings.audit.retention_ms,
             keys,
             dir: place.dir.clone(),
         });

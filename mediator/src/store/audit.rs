@@ -258,21 +258,35 @@ async fn widen(
     Ok(())
 }
 
-/// Puts what is left of an entry in its place: after its personal fields were erased. Line and
+/// Puts what is left of an entry in its place, after its personal fields were erased. Line and
 /// keys go together; whoever changes a line goes through here.
 pub(crate) async fn replace_entry(
     tx: &mut super::WriteTx,
     tree: &str,
     entry: &Entry,
 ) -> Result<(), StoreError> {
+    sqlx::query("UPDATE audit_entry SET line = $1 WHERE tree = $2 AND seq = $3")
+        .bind(entry.to_line())
+        .bind(tree.to_owned())
+        .bind(bigint(entry.seq()))
+        .execute(tx.sql())
+        .await?;
+    refresh_keys(tx, tree, entry).await
+}
+
+/// Makes the keys those of the line, if the line is still this one.
+pub(crate) async fn refresh_keys(
+    tx: &mut super::WriteTx,
+    tree: &str,
+    entry: &Entry,
+) -> Result<(), StoreError> {
     let keys = Keys::of(entry.event());
     sqlx::query(
-        "UPDATE audit_entry SET line = $1, actor_key = $2, subject_key = $3, computer_key = $4, \
-         computer_id = $5, client_key = $6, redirector = $7, session_id = $8, \
-         log_no = (SELECT t.number FROM audit_tree t WHERE t.id = $9) \
-         WHERE tree = $9 AND seq = $10",
+        "UPDATE audit_entry SET actor_key = $1, subject_key = $2, computer_key = $3, \
+         computer_id = $4, client_key = $5, redirector = $6, session_id = $7, \
+         log_no = (SELECT t.number FROM audit_tree t WHERE t.id = $8) \
+         WHERE tree = $8 AND seq = $9 AND line = $10",
     )
-    .bind(entry.to_line())
     .bind(keys.actor)
     .bind(keys.subject)
     .bind(keys.computer)
@@ -282,6 +296,7 @@ pub(crate) async fn replace_entry(
     .bind(keys.session)
     .bind(tree.to_owned())
     .bind(bigint(entry.seq()))
+    .bind(entry.to_line())
     .execute(tx.sql())
     .await?;
     Ok(())

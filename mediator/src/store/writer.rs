@@ -58,6 +58,19 @@ impl WriteTx {
         self.trees.append(&mut self.connection, partner, event, self.now_ms).await
     }
 
+    /// Adds an entry unless the level of the user who acted leaves it out: the one place where
+    /// audit levels take effect. Access and security events are never left out.
+    pub(crate) async fn record(
+        &mut self,
+        partner: &str,
+        event: adit_ledger::Event,
+    ) -> Result<Option<Appended>, StoreError> {
+        if crate::audit::levels::keeps(&mut self.connection, &event).await? {
+            return self.append(partner, event).await.map(Some);
+        }
+        Ok(None)
+    }
+
     /// Gives a new partner its log.
     pub(crate) async fn start_tree(
         &mut self,

@@ -18,10 +18,27 @@ pub fn row(entry: &Entry) -> String {
     record(fields(entry).into_iter().map(|(_, value)| defuse(value.unwrap_or_default())))
 }
 
+/// What a spreadsheet takes for the beginning of a formula. Full-width forms are read as their
+/// ASCII twins by some programs.
+const FORMULA: [char; 10] = ['=', '+', '-', '@', '＝', '＋', '－', '＠', '|', '%'];
+
+/// What some locales take for the end of a cell.
+const SEPARATORS: [char; 3] = [';', ',', '|'];
+
+/// Puts an apostrophe before everything that would begin a formula, also where a program cuts
+/// cells at another separator than the comma.
 fn defuse(cell: String) -> String {
-    // Full-width forms are read as their ASCII twins by some programs.
-    let starts = ['=', '+', '-', '@', '\t', '\r', '＝', '＋', '－', '＠', '|', '%'];
-    if cell.trim_start().starts_with(starts) { format!("'{cell}") } else { cell }
+    let mut out = String::with_capacity(cell.len() + 1);
+    let mut begins = true;
+    for c in cell.chars() {
+        if begins && FORMULA.contains(&c) {
+            out.push('\'');
+        }
+        let blank = c.is_whitespace() || c == '"';
+        begins = SEPARATORS.contains(&c) || begins && blank;
+        out.push(c);
+    }
+    out
 }
 
 fn record(cells: impl Iterator<Item = String>) -> String {

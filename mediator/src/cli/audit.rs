@@ -1,0 +1,419 @@
+//! `mediator audit …`: search, export, verification, retention, levels, forwarding.
+
+use std::path::{Path, PathBuf};
+
+use adit_ledger::{Anchor, Entry, SignedHead, Trust, verify_export};
+use adit_protocol::keys::Fingerprint;
+use adit_runtime::{
+    cli::{CliError, GlobalArgs, escape_text},
+    config::parse_duration,
+    time::{format_ms, unix_ms},
+};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{ask, call};
+use crate::{
+    admin::{
+        AdminRequest,
+        export::{self, Format, Selection},
+    },
+    audit::{
+        acts::AuditAct,
+        forward::export::Part,
+        search::{self, Cursor, Filter, Page, Reach},
+    },
+    place::{MediatorDir, store_error},
+    store::{Mode, Store, audit},
+};
+
+#[derive(Subcommand)]
+pub(super) enum AuditCommand {
+    /// Find entries, newest first
+    #[command(
+        after_help = "Example: mediator audit search --user jane --computer pc-1 --since 24h\n\n\
+        Several values of one filter mean any of them."
+    )]
+    Search {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Only this partner's log
+        #[arg(long)]
+        partner: Option<String>,
+        /// At most so many entries
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+        /// Go on from what a search gave as `next`
+        #[arg(long, value_name = "CURSOR")]
+        after: Option<Cursor>,
+    },
+    /// Check that nothing was altered, dropped, reordered or rolled back
+    #[command(after_help = "Example: mediator audit verify --key sha256:…")]
+    Verify {
+        /// An export instead of the database
+        #[arg(long)]
+        file: Option<PathBuf>,
+        /// Fingerprint of the root or log key that is trusted
+        #[arg(long, value_name = "FINGERPRINT")]
+        key: Vec<Fingerprint>,
+        /// File with signed heads seen earlier, one a line
+        #[arg(long, value_name = "FILE")]
+        head: Option<PathBuf>,
+        /// Receipts to compare with (not in this version)
+        #[arg(long, value_name = "FILE")]
+        receipts: Option<PathBuf>,
+    },
+    /// Write the log, or a part of it, to stdout or a file
+    #[command(
+        after_help = "Example: mediator audit export --format csv --since 24h --output log.csv\n\n\
+        With jsonl, hashes stand for what is left out, so that the rest can still be verified."
+    )]
+    Export {
+        /// jsonl can be verified; csv, cef and ocsf are for other programs
+        #[arg(long, value_enum, default_value_t = Format::Jsonl)]
+        format: Format,
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Only this partner's log
+        #[arg(long)]
+        partner: Option<String>,
+        /// File with signed heads that readers hold, so that they can compare
+        #[arg(long, value_name = "FILE")]
+        head: Option<PathBuf>,
+        /// File to write
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+    /// How long contents are kept
+    #[command(subcommand, after_help = "Example: mediator audit retention show")]
+    Retention(RetentionCommand),
+    /// Up to which level events of a user are kept: 0 to 5; security events always are
+    #[command(after_help = "Example: mediator audit level jane 5")]
+    Level {
+        /// Name
+        user: String,
+        /// 0 nothing, 1 critical, 2 significant, 3 informational, 4 normal, 5 everything
+        #[arg(value_parser = clap::value_parser!(u8).range(0..=5))]
+        level: u8,
+    },
+    /// How far receivers of the log are
+    #[command(after_help = "Example: mediator audit forwarding --json")]
+    Forwarding,
+}
+
+#[derive(Subcommand)]
+pub(super) enum RetentionCommand {
+    /// Show how long each partner's log is kept
+    #[command(after_help = "Example: mediator audit retention show --json")]
+    Show,
+    /// Keep a partner's log for so many days
+    #[command(after_help = "Example: mediator audit retention set acme --days 365")]
+    Set {
+        /// Partner
+        partner: String,
+        /// Days, 120 or more; without it: as configured
+        #[arg(long)]
+        days: Option<u64>,
+    },
+    /// Delete nothing of a partner's log until the hold is released
+    #[command(after_help = "Example: mediator audit retention hold acme --reason 'case 7'")]
+    Hold {
+        /// Partner
+        partner: String,
+        /// Why; for the audit record
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+    /// End a legal hold
+    #[command(after_help = "Example: mediator audit retention release acme")]
+    Release {
+        /// Partner
+        partner: String,
+    },
+}
+
+#[derive(Args)]
+pub(super) struct FilterArgs {
+    /// Who acted, or whom it was about
+    #[arg(long, value_delimiter = ',')]
+    user: Vec<String>,
+    /// Name or id of a computer
+    #[arg(long, value_delimiter = ',')]
+    computer: Vec<String>,
+    /// PARTNER/CLIENT
+    #[arg(long, value_delimiter = ',')]
+    client: Vec<String>,
+    /// Name of a redirector
+    #[arg(long, value_delimiter = ',')]
+    redirector: Vec<String>,
+    /// Session id
+    #[arg(long, value_delimiter = ',')]
+    session: Vec<String>,
+    /// Name of an event, e.g. session.granted
+    #[arg(long, value_delimiter = ',')]
+    event: Vec<String>,
+    /// From this time on: RFC 3339, or how long ago, e.g. 24h
+    #[arg(long, value_parser = parse_when)]
+    since: Option<u64>,
+    /// Before this time
+    #[arg(long, value_parser = parse_when)]
+    until: Option<u64>,
+}
+
+impl FilterArgs {
+    fn filter(self) -> Result<Filter, CliError> {
+        let filter = Filter {
+            persons: self.user,
+            computers: self.computer,
+            clients: self.client,
+            redirectors: self.redirector,
+            sessions: self.session,
+            events: self.event,
+            since_ms: self.since,
+            until_ms: self.until,
+        };
+        filter.check().map_err(|error| CliError::usage("usage", error.to_string()))?;
+        Ok(filter)
+    }
+}
+
+pub(super) fn parse_when(text: &str) -> Result<u64, String> {
+    if let Ok(ago) = parse_duration(text) {
+        let ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+        return Ok(unix_ms().saturating_sub(ms));
+    }
+    let time: jiff::Timestamp = text
+        .parse()
+        .map_err(|_| "a time like 2026-03-01T12:00:00Z or 24h is expected".to_owned())?;
+    Ok(u64::try_from(time.as_millisecond()).unwrap_or(0))
+}
+
+pub(super) async fn run(global: &GlobalArgs, command: AuditCommand) -> Result<(), CliError> {
+    let act = match command {
+        AuditCommand::Search { filter, partner, limit, after } => {
+            return find(global, filter.filter()?, partner, limit, after).await;
+        }
+        AuditCommand::Verify { receipts: Some(_), .. } => {
+            let text = "this version does not compare receipts yet";
+            return Err(CliError::failed("not_implemented", text));
+        }
+        AuditCommand::Verify { file, key, head, receipts: None } => {
+            return verify(global, file, key, head).await;
+        }
+        AuditCommand::Export { format, filter, partner, head, output } => {
+            let heads = head.map(|path| read_heads(&path)).transpose()?.unwrap_or_default();
+            let selection = Selection { format, filter: filter.filter()?, partner, heads };
+            return export_to(global, &selection, output).await;
+        }
+        AuditCommand::Retention(RetentionCommand::Show) => AuditAct::Retention,
+        AuditCommand::Retention(RetentionCommand::Set { partner, days }) => {
+            AuditAct::SetRetention { partner, days }
+        }
+        AuditCommand::Retention(RetentionCommand::Hold { partner, reason }) => {
+            AuditAct::Hold { partner, hold: true, reason }
+        }
+        AuditCommand::Retention(RetentionCommand::Release { partner }) => {
+            AuditAct::Hold { partner, hold: false, reason: String::new() }
+        }
+        AuditCommand::Level { user, level } => AuditAct::SetLevel { user, level },
+        AuditCommand::Forwarding => AuditAct::Forwarding,
+    };
+    ask(global, AdminRequest::Audit(act)).await
+}
+
+/// Records that the log is read; a damaged log must still come out, to be looked at.
+async fn note_reading(global: &GlobalArgs, how: String) -> Result<(), CliError> {
+    match call(global, AdminRequest::AuditRead { how }).await {
+        Err(error) if error.code == "database_corrupt" => {
+            eprintln!("warning: {error}");
+            Ok(())
+        }
+        recorded => recorded.map(|_| ()),
+    }
+}
+
+async fn find(
+    global: &GlobalArgs,
+    filter: Filter,
+    partner: Option<String>,
+    limit: u32,
+    after: Option<Cursor>,
+) -> Result<(), CliError> {
+    let place = MediatorDir::open(global)?;
+    note_reading(global, "search".to_owned()).await?;
+    let store = place.store(Mode::Read).await?;
+    let reach = match partner {
+        None => Reach::installation(),
+        Some(name) => Reach::whole(partner_id(&store, &name).await?),
+    };
+    let (mut after, mut left) = (after, limit);
+    let output = global.output();
+    while left > 0 {
+        let page = Page { after, limit: left };
+        let found =
+            search::search(&store.readers, &reach, &filter, page).await.map_err(store_error)?;
+        for hit in &found.hits {
+            left = left.saturating_sub(1);
+            let line: Value = serde_json::from_str(&hit.line)
+                .map_err(|error| CliError::failed("audit_corrupt", error.to_string()))?;
+            output.emit(&line)?;
+            output.human(human(&hit.line))?;
+        }
+        after = found.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    if let Some(next) = after {
+        output.emit(&json!({"next": next.to_string()}))?;
+        if !global.json {
+            eprintln!("there is more: add --after {next}");
+        }
+    }
+    Ok(())
+}
+
+async fn partner_id(store: &Store, name: &str) -> Result<String, CliError> {
+    let trees = audit::current(&store.readers).await.map_err(store_error)?;
+    trees
+        .into_iter()
+        .find(|(_, partner, _)| partner.eq_ignore_ascii_case(name))
+        .map(|(id, _, _)| id)
+        .ok_or_else(|| CliError::not_there("not_found", "there is no such partner"))
+}
+
+/// What people look for first, on one line.
+fn human(line: &str) -> String {
+    let Ok(entry) = Entry::parse(line.as_bytes()) else { return escape_text(line).to_string() };
+    let event = entry.event();
+    let mut out = format!("{} {}", format_ms(entry.time_ms()), event.name);
+    for (key, value) in [
+        ("actor", &event.actor),
+        ("client", &event.client),
+        ("computer", &event.computer),
+        ("redirector", &event.redirector),
+        ("target", &event.target),
+        ("outcome", &event.outcome),
+        ("end", &event.end_reason),
+        ("session", &event.session_id),
+    ] {
+        if let Some(value) = value {
+            out.push_str(&format!("  {key} {}", escape_text(value)));
+        }
+    }
+    out
+}
+
+async fn verify(
+    global: &GlobalArgs,
+    file: Option<PathBuf>,
+    keys: Vec<Fingerprint>,
+    head: Option<PathBuf>,
+) -> Result<(), CliError> {
+    let anchored = !keys.is_empty() || head.is_some();
+    let heads = head.map(|path| read_heads(&path)).transpose()?.unwrap_or_default();
+    let mut trust = Trust { keys, heads, complete: false };
+    let mut place = None;
+    let verified = match file {
+        Some(path) => {
+            let opened = std::fs::File::open(&path).map_err(|error| {
+                CliError::failed("file_unreadable", format!("{}: {error}", path.display()))
+            })?;
+            verify_export(std::io::BufReader::new(opened), &trust)
+        }
+        None => {
+            let opened = place.insert(MediatorDir::open(global)?);
+            // Noted beside the database: they show that it was put back, they prove nothing.
+            trust.heads.extend(opened.noted_heads()?);
+            let store = opened.store(Mode::Read).await?;
+            export::verify_store(&store, trust).await?
+        }
+    };
+    let mut report = verified.map_err(|error| {
+        CliError::failed("audit_invalid", format!("the audit log does not verify: {error}"))
+            .hint("compare with an export or backup made earlier")
+    })?;
+    if place.is_some() {
+        call(global, AdminRequest::AuditRead { how: "verify".to_owned() }).await?;
+    }
+    if !anchored {
+        report.trees.iter_mut().for_each(|tree| tree.anchor = Anchor::None);
+    }
+    let trees = report.trees.iter().map(|tree| {
+        json!({
+            "tree": tree.head.tree,
+            "size": tree.head.size,
+            "root": tree.head.root.to_string(),
+            "log_key": tree.head.log_fingerprint().to_string(),
+            "entries": tree.entries,
+            "erased": tree.erased,
+            "pruned": tree.pruned,
+            "omitted": tree.omitted,
+            "anchor": format!("{:?}", tree.anchor).to_lowercase(),
+        })
+    });
+    let output = global.output();
+    output.emit(&json!({
+        "valid": true,
+        "internally_consistent_only": report.is_internally_consistent_only(),
+        "trees": trees.collect::<Vec<_>>(),
+    }))?;
+    output.human(&report)
+}
+
+fn read_heads(path: &Path) -> Result<Vec<SignedHead>, CliError> {
+    let bad = |reason: String| {
+        CliError::usage("head_invalid", format!("{}: {reason}", path.display()))
+            .hint("give a file with signed heads, e.g. the last line of an export")
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
+    let heads = text
+        .lines()
+        .filter(|line| line.starts_with("{\"head\":"))
+        .map(|line| SignedHead::parse(line.as_bytes()).map_err(|error| bad(error.to_string())))
+        .collect::<Result<Vec<_>, _>>()?;
+    if heads.is_empty() { Err(bad("it has no head".to_owned())) } else { Ok(heads) }
+}
+
+async fn export_to(
+    global: &GlobalArgs,
+    selection: &Selection,
+    output: Option<PathBuf>,
+) -> Result<(), CliError> {
+    let place = MediatorDir::open(global)?;
+    note_reading(global, format!("export {:?}", selection.format).to_lowercase()).await?;
+    let store = place.store(Mode::Read).await?;
+    let Some(path) = output else {
+        return export_to_stdout(&store, selection).await;
+    };
+    let failed = |error: std::io::Error| {
+        CliError::failed("output_failed", format!("cannot write {}: {error}", path.display()))
+    };
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+        CliError::usage("usage", format!("{} is no name of a file", path.display()))
+    })?;
+    let mut file = Part::create(path.parent().unwrap_or(Path::new("")), name).map_err(failed)?;
+    let shown =
+        export::export(&store, selection, |piece| file.write(&piece).map_err(failed)).await?;
+    file.finish().map_err(failed)?;
+    global.output().emit(&json!({"file": path.display().to_string(), "entries": shown}))?;
+    global.output().human(format_args!("{shown} entries written to {}", path.display()))
+}
+
+async fn export_to_stdout(store: &Store, selection: &Selection) -> Result<(), CliError> {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    let mut gone = false;
+    let exported = export::export(store, selection, |piece| {
+        stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
+            gone = error.kind() == std::io::ErrorKind::BrokenPipe;
+            CliError::failed("output_failed", format!("cannot write to stdout: {error}"))
+        })
+    })
+    .await;
+    match exported {
+        // Whoever reads has enough, as `head` does.
+        Err(_) if gone => Ok(()),
+        exported => exported.map(|_| ()),
+    }
+}
