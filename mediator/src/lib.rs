@@ -5,6 +5,7 @@
 //! - `store`: SQLite, the one writer, the audit log on disk
 //! - `serve`: sockets; drives the broker and answers devices
 //! - `http`: the API and pages
+//! - `proof`: evidence for the ends of sessions, receipts
 //! - `mfa`: second factors; `vault`: secrets at rest
 //! - `admin`: what the machine's administrator may do, through one request type
 //! - `audit`: the log's search, levels, retention and forwarding
@@ -27,6 +28,7 @@ pub(crate) mod mfa;
 pub(crate) mod names;
 pub(crate) mod password;
 pub(crate) mod place;
+pub(crate) mod proof;
 pub(crate) mod requests;
 pub(crate) mod restore;
 pub(crate) mod roles;

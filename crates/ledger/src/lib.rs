@@ -16,6 +16,7 @@
 
 pub mod entry;
 pub mod event;
+pub mod evidence;
 pub mod export;
 pub mod hash;
 pub mod head;
@@ -28,6 +29,7 @@ pub mod verify;
 
 pub use entry::{Entry, Gap, GapKind};
 pub use event::{Event, Level, Value};
+pub use evidence::{Discord, Evidence, EvidenceError, Link, Order};
 pub use hash::Hash;
 pub use head::{HeadError, RootCert, SignedHead};
 pub use proof::{ConsistencyProof, InclusionProof};

@@ -66,6 +66,10 @@ pub mod failure {
     pub const RATE_LIMITED: &str = "rate_limited";
     /// The audit record could not be written; nothing was granted.
     pub const AUDIT_UNAVAILABLE: &str = "audit_unavailable";
+    /// Nothing proves that the grant, or the agent's enrolment, is in the audit log.
+    pub const AUDIT_UNPROVEN: &str = "audit_unproven";
+    /// The audit log shows another history than it showed before, or shows to others.
+    pub const AUDIT_FORKED: &str = "audit_forked";
     /// Unexpected fault of the server.
     pub const INTERNAL: &str = "internal";
     /// Enrolment token unknown, of another installation, or mutilated.
@@ -118,6 +122,8 @@ pub enum ChannelCode {
     ConsentRefused = 13,
     /// The person at the computer did not answer in time.
     ConsentTimeout = 14,
+    /// A receipt is missing, cannot be made durable, or tells another story.
+    Receipt = 15,
 }
 
 impl ChannelCode {
@@ -138,6 +144,7 @@ impl ChannelCode {
             Audit,
             ConsentRefused,
             ConsentTimeout,
+            Receipt,
         ]
         .into_iter()
         .find(|c| *c as u8 == n)
@@ -161,6 +168,7 @@ impl ChannelCode {
             Self::Audit => "audit_unavailable",
             Self::ConsentRefused => "consent_refused",
             Self::ConsentTimeout => "consent_timeout",
+            Self::Receipt => "receipt_missing",
         }
     }
 }

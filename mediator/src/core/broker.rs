@@ -265,8 +265,8 @@ impl Broker {
         };
         let waited = now.mono.saturating_sub(asked).as_micros();
         let audit_us = u32::try_from(waited).unwrap_or(u32::MAX);
-        let grant = Box::new(session.grant(recorded, now));
-        let console = session.console;
+        let grant = Box::new(session.grant(&recorded, now));
+        let (console, seen) = (session.console, session.seen.clone());
         let relays = self.tickets(id, Role::Agent, &[], now);
         self.transmits.push_back(Transmit::Offer {
             to: agent,
@@ -275,6 +275,8 @@ impl Broker {
             noise_msg1,
             relays,
             console,
+            entry: recorded.line,
+            seen,
         });
         if let Some(session) = self.sessions.get_mut(&id) {
             session.lease = now.mono + LEASE;

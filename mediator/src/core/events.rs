@@ -106,7 +106,9 @@ pub(super) fn of_session(name: &str, level: Level, session: &Session) -> Event {
 }
 
 pub(super) fn granted(session: &Session) -> Event {
-    of_session("session.granted", Level::Significant, session).outcome("granted")
+    of_session("session.granted", Level::Significant, session)
+        .outcome("granted")
+        .extra("agent", session.place.agent.fingerprint().to_string())
 }
 
 pub(super) fn refused(session: &Session, refusal: &Refusal) -> Event {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use adit_ledger::{Event, Hash, Value};
+use adit_ledger::{Event, Value};
 use adit_protocol::{
     ids::{ComputerId, SessionId},
     keys::{PublicKey, SigningKey},
@@ -87,6 +87,7 @@ impl Desk {
             ticket: String::new(),
             viewer: String::new(),
             noise_msg1: vec![0; 100].into(),
+            seen: None,
             verdict: Ok("rule".into()),
         };
         self.broker.handle_open(attempt, self.now);
@@ -101,7 +102,7 @@ impl Desk {
             match output {
                 Output::Audit { id, events, .. } => {
                     self.events.extend(events);
-                    let recorded = Recorded { seq: 1, leaf: Hash([0; 32]) };
+                    let recorded = Recorded { seq: 1, ..Recorded::nothing() };
                     self.broker.handle_audit_committed(id, recorded, self.now);
                 }
                 Output::Reply { reply, .. } => self.replies.push(reply),

@@ -53,6 +53,8 @@ pub(crate) struct Session {
     pub(crate) viewer: String,
     pub(crate) rule: String,
     pub(crate) msg1_sha256: [u8; 32],
+    /// Head of the log that the console holds.
+    pub(super) seen: Option<adit_protocol::wire::SeenHead>,
     pub(crate) phase: Phase,
     pub(crate) started_ms: u64,
     pub(crate) started: Duration,
@@ -99,6 +101,7 @@ impl Session {
             viewer: attempt.viewer.clone(),
             rule: allowed.rule,
             msg1_sha256: sha256(&attempt.noise_msg1),
+            seen: attempt.seen.clone(),
             phase: Phase::Auditing {
                 request: attempt.request,
                 asked: now.mono,
@@ -139,6 +142,7 @@ impl Session {
             viewer: String::new(),
             rule: String::new(),
             msg1_sha256: [0; 32],
+            seen: None,
             phase: Phase::Open,
             started_ms: row.started_ms,
             started: now
@@ -177,7 +181,7 @@ impl Session {
     }
 
     /// The grant that names the record of its own approval.
-    pub(super) fn grant(&self, recorded: Recorded, now: Now) -> Grant {
+    pub(super) fn grant(&self, recorded: &Recorded, now: Now) -> Grant {
         Grant {
             session: self.id,
             tenant: self.who.partner_id.clone(),

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use adit_ledger::Hash;
 use adit_protocol::{
     code::failure,
     ids::{ComputerId, RelayId, SessionId},
@@ -224,6 +223,7 @@ impl World {
             ticket: String::new(),
             viewer: String::new(),
             noise_msg1: vec![0; 100].into(),
+            seen: None,
             generation: 0,
             verdict: if allowed { Ok(by_rule) } else { Err((refusal, "rule".into())) },
         })
@@ -301,7 +301,7 @@ impl World {
                 }
                 assert!(fate.refused + fate.ended <= 1, "seed {}: {fate:?}", self.seed);
             }
-            let recorded = Recorded { seq: 1, leaf: Hash([0; 32]) };
+            let recorded = Recorded { seq: 1, ..Recorded::nothing() };
             self.broker.handle_audit_committed(id, recorded, self.now);
         }
         self.drain();

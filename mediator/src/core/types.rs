@@ -1,6 +1,6 @@
 //! What goes into the broker and what comes out.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use adit_ledger::{Event, Hash};
 use adit_protocol::{
@@ -125,6 +125,8 @@ pub(crate) struct Attempt {
     pub(crate) ticket: String,
     pub(crate) viewer: String,
     pub(crate) noise_msg1: Bytes,
+    /// Head of the partner's log that the console holds.
+    pub(crate) seen: Option<wire::SeenHead>,
     /// The rule that allows, or why not and the rule that denies.
     pub(crate) verdict: Result<Allowed, (Refusal, String)>,
 }
@@ -253,6 +255,9 @@ pub(crate) enum Transmit {
         noise_msg1: Bytes,
         relays: Vec<RelayChoice>,
         console: Option<ConnectionId>,
+        /// The grant's entry in the log, and the head that the console holds.
+        entry: Arc<str>,
+        seen: Option<wire::SeenHead>,
     },
     /// Tell an end that its session is over; acknowledged to
     /// [`super::Broker::handle_acknowledged`].
@@ -266,10 +271,19 @@ pub(crate) enum Transmit {
 }
 
 /// Where an entry went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Recorded {
     pub(crate) seq: u64,
     pub(crate) leaf: Hash,
+    /// As written.
+    pub(crate) line: Arc<str>,
+}
+
+impl Recorded {
+    /// Of an effect without entries.
+    pub(crate) fn nothing() -> Self {
+        Self { seq: 0, leaf: Hash([0; 32]), line: "".into() }
+    }
 }
 
 /// How much of everything there is.

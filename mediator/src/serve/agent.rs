@@ -23,6 +23,7 @@ use crate::{
         review::Live,
         types::{Device, EndAs},
     },
+    proof::seen_head,
     store::{Room, StoreError, WriteTx, access::When, accounts, computers},
 };
 
@@ -47,7 +48,13 @@ pub(super) async fn serve(
     let cert = hello.noise_cert.as_ref().map(encoded).filter(|c| *c != computer.noise_cert);
     let computer_id = computer.id;
     // Wins over an older connection of the same agent.
-    broker.act(move |driver, now| driver.connected(id, device, (peer, source), now)).await;
+    let head = seen_head(hello.seen.first().cloned());
+    broker
+        .act(move |driver, now| {
+            driver.connected(id, device, (peer, source), now);
+            driver.note_head(id, head);
+        })
+        .await;
     seen(&line.shared, computer_id, cert).await;
     while let Some(request) = line.next().await {
         handle(&line, &computer, request).await;
@@ -97,7 +104,32 @@ async fn handle(line: &Line, computer: &computers::ComputerRow, request: adit_co
                 })
                 .await;
         }
+        Body::HeadRequest(asked) => prove(line, &computer.partner_id, asked, responder).await,
         body => of_session(line, body, responder).await,
+    }
+}
+
+/// Ties two heads of the device's own partner's log together.
+pub(super) async fn prove(
+    line: &Line,
+    partner: &str,
+    asked: wire::HeadRequest,
+    responder: adit_control::Responder,
+) {
+    let forest = line.shared.writer.forest();
+    let (Some(old), Some(new)) = (seen_head(asked.old), seen_head(asked.new)) else {
+        return responder.fail(fail(failure::BAD_REQUEST, "two heads are expected"));
+    };
+    match forest.links(partner, &old, &new).await {
+        Ok(links) => {
+            let links = links.iter().map(adit_ledger::Link::to_wire).collect();
+            responder.reply(Body::HeadProof(wire::HeadProof { links }));
+        }
+        Err(error) => {
+            tracing::warn!(%error, "heads that a device holds cannot be tied together");
+            let text = "the two heads are not of one history that is kept here";
+            responder.fail(fail(failure::AUDIT_UNPROVEN, text));
+        }
     }
 }
 

@@ -136,6 +136,10 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
             }
         },
         Body::Open(wish) => open::open(line, &row, asked_ms, wish, responder).await,
+        Body::HeadRequest(asked) => {
+            agent::prove(line, &row.account.partner_id, asked, responder).await;
+        }
+        Body::EnrolmentRequest(asked) => open::enrolment(line, &row, asked, responder).await,
         Body::ConsoleRefusal(told) => refusals::refused(line, &row, told, responder).await,
         Body::ListSessions(_) => match sessions(line, &row).await {
             Ok(found) => responder.reply(Body::Sessions(found)),

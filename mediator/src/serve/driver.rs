@@ -96,10 +96,21 @@ pub(crate) struct Driver {
     online: Online,
     audits: JoinSet<(AuditId, Result<Recorded, StoreError>)>,
     requests: JoinSet<Outcome>,
+    /// Heads of their partner's log that agents hold, as far as they told or were shown.
+    heads: BTreeMap<ConnectionId, wire::SeenHead>,
+    /// What the agent was shown whose answer is being handled: the console is shown the same.
+    shown: Option<(SessionId, wire::AuditEvidence)>,
+}
+
+/// What an agent was shown with an offer.
+struct Shown {
+    to: ConnectionId,
+    head: wire::SeenHead,
+    audit: wire::AuditEvidence,
 }
 
 enum Outcome {
-    Answer(SessionId, Result<Bytes, Refusal>),
+    Answer(SessionId, Result<Bytes, Refusal>, Option<Box<Shown>>),
     Told { session: SessionId, by: ConnectionId, acknowledged: bool },
 }
 
@@ -125,6 +136,8 @@ pub(crate) fn start(
         online: Arc::clone(&online),
         audits: JoinSet::new(),
         requests: JoinSet::new(),
+        heads: BTreeMap::new(),
+        shown: None,
     };
     let now = driver.now();
     for row in adopted {
@@ -205,6 +218,13 @@ impl Driver {
         self.broker.handle_connected(id, device, now);
     }
 
+    /// An agent told which head of its partner's log it holds.
+    pub(crate) fn note_head(&mut self, id: ConnectionId, seen: Option<wire::SeenHead>) {
+        if let Some(seen) = seen {
+            self.heads.insert(id, seen);
+        }
+    }
+
     /// A connection ended.
     pub(crate) fn disconnected(
         &mut self,
@@ -214,6 +234,7 @@ impl Driver {
     ) {
         self.peers.remove(&id);
         self.sources.remove(&id);
+        self.heads.remove(&id);
         self.broker.handle_disconnected(id, now);
         if let Some(computer) = computer
             && !self.broker.is_online(computer)
@@ -248,14 +269,18 @@ impl Driver {
     ) {
         let submitted = self.writer.submit(move |tx| {
             Box::pin(async move {
-                let mut recorded = Recorded { seq: 0, leaf: adit_ledger::Hash([0; 32]) };
+                let mut last = None;
                 for event in events {
                     if let Some(appended) = tx.record(&partner, event).await? {
-                        recorded = Recorded { seq: appended.seq, leaf: appended.leaf };
+                        last = Some(appended);
                     }
                 }
                 sessions::apply(tx, effect).await?;
-                Ok(recorded)
+                Ok(last.map_or_else(Recorded::nothing, |last| Recorded {
+                    seq: last.seq,
+                    leaf: last.leaf,
+                    line: last.entry.to_line().into(),
+                }))
             })
         });
         match submitted {
@@ -307,7 +332,9 @@ impl Driver {
                 responder.reply(Body::CheckInReply(reply));
             }
             Reply::Granted { grant, noise_msg2, relays, audit_us, agent } => {
+                let shown = self.shown.take().filter(|(session, _)| *session == grant.session);
                 responder.reply(Body::Granted(wire::Granted {
+                    audit: shown.map(|(_, audit)| audit),
                     grant: Some(grant.sign(&self.installation.grant)),
                     noise_msg2,
                     relays: self.sign_tickets(&relays),
@@ -335,18 +362,32 @@ impl Driver {
 
     fn transmit(&mut self, transmit: Transmit) {
         match transmit {
-            Transmit::Offer { to, session, grant, noise_msg1, relays, console } => {
-                let offer = Body::Offer(wire::Offer {
+            Transmit::Offer { to, session, grant, noise_msg1, relays, console, entry, seen } => {
+                let mut offer = wire::Offer {
                     grant: Some(grant.sign(&self.installation.grant)),
                     noise_msg1,
                     relays: self.sign_tickets(&relays),
                     peer_seen: console.map(|console| self.seen(console)).unwrap_or_default(),
-                });
+                    audit: None,
+                };
                 match self.peers.get(&to).cloned() {
                     Some(peer) => {
+                        let forest = self.writer.forest().clone();
+                        let held = self.heads.get(&to).cloned();
+                        let seen: Vec<_> = held.into_iter().chain(seen).collect();
                         self.requests.spawn(async move {
-                            let answer = peer.request(offer, OPEN_TIMEOUT).await;
-                            Outcome::Answer(session, read_answer(answer))
+                            let record = (grant.audit_seq, &*entry);
+                            let audit = match forest.evidence(&grant.tenant, record, &seen).await {
+                                Ok(audit) => audit,
+                                Err(error) => {
+                                    tracing::error!(%error, %session, "grant cannot be proved");
+                                    return Outcome::Answer(session, Err(unproven()), None);
+                                }
+                            };
+                            offer.audit = Some(audit.clone());
+                            let answer = peer.request(Body::Offer(offer), OPEN_TIMEOUT).await;
+                            let shown = forest.head_of(&audit).map(|head| Shown { to, head, audit });
+                            Outcome::Answer(session, read_answer(answer), shown.map(Box::new))
                         });
                     }
                     None => {
@@ -393,8 +434,17 @@ impl Driver {
     fn told(&mut self, done: Result<Outcome, tokio::task::JoinError>) {
         let now = self.now();
         match done {
-            Ok(Outcome::Answer(session, answer)) => {
+            Ok(Outcome::Answer(session, answer, shown)) => {
+                if let (Ok(_), Some(shown)) = (&answer, shown) {
+                    let Shown { to, head, audit } = *shown;
+                    if self.peers.contains_key(&to) {
+                        self.heads.insert(to, head);
+                    }
+                    self.shown = Some((session, audit));
+                }
                 self.broker.handle_answer(session, answer, now);
+                self.drain();
+                self.shown = None;
             }
             Ok(Outcome::Told { session, by, acknowledged: true }) => {
                 self.broker.handle_acknowledged(session, by, now);
@@ -403,6 +453,12 @@ impl Driver {
             Err(error) => tracing::error!(%error, "request task failed"),
         }
     }
+}
+
+/// Without proof the agent would refuse: it is not asked.
+fn unproven() -> Refusal {
+    let text = "the proof of the audit record could not be made; nothing was granted";
+    Refusal::new(failure::AUDIT_UNAVAILABLE, text)
 }
 
 fn read_answer(answer: Result<Body, RequestError>) -> Result<Bytes, Refusal> {
@@ -428,7 +484,14 @@ fn read_answer(answer: Result<Body, RequestError>) -> Result<Bytes, Refusal> {
 
 /// The agent's own refusal: a code that agents may give, and its words, bounded.
 fn agent_refusal(told: &wire::Failure) -> Refusal {
-    let code = [failure::POLICY_REFUSED, failure::STALE_KEY, failure::BUSY]
+    let codes = [
+        failure::POLICY_REFUSED,
+        failure::STALE_KEY,
+        failure::BUSY,
+        failure::AUDIT_UNPROVEN,
+        failure::AUDIT_FORKED,
+    ];
+    let code = codes
         .into_iter()
         .find(|code| *code == told.code)
         .unwrap_or(failure::AGENT_REFUSED);

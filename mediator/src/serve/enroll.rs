@@ -16,7 +16,7 @@ use prost::Message;
 
 use super::connection::{Line, encoded, fact};
 use crate::{
-    names,
+    names, proof,
     store::{StoreError, WriteTx, access::labels, computers, relays, tenants, tokens},
 };
 
@@ -249,7 +249,8 @@ impl Candidate {
         };
         let id = computers::insert(tx, &new).await?;
         labels::add_tags(tx, &client.partner_id, &id.to_string(), &new.tags).await?;
-        tx.append(&client.partner_id, event.computer_id(id.to_string())).await?;
+        let entry = tx.append(&client.partner_id, event.computer_id(id.to_string())).await?;
+        proof::keep_enrolment(tx, &client.partner_id, &id.to_string(), entry.seq).await?;
         Ok(wire::Enrolled {
             device_id: id.to_bytes(),
             name: self.name,

@@ -14,7 +14,8 @@ use super::connection::Line;
 use crate::{
     authz::{self, Decision, Holder, Spot},
     core::types::{Allowed, Attempt, Basis, Place, Refusal, Who},
-    roles::{Act, conditions::Facts},
+    proof::seen_head,
+    roles::{Act, Permission, conditions::Facts},
     store::{StoreError, access::When, accounts::LoginRow, computers},
 };
 
@@ -70,6 +71,7 @@ pub(super) async fn open(
             ticket: bounded(&open.ticket, MAX_TEXT),
             viewer: bounded(&open.viewer, MAX_NAME),
             noise_msg1: open.noise_msg1,
+            seen: seen_head(open.seen),
             verdict,
         };
         driver.broker.handle_open(attempt, now);
@@ -137,6 +139,55 @@ async fn decide(
         Decision::Allow { rule, until_ms } => Ok(Allowed { rule, until_ms, basis }),
     };
     Ok((verdict, Some(place_of(found))))
+}
+
+/// That a computer's agent was enrolled, for a console that meets it first. Computers that the
+/// technician may not know of are not there.
+pub(super) async fn enrolment(
+    line: &Line,
+    login: &LoginRow,
+    asked: wire::EnrolmentRequest,
+    responder: adit_control::Responder,
+) {
+    let account = &login.account;
+    let refuse = |refusal: Refusal| adit_control::failure(refusal.code, refusal.message);
+    let Ok(id) = ComputerId::from_slice(&asked.computer_id) else {
+        return responder.fail(refuse(no_such_computer()));
+    };
+    let visible = visible(line, login, id).await;
+    let proof = match visible {
+        Ok(false) => return responder.fail(refuse(no_such_computer())),
+        Ok(true) => {
+            let forest = line.shared.writer.forest();
+            let seen = seen_head(asked.seen);
+            forest.enrolment(&account.partner_id, &id.to_string(), seen).await
+        }
+        Err(error) => Err(error),
+    };
+    match proof {
+        Ok(audit) => {
+            let proof = wire::EnrolmentProof { audit: Some(audit) };
+            responder.reply(wire::frame::Body::EnrolmentProof(proof));
+        }
+        Err(error) => {
+            tracing::warn!(%error, computer_id = %id, "enrolment cannot be proved");
+            let text = "the log has no proof of this computer's enrolment";
+            responder.fail(adit_control::failure(failure::AUDIT_UNPROVEN, text));
+        }
+    }
+}
+
+/// Whether the technician may know of a computer.
+async fn visible(line: &Line, login: &LoginRow, id: ComputerId) -> Result<bool, StoreError> {
+    let (account, pool) = (&login.account, &line.shared.store.readers);
+    let Some(found) = computers::of_partner(pool, &account.partner_id, id).await? else {
+        return Ok(false);
+    };
+    let holder = Holder::load(pool, &account.partner_id, &account.id, When::Now).await?;
+    let facts = authz::facts_now(Some(line.source.ip()), unix_ms());
+    let act = Act::of(Permission::SeeComputers);
+    let decision = holder.computer(pool, act, &Spot::of(&found), facts, When::Now).await?;
+    Ok(matches!(decision, Decision::Allow { .. }))
 }
 
 pub(super) fn place_of(row: computers::ComputerRow) -> Place {

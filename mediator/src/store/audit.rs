@@ -30,12 +30,14 @@ impl LogSigner {
 }
 
 /// Where an entry is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Appended {
     /// Its sequence number.
     pub(crate) seq: u64,
     /// Its leaf hash.
     pub(crate) leaf: Hash,
+    /// What was written.
+    pub(crate) entry: Entry,
 }
 
 #[derive(Clone)]
@@ -127,7 +129,7 @@ impl Trees {
         state.tree.append(entry.leaf());
         state.note_time(entry.seq(), entry.time_ms());
         state.touched = true;
-        Ok(Appended { seq: entry.seq(), leaf: entry.leaf() })
+        Ok(Appended { seq: entry.seq(), leaf: entry.leaf(), entry })
     }
 
     pub(super) async fn start(

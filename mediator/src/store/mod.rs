@@ -23,7 +23,7 @@ pub(crate) mod tokens;
 pub(crate) mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{path::Path, time::Duration};
 

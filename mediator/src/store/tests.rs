@@ -11,20 +11,20 @@ use tokio::task::JoinSet;
 
 use super::*;
 
-pub(in crate::store) struct Fixture {
+pub(crate) struct Fixture {
     dir: tempfile::TempDir,
     signer: LogSigner,
 }
 
-pub(in crate::store) struct Running {
-    pub(in crate::store) store: Store,
-    pub(in crate::store) writer: Writer,
+pub(crate) struct Running {
+    pub(crate) store: Store,
+    pub(crate) writer: Writer,
     stop: tokio_util::sync::CancellationToken,
     task: JoinSet<()>,
 }
 
 impl Fixture {
-    pub(in crate::store) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (root, log) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
         let cert = KeyCert { key: log.public(), not_before_ms: 0, not_after_ms: u64::MAX };
         let cert = KeyCert::issue(&root, Purpose::Log, &cert);
@@ -38,7 +38,7 @@ impl Fixture {
         self.dir.path().join("a b?c#d%.db")
     }
 
-    pub(in crate::store) async fn open(&self) -> Result<Running, StoreError> {
+    pub(crate) async fn open(&self) -> Result<Running, StoreError> {
         let mode = if self.file().exists() { Mode::Write } else { Mode::Create };
         let store = Store::open(&self.file(), mode).await?;
         let stop = tokio_util::sync::CancellationToken::new();
@@ -50,7 +50,7 @@ impl Fixture {
 }
 
 impl Running {
-    pub(in crate::store) async fn partner(&self, name: &'static str) -> tenants::Partner {
+    pub(crate) async fn partner(&self, name: &'static str) -> tenants::Partner {
         let write = self
             .writer
             .write(move |tx| Box::pin(async move { tenants::create_partner(tx, name).await }));
@@ -69,7 +69,7 @@ impl Running {
             .await
     }
 
-    pub(in crate::store) async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         self.stop.cancel();
         while self.task.join_next().await.is_some() {}
         self.store.close().await;

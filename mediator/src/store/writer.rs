@@ -18,6 +18,7 @@ use super::{
     Store, StoreError,
     audit::{Appended, LogSigner, Trees},
 };
+use crate::proof::{Forest, Grove};
 
 /// Jobs that may wait.
 pub(crate) const MAX_WAITING_JOBS: usize = 1024;
@@ -35,6 +36,8 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 pub(crate) struct WriteTx {
     connection: AnyConnection,
     trees: Trees,
+    /// Inner nodes and heads for proofs.
+    grove: Grove,
     now_ms: u64,
 }
 
@@ -55,6 +58,7 @@ impl WriteTx {
         partner: &str,
         event: adit_ledger::Event,
     ) -> Result<Appended, StoreError> {
+        self.grove.touch(partner);
         self.trees.append(&mut self.connection, partner, event, self.now_ms).await
     }
 
@@ -78,6 +82,7 @@ impl WriteTx {
         name: &str,
         previous: Option<&adit_ledger::SignedHead>,
     ) -> Result<(), StoreError> {
+        self.grove.touch(partner);
         self.trees.start(&mut self.connection, partner, name, previous, self.now_ms).await
     }
 }
@@ -100,6 +105,7 @@ impl<T> Pending<T> {
 pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
     routine: Arc<Semaphore>,
+    forest: Forest,
 }
 
 /// Room in the queue for everyday records, until it is dropped.
@@ -115,10 +121,17 @@ impl Writer {
         let mut connection = store.connect().await?;
         let trees = Trees::load(&mut connection, signer).await?;
         let (jobs, queue) = mpsc::channel(MAX_WAITING_JOBS);
-        let tx = WriteTx { connection, trees, now_ms: 0 };
+        let grove = Grove::load(&mut connection, store.readers.clone()).await?;
+        let forest = grove.forest();
+        let tx = WriteTx { connection, trees, grove, now_ms: 0 };
         let task = Task { store: store.clone(), tx, queue, healthy: true };
         let routine = Arc::new(Semaphore::new(MAX_ROUTINE));
-        Ok((Self { jobs, routine }, task.run(stop)))
+        Ok((Self { jobs, routine, forest }, task.run(stop)))
+    }
+
+    /// Heads and proofs of what is on disk.
+    pub(crate) fn forest(&self) -> &Forest {
+        &self.forest
     }
 
     /// Room for so many records of what devices report every day; whoever asks first gets it
@@ -247,6 +260,7 @@ impl Task {
         finish: &mut Vec<Finish>,
     ) -> Result<(), StoreError> {
         self.tx.now_ms = adit_runtime::time::unix_ms();
+        self.tx.grove.begin();
         execute(self.tx.sql(), "BEGIN IMMEDIATE").await?;
         for job in jobs.drain(..) {
             execute(self.tx.sql(), "SAVEPOINT job").await?;
@@ -260,9 +274,13 @@ impl Task {
             }
             execute(self.tx.sql(), "RELEASE job").await?;
         }
-        self.tx.trees.sign(&mut self.tx.connection, self.tx.now_ms).await?;
+        let tx = &mut self.tx;
+        tx.grove.gather(&mut tx.connection).await?;
+        tx.trees.sign(&mut tx.connection, tx.now_ms).await?;
+        tx.grove.signed(&mut tx.connection).await?;
         execute(self.tx.sql(), "COMMIT").await?;
         self.tx.trees.committed();
+        self.tx.grove.committed();
         Ok(())
     }
 
@@ -274,7 +292,8 @@ impl Task {
         }
         let mut connection = self.store.connect().await?;
         let trees = Trees::load(&mut connection, self.tx.trees.signer()).await?;
-        self.tx = WriteTx { connection, trees, now_ms: 0 };
+        self.tx.grove.reload(&mut connection).await?;
+        (self.tx.connection, self.tx.trees, self.tx.now_ms) = (connection, trees, 0);
         self.healthy = true;
         tracing::info!("database takes writes again");
         Ok(())

@@ -73,6 +73,8 @@ impl std::fmt::Debug for ConnectConfig {
 /// The mediator's certified keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MediatorKeys {
+    /// Certifies the others.
+    pub root: PublicKey,
     /// Signs grants and leases.
     pub grant: PublicKey,
     /// Signs relay tickets.
@@ -94,6 +96,7 @@ impl MediatorKeys {
                 .ok_or(KeyError::WrongPurpose)
         };
         Ok(Self {
+            root,
             grant: newest(Purpose::Grant)?,
             ticket: newest(Purpose::Ticket)?,
             log: newest(Purpose::Log)?,
