@@ -111,6 +111,7 @@ impl Sessions {
             resume_window: config.resume_window,
             offline_grace: agent.rules.loaded().policy.offline_grace,
             relay_cache: None,
+            records: Some(agent.dir.path().to_owned()),
         };
         let endpoint = Endpoint::start(endpoint_config, link.clone(), CancellationToken::new());
         let endpoint = endpoint.await.map_err(|error| {
@@ -176,6 +177,7 @@ impl Sessions {
                 }
                 Ok(Err(refusal)) => {
                     info!(code = refusal.code, message = refusal.message, "offer refused");
+                    sessions.tell_doubt(&refusal);
                     responder.fail(refusal);
                 }
                 Err(_) => responder.fail(failure(codes::AGENT_TIMEOUT, "the agent is too slow")),
@@ -235,6 +237,28 @@ impl Sessions {
             }));
             sessions.agent.changed.notify_one();
         }
+    }
+
+    /// What this agent does not believe of the audit log is not only for the log file.
+    fn tell_doubt(&self, refusal: &wire::Failure) {
+        if [codes::AUDIT_UNPROVEN, codes::AUDIT_FORKED].contains(&refusal.code.as_str()) {
+            self.agent.events.emit(&json!({
+                "event": "audit_alert",
+                "code": refusal.code,
+                "message": refusal.message,
+            }));
+        }
+    }
+
+    /// Heads of the partner's audit log that this agent saw, for the mediator.
+    pub fn seen_heads(&self) -> Vec<wire::SeenHead> {
+        self.endpoint.seen_heads(self.agent.enrollment.root)
+    }
+
+    /// The last alerts about the audit log.
+    pub fn alerts(&self) -> Vec<Value> {
+        let alerts = self.endpoint.alerts();
+        alerts.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// Ends sessions that the rules do not allow any more; how many.

@@ -23,7 +23,10 @@ use adit_runtime::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::writer::{Line, Writer};
+use crate::{
+    session::Enrolment,
+    writer::{Line, Writer},
+};
 
 /// The only cipher that carriers have.
 const CIPHER: &str = "AES-256-GCM";
@@ -42,6 +45,7 @@ pub enum Event<'a> {
         audit: Duration,
         agent_key: Fingerprint,
         first_contact: bool,
+        enrolment: Option<Enrolment>,
     },
     /// A local address can be connected to.
     Listening { protocol: &'static str, local: SocketAddr, target: Option<&'a Target> },
@@ -88,15 +92,20 @@ impl Event<'_> {
                 audit,
                 agent_key,
                 first_contact,
-            } => (
-                "granted",
-                json!({
+                enrolment,
+            } => {
+                let mut fields = json!({
                     "computer": computer, "client": client,
                     "computer_id": computer_id.to_string(), "redirector": redirector,
                     "grant_expires": format_ms(*expires_ms), "audit_ms": ms(*audit),
                     "agent_key": agent_key.to_string(), "first_contact": first_contact,
-                }),
-            ),
+                });
+                if let (Some(proved), Value::Object(fields)) = (enrolment, &mut fields) {
+                    let proved = json!({"seq": proved.seq, "time": format_ms(proved.time_ms)});
+                    fields.insert("enrolment".to_owned(), proved);
+                }
+                ("granted", fields)
+            }
             Self::Listening { protocol, local, target } => (
                 "listening",
                 json!({
@@ -358,6 +367,7 @@ mod tests {
             audit: Duration::from_micros(500),
             agent_key: Fingerprint([2; 32]),
             first_contact: true,
+            enrolment: None,
         };
         assert_eq!(
             json_of(&granted),
@@ -432,6 +442,7 @@ mod tests {
             audit: Duration::ZERO,
             agent_key: Fingerprint([2; 32]),
             first_contact: false,
+            enrolment: None,
         };
         let text = paint(&event.to_line().unwrap(), false);
         assert!(!text.contains(['\n', '\u{1b}']), "{text}");

@@ -47,12 +47,23 @@ const FAILURES: &[(&str, Exit, &str)] = &[
     (codes::BAD_REQUEST, Exit::Failed, "console and mediator may be of different versions"),
     (codes::BUSY, Exit::Failed, "try again in a moment"),
     (codes::AUDIT_UNAVAILABLE, Exit::Failed, "the mediator's administrator must see to its disk"),
+    (codes::AUDIT_UNPROVEN, Exit::Refused, DISTRUST),
+    (codes::AUDIT_FORKED, Exit::Refused, DISTRUST),
     (codes::INTERNAL, Exit::Failed, "see the mediator's log"),
     (codes::NOT_ENROLLED, Exit::Refused, "log in again"),
     (codes::UNSUPPORTED_VERSION, Exit::Failed, "install the version that the mediator speaks"),
     // What a user sees is always that there is no path; the message says what of it failed.
     (codes::NO_RELAY, Exit::NoPath, "the mediator's administrator must join a relay"),
 ];
+
+/// What to do when the audit log is not what it should be.
+const DISTRUST: &str = "do not go on; tell your administrator and whoever audits, and keep the \
+                        data directory: console-tunnel witness show";
+
+/// What this console does not believe of the audit log.
+pub fn doubt(doubt: &adit_endpoint::Doubt) -> CliError {
+    CliError::refused(doubt.code(), doubt.to_string()).hint(DISTRUST)
+}
 
 /// What the mediator answered.
 pub fn refused(failure: &Failure) -> CliError {

@@ -18,7 +18,7 @@ use adit_protocol::{
 use adit_runtime::{
     cli::{CliError, escape_text},
     shutdown::Shutdown,
-    time::now_rfc3339,
+    time::{format_ms, now_rfc3339},
 };
 
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     failure,
     forward::{Local, Protocol},
     link::{Caller, list_request, matching, only_one, tell_refusal},
-    session::{Session, Sessions, Wanted},
+    session::{Enrolment, Session, Sessions, Wanted},
     state::{
         KnownAgents, KnownComputer, KnownRedirector, Selector, Verdict,
         recent::{self, Recent},
@@ -40,7 +40,8 @@ pub use run::Running;
 
 /// What this console refuses where nobody else sees it; everything else the mediator refuses and
 /// records itself.
-const OWN_REFUSALS: [&str; 2] = ["agent_key_changed", "agent_untrusted"];
+const OWN_REFUSALS: [&str; 4] =
+    ["agent_key_changed", "agent_untrusted", codes::AUDIT_UNPROVEN, codes::AUDIT_FORKED];
 /// A port where the web service speaks TLS, unless the redirector's name says it.
 const HTTPS_PORTS: [u16; 2] = [443, 8443];
 
@@ -282,22 +283,32 @@ impl<'a> Opening<'a> {
     ) -> Result<(), CliError> {
         let opened = match self.check_key() {
             Ok(verdict) => {
-                let asked = running.meanwhile(self.ask_unless_interrupted(wanted), reporter).await;
-                asked.map(|session| (session, verdict))
+                let first = verdict == Verdict::FirstContact;
+                let asked = self.ask_unless_interrupted(wanted, first);
+                let asked = running.meanwhile(asked, reporter).await;
+                asked.map(|(session, enrolment)| (session, verdict, enrolment))
             }
             Err(error) => Err(error),
         };
-        let (session, verdict) = match opened {
+        let (session, verdict, enrolment) = match opened {
             Ok(opened) => opened,
             Err(error) => return Err(self.refused(error, wanted).await),
         };
         let first_contact = verdict == Verdict::FirstContact;
-        let handle = running.granted(session, &self.computer, first_contact, reporter)?;
+        let handle =
+            running.granted(session, &self.computer, (first_contact, enrolment), reporter)?;
         if first_contact {
             let key = self.computer.identity.fingerprint();
             reporter.remark(&format!("first contact with the agent of {}", self.computer.path()));
             reporter
                 .remark(&format!("its key is {key}: compare it with agent-tunnel status there"));
+            if let Some(enrolment) = enrolment {
+                reporter.remark(&format!(
+                    "enrolled with it on {}, entry {} of the audit log",
+                    format_ms(enrolment.time_ms),
+                    enrolment.seq
+                ));
+            }
         }
         // Before anything is carried.
         running.meanwhile(self.remember(), reporter).await?;
@@ -331,12 +342,38 @@ impl<'a> Opening<'a> {
         }
     }
 
-    async fn ask_unless_interrupted(&mut self, wanted: &Wanted<'_>) -> Result<Session, CliError> {
+    /// A session; at first contact also the proof that the agent was enrolled with its key.
+    async fn ask_unless_interrupted(
+        &mut self,
+        wanted: &Wanted<'_>,
+        first: bool,
+    ) -> Result<(Session, Option<Enrolment>), CliError> {
         let interrupt = self.shutdown.token();
         tokio::select! {
-            session = self.ask(wanted) => session,
+            session = self.ask_at(wanted, first) => session,
             // Whether the mediator has granted it is not known: the end of the connection ends it.
             () = interrupt.cancelled() => Err(CliError::interrupted()),
+        }
+    }
+
+    /// The proof is asked for meanwhile, and looked at before anything is carried.
+    async fn ask_at(
+        &mut self,
+        wanted: &Wanted<'_>,
+        first: bool,
+    ) -> Result<(Session, Option<Enrolment>), CliError> {
+        if !first {
+            return Ok((self.ask(wanted).await?, None));
+        }
+        let enrolment = self.sessions.enrolment(&self.computer);
+        let (enrolment, session) = tokio::join!(enrolment, self.ask(wanted));
+        let session = session?;
+        match enrolment {
+            Ok(enrolment) => Ok((session, Some(enrolment))),
+            Err(error) => {
+                session.handle.close(error.code);
+                Err(error)
+            }
         }
     }
 

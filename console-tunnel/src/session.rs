@@ -41,6 +41,15 @@ pub struct Sessions {
     tasks: JoinSet<()>,
 }
 
+/// The entry in the audit log that a computer's enrolment left.
+#[derive(Debug, Clone, Copy)]
+pub struct Enrolment {
+    /// Its number.
+    pub seq: u64,
+    /// Its time, milliseconds since 1970.
+    pub time_ms: u64,
+}
+
 /// What a session is asked for, apart from the computer.
 #[derive(Debug)]
 pub struct Wanted<'a> {
@@ -75,6 +84,7 @@ impl Sessions {
             resume_window: context.resume_window()?,
             offline_grace: context.offline_grace()?,
             relay_cache: Some(context.directory.path().join(RELAY_CACHE)),
+            records: Some(context.directory.path().to_owned()),
         };
         let mut tasks = JoinSet::new();
         let (owned, mut first) = (caller.clone(), Some(pipelined));
@@ -109,6 +119,23 @@ impl Sessions {
         Ok(Self { endpoint, peer, replies, tasks })
     }
 
+    /// The proof that a computer's agent was enrolled with its key.
+    pub fn enrolment(
+        &self,
+        computer: &KnownComputer,
+    ) -> impl Future<Output = Result<Enrolment, CliError>> + use<> {
+        let endpoint = self.endpoint.clone();
+        let (tenant, id, key) = (computer.tenant.clone(), computer.id, computer.identity);
+        async move {
+            let proved = endpoint.check_enrolment(&tenant, id, key).await;
+            let (seq, time_ms) = proved.map_err(|doubt| {
+                endpoint.alarm_of_enrolment(&doubt, id);
+                failure::doubt(&doubt)
+            })?;
+            Ok(Enrolment { seq, time_ms })
+        }
+    }
+
     /// Opens a session.
     pub async fn open(
         &self,
@@ -135,6 +162,7 @@ impl Sessions {
         self.endpoint.open(request).await.map_err(|error| match error {
             OpenError::Refused(failure) => failure::refused(&failure),
             OpenError::Control(error) => failure::request(&error),
+            OpenError::Doubt(doubt) => failure::doubt(&doubt),
             OpenError::BadAnswer(reason) => CliError::refused(
                 "agent_untrusted",
                 format!("mediator or agent answered what cannot be accepted: {reason}"),

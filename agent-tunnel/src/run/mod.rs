@@ -105,7 +105,12 @@ pub async fn run(
     };
     let sessions = Sessions::start(agent.clone(), config).await?;
     let connect = connection::config(&agent, dialer);
-    let (persistent, events, keep_up) = Persistent::start(move || connect.clone());
+    let witness = sessions.clone();
+    let (persistent, events, keep_up) = Persistent::start(move || {
+        let mut config = connect.clone();
+        config.hello.seen = witness.seen_heads();
+        config
+    });
     // Not stopped by the signal: the ends of sessions are reported over it.
     let control = Tasks::default();
     control.spawn_until_stopped("control connection", keep_up);

@@ -76,6 +76,7 @@ pub(crate) async fn running(agent: &Agent, sessions: &Sessions) -> Value {
         "hint": offline.and_then(|(problem, _)| problem.hint.as_deref()),
         "retry_in_ms": offline.map(|(_, left)| left),
         "uptime_ms": millis(agent.started),
+        "audit_alerts": sessions.alerts(),
     });
     add_common(&mut status, &agent.enrollment, agent.rules.kill_switch(), &agent.rules.loaded());
     status
@@ -156,6 +157,12 @@ pub(crate) fn human(status: &Value) -> String {
     }
     if status.get("consent_waiting").and_then(Value::as_u64).is_some_and(|waiting| waiting > 0) {
         lines.push(format!("Consent:   {} wait: agent-tunnel consent", field("consent_waiting")));
+    }
+    let alerts = status.get("audit_alerts").and_then(Value::as_array);
+    if let Some(last) = alerts.and_then(|alerts| alerts.last()) {
+        let field = |name: &str| text(last.get(name).unwrap_or(&Value::Null));
+        lines.push(format!("AUDIT:     {} ({})", field("message"), field("code")));
+        lines.push("           see agent-tunnel witness show".to_owned());
     }
     let sessions = status.get("sessions").and_then(Value::as_array);
     for session in sessions.into_iter().flatten() {

@@ -18,7 +18,7 @@ use crate::{
     cli::Carrier,
     events::{Event, Reporter},
     forward::Local,
-    session::{Explanation, Session, SessionEvent, SessionHandle, Sessions},
+    session::{Enrolment, Explanation, Session, SessionEvent, SessionHandle, Sessions},
     state::KnownComputer,
     viewer::{self, Choice, Ended, Launched, Values, Viewer},
 };
@@ -112,7 +112,7 @@ impl Running {
         &mut self,
         session: Session,
         computer: &KnownComputer,
-        first_contact: bool,
+        (first_contact, enrolment): (bool, Option<Enrolment>),
         reporter: &Reporter,
     ) -> Result<SessionHandle, CliError> {
         let at = Instant::now();
@@ -133,6 +133,7 @@ impl Running {
                 audit,
                 agent_key: grant.agent.fingerprint(),
                 first_contact,
+                enrolment,
             },
             at,
         )?;

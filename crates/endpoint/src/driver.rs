@@ -15,6 +15,7 @@ use adit_core::{path::PathChooser, punch::Punch, resume::Event};
 use adit_net::noise::signal::SignalCipher;
 use adit_protocol::{
     candidate::Candidate,
+    code::failure,
     grant::Grant,
     handshake::SessionKeys,
     ids::{CarrierNumber, ChannelId, SessionId},
@@ -73,6 +74,9 @@ pub(crate) enum Message {
     End(String),
 }
 
+/// Told of a session's alert.
+pub(crate) type Alarm = Box<dyn Fn(&str, &wire::HeadAlert) + Send + Sync>;
+
 /// What the driver works with.
 pub(crate) struct Parts {
     pub(crate) session: SessionId,
@@ -111,6 +115,8 @@ pub(crate) struct Parts {
     pub(crate) reports: Arc<Reports>,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
+    /// Writes down what alarmed the other end.
+    pub(crate) alarm: Alarm,
 }
 
 pub(crate) struct Driver {
@@ -262,6 +268,9 @@ impl Driver {
                 if let Some(trickle) = self.punching.handle_signal(&mut self.p, &signal) {
                     self.handle_peer_rtts(&trickle.relay_rtts, now);
                     self.note_peer(&trickle);
+                    if let Some(alert) = trickle.alert {
+                        return Some(self.alarmed(&alert));
+                    }
                 }
             }
             Message::Renewed(result) => {
@@ -340,6 +349,13 @@ impl Driver {
             let cancel = self.p.cancel.clone();
             self.p.tasks.spawn(async move { cancel.run_until_cancelled(serve).await });
         }
+    }
+
+    /// The other end does not believe what the mediator showed it.
+    fn alarmed(&self, alert: &wire::HeadAlert) -> String {
+        let session = self.p.session.to_string();
+        (self.p.alarm)(&session, alert);
+        failure::AUDIT_FORKED.to_owned()
     }
 
     fn note_peer(&mut self, trickle: &wire::Trickle) {

@@ -53,6 +53,8 @@ pub(crate) struct Own<'a> {
     pub(crate) direct: bool,
     /// Measured round trips to relays.
     pub(crate) relay_rtts: &'a [(RelayKey, Duration)],
+    /// Head of the partner's audit log that this end saw; empty: none.
+    pub(crate) head: Bytes,
 }
 
 /// The result of the handshake.
@@ -67,6 +69,10 @@ pub(crate) struct Established {
     pub(crate) direct: bool,
     /// The peer's round trips to relays.
     pub(crate) relay_rtts: Rtts,
+    /// Head of the partner's audit log that the peer saw; empty: none.
+    pub(crate) head: Bytes,
+    /// Names this handshake in receipts.
+    pub(crate) hash: [u8; 32],
 }
 
 /// Console: between the two messages.
@@ -97,6 +103,7 @@ impl Offer {
             direct: own.direct,
             relay_rtts: rtts_to_wire(own.relay_rtts),
             nat: own.nat.map(NatSummary::to_wire),
+            head: own.head.clone(),
         };
         let mut state = noise::ik_initiator(&context.prologue(), &own.identity.noise, &agent_key)?;
         let message = noise::write_message(&mut state, &init.encode_to_vec())?;
@@ -120,6 +127,8 @@ impl Offer {
             nat: reply.nat.as_ref().map(NatSummary::from_wire),
             direct: reply.direct,
             relay_rtts: rtts_from_wire(&reply.relay_rtts),
+            head: reply.head,
+            hash,
         })
     }
 }
@@ -148,6 +157,7 @@ pub(crate) fn answer(
         direct: own.direct,
         relay_rtts: rtts_to_wire(own.relay_rtts),
         nat: own.nat.map(NatSummary::to_wire),
+        head: own.head.clone(),
     };
     let message2 = noise::write_message(&mut state, &reply.encode_to_vec())?;
     let hash = noise::handshake_hash(&state);
@@ -159,6 +169,8 @@ pub(crate) fn answer(
         nat: init.nat.as_ref().map(NatSummary::from_wire),
         direct: init.direct,
         relay_rtts: rtts_from_wire(&init.relay_rtts),
+        head: init.head,
+        hash,
     };
     Ok((established, message2))
 }
@@ -212,6 +224,7 @@ mod tests {
             nat: None,
             direct: true,
             relay_rtts: &[],
+            head: Bytes::new(),
         }
     }
 

@@ -22,6 +22,7 @@ mod explain;
 mod extra;
 mod handshake;
 mod join;
+mod keeper;
 mod lease;
 mod link;
 mod local;
@@ -40,6 +41,7 @@ mod shared;
 mod target;
 mod telling;
 mod udp;
+mod witness;
 
 #[cfg(test)]
 mod tests;
@@ -67,17 +69,21 @@ pub use events::{CarrierKind, CarrierState, ChannelState, SessionEvent, SessionI
 pub use explain::{
     CandidateView, CarrierView, EndView, Explanation, HardView, PairView, RelayPathView,
 };
+pub use keeper::{KeepError, export as export_receipts};
 pub use link::{ControlLink, Link};
 pub use memory::RelayStatus;
 pub use netcheck::{Around, NETCHECK_TIME, Netcheck, RelayCheck, netcheck};
 pub use opening::{CarrierChoice, OpenError, OpenRequest};
 pub use session::{PendingChannel, Session, SessionHandle, UdpFlow};
 pub use target::{Gate, Permit};
+pub use witness::{Doubt, accept as accept_log, read as read_witness};
 
 use driver::Message;
+use keeper::Keeper;
 use memory::Memory;
 use report::Reports;
 use udp::UdpStack;
+use witness::Witness;
 
 /// Sessions of one process.
 pub const MAX_SESSIONS: usize = 256;
@@ -100,6 +106,8 @@ pub struct EndpointConfig {
     pub offline_grace: Duration,
     /// A file in the program's own directory for what short-lived programs learn of relays.
     pub relay_cache: Option<PathBuf>,
+    /// The program's own directory, for receipts and heads of audit logs.
+    pub records: Option<PathBuf>,
 }
 
 /// Why an endpoint could not start.
@@ -114,6 +122,9 @@ pub enum StartError {
     /// No configuration.
     #[error(transparent)]
     Quic(#[from] QuicConfigError),
+    /// No records.
+    #[error(transparent)]
+    Keep(#[from] KeepError),
 }
 
 /// What is known of the NAT.
@@ -142,6 +153,8 @@ pub struct Endpoint {
     udp: Option<Arc<UdpStack>>,
     memory: Arc<Memory>,
     reports: Arc<Reports>,
+    keeper: Arc<Keeper>,
+    witness: Witness,
     tasks: TaskTracker,
     cancel: CancellationToken,
     state: Mutex<State>,
@@ -167,6 +180,10 @@ impl Endpoint {
         tasks.spawn(async move { send.run(link, token).await });
         let memory = Memory::new(config.dialer.clone(), config.relay_cache);
         tasks.spawn(memory.clone().run(cancel.child_token()));
+        let (keeper, keep) = Keeper::start(config.records)?;
+        let token = cancel.child_token();
+        tasks.spawn(async move { token.run_until_cancelled(keep).await });
+        let witness = Witness::load(keeper.clone())?;
         let state = State { grace: config.offline_grace, ..State::default() };
         Ok(Arc::new(Self {
             role: config.role,
@@ -177,6 +194,8 @@ impl Endpoint {
             udp,
             memory,
             reports,
+            keeper,
+            witness,
             tasks,
             cancel,
             state: Mutex::new(state),
@@ -299,6 +318,7 @@ impl Endpoint {
             for session in &sessions {
                 session.ended().await;
             }
+            self.keeper.flush().await;
             self.reports.flush(deadline).await;
         };
         // What does not end in time is cut off.

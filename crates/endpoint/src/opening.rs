@@ -8,6 +8,7 @@ use std::{
 
 use adit_control::RequestError;
 use adit_core::punch::{CHECK_INTERVAL, Punch, PunchConfig};
+use adit_ledger::SignedHead;
 use adit_net::identity::DeviceIdentity;
 use adit_protocol::{
     candidate::Candidate,
@@ -22,6 +23,8 @@ use adit_protocol::{
     ticket::Role,
     wire,
 };
+use bytes::Bytes;
+use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -37,6 +40,7 @@ use crate::{
     session::{HandleInner, Session, SessionHandle},
     shared::Shared,
     target::Gate,
+    witness::{Doubt, told},
 };
 
 /// Longest grant that an agent takes: a lease, and as much again for clocks.
@@ -94,6 +98,9 @@ pub enum OpenError {
     /// The mediator could not be asked.
     #[error("mediator did not answer: {0}")]
     Control(RequestError),
+    /// The audit log is not what it should be.
+    #[error(transparent)]
+    Doubt(#[from] Doubt),
     /// Mediator or agent answered something that does not verify.
     #[error("answer is not acceptable: {0}")]
     BadAnswer(String),
@@ -123,7 +130,9 @@ impl Endpoint {
         }
         let session = SessionId(random()?);
         let quic_key = SigningKey::generate()?;
-        let said = self.say(direct);
+        let (keys, _) = self.control.last().ok_or(OpenError::Control(RequestError::Closed))?;
+        let seen = self.seen_head(keys.root, &request.tenant);
+        let said = Said { head: seen.as_ref().map(head_line), ..self.say(direct) };
         let own = said.own(&self.identity, quic_key.public().fingerprint().0);
         let context = HandshakeContext {
             session,
@@ -136,20 +145,25 @@ impl Endpoint {
             any_target: request.any_target,
         };
         let (offer, message1) = Offer::begin(&context, &own, &request.agent_noise)?;
-        let granted = self.ask(&request, session, message1.clone()).await?;
+        let granted =
+            self.ask(&request, session, message1.clone(), seen.as_ref().map(told)).await?;
         let audit = Duration::from_micros(granted.audit_us.into());
-        match self.begin(&request, &context, offer, &message1, granted, said, quic_key) {
+        match self.begin(&request, &context, offer, &message1, granted, said, quic_key).await {
             Ok(session) => Ok(Session { audit, ..session }),
             Err(error) => {
                 // It was granted and nobody will use it: the agent need not wait for us.
-                self.give_up(session, "not_begun").await;
+                let reason = match &error {
+                    OpenError::Doubt(doubt) => doubt.code(),
+                    _ => "not_begun",
+                };
+                self.give_up(session, reason).await;
                 Err(error)
             }
         }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the second half of `open`")]
-    fn begin(
+    async fn begin(
         self: &Arc<Self>,
         request: &OpenRequest,
         context: &HandshakeContext<'_>,
@@ -162,7 +176,14 @@ impl Endpoint {
         let (keys, clock) = self.control.last().ok_or(OpenError::Control(RequestError::Closed))?;
         let grant = open_grant(granted.grant.as_ref(), keys.grant)?;
         require_granted(&grant, context, request, message1)?;
-        let established = offer.finish(&granted.noise_msg2)?;
+        let mut established = offer.finish(&granted.noise_msg2)?;
+        if let Err(doubt) =
+            self.check_shown(keys.root, &grant, granted.audit.as_ref(), &established.head).await
+        {
+            self.alarm(&doubt, &grant.session.to_string(), "console");
+            self.warn_peer(grant.session, &mut established, &doubt);
+            return Err(doubt.into());
+        }
         let relayed = request.carrier != CarrierChoice::Direct;
         let direct = said.direct && established.direct;
         if !relayed && !direct {
@@ -185,6 +206,29 @@ impl Endpoint {
         })
     }
 
+    /// What the mediator shows of its log must hold by itself, with what this end saw, and with
+    /// what the other end saw.
+    async fn check_shown(
+        &self,
+        root: PublicKey,
+        grant: &Grant,
+        audit: Option<&wire::AuditEvidence>,
+        peer_head: &[u8],
+    ) -> Result<(), Doubt> {
+        let shown = self.check_record(root, grant, audit).await?;
+        self.check_peer_head(root, peer_head, &shown).await
+    }
+
+    /// Tells the other end, sealed, why the session is refused. Who forges logs may drop it.
+    fn warn_peer(&self, session: SessionId, established: &mut Established, doubt: &Doubt) {
+        let Some(peer) = self.control.peer() else { return };
+        let trickle = wire::Trickle { alert: Some(doubt.to_wire()), ..wire::Trickle::default() };
+        let Ok((nonce, sealed)) = established.cipher.seal(&trickle.encode_to_vec()) else { return };
+        let session_id = session.to_bytes();
+        let signal = wire::Signal { session_id, nonce, sealed: sealed.into() };
+        let _ = peer.push(wire::frame::Body::Signal(signal));
+    }
+
     /// Tells the mediator that a session it granted is over. Without an answer its lease ends it.
     async fn give_up(&self, session: SessionId, reason: &str) {
         let Some(peer) = self.control.peer() else { return };
@@ -197,6 +241,7 @@ impl Endpoint {
         request: &OpenRequest,
         session: SessionId,
         message1: Vec<u8>,
+        seen: Option<wire::SeenHead>,
     ) -> Result<wire::Granted, OpenError> {
         let body = wire::frame::Body::Open(wire::Open {
             session_id: session.to_bytes(),
@@ -209,13 +254,20 @@ impl Endpoint {
             viewer: request.viewer.clone(),
             noise_msg1: message1.into(),
             agent_identity: request.agent.to_bytes(),
+            seen,
         });
         let peer = self.control.peer().ok_or(OpenError::Control(RequestError::Closed))?;
         // The mediator gives the agent as long, and then says which of the two was silent.
         match peer.request(body, OPEN_TIMEOUT + MEDIATOR_SLACK).await {
             Ok(wire::frame::Body::Granted(granted)) => Ok(granted),
             Ok(_) => Err(OpenError::BadAnswer("mediator answered something else".into())),
-            Err(RequestError::Failed(failure)) => Err(OpenError::Refused(failure)),
+            Err(RequestError::Failed(failure)) => {
+                if [failure::AUDIT_FORKED, failure::AUDIT_UNPROVEN].contains(&&*failure.code) {
+                    let code = (failure.code.as_str(), failure.message.as_str());
+                    self.note_alarm(code, &session.to_string(), "agent", (None, None));
+                }
+                Err(OpenError::Refused(failure))
+            }
             Err(error) => Err(OpenError::Control(error)),
         }
     }
@@ -247,9 +299,16 @@ impl Endpoint {
             return Err(refuse(failure::AGENT_REFUSED, "grant is for another handshake"));
         }
         gate.admit(&grant).map_err(|why| refuse(failure::POLICY_REFUSED, &why))?;
+        let session = grant.session.to_string();
+        let doubtful = |doubt: Doubt| {
+            self.alarm(&doubt, &session, "agent");
+            refuse(doubt.code(), &doubt.to_string())
+        };
+        let shown = self.check_record(keys.root, &grant, offer.audit.as_ref()).await;
+        let shown = shown.map_err(doubtful)?;
         self.remember(grant.msg1_sha256)?;
 
-        let said = self.say(self.udp.is_some());
+        let said = Said { head: Some(head_line(&shown.head)), ..self.say(self.udp.is_some()) };
         let quic_key_sha256 = self.udp.as_ref().map_or([0; 32], |u| u.key_sha256());
         let own = said.own(&self.identity, quic_key_sha256);
         let context = HandshakeContext {
@@ -270,6 +329,8 @@ impl Endpoint {
                 };
                 refuse(code, &e.to_string())
             })?;
+        let peer_head = self.check_peer_head(keys.root, &established.head, &shown).await;
+        peer_head.map_err(doubtful)?;
         let opening = Opening {
             grant,
             established,
@@ -309,6 +370,7 @@ impl Endpoint {
             nat: self.udp.as_ref().filter(|_| direct).and_then(|udp| udp.nat()),
             relay_rtts: self.memory.rtts(),
             direct,
+            head: None,
         }
     }
 
@@ -374,7 +436,7 @@ impl Endpoint {
 
     #[expect(clippy::too_many_arguments, reason = "one caller; a struct would repeat `Parts`")]
     fn parts(
-        &self,
+        self: &Arc<Self>,
         opening: Opening,
         shared: Arc<Shared>,
         cancel: CancellationToken,
@@ -383,7 +445,7 @@ impl Endpoint {
         events: mpsc::Sender<crate::SessionEvent>,
         totals: watch::Sender<Totals>,
     ) -> Parts {
-        let session = opening.grant.session;
+        let (session, endpoint) = (opening.grant.session, self.clone());
         let established = opening.established;
         let direct = opening.said.direct && established.direct;
         let udp = self.udp.clone().filter(|_| direct);
@@ -469,6 +531,7 @@ impl Endpoint {
             reports: self.reports.clone(),
             tasks: self.tasks.clone(),
             cancel,
+            alarm: Box::new(move |session, alert| endpoint.alarm_of_peer(session, alert)),
         }
     }
 }
@@ -479,6 +542,8 @@ struct Said {
     nat: Option<NatSummary>,
     relay_rtts: Rtts,
     direct: bool,
+    /// Head of the audit log that this end saw.
+    head: Option<Bytes>,
 }
 
 impl Said {
@@ -490,6 +555,7 @@ impl Said {
             nat: self.nat.as_ref(),
             direct: self.direct,
             relay_rtts: &self.relay_rtts,
+            head: self.head.clone().unwrap_or_default(),
         }
     }
 }
@@ -515,6 +581,10 @@ impl<F: FnOnce()> Drop for OnDrop<F> {
             f();
         }
     }
+}
+
+fn head_line(head: &SignedHead) -> Bytes {
+    head.to_line().into()
 }
 
 fn open_grant(signed: Option<&wire::Signed>, key: PublicKey) -> Result<Grant, OpenError> {

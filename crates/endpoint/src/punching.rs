@@ -565,7 +565,7 @@ fn trickle(parts: &mut Parts, candidates: &[Candidate], nat: Option<wire::NatSum
         candidates: candidates.iter().map(Candidate::to_wire).collect(),
         end_of_candidates: false,
         nat,
-        relay_rtts: Vec::new(),
+        ..wire::Trickle::default()
     };
     send_trickle(parts, &trickle);
 }

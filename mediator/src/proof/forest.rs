@@ -90,7 +90,10 @@ impl Grove {
     }
 
     /// After a failure: the same readers, the trees as they are on disk.
-    pub(crate) async fn reload(&mut self, connection: &mut AnyConnection) -> Result<(), StoreError> {
+    pub(crate) async fn reload(
+        &mut self,
+        connection: &mut AnyConnection,
+    ) -> Result<(), StoreError> {
         let fresh = Self::load(connection, self.forest.0.pool.clone()).await?;
         let trees = std::mem::take(&mut *fresh.forest.write());
         *self.forest.write() = trees;
@@ -302,14 +305,13 @@ impl Grown {
 /// A node of the store. Trees older than their nodes are read leaf by leaf.
 async fn stored(pool: &AnyPool, tree: &str, node: NodeId) -> Result<Hash, StoreError> {
     if node.level >= STORED_LEVEL {
-        let row = sqlx::query(
-            "SELECT hash FROM audit_node WHERE tree = $1 AND level = $2 AND idx = $3",
-        )
-        .bind(tree.to_owned())
-        .bind(i16::try_from(node.level).unwrap_or(i16::MAX))
-        .bind(bigint(node.index))
-        .fetch_optional(pool)
-        .await?;
+        let row =
+            sqlx::query("SELECT hash FROM audit_node WHERE tree = $1 AND level = $2 AND idx = $3")
+                .bind(tree.to_owned())
+                .bind(i16::try_from(node.level).unwrap_or(i16::MAX))
+                .bind(bigint(node.index))
+                .fetch_optional(pool)
+                .await?;
         if let Some(row) = row {
             return Hash::from_slice(&row.blob("hash")?)
                 .ok_or_else(|| StoreError::Corrupt("node of an audit tree".into()));

@@ -81,9 +81,9 @@ async fn a_restored_log_is_followed_or_found_to_have_lost_entries() {
     append(&running, &partner, 5).await;
     let lost = forest.head(&partner).unwrap();
     let (id, head) = (partner.clone(), SignedHead::clone(&backed_up));
-    let restart = running.writer.write(move |tx| {
-        Box::pin(async move { tx.start_tree(&id, "acme", Some(&head)).await })
-    });
+    let restart = running
+        .writer
+        .write(move |tx| Box::pin(async move { tx.start_tree(&id, "acme", Some(&head)).await }));
     restart.await.unwrap();
     append(&running, &partner, 3).await;
     let now = forest.head(&partner).unwrap();

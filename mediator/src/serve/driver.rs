@@ -386,7 +386,8 @@ impl Driver {
                             };
                             offer.audit = Some(audit.clone());
                             let answer = peer.request(Body::Offer(offer), OPEN_TIMEOUT).await;
-                            let shown = forest.head_of(&audit).map(|head| Shown { to, head, audit });
+                            let shown =
+                                forest.head_of(&audit).map(|head| Shown { to, head, audit });
                             Outcome::Answer(session, read_answer(answer), shown.map(Box::new))
                         });
                     }
@@ -491,10 +492,7 @@ fn agent_refusal(told: &wire::Failure) -> Refusal {
         failure::AUDIT_UNPROVEN,
         failure::AUDIT_FORKED,
     ];
-    let code = codes
-        .into_iter()
-        .find(|code| *code == told.code)
-        .unwrap_or(failure::AGENT_REFUSED);
+    let code = codes.into_iter().find(|code| *code == told.code).unwrap_or(failure::AGENT_REFUSED);
     let message = told.message.chars().take(MAX_TEXT / 4).collect::<String>();
     Refusal::new(code, message)
 }
