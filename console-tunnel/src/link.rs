@@ -110,6 +110,8 @@ impl Caller {
                 noise_cert: Some(self.identity.noise_cert.clone()),
                 session_token: self.token.as_str().to_owned(),
                 relay: None,
+                // What this console saw it tells with each opening.
+                seen: Vec::new(),
             },
             pipelined,
             timeout: ATTEMPT_TIMEOUT,

@@ -63,7 +63,8 @@ impl Reply {
             ChannelCode::Policy
             | ChannelCode::NotGranted
             | ChannelCode::ConsentRefused
-            | ChannelCode::ConsentTimeout => Self::NotAllowed,
+            | ChannelCode::ConsentTimeout
+            | ChannelCode::Receipt => Self::NotAllowed,
             ChannelCode::SessionEnded => Self::NetworkUnreachable,
             ChannelCode::Unknown
             | ChannelCode::TooMany

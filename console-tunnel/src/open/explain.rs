@@ -123,11 +123,11 @@ async fn open_any(
             options,
         };
         let asked = match opening.check_key() {
-            Ok(_) => opening.ask_unless_interrupted(&wanted).await,
+            Ok(_) => opening.ask_unless_interrupted(&wanted, false).await,
             Err(error) => Err(error),
         };
         match asked {
-            Ok(session) => return Ok((session, redirector.name)),
+            Ok((session, _)) => return Ok((session, redirector.name)),
             // Another one may be permitted.
             Err(error) if [codes::NOT_PERMITTED, codes::POLICY_REFUSED].contains(&error.code) => {
                 refused.get_or_insert(error);
