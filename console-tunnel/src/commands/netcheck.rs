@@ -118,11 +118,13 @@ async fn judge(caller: &Caller, error: &ConnectError) -> (Option<CliError>, bool
     let problem = Some(caller.explain(failure::connect(error)));
     let ConnectError::Tls { error: tls, .. } = error else { return (problem, false) };
     match tls {
-        TlsError::Intercepted => (problem, true),
+        TlsError::Intercepted { .. } => (problem, true),
         // A mediator with a certificate of its own that nobody has logged in to, or a stranger?
         TlsError::Untrusted(_) | TlsError::WrongName(_) => {
             match connect(&caller.config(Trust::Probe, Vec::new())).await {
-                Err(ConnectError::Tls { error: TlsError::Intercepted, .. }) => (problem, true),
+                Err(ConnectError::Tls { error: TlsError::Intercepted { .. }, .. }) => {
+                    (problem, true)
+                }
                 Err(ConnectError::Tls { error: TlsError::UnknownRoot { presented }, host }) => {
                     let message = format!("{host} is the mediator of an unknown installation");
                     let hint =

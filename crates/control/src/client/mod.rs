@@ -16,7 +16,7 @@ use std::{
 use adit_net::{
     identity::DeviceIdentity,
     proxy::{DialError, Dialer, parse_host_port},
-    tls::{TlsError, Trust, connect_control, is_intercepted},
+    tls::{TlsError, Trust, connect_control, interceptor},
 };
 use adit_protocol::{
     code::failure as codes,
@@ -306,24 +306,25 @@ async fn connect_one(
 /// A handshake that broke without a word: perhaps because somebody on the way ended it.
 async fn explain(config: &ConnectConfig, name: &str, port: u16, error: TlsError) -> TlsError {
     /// When it was looked at last, and what was found.
-    static LAST: Mutex<Option<(Instant, bool)>> = Mutex::new(None);
+    static LAST: Mutex<Option<(Instant, Option<String>)>> = Mutex::new(None);
     if !error.may_be_interception() {
         return error;
     }
-    let last = *LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let last = LAST.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let found = match last.filter(|(at, _)| at.elapsed() < INSPECT_EVERY) {
         Some((_, found)) => found,
         None => {
             let look = async {
                 let dialed = config.dialer.dial(name, port, INSPECT).await.ok()?;
-                Some(is_intercepted(dialed.stream, name).await)
+                interceptor(dialed.stream, name).await
             };
-            let found = tokio::time::timeout(INSPECT, look).await.ok().flatten() == Some(true);
-            *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), found));
+            let found = tokio::time::timeout(INSPECT, look).await.ok().flatten();
+            let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = Some((Instant::now(), found.clone()));
             found
         }
     };
-    if found { TlsError::Intercepted } else { error }
+    found.map_or(error, |issuer| TlsError::Intercepted { issuer })
 }
 
 async fn say_hello(

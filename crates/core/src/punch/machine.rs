@@ -29,6 +29,10 @@ use super::{
     table::{PairKey, Table},
 };
 
+/// After so many checks of one pair, three rounds of them, it is not too early to say why there is
+/// no path.
+const TRIED_IN_VAIN: u64 = 15;
+
 /// One end of a session, punching. See the [module](super).
 #[derive(Debug)]
 pub struct Punch {
@@ -331,7 +335,9 @@ impl Punch {
     /// What is known of pairs, failures and hard NATs.
     pub fn report(&self) -> Report {
         let pairs = self.pairs();
-        let failures = if self.is_exhausted() { self.failures(&pairs) } else { Vec::new() };
+        // Fresh sockets and what the peer tells later begin anew: by then the first have failed.
+        let tried = self.is_exhausted() || pairs.iter().any(|p| p.checks >= TRIED_IN_VAIN);
+        let failures = if tried { self.failures(&pairs) } else { Vec::new() };
         Report { pairs, failures, hard: self.hard.report() }
     }
 

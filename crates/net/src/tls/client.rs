@@ -51,10 +51,13 @@ pub enum TlsError {
     },
     /// The chain does not end in an installation's root.
     #[error(
-        "server does not present the certificate of an installation: another server answers \
-         there, or something on the way intercepts tls"
+        "server presents a certificate of {issuer}, not of an installation: another server \
+         answers there, or something on the way intercepts tls"
     )]
-    Intercepted,
+    Intercepted {
+        /// Who issued it, in quotes, or that it does not say.
+        issuer: String,
+    },
     /// The platform's store does not know the issuer.
     #[error("server certificate is not trusted by this computer: {0}")]
     Untrusted(String),
@@ -101,7 +104,7 @@ impl TlsError {
         matches!(
             self,
             Self::UnknownRoot { .. }
-                | Self::Intercepted
+                | Self::Intercepted { .. }
                 | Self::Untrusted(_)
                 | Self::WrongName(_)
                 | Self::WrongUsage
@@ -147,7 +150,7 @@ pub async fn connect_control<S: AsyncRead + AsyncWrite + Unpin>(
     let stream = TlsConnector::from(Arc::new(config))
         .connect(name, io)
         .await
-        .map_err(|e| explain(e, server_name, trust, verifier.presented()))?;
+        .map_err(|e| explain(e, server_name, trust, &verifier))?;
     if stream.get_ref().1.alpn_protocol() != Some(ALPN_CONTROL) {
         return Err(TlsError::Incompatible("it chose another protocol".to_owned()));
     }
@@ -167,18 +170,18 @@ fn plain(error: io::Error) -> io::Error {
 }
 
 /// One place that turns what TLS says into what a person can act on.
-fn explain(error: io::Error, name: &str, trust: Trust, presented: Option<Presented>) -> TlsError {
+fn explain(error: io::Error, name: &str, trust: Trust, verifier: &ChainVerifier) -> TlsError {
     use CertificateError as C;
     let Some(tls) = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) else {
         return TlsError::Io(plain(error));
     };
     match tls {
-        rustls::Error::InvalidCertificate(reason) => match (reason, presented) {
+        rustls::Error::InvalidCertificate(reason) => match (reason, verifier.presented()) {
             (C::UnknownIssuer, Some(Presented::Root(root))) if trust != Trust::WebPki => {
                 TlsError::UnknownRoot { presented: root.fingerprint() }
             }
             (C::UnknownIssuer, Some(Presented::Foreign)) if trust != Trust::WebPki => {
-                TlsError::Intercepted
+                TlsError::Intercepted { issuer: verifier.issuer() }
             }
             (C::NotValidForName | C::NotValidForNameContext { .. }, _) => {
                 TlsError::WrongName(name.to_owned())

@@ -14,21 +14,26 @@ use tokio_rustls::TlsConnector;
 
 use super::verify::{Accept, ChainVerifier, Presented};
 
-/// Whether a certificate is shown that belongs to no installation. The caller sets the deadline.
-pub async fn is_intercepted<S: AsyncRead + AsyncWrite + Unpin>(io: S, server_name: &str) -> bool {
-    let Ok(name) = ServerName::try_from(server_name.to_owned()) else { return false };
+/// Whether a certificate is shown that belongs to no installation, and who issued it: in quotes,
+/// or that it does not say. The caller sets the deadline.
+pub async fn interceptor<S: AsyncRead + AsyncWrite + Unpin>(
+    io: S,
+    server_name: &str,
+) -> Option<String> {
+    let name = ServerName::try_from(server_name.to_owned()).ok()?;
     let provider = Arc::new(lc::default_provider());
     // Refuses whatever is shown, and remembers it.
     let verifier = ChainVerifier::new(Accept::Nothing, provider.clone());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13]);
-    let Ok(builder) = builder else { return false };
     let mut config = builder
+        .ok()?
         .dangerous()
         .with_custom_certificate_verifier(verifier.clone())
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN_CONTROL.to_vec()];
     config.resumption = Resumption::disabled();
     let refused = TlsConnector::from(Arc::new(config)).connect(name, io).await.is_err();
-    refused && verifier.presented() == Some(Presented::Foreign)
+    let foreign = refused && verifier.presented() == Some(Presented::Foreign);
+    foreign.then(|| verifier.issuer())
 }

@@ -14,6 +14,7 @@ mod client;
 mod cover;
 mod direct;
 mod inspect;
+mod issuer;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,7 @@ pub use cover::connect_cover;
 pub use direct::{
     AllowClient, QuicConfigError, peer_spki_sha256, quic_client_config, quic_server_config,
 };
-pub use inspect::is_intercepted;
+pub use inspect::interceptor;
 pub use server::{AcceptError, Accepted, InvalidCert, LiveCert, ServerTls};
 
 /// Offered besides the control protocol by clients that go by public authorities: asks for the

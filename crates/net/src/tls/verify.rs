@@ -26,6 +26,8 @@ use rustls::{
     },
 };
 
+use super::issuer::issuer;
+
 /// Decides about the raw public key of a peer.
 pub(super) type AllowKey = Arc<dyn Fn(PublicKey) -> bool + Send + Sync>;
 
@@ -167,16 +169,26 @@ pub(super) struct ChainVerifier {
     accept: Accept,
     provider: Arc<CryptoProvider>,
     presented: Mutex<Option<Presented>>,
+    issuer: Mutex<Option<String>>,
 }
 
 impl ChainVerifier {
     pub(super) fn new(accept: Accept, provider: Arc<CryptoProvider>) -> Arc<Self> {
-        Arc::new(Self { accept, provider, presented: Mutex::new(None) })
+        Arc::new(Self { accept, provider, presented: Mutex::default(), issuer: Mutex::default() })
     }
 
     /// What the server's chain ended in; `None` before the chain came.
     pub(super) fn presented(&self) -> Option<Presented> {
         *self.presented.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who issued what the server presented, for people.
+    pub(super) fn issuer(&self) -> String {
+        let issuer = self.issuer.lock().unwrap_or_else(PoisonError::into_inner);
+        match issuer.as_deref() {
+            Some(name) => format!("\"{name}\""),
+            None => "an unnamed issuer".to_owned(),
+        }
     }
 
     /// Leaf under the given root: signature, name, dates, usage, as WebPKI checks them.
@@ -213,6 +225,7 @@ impl ServerCertVerifier for ChainVerifier {
         });
         let presented = root.map_or(Presented::Foreign, Presented::Root);
         *self.presented.lock().unwrap_or_else(PoisonError::into_inner) = Some(presented);
+        *self.issuer.lock().unwrap_or_else(PoisonError::into_inner) = issuer(leaf);
         if let Accept::WebPki(verifier) = &self.accept {
             return verifier.verify_server_cert(leaf, intermediates, name, ocsp, now);
         }

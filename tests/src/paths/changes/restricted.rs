@@ -22,6 +22,7 @@ pub(super) fn scenes() -> Vec<Scene> {
         ),
         scene("proxy-wrong", "the proxy's password is wrong", wrong_password),
         scene("proxy-intercepts", "the proxy ends TLS itself", intercepts),
+        scene("port-443", "only port 443 gets out, TCP and UDP, and netcheck says so", only_443),
         scene("dpi-tls", "only TCP 443 gets out, and only what looks like TLS", |p| {
             relayed(p, "tcp443:dpi=tls+tcp443:dpi=tls", false)
         }),
@@ -69,10 +70,27 @@ fn intercepts(place: &Place<'_>) -> Result<Seen> {
     let error = done.json();
     let words = format!("{} {}", text(&error["error"], "message"), text(&error["error"], "hint"));
     ensure!(
-        words.contains("intercept") || words.contains("inspect"),
-        "the error does not name the interception: {error}"
+        words.contains("intercept") && words.contains("\"Example Proxy CA\""),
+        "the error does not name the interception and whose it is: {error}"
     );
     Ok(Seen::note(format!("`{}`: {}", done.error_code(), text(&error["error"], "message"))))
+}
+
+/// STUN on 443 is answered; peers, on other ports, are not reached.
+fn only_443(place: &Place<'_>) -> Result<Seen> {
+    let mut world = World::start(place, "port443+port-restricted")?;
+    let told = world.site.ask("console", &["netcheck", "--json"], "")?;
+    let public = told["public"].to_string();
+    let right = told["udp_443_only"] == true && told["direct"] == "no";
+    ensure!(right && public.contains("198.51.100.10"), "{told}");
+    world.open_until("relayed", SOON)?;
+    world.use_it()?;
+    let why = world.site.ask("console", &["explain", "agent", "--json"], "")?;
+    let reason = text(&why["reasons"][0], "code").to_owned();
+    ensure!(why["carrier"] == "relayed" && !reason.is_empty(), "{why}");
+    world.use_it()?;
+    world.close()?;
+    Ok(Seen::note(format!("relayed (`{reason}`); seen as {}", public.replace(['[', ']', '"'], ""))))
 }
 
 fn interfaces(place: &Place<'_>) -> Result<Seen> {
