@@ -25,7 +25,7 @@ use crate::{
             filter::{self, Clause},
             labels, requests,
         },
-        accounts,
+        accounts, api,
         computers::ComputerRow,
         locks,
     },
@@ -99,6 +99,17 @@ impl Holder {
             When::At(_) => false,
         };
         Ok(Self { account: account.to_owned(), partner: partner.to_owned(), disabled, rules })
+    }
+
+    /// Reads what holds for an API key.
+    pub(crate) async fn load_key(
+        pool: &AnyPool,
+        partner: &str,
+        key: &str,
+    ) -> Result<Self, StoreError> {
+        let rules = bindings::rules_of_key(pool, partner, key).await?;
+        let disabled = !api::enabled(pool, key).await?;
+        Ok(Self { account: key.to_owned(), partner: partner.to_owned(), disabled, rules })
     }
 
     /// Decides about a computer.

@@ -387,7 +387,7 @@ async fn user(global: &GlobalArgs, command: UserCommand) -> Result<(), CliError>
         UserCommand::Mfa(command) => AdminRequest::Accounts(command.into()),
         UserCommand::Sessions { user } => AdminRequest::Accounts(AccountAct::Logins { user }),
         UserCommand::Logout { user } => AdminRequest::Accounts(AccountAct::Logout { user }),
-        UserCommand::List => AdminRequest::UserList,
+        UserCommand::List => AdminRequest::UserList { only: None },
         UserCommand::Disable { user } => AdminRequest::UserDisable { user, disabled: true },
         UserCommand::Enable { user } => AdminRequest::UserDisable { user, disabled: false },
         UserCommand::Group { user, group, remove } => {
@@ -455,7 +455,7 @@ async fn directly(place: &MediatorDir, request: AdminRequest) -> Result<Vec<Valu
     });
     let (done, ()) = tokio::join!(
         async {
-            let done = handle(context, request).await;
+            let done = handle(context, crate::admin::actor::Actor::Local, request).await;
             stop.cancel();
             done
         },

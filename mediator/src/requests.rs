@@ -5,7 +5,7 @@
 //! the transaction that does them.
 
 use adit_ledger::{Event, Level};
-use adit_protocol::{code::failure, limits::MAX_TEXT};
+use adit_protocol::{code::failure, limits::MAX_TEXT, target::BUILTIN_REDIRECTORS};
 use sqlx::AnyPool;
 
 use crate::{
@@ -75,6 +75,14 @@ pub(crate) struct Wish {
     pub(crate) ticket: String,
     /// 0: the usual.
     pub(crate) length_ms: u64,
+}
+
+/// Redirectors that are no service of the computer's own.
+const FORWARDS: [&str; 3] = ["tcp", "udp", "socks"];
+
+/// Is there a redirector of that name?
+pub(crate) fn is_redirector(name: &str) -> bool {
+    FORWARDS.contains(&name) || BUILTIN_REDIRECTORS.iter().any(|known| known.name == name)
 }
 
 /// Makes a request, if a rule of the asker is there that only lacks approval.

@@ -64,6 +64,8 @@ pub mod failure {
     pub const BUSY: &str = "busy";
     /// Too much for too long on this connection.
     pub const RATE_LIMITED: &str = "rate_limited";
+    /// An `Idempotency-Key` that is in use, or was used for another request.
+    pub const IDEMPOTENCY_CONFLICT: &str = "idempotency_conflict";
     /// The audit record could not be written; nothing was granted.
     pub const AUDIT_UNAVAILABLE: &str = "audit_unavailable";
     /// Nothing proves that the grant, or the agent's enrolment, is in the audit log.

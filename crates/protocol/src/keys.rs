@@ -133,6 +133,13 @@ impl PublicKey {
             .map_err(|_| KeyError::BadSignature)
     }
 
+    /// Checks a signature made by [`SigningKey::sign_jws`].
+    pub(crate) fn verify_jws(self, input: &str, signature: &[u8]) -> Result<(), KeyError> {
+        UnparsedPublicKey::new(&ED25519, self.0)
+            .verify(input.as_bytes(), signature)
+            .map_err(|_| KeyError::BadSignature)
+    }
+
     /// Checks an envelope and gives its payload.
     pub fn open<'a>(self, context: &str, signed: &'a wire::Signed) -> Result<&'a Bytes, KeyError> {
         self.verify(context, &signed.payload, &signed.signature)?;
@@ -226,6 +233,14 @@ impl SigningKey {
     pub fn sign(&self, context: &str, payload: &[u8]) -> [u8; 64] {
         let mut out = [0; 64];
         out.copy_from_slice(self.pair.sign(&signed_bytes(context, payload)).as_ref());
+        out
+    }
+
+    /// Signs the signing input of a JWS (RFC 7515 §5.1). No context begins like one, so neither
+    /// signature can be taken for the other.
+    pub(crate) fn sign_jws(&self, input: &str) -> [u8; 64] {
+        let mut out = [0; 64];
+        out.copy_from_slice(self.pair.sign(input.as_bytes()).as_ref());
         out
     }
 

@@ -15,6 +15,7 @@
 
 pub mod candidate;
 pub mod code;
+pub mod dpop;
 pub mod grant;
 pub mod handshake;
 pub mod ids;

@@ -3,6 +3,8 @@
 //! On behalf of a user (`as_user`) nothing can be granted that this user does not hold: the
 //! check is the one that remote administration uses.
 
+use std::collections::BTreeMap;
+
 use adit_protocol::code::failure;
 use adit_runtime::{
     cli::CliError,
@@ -11,24 +13,28 @@ use adit_runtime::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::handle::{ACTOR, AdminContext, bad_name, event};
+use super::{
+    actor::{Actor, Gift, not_found},
+    handle::{AdminContext, Who, bad_name},
+};
 use crate::{
     authz::Holder,
     names,
     place::store_error,
+    requests::Wish,
     roles::{
         Conditions, Permission, Redirectors, Role, Scope,
-        mint::{may_grant, plain},
-        role::MAX_REDIRECTORS,
+        mint::{may_grant, object_of, plain},
+        role::{BUILTIN, MAX_REDIRECTORS},
     },
     store::{
-        StoreError, WriteTx,
+        StoreError,
         access::{
             When,
             bindings::{self, Binding, Subject},
             roles,
         },
-        accounts, computers, fresh_id, tenants,
+        accounts, api, fresh_id, tenants,
     },
 };
 
@@ -51,6 +57,8 @@ pub(crate) enum AccessAct {
     },
     /// Deletes a role and its bindings.
     RoleDelete { partner: Option<String>, role: String },
+    /// Lists bindings.
+    BindingList { partner: Option<String> },
     /// Binds a role.
     RoleBind(Box<Bind>),
     /// Ends a binding.
@@ -63,6 +71,14 @@ pub(crate) enum AccessAct {
     ComputerLabel { computer: String, group: Option<String>, tag: Option<String>, remove: bool },
     /// Lists requests.
     RequestList { pending: bool },
+    /// Asks for access.
+    RequestMake {
+        computer: String,
+        redirector: String,
+        reason: String,
+        ticket: String,
+        length_ms: u64,
+    },
     /// Decides a request.
     RequestDecide { id: String, approve: bool, length_ms: u64, note: String },
     /// Says which rule allows or denies.
@@ -76,6 +92,9 @@ pub(crate) struct Bind {
     pub(crate) role: String,
     pub(crate) user: Option<String>,
     pub(crate) group: Option<String>,
+    /// An API key, by id.
+    #[serde(default)]
+    pub(crate) key: Option<String>,
     /// Of a group.
     pub(crate) partner: Option<String>,
     pub(crate) scope: ScopeArg,
@@ -96,42 +115,54 @@ pub(crate) struct ScopeArg {
 }
 
 /// Does it.
-pub(super) async fn handle(context: &AdminContext, act: AccessAct) -> Result<Vec<Value>, CliError> {
+pub(super) async fn handle(who: Who<'_>, act: AccessAct) -> Result<Vec<Value>, CliError> {
     match act {
-        AccessAct::RoleList { partner } => list(context, partner).await,
-        AccessAct::RoleShow { partner, role } => show(context, partner, &role).await,
+        AccessAct::RoleList { partner } => list(who, partner).await,
+        AccessAct::RoleShow { partner, role } => show(who, partner, &role).await,
         AccessAct::RoleCreate { partner, role, permissions, redirectors, conditions, replace } => {
             let role = new_role(role, &permissions, redirectors, conditions)?;
-            create(context, partner, role, replace).await
+            create(who, partner, role, replace).await
         }
-        AccessAct::RoleDelete { partner, role } => delete(context, partner, role).await,
-        AccessAct::RoleBind(wish) => bind(context, *wish).await,
-        AccessAct::RoleUnbind { binding } => unbind(context, binding).await,
+        AccessAct::RoleDelete { partner, role } => delete(who, partner, role).await,
+        AccessAct::BindingList { partner } => binding_list(who, partner).await,
+        AccessAct::RoleBind(wish) => bind(who, *wish).await,
+        AccessAct::RoleUnbind { binding } => unbind(who, binding).await,
         AccessAct::UserGroup { user, group, remove } => {
-            super::labels::user_group(context, user, group, remove).await
+            super::labels::user_group(who, user, group, remove).await
         }
-        AccessAct::ComputerList { query } => super::labels::list(context, &query).await,
+        AccessAct::ComputerList { query } => super::labels::list(who, &query).await,
         AccessAct::ComputerLabel { computer, group, tag, remove } => {
-            super::labels::label(context, &computer, group, tag, remove).await
+            super::labels::label(who, &computer, group, tag, remove).await
         }
-        AccessAct::RequestList { pending } => super::explain::requests(context, pending).await,
+        AccessAct::RequestList { pending } => super::explain::requests(who, pending).await,
+        AccessAct::RequestMake { computer, redirector, reason, ticket, length_ms } => {
+            let wish = Wish { redirector, reason, ticket, length_ms };
+            super::explain::make(who, &computer, wish).await
+        }
         AccessAct::RequestDecide { id, approve, length_ms, note } => {
-            super::explain::decide(context, &id, approve, length_ms, note).await
+            super::explain::decide(who, &id, approve, length_ms, note).await
         }
-        AccessAct::Explain(question) => super::explain::explain(context, question).await,
+        AccessAct::Explain(question) => super::explain::explain(who, question).await,
     }
 }
 
-fn not_found(what: &'static str) -> CliError {
-    store_error(StoreError::Missing(what))
-}
-
-/// The partner of that name, or the first one.
-async fn partner(
+/// The partner of that name, or the actor's own, or the first one.
+pub(super) async fn partner(
     context: &AdminContext,
+    actor: &Actor,
     name: Option<String>,
 ) -> Result<tenants::Partner, CliError> {
-    let home = context.home().await.map_err(store_error)?;
+    let home = match actor.remote() {
+        Some(remote) => {
+            let own = tenants::name_key(&remote.partner);
+            if name.is_some_and(|name| tenants::name_key(&name) != own) {
+                return Err(not_found("partner"));
+            }
+            let id = remote.holder.partner.clone();
+            return Ok(tenants::Partner { id, name: remote.partner.clone() });
+        }
+        None => context.home().await.map_err(store_error)?,
+    };
     context
         .writer
         .write(move |tx| {
@@ -148,6 +179,26 @@ async fn partner(
         .map_err(store_error)
 }
 
+/// The partner's role of that name.
+pub(super) async fn role(
+    context: &AdminContext,
+    partner: &str,
+    name: &str,
+) -> Result<Role, CliError> {
+    if let Some(role) = Role::builtin(&tenants::name_key(name)) {
+        return Ok(role);
+    }
+    let own = roles::list(&context.store.readers, partner).await.map_err(store_error)?;
+    let same = |own: &Role| tenants::name_key(&own.name) == tenants::name_key(name);
+    own.into_iter().find(same).ok_or_else(|| not_found("role"))
+}
+
+/// Who may see roles and bindings.
+const SEE: &[Permission] =
+    &[Permission::ManageRoles, Permission::ManageUsers, Permission::ReadAudit];
+/// Who may change them.
+const MANAGE: &[Permission] = &[Permission::ManageRoles];
+
 fn role_json(role: &Role, builtin: bool) -> Value {
     let redirectors = match &role.redirectors {
         Redirectors::All => json!("all"),
@@ -162,8 +213,9 @@ fn role_json(role: &Role, builtin: bool) -> Value {
     })
 }
 
-async fn list(context: &AdminContext, name: Option<String>) -> Result<Vec<Value>, CliError> {
-    let partner = partner(context, name).await?;
+async fn list((context, actor): Who<'_>, name: Option<String>) -> Result<Vec<Value>, CliError> {
+    actor.may_at_home(context, SEE).await?;
+    let partner = partner(context, actor, name).await?;
     let own = roles::list(&context.store.readers, &partner.id).await.map_err(store_error)?;
     let builtin = Role::builtins().map(|(role, help)| {
         let mut told = role_json(&role, true);
@@ -176,32 +228,74 @@ async fn list(context: &AdminContext, name: Option<String>) -> Result<Vec<Value>
 }
 
 async fn show(
-    context: &AdminContext,
+    (context, actor): Who<'_>,
     name: Option<String>,
     role: &str,
 ) -> Result<Vec<Value>, CliError> {
-    let partner = partner(context, name).await?;
+    actor.may_at_home(context, SEE).await?;
+    let partner = partner(context, actor, name).await?;
     let pool = &context.store.readers;
-    let own = roles::list(pool, &partner.id).await.map_err(store_error)?;
-    let builtin = Role::builtin(&tenants::name_key(role));
-    let is_builtin = builtin.is_some();
-    let same = |own: &Role| tenants::name_key(&own.name) == tenants::name_key(role);
-    let role = builtin.or_else(|| own.into_iter().find(same)).ok_or_else(|| not_found("role"))?;
+    let is_builtin = Role::builtin(&tenants::name_key(role)).is_some();
+    let role = self::role(context, &partner.id, role).await?;
     let mut told = vec![role_json(&role, is_builtin)];
-    let users = accounts::list(pool).await.map_err(store_error)?;
+    let named = Names::load(context, &partner.id).await?;
     let found = bindings::list(pool, &partner.id).await.map_err(store_error)?;
-    for binding in found.iter().filter(|binding| binding.role == role.id) {
+    told.extend(found.iter().filter(|b| b.role == role.id).map(|b| named.line(b, None)));
+    Ok(told)
+}
+
+/// All bindings of a partner, with the names of subjects and roles.
+async fn binding_list(
+    (context, actor): Who<'_>,
+    name: Option<String>,
+) -> Result<Vec<Value>, CliError> {
+    actor.may_at_home(context, SEE).await?;
+    let partner = partner(context, actor, name).await?;
+    let pool = &context.store.readers;
+    let named = Names::load(context, &partner.id).await?;
+    let roles = roles::list(pool, &partner.id).await.map_err(store_error)?;
+    let role_name = |id: &str| match id.strip_prefix(BUILTIN) {
+        Some(name) => Some(name.to_owned()),
+        None => roles.iter().find(|role| role.id == id).map(|role| role.name.clone()),
+    };
+    let found = bindings::list(pool, &partner.id).await.map_err(store_error)?;
+    // A binding whose role is gone gives nothing.
+    let held = found.iter().filter_map(|b| Some(named.line(b, Some(role_name(&b.role)?))));
+    Ok(held.collect())
+}
+
+/// Names of those to whom roles are bound.
+struct Names {
+    users: BTreeMap<String, String>,
+    keys: BTreeMap<String, String>,
+}
+
+impl Names {
+    async fn load(context: &AdminContext, partner: &str) -> Result<Self, CliError> {
+        let pool = &context.store.readers;
+        let users = accounts::list(pool, Some(partner)).await.map_err(store_error)?;
+        let keys = api::list(pool, Some(partner)).await.map_err(store_error)?;
+        Ok(Self {
+            users: users.into_iter().map(|user| (user.id, user.name)).collect(),
+            keys: keys.into_iter().map(|key| (key.id, key.name)).collect(),
+        })
+    }
+
+    fn line(&self, binding: &Binding, role: Option<String>) -> Value {
         let mut line = binding_json(binding);
         let name = match &binding.subject {
-            Subject::User(id) => users.iter().find(|user| user.id == *id).map(|u| u.name.clone()),
-            Subject::Group(name) => Some(name.clone()),
+            Subject::User(id) => self.users.get(id),
+            Subject::Group(name) => Some(name),
+            Subject::Key(id) => self.keys.get(id),
         };
         if let Some(object) = line.as_object_mut() {
-            object.insert("name".to_owned(), name.into());
+            object.insert("name".to_owned(), name.cloned().into());
+            if let Some(role) = role {
+                object.insert("role".to_owned(), role.into());
+            }
         }
-        told.push(line);
+        line
     }
-    Ok(told)
 }
 
 /// A binding for people and scripts.
@@ -255,12 +349,21 @@ fn new_role(
 }
 
 async fn create(
-    context: &AdminContext,
+    (context, actor): Who<'_>,
     name: Option<String>,
     mut role: Role,
     replace: bool,
 ) -> Result<Vec<Value>, CliError> {
-    let partner = partner(context, name).await?;
+    actor.may_at_home(context, MANAGE).await?;
+    let partner = partner(context, actor, name).await?;
+    let scope = Scope::Partner(partner.id.clone());
+    if replace && self::role(context, &partner.id, &role.name).await.is_ok() {
+        // Whoever has the role, wherever it is bound, gets what it now holds.
+        let conditions = &Conditions::default();
+        let gift = Gift { role: &role, scope: &scope, conditions, expires_ms: None, binds: true };
+        actor.may_give(context, &gift).await?;
+    }
+    let by = actor.clone();
     let told = role_json(&role, false);
     context
         .writer
@@ -280,7 +383,7 @@ async fn create(
                     }
                 };
                 roles::insert(tx, &partner.id, &role).await?;
-                let done = describe(event(what, &partner.name), &role);
+                let done = describe(by.event(what, &partner.name), &role);
                 tx.append(&partner.id, done).await
             })
         })
@@ -304,7 +407,7 @@ fn describe(event: adit_ledger::Event, role: &Role) -> adit_ledger::Event {
 }
 
 async fn delete(
-    context: &AdminContext,
+    (context, actor): Who<'_>,
     name: Option<String>,
     role: String,
 ) -> Result<Vec<Value>, CliError> {
@@ -312,8 +415,9 @@ async fn delete(
         let text = format!("{role} is a built-in role, which cannot be deleted");
         return Err(CliError::usage("usage", text));
     }
-    let partner = partner(context, name).await?;
-    let wanted = role.clone();
+    actor.may_at_home(context, MANAGE).await?;
+    let partner = partner(context, actor, name).await?;
+    let (wanted, by) = (role.clone(), actor.clone());
     let bindings = context
         .writer
         .write(move |tx| {
@@ -323,7 +427,8 @@ async fn delete(
                     .ok_or(StoreError::Missing("role"))?;
                 roles::close(tx, &role.id).await?;
                 let bindings = bindings::close_of_role(tx, &role.id).await?;
-                let done = event("role.deleted", &partner.name)
+                let done = by
+                    .event("role.deleted", &partner.name)
                     .extra("role", role.name.as_str())
                     .extra("bindings", bindings);
                 tx.append(&partner.id, done).await?;
@@ -346,12 +451,23 @@ struct Resolved {
     scope: Scope,
 }
 
-async fn bind(context: &AdminContext, wish: Bind) -> Result<Vec<Value>, CliError> {
+async fn bind((context, actor): Who<'_>, wish: Bind) -> Result<Vec<Value>, CliError> {
     if wish.expires_ms.is_some_and(|end| end <= unix_ms()) {
         return Err(CliError::usage("usage", "--until: a time to come is expected"));
     }
-    let resolved = resolve(context, &wish).await?;
-    if let Some(user) = &wish.as_user {
+    if actor.remote().is_some() {
+        actor.may_manage_roles_somewhere(context).await?;
+    }
+    let resolved = resolve(context, actor, &wish).await?;
+    let gift = Gift {
+        role: &resolved.role,
+        scope: &resolved.scope,
+        conditions: &wish.conditions,
+        expires_ms: wish.expires_ms,
+        binds: true,
+    };
+    actor.may_give(context, &gift).await?;
+    if let (Some(user), Actor::Local) = (&wish.as_user, actor) {
         check_holder(context, user, &resolved, &wish).await?;
     }
     let binding = Binding {
@@ -368,13 +484,18 @@ async fn bind(context: &AdminContext, wish: Bind) -> Result<Vec<Value>, CliError
         object.insert("name".to_owned(), resolved.name.clone().into());
         object.insert("role".to_owned(), resolved.role.name.clone().into());
     }
-    let actor = wish.as_user.clone().unwrap_or_else(|| ACTOR.to_owned());
+    let (by, on_behalf) = (actor.clone(), wish.as_user.clone());
     context
         .writer
         .write(move |tx| {
             Box::pin(async move {
                 bindings::insert(tx, &binding).await?;
-                tx.append(&resolved.partner, bound(&binding, &resolved, &actor)).await
+                let done = bound(&binding, &resolved, &by);
+                let done = match on_behalf {
+                    Some(user) if by.remote().is_none() => done.actor(user),
+                    _ => done,
+                };
+                tx.append(&resolved.partner, done).await
             })
         })
         .await
@@ -383,9 +504,9 @@ async fn bind(context: &AdminContext, wish: Bind) -> Result<Vec<Value>, CliError
     Ok(vec![told])
 }
 
-fn bound(binding: &Binding, resolved: &Resolved, actor: &str) -> adit_ledger::Event {
-    let mut done = event("role.bound", &resolved.partner_name)
-        .actor(actor)
+fn bound(binding: &Binding, resolved: &Resolved, by: &Actor) -> adit_ledger::Event {
+    let mut done = by
+        .event("role.bound", &resolved.partner_name)
         .extra("role", resolved.role.name.as_str())
         .extra("binding", binding.id.as_str())
         .extra("scope", binding.scope.kind())
@@ -405,72 +526,63 @@ fn bound(binding: &Binding, resolved: &Resolved, actor: &str) -> adit_ledger::Ev
     }
 }
 
-async fn resolve(context: &AdminContext, wish: &Bind) -> Result<Resolved, CliError> {
-    let subject = match (&wish.user, &wish.group) {
-        (Some(_), None) => None,
-        (None, Some(group)) => {
-            names::check(group).map_err(bad_name)?;
-            Some(partner(context, wish.partner.clone()).await?)
+async fn resolve(context: &AdminContext, actor: &Actor, wish: &Bind) -> Result<Resolved, CliError> {
+    let pool = &context.store.readers;
+    let (of, subject, name) = match (&wish.user, &wish.group, &wish.key) {
+        (Some(user), None, None) => {
+            let account = super::users::find(context, actor, user).await?;
+            let of = tenants::Partner { id: account.partner_id, name: account.partner };
+            (of, Subject::User(account.id), account.name)
         }
-        _ => return Err(CliError::usage("usage", "give --user or --user-group")),
+        (None, Some(group), None) => {
+            names::check(group).map_err(bad_name)?;
+            let of = partner(context, actor, wish.partner.clone()).await?;
+            (of, Subject::Group(group.clone()), group.clone())
+        }
+        (None, None, Some(key)) => {
+            let found = api::by_id(pool, key).await.map_err(store_error)?;
+            let key = found.filter(|key| actor.reaches(&key.partner_id) && !key.revoked);
+            let key = key.ok_or_else(|| not_found("API key"))?;
+            let of = tenants::Partner { id: key.partner_id, name: key.partner };
+            (of, Subject::Key(key.id), key.name)
+        }
+        _ => return Err(CliError::usage("usage", "give --user, --user-group or --key")),
     };
-    let computer = match &wish.scope.computer {
-        Some(text) => Some(super::labels::one(context, text).await?),
-        None => None,
-    };
-    let wish = wish.clone();
-    context
-        .writer
-        .write(move |tx| Box::pin(async move { resolve_rows(tx, wish, subject, computer).await }))
-        .await
-        .map_err(store_error)
+    let role = role(context, &of.id, &wish.role).await?;
+    let scope = scope(context, actor, &of.id, &wish.scope).await?;
+    Ok(Resolved { partner: of.id, partner_name: of.name, subject, name, role, scope })
 }
 
-async fn resolve_rows(
-    tx: &mut WriteTx,
-    wish: Bind,
-    group_of: Option<tenants::Partner>,
-    computer: Option<computers::ComputerRow>,
-) -> Result<Resolved, StoreError> {
-    let (partner, partner_name, subject, name) = match (group_of, wish.group, wish.user) {
-        (Some(partner), Some(group), _) => {
-            (partner.id, partner.name, Subject::Group(group.clone()), group)
-        }
-        (_, _, user) => {
-            let account = accounts::find(tx, &user.unwrap_or_default()).await?;
-            let subject = Subject::User(account.id);
-            (account.partner_id, account.partner, subject, account.name)
-        }
-    };
-    let role =
-        roles::by_name(tx, &partner, &wish.role).await?.ok_or(StoreError::Missing("role"))?;
-    let arg = wish.scope;
-    let scope = if arg.installation {
+/// A scope of the partner, by names.
+pub(super) async fn scope(
+    context: &AdminContext,
+    actor: &Actor,
+    partner: &str,
+    arg: &ScopeArg,
+) -> Result<Scope, CliError> {
+    let own = || partner.to_owned();
+    Ok(if arg.installation {
         Scope::Installation
-    } else if let Some(path) = arg.client {
-        let (of, client) = names::client_path(&path).map_err(|_| StoreError::Missing("client"))?;
-        let client = tenants::client(tx, of, client).await?;
+    } else if let Some(path) = &arg.client {
+        let client = super::handle::client(context, actor, path).await?;
         if client.partner_id != partner {
-            return Err(StoreError::Missing("client of the user's partner"));
+            return Err(not_found("client of the user's partner"));
         }
-        Scope::Client { partner: partner.clone(), client: client.id }
-    } else if let Some(label) = arg.computers {
-        Scope::Group { partner: partner.clone(), label }
-    } else if let Some(label) = arg.tag {
-        Scope::Tag { partner: partner.clone(), label }
-    } else if let Some(row) = computer {
+        Scope::Client { partner: own(), client: client.id }
+    } else if let Some(label) = &arg.computers {
+        Scope::Group { partner: own(), label: label.clone() }
+    } else if let Some(label) = &arg.tag {
+        Scope::Tag { partner: own(), label: label.clone() }
+    } else if let Some(computer) = &arg.computer {
+        let row = super::labels::one(context, actor, computer).await?;
         if row.partner_id != partner {
-            return Err(StoreError::Missing("computer of the user's partner"));
+            return Err(not_found("computer of the user's partner"));
         }
-        Scope::Computer {
-            partner: partner.clone(),
-            client: row.client_id,
-            computer: row.id.to_string(),
-        }
+        let (client, computer) = (row.client_id, row.id.to_string());
+        Scope::Computer { partner: own(), client, computer }
     } else {
-        Scope::Partner(partner.clone())
-    };
-    Ok(Resolved { partner, partner_name, subject, name, role, scope })
+        Scope::Partner(own())
+    })
 }
 
 async fn check_holder(
@@ -500,8 +612,16 @@ async fn check_holder(
     .map_err(|error| CliError::refused(failure::NOT_PERMITTED, format!("{user}: {error}")))
 }
 
-async fn unbind(context: &AdminContext, binding: String) -> Result<Vec<Value>, CliError> {
-    let wanted = binding.clone();
+async fn unbind((context, actor): Who<'_>, binding: String) -> Result<Vec<Value>, CliError> {
+    if let Some(own) = actor.partner_id() {
+        let pool = &context.store.readers;
+        let found = bindings::list(pool, own).await.map_err(store_error)?;
+        let found = found.into_iter().find(|known| known.id == binding);
+        actor.may_manage_roles_somewhere(context).await?;
+        let found = found.ok_or_else(|| not_found("binding"))?;
+        actor.may_on(context, &object_of(&found.scope), MANAGE).await?;
+    }
+    let (wanted, by) = (binding.clone(), actor.clone());
     context
         .writer
         .write(move |tx| {
@@ -510,7 +630,8 @@ async fn unbind(context: &AdminContext, binding: String) -> Result<Vec<Value>, C
                     bindings::by_id(tx, &wanted).await?.ok_or(StoreError::Missing("binding"))?;
                 bindings::close(tx, &found.id).await?;
                 let partner = tenants::partner_by_id(tx, &found.partner).await?;
-                let done = event("role.unbound", &partner.name)
+                let done = by
+                    .event("role.unbound", &partner.name)
                     .extra("binding", found.id.as_str())
                     .extra("scope", found.scope.kind())
                     .extra(found.subject.kind(), found.subject.id());

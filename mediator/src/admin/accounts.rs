@@ -11,17 +11,21 @@ use adit_runtime::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::handle::{AdminContext, bad_name, event};
+use super::{
+    actor::{Actor, not_found},
+    handle::AdminContext,
+    users,
+};
 use crate::{
     core::{
         ending::{LOGGED_OUT, MFA_RESET},
         types::Affected,
     },
-    names,
     place::store_error,
+    roles::Permission,
     store::{
         StoreError, WriteTx,
-        accounts::{self, AccountRow, MfaPolicy},
+        accounts::{self, MfaPolicy},
         factors, locks, tenants,
     },
 };
@@ -53,36 +57,38 @@ pub(crate) enum AccountAct {
     VaultRotate,
 }
 
+/// What acts get.
+type Who<'a> = (&'a AdminContext, &'a Actor);
+
+/// Who may lock a client down: those who may end its sessions, too.
+const LOCK: &[Permission] = &[Permission::ManagePolicy, Permission::EndSessions];
+
 /// Does it.
 pub(super) async fn handle(
-    context: &AdminContext,
+    (context, actor): (&AdminContext, &Actor),
     act: AccountAct,
 ) -> Result<Vec<Value>, CliError> {
+    let who = (context, actor);
     match act {
-        AccountAct::MfaStatus { user } => mfa_status(context, &user).await,
-        AccountAct::MfaRequire { user, required } => mfa_require(context, user, required).await,
-        AccountAct::MfaReset { user } => mfa_reset(context, user).await,
-        AccountAct::Logins { user } => logins(context, &user).await,
-        AccountAct::Logout { user } => logout(context, user).await,
-        AccountAct::DeviceList => device_list(context).await,
+        AccountAct::MfaStatus { user } => mfa_status(who, &user).await,
+        AccountAct::MfaRequire { user, required } => mfa_require(who, user, required).await,
+        AccountAct::MfaReset { user } => mfa_reset(who, user).await,
+        AccountAct::Logins { user } => logins(who, &user).await,
+        AccountAct::Logout { user } => logout(who, user).await,
+        AccountAct::DeviceList => device_list(who).await,
         AccountAct::Device { device, disabled, reason } => {
-            self::device(context, &device, disabled, reason).await
+            self::device(who, &device, disabled, reason).await
         }
         AccountAct::ClientLock { path, locked, reason } => {
-            client_lock(context, path, locked, reason).await
+            client_lock(who, path, locked, reason).await
         }
-        AccountAct::VaultRotate => vault_rotate(context).await,
+        AccountAct::VaultRotate => vault_rotate(who).await,
     }
 }
 
-async fn find(context: &AdminContext, user: &str) -> Result<AccountRow, CliError> {
-    let found = accounts::by_name(&context.store.readers, user).await.map_err(store_error)?;
-    found.ok_or_else(|| store_error(StoreError::Missing("user")))
-}
-
-async fn mfa_status(context: &AdminContext, user: &str) -> Result<Vec<Value>, CliError> {
+async fn mfa_status((context, actor): Who<'_>, user: &str) -> Result<Vec<Value>, CliError> {
     let pool = &context.store.readers;
-    let account = find(context, user).await?;
+    let account = users::managed(context, actor, user).await?;
     let there = factors::of_account(pool, &account.id).await.map_err(store_error)?;
     let left = factors::recovery_left(pool, &account.id).await.map_err(store_error)?;
     let told = there.iter().map(|factor| {
@@ -105,12 +111,16 @@ async fn mfa_status(context: &AdminContext, user: &str) -> Result<Vec<Value>, Cl
 }
 
 async fn mfa_require(
-    context: &AdminContext,
+    (context, actor): Who<'_>,
     user: String,
     required: bool,
 ) -> Result<Vec<Value>, CliError> {
+    let row = users::managed(context, actor, &user).await?;
+    if !required {
+        users::may_impersonate(context, actor, &row).await?;
+    }
     let policy = if required { MfaPolicy::Required } else { MfaPolicy::OnceSetUp };
-    let name = user.clone();
+    let (name, by) = (user.clone(), actor.clone());
     let ended = context.writer.write(move |tx| {
         Box::pin(async move {
             let account = accounts::find(tx, &name).await?;
@@ -119,7 +129,8 @@ async fn mfa_require(
                 true => accounts::end_logins_without_mfa(tx, &account.id).await?,
                 false => Vec::new(),
             };
-            let done = event("user.mfa_policy", &account.partner)
+            let done = by
+                .event("user.mfa_policy", &account.partner)
                 .extra("policy", policy.name())
                 .extra_personal("user", name);
             tx.append(&account.partner_id, done).await?;
@@ -133,14 +144,17 @@ async fn mfa_require(
     Ok(vec![json!({"user": user, "policy": policy.name(), "sessions_ended": sessions})])
 }
 
-async fn mfa_reset(context: &AdminContext, user: String) -> Result<Vec<Value>, CliError> {
-    let name = user.clone();
+async fn mfa_reset((context, actor): Who<'_>, user: String) -> Result<Vec<Value>, CliError> {
+    let row = users::managed(context, actor, &user).await?;
+    users::may_impersonate(context, actor, &row).await?;
+    let (name, by) = (user.clone(), actor.clone());
     let done = context.writer.write(move |tx| {
         Box::pin(async move {
             let account = accounts::find(tx, &name).await?;
             let removed = factors::remove_all(tx, &account.id).await?;
             accounts::end_logins(tx, &account.id).await?;
-            let done = event("user.mfa_reset", &account.partner)
+            let done = by
+                .event("user.mfa_reset", &account.partner)
                 .extra("factors", removed)
                 .extra_personal("user", name);
             tx.append(&account.partner_id, done).await?;
@@ -152,8 +166,8 @@ async fn mfa_reset(context: &AdminContext, user: String) -> Result<Vec<Value>, C
     Ok(vec![json!({"user": user, "factors_removed": removed, "sessions_ended": ended})])
 }
 
-async fn logins(context: &AdminContext, user: &str) -> Result<Vec<Value>, CliError> {
-    let account = find(context, user).await?;
+async fn logins((context, actor): Who<'_>, user: &str) -> Result<Vec<Value>, CliError> {
+    let account = users::managed(context, actor, user).await?;
     let now = unix_ms();
     let found = accounts::logins(&context.store.readers, &account.id, now).await;
     let mut told: Vec<Value> = found
@@ -197,13 +211,14 @@ async fn logins(context: &AdminContext, user: &str) -> Result<Vec<Value>, CliErr
     Ok(told)
 }
 
-async fn logout(context: &AdminContext, user: String) -> Result<Vec<Value>, CliError> {
-    let name = user.clone();
+async fn logout((context, actor): Who<'_>, user: String) -> Result<Vec<Value>, CliError> {
+    users::managed(context, actor, &user).await?;
+    let (name, by) = (user.clone(), actor.clone());
     let account = context.writer.write(move |tx| {
         Box::pin(async move {
             let account = accounts::find(tx, &name).await?;
             accounts::end_logins(tx, &account.id).await?;
-            let done = event("user.logged_out", &account.partner).extra_personal("user", name);
+            let done = by.event("user.logged_out", &account.partner).extra_personal("user", name);
             tx.append(&account.partner_id, done).await?;
             Ok(account.id)
         })
@@ -213,8 +228,10 @@ async fn logout(context: &AdminContext, user: String) -> Result<Vec<Value>, CliE
     Ok(vec![json!({"user": user, "sessions_ended": ended})])
 }
 
-async fn device_list(context: &AdminContext) -> Result<Vec<Value>, CliError> {
-    let found = locks::devices(&context.store.readers).await.map_err(store_error)?;
+async fn device_list((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
+    actor.may_at_home(context, users::MANAGE).await?;
+    let found = locks::devices(&context.store.readers, actor.partner_id()).await;
+    let found = found.map_err(store_error)?;
     let told = found.iter().map(|lock| {
         json!({"device": lock.what, "since": format_ms(lock.since_ms), "reason": lock.reason})
     });
@@ -222,7 +239,7 @@ async fn device_list(context: &AdminContext) -> Result<Vec<Value>, CliError> {
 }
 
 async fn device(
-    context: &AdminContext,
+    (context, actor): Who<'_>,
     device: &str,
     disabled: bool,
     reason: String,
@@ -231,21 +248,38 @@ async fn device(
         .parse()
         .map_err(|_| CliError::usage("usage", "a device's fingerprint is expected: sha256:…"))?;
     let reason = checked(reason)?;
-    let home = context.home().await.map_err(store_error)?;
+    actor.may_at_home(context, users::MANAGE).await?;
+    let of = actor.partner_id().map(str::to_owned);
+    if let Some(partner) = &of
+        && !locks::is_of_partner(&context.store.readers, fingerprint, partner)
+            .await
+            .map_err(store_error)?
+    {
+        return Err(not_found("device"));
+    }
+    let home = match &of {
+        Some(partner) => partner.clone(),
+        None => context.home().await.map_err(store_error)?,
+    };
+    let (by, scope) = (actor.clone(), of.clone());
     let done = context.writer.write(move |tx| {
         Box::pin(async move {
             let name = if disabled { "device.disabled" } else { "device.enabled" };
+            let of = scope.as_deref();
             let (changed, logins) = match disabled {
-                true => (true, locks::disable_device(tx, fingerprint, &reason).await?),
-                false => (locks::enable_device(tx, fingerprint).await?, 0),
+                true => (true, locks::disable_device(tx, fingerprint, of, &reason).await?),
+                false => (locks::enable_device(tx, fingerprint, of).await?, 0),
             };
             if !changed {
                 return Err(StoreError::Missing("disabled device"));
             }
             let partner = tenants::partner_by_id(tx, &home).await?;
-            let done = event(name, &partner.name)
-                .device(fingerprint.to_string())
-                .extra("logins_ended", logins);
+            let done = by
+                .event(name, &partner.name)
+                .extra("logins_ended", logins)
+                .extra_personal("disabled", fingerprint.to_string());
+            let done =
+                if by.remote().is_none() { done.device(fingerprint.to_string()) } else { done };
             let done = if reason.is_empty() { done } else { done.reason(reason) };
             tx.append(&home, done).await?;
             Ok(logins)
@@ -254,7 +288,10 @@ async fn device(
     let logins = done.await.map_err(store_error)?;
     let mut ended = 0;
     if disabled {
-        let affected = Affected::Device(fingerprint);
+        let affected = match of {
+            Some(partner) => Affected::DeviceOf { device: fingerprint, partner },
+            None => Affected::Device(fingerprint),
+        };
         ended = context.end_sessions(affected, failure::DEVICE_DISABLED).await;
     }
     Ok(vec![json!({
@@ -266,17 +303,18 @@ async fn device(
 }
 
 async fn client_lock(
-    context: &AdminContext,
+    (context, actor): Who<'_>,
     path: String,
     locked: bool,
     reason: String,
 ) -> Result<Vec<Value>, CliError> {
-    let (partner, client) = names::client_path(&path).map_err(bad_name)?;
-    let (partner, client) = (partner.to_owned(), client.to_owned());
     let reason = checked(reason)?;
-    let done = context.writer.write(move |tx| {
-        Box::pin(async move { lock(tx, &partner, &client, locked, reason).await })
-    });
+    let found = super::handle::client(context, actor, &path).await?;
+    actor.may_client(context, &found, LOCK).await?;
+    let by = actor.clone();
+    let done = context
+        .writer
+        .write(move |tx| Box::pin(async move { lock(tx, (&by, &found), locked, reason).await }));
     let client = done.await.map_err(store_error)?;
     let mut ended = 0;
     if locked {
@@ -287,12 +325,11 @@ async fn client_lock(
 
 async fn lock(
     tx: &mut WriteTx,
-    partner: &str,
-    client: &str,
+    (by, client): (&Actor, &tenants::Client),
     locked: bool,
     reason: String,
 ) -> Result<String, StoreError> {
-    let client = tenants::client(tx, partner, client).await?;
+    let client = tenants::client_by_id(tx, &client.id).await?;
     let name = match locked {
         true => {
             locks::lock_client(tx, &client.id, &reason).await?;
@@ -301,14 +338,16 @@ async fn lock(
         false if locks::unlock_client(tx, &client.id).await? => "client.unlocked",
         false => return Err(StoreError::Missing("locked client")),
     };
-    let done = event(name, &client.partner).client(client.path());
+    let done = by.event(name, &client.partner).client(client.path());
     let done = if reason.is_empty() { done } else { done.reason(reason) };
     tx.append(&client.partner_id, done).await?;
     Ok(client.id)
 }
 
-async fn vault_rotate(context: &AdminContext) -> Result<Vec<Value>, CliError> {
+async fn vault_rotate((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
+    actor.local_only()?;
     context.keys.rotate(&context.dir)?;
+    let by = actor.clone();
     let (keys, home) = (context.keys.clone(), context.home().await.map_err(store_error)?);
     let done = context.writer.write(move |tx| {
         Box::pin(async move {
@@ -324,7 +363,8 @@ async fn vault_rotate(context: &AdminContext) -> Result<Vec<Value>, CliError> {
             }
             let partner = tenants::partner_by_id(tx, &home).await?;
             let count = u64::try_from(count).unwrap_or(u64::MAX);
-            let done = event("vault.rotated", &partner.name)
+            let done = by
+                .event("vault.rotated", &partner.name)
                 .extra("key", name.clone())
                 .extra("secrets", count);
             tx.append(&home, done).await?;

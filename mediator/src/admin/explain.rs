@@ -10,20 +10,22 @@ use adit_runtime::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::handle::{ACTOR, AdminContext};
+use super::{
+    actor::{Actor, Kind, LOCAL, not_found},
+    handle::Who,
+};
 use crate::{
     authz::{Decision, Holder, Spot},
     place::store_error,
-    requests::{self, Actor, Judgement, RequestError},
-    roles::{Act, Needs, Rule, Unmet, conditions::Facts},
+    requests::{self, Judgement, RequestError, Wish, is_redirector},
+    roles::{Act, Needs, Permission, Rule, Unmet, conditions::Facts},
     store::{
-        StoreError,
         access::{
             When,
-            filter::Clause,
+            filter::{self, Clause},
             requests::{self as rows, Request},
         },
-        accounts,
+        accounts, tenants,
     },
 };
 
@@ -44,17 +46,29 @@ pub(crate) struct Question {
     pub(crate) source: Option<IpAddr>,
 }
 
+/// Who may ask why others may do something.
+const SEE: &[Permission] =
+    &[Permission::ManageRoles, Permission::ManageUsers, Permission::ReadAudit];
+
 /// Decides as for the user, and tells how each rule came out.
 pub(super) async fn explain(
-    context: &AdminContext,
+    (context, actor): Who<'_>,
     question: Question,
 ) -> Result<Vec<Value>, CliError> {
     let pool = &context.store.readers;
-    let account = accounts::by_name(pool, &question.user)
-        .await
-        .map_err(store_error)?
-        .ok_or_else(|| store_error(StoreError::Missing("user")))?;
-    let row = super::labels::one(context, &question.computer).await?;
+    // Everybody may ask about oneself.
+    let own = actor.remote().is_some_and(|remote| {
+        remote.kind == Kind::Console
+            && tenants::name_key(&remote.name) == tenants::name_key(&question.user)
+    });
+    if !own {
+        actor.may_at_home(context, SEE).await?;
+    }
+    let account = accounts::by_name(pool, &question.user).await.map_err(store_error)?;
+    let account = account
+        .filter(|account| actor.reaches(&account.partner_id))
+        .ok_or_else(|| not_found("user"))?;
+    let row = super::labels::one(context, actor, &question.computer).await?;
     let (now_ms, when) = match question.at_ms {
         Some(at) => (at, When::At(at)),
         None => (unix_ms(), When::Now),
@@ -136,47 +150,91 @@ fn told(
 
 /// Requests of all partners.
 pub(super) async fn requests(
-    context: &AdminContext,
+    (context, actor): Who<'_>,
     pending: bool,
 ) -> Result<Vec<Value>, CliError> {
-    let all = Clause { text: "1 = 1".to_owned(), values: Vec::new() };
-    let found = rows::list(&context.store.readers, pending, &all).await.map_err(store_error)?;
+    let clause = match actor.remote() {
+        None => Clause { text: "1 = 1".to_owned(), values: Vec::new() },
+        Some(remote) => {
+            let (holder, facts) = (&remote.holder, remote.facts());
+            let mut clause = holder.filter(Permission::ApproveRequests, facts, &filter::COMPUTER);
+            let own = clause.bind(holder.account.as_str());
+            clause.text =
+                format!("((r.account_id = {own} AND r.partner_id = $1) OR {})", clause.text);
+            clause
+        }
+    };
+    let found = rows::list(&context.store.readers, pending, &clause).await.map_err(store_error)?;
     Ok(found.iter().map(request_json).collect())
+}
+
+/// Asks for access, as somebody who lacks only the approval.
+pub(super) async fn make(
+    (context, actor): Who<'_>,
+    computer: &str,
+    wish: Wish,
+) -> Result<Vec<Value>, CliError> {
+    let Actor::Remote(remote) = actor else {
+        return Err(CliError::usage("usage", "requests are made by users"));
+    };
+    if remote.kind != Kind::Console {
+        let text = "an API key opens no session, and asks for none".to_owned();
+        return Err(actor.refuse(context, "api-key", text).await?);
+    }
+    if !is_redirector(&wish.redirector) {
+        let text = "there is no such redirector";
+        return Err(CliError::not_there(failure::NO_SUCH_REDIRECTOR, text));
+    }
+    let row = super::labels::one(context, actor, computer).await?;
+    let (pool, who) = (&context.store.readers, remote.as_requester());
+    let made =
+        requests::make(pool, &context.writer, (&remote.holder, &who), &row, wish, remote.facts());
+    Ok(vec![request_json(&made.await.map_err(request_error)?)])
 }
 
 /// Approves or denies.
 pub(super) async fn decide(
-    context: &AdminContext,
+    (context, actor): Who<'_>,
     id: &str,
     approve: bool,
     length_ms: u64,
     note: String,
 ) -> Result<Vec<Value>, CliError> {
-    let actor = Actor { name: ACTOR.to_owned(), device: None, source: None };
+    let (holder, who, facts) = match actor {
+        Actor::Local => {
+            let who = requests::Actor { name: LOCAL.to_owned(), device: None, source: None };
+            (None, who, Facts::default())
+        }
+        Actor::Remote(remote) => (Some(&remote.holder), remote.as_requester(), remote.facts()),
+    };
     let decided = requests::decide(
         &context.store.readers,
         &context.writer,
-        (None, &actor),
+        (holder, &who),
         id,
         Judgement { approve, length_ms, note },
-        Facts::default(),
-    )
-    .await
-    .map_err(|error| match error {
-        RequestError::Store(error) => store_error(error),
-        RequestError::Refused(refusal) => {
-            let exit = match refusal.code {
-                failure::NO_SUCH_REQUEST => Exit::NotThere,
-                failure::BAD_REQUEST => Exit::Usage,
-                _ => Exit::Refused,
-            };
-            CliError::new(refusal.code, exit, refusal.message)
-        }
-    })?;
+        facts,
+    );
+    let decided = decided.await.map_err(request_error)?;
     if !approve {
         context.rules_changed().await;
     }
     Ok(vec![request_json(&decided)])
+}
+
+fn request_error(error: RequestError) -> CliError {
+    match error {
+        RequestError::Store(error) => store_error(error),
+        RequestError::Refused(refusal) => {
+            let exit = match refusal.code {
+                failure::NO_SUCH_REQUEST | failure::NO_SUCH_COMPUTER => Exit::NotThere,
+                failure::BAD_REQUEST | failure::REASON_REQUIRED => Exit::Usage,
+                failure::BUSY => Exit::Failed,
+                _ => Exit::Refused,
+            };
+            CliError::new(refusal.code, exit, refusal.message)
+        }
+    }
 }
 
 fn request_json(request: &Request) -> Value {

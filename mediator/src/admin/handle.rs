@@ -1,26 +1,38 @@
 //! Does what an [`AdminRequest`] asks.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use adit_ledger::{Event, Level};
-use adit_protocol::keys::Fingerprint;
-use adit_runtime::{cli::CliError, datadir::DataDir, time::format_ms};
+use adit_protocol::{ids::SessionId, keys::Fingerprint};
+use adit_runtime::{
+    cli::{CliError, Exit},
+    datadir::DataDir,
+    time::format_ms,
+};
 use serde_json::{Value, json};
 
-use super::{AdminRequest, tokens, users};
+use super::{
+    AdminRequest,
+    actor::{Actor, LOCAL, not_found},
+    tokens, users,
+};
 use crate::{
+    authz::Spot,
     config::AccountSettings,
     core::{ending::CLIENT_ERASED, types::Affected},
     init::HOME_PARTNER,
     names,
     place::store_error,
+    roles::{Act, Object, Permission},
     serve::{BrokerHandle, review::Rules},
-    store::{Store, StoreError, WriteTx, Writer, tenants},
+    store::{
+        Store, StoreError, WriteTx, Writer, access::filter, computers, locks, sessions, tenants,
+    },
     vault::wrap::WrappingKeys,
 };
 
-/// Who acts, in the log.
-pub(super) const ACTOR: &str = "local administrator";
+/// Sessions in one list.
+const MAX_SESSIONS: u32 = 10_000;
 
 /// What acts work on.
 pub(crate) struct AdminContext {
@@ -51,7 +63,7 @@ impl AdminContext {
     }
 
     /// Ends live sessions after something that withdraws the right to them.
-    pub(super) async fn end_sessions(&self, affected: Affected, reason: &'static str) -> usize {
+    pub(crate) async fn end_sessions(&self, affected: Affected, reason: &'static str) -> usize {
         let Some(broker) = &self.broker else { return 0 };
         broker
             .ask(move |driver, now| driver.broker.handle_revoked(&affected, reason, now))
@@ -60,10 +72,20 @@ impl AdminContext {
     }
 
     /// Live sessions are judged by the rules that hold now.
-    pub(super) async fn rules_changed(&self) {
+    pub(crate) async fn rules_changed(&self) {
         if let Some(broker) = &self.broker {
             self.rules.changed(broker).await;
         }
+    }
+
+    /// Records something by itself, in its turn among everyday records.
+    pub(crate) async fn record(&self, partner: &str, event: Event) -> Result<(), CliError> {
+        let _room = self.writer.room(1).await.map_err(store_error)?;
+        let partner = partner.to_owned();
+        let written = self
+            .writer
+            .write(move |tx| Box::pin(async move { tx.append(&partner, event).await.map(|_| ()) }));
+        written.await.map_err(store_error)
     }
 
     fn running(&self) -> Result<&BrokerHandle, CliError> {
@@ -76,57 +98,91 @@ impl AdminContext {
 /// Does it; the replies are objects as the contract prints them.
 pub(crate) async fn handle(
     context: Arc<AdminContext>,
+    actor: Actor,
     request: AdminRequest,
 ) -> Result<Vec<Value>, CliError> {
+    let who = (&*context, &actor);
     match request {
-        AdminRequest::ClientAdd { path } => client_add(&context, path).await,
-        AdminRequest::ClientList => client_list(&context).await,
-        AdminRequest::ClientErase { path } => client_erase(&context, path).await,
+        AdminRequest::ClientAdd { path } => client_add(who, path).await,
+        AdminRequest::ClientList => client_list(who).await,
+        AdminRequest::ClientErase { path } => client_erase(who, path).await,
         AdminRequest::TokenAgent { client, uses, ttl_ms } => {
-            tokens::agent(&context, client, uses, ttl_ms).await
+            tokens::agent(who, client, uses, ttl_ms).await
         }
         AdminRequest::TokenRelay { region, uses, ttl_ms } => {
-            tokens::relay(&context, region, uses, ttl_ms).await
+            tokens::relay(who, region, uses, ttl_ms).await
         }
         AdminRequest::UserAdd { user, partner, role, mfa, password } => {
-            users::add(&context, user, partner, (role, mfa), password).await
+            users::add(who, user, partner, (role, mfa), password).await
         }
-        AdminRequest::UserList => users::list(&context).await,
-        AdminRequest::UserDisable { user, disabled } => {
-            users::disable(&context, user, disabled).await
+        AdminRequest::UserList { only } => users::list(who, only.as_deref()).await,
+        AdminRequest::UserDisable { user, disabled } => users::disable(who, user, disabled).await,
+        AdminRequest::UserPassword { user, password } => users::password(who, user, password).await,
+        AdminRequest::Accounts(act) => super::accounts::handle(who, act).await,
+        AdminRequest::Access(act) => super::access::handle(who, act).await,
+        AdminRequest::SessionEnd { session } => session_end(who, &session).await,
+        AdminRequest::TokenList => tokens::list(who).await,
+        AdminRequest::TokenRevoke { token } => tokens::revoke(who, &token).await,
+        AdminRequest::PartnerList => super::partners::list(who).await,
+        AdminRequest::PartnerAdd { partner, owner } => {
+            super::partners::add(who, partner, owner).await
         }
-        AdminRequest::UserPassword { user, password } => {
-            users::password(&context, user, password).await
-        }
-        AdminRequest::Accounts(act) => super::accounts::handle(&context, act).await,
-        AdminRequest::Access(act) => super::access::handle(&context, act).await,
-        AdminRequest::SessionEnd { session } => session_end(&context, &session).await,
-        AdminRequest::SessionList => session_list(&context).await,
-        AdminRequest::AuditRead { how } => audit_read(&context, how).await,
+        AdminRequest::ApiKeys(act) => super::api_keys::handle(who, act).await,
+        AdminRequest::Relays(act) => super::relays::handle(who, act).await,
+        AdminRequest::SessionList => session_list(who).await,
+        AdminRequest::AuditRead { how } => audit_read(who, how).await,
         AdminRequest::Audit(act) => {
+            // Routes with permissions of their own call `acts` themselves.
+            actor.local_only()?;
             let (store, writer) = (&context.store, &context.writer);
-            crate::audit::acts::handle(store, writer, context.retention_ms, ACTOR, act).await
+            crate::audit::acts::handle(store, writer, context.retention_ms, actor.name(), act).await
         }
-        AdminRequest::Backup { file } => backup(&context, file).await,
-        AdminRequest::Status => status(&context).await,
+        AdminRequest::Backup { file } => backup(who, file).await,
+        AdminRequest::Status => status(who).await,
     }
-}
-
-/// An event of the administrator's.
-pub(super) fn event(name: &str, partner: &str) -> Event {
-    Event::new(name, Level::Significant).partner(partner).actor(ACTOR).outcome("done")
 }
 
 pub(super) fn bad_name(error: names::InvalidName) -> CliError {
     CliError::usage("usage", error.to_string())
 }
 
-async fn client_add(context: &AdminContext, path: String) -> Result<Vec<Value>, CliError> {
+/// What acts get.
+pub(super) type Who<'a> = (&'a AdminContext, &'a Actor);
+
+/// A client that this actor may know of, by `PARTNER/CLIENT`.
+pub(crate) async fn client(
+    context: &AdminContext,
+    actor: &Actor,
+    path: &str,
+) -> Result<tenants::Client, CliError> {
+    let (partner, client) = names::client_path(path).map_err(bad_name)?;
+    let found = tenants::find_client(&context.store.readers, partner, client).await;
+    let found = found.map_err(store_error)?;
+    found.filter(|found| actor.reaches(&found.partner_id)).ok_or_else(|| not_found("client"))
+}
+
+/// The client of that id.
+pub(super) async fn client_of_id(
+    context: &AdminContext,
+    id: &str,
+) -> Result<tenants::Client, CliError> {
+    let clients = tenants::clients(&context.store.readers).await.map_err(store_error)?;
+    let found = clients.into_iter().map(|(client, _)| client).find(|client| client.id == id);
+    found.ok_or_else(|| not_found("client"))
+}
+
+async fn client_add((context, actor): Who<'_>, path: String) -> Result<Vec<Value>, CliError> {
     let (partner, client) = names::client_path(&path).map_err(bad_name)?;
-    let (partner, client) = (partner.to_owned(), client.to_owned());
+    if let Some(remote) = actor.remote() {
+        if tenants::name_key(&remote.partner) != tenants::name_key(partner) {
+            return Err(not_found("partner"));
+        }
+        actor.may_at_home(context, &[Permission::ManagePolicy]).await?;
+    }
+    let (partner, client, by) = (partner.to_owned(), client.to_owned(), actor.clone());
     let added = context
         .writer
-        .write(move |tx| Box::pin(async move { add_client(tx, &partner, &client).await }))
+        .write(move |tx| Box::pin(async move { add_client(tx, &by, &partner, &client).await }))
         .await;
     let (client, new_partner) = added.map_err(store_error)?;
     Ok(vec![json!({
@@ -138,6 +194,7 @@ async fn client_add(context: &AdminContext, path: String) -> Result<Vec<Value>, 
 
 async fn add_client(
     tx: &mut WriteTx,
+    by: &Actor,
     partner: &str,
     client: &str,
 ) -> Result<(tenants::Client, bool), StoreError> {
@@ -147,47 +204,61 @@ async fn add_client(
         Some(partner) => partner,
         None => {
             let partner = tenants::create_partner(tx, partner).await?;
-            tx.append(&partner.id, event("partner.added", &partner.name)).await?;
+            tx.append(&partner.id, by.event("partner.added", &partner.name)).await?;
             partner
         }
     };
     let client = tenants::create_client(tx, &partner, client).await?;
-    let added = event("client.added", &partner.name).client(client.path());
+    let added = by.event("client.added", &partner.name).client(client.path());
     tx.append(&partner.id, added).await?;
     Ok((client, new_partner))
 }
 
-async fn client_list(context: &AdminContext) -> Result<Vec<Value>, CliError> {
-    let clients = tenants::clients(&context.store.readers).await.map_err(store_error)?;
-    Ok(clients
-        .iter()
-        .map(|(client, computers)| {
-            json!({"client": client.path(), "client_id": client.id, "computers": computers})
-        })
-        .collect())
+/// Clients that this actor may see, or of which it may see a computer.
+async fn client_list((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
+    let pool = &context.store.readers;
+    let mut clients = tenants::clients(pool).await.map_err(store_error)?;
+    if let Some(remote) = actor.remote() {
+        let holder = &remote.holder;
+        let visible = holder.filter(Permission::SeeComputers, remote.facts(), &filter::COMPUTER);
+        let with_computers = computers::clients(pool, &visible).await.map_err(store_error)?;
+        clients.retain(|(client, _)| {
+            let (partner, id) = (client.partner_id.clone(), client.id.clone());
+            let object = Object::Client { partner, client: id };
+            let act = Act::of(Permission::SeeComputers);
+            actor.reaches(&client.partner_id)
+                && (with_computers.contains(&client.id)
+                    || holder.decide(act, &object, remote.facts()).is_allowed())
+        });
+    }
+    let mut told = Vec::new();
+    for (client, computers) in clients {
+        let locked = locks::client(pool, &client.id).await.map_err(store_error)?;
+        told.push(json!({
+            "client": client.path(),
+            "client_id": client.id,
+            "computers": computers,
+            "locked": locked,
+        }));
+    }
+    Ok(told)
 }
 
-async fn client_erase(context: &AdminContext, path: String) -> Result<Vec<Value>, CliError> {
-    let (partner, client) = names::client_path(&path).map_err(bad_name)?;
-    let (partner, client) = (partner.to_owned(), client.to_owned());
+async fn client_erase((context, actor): Who<'_>, path: String) -> Result<Vec<Value>, CliError> {
+    let found = client(context, actor, &path).await?;
+    actor.may_client(context, &found, &[Permission::ManagePolicy]).await?;
     // Nothing may go on at the client's computers while their data go.
-    let (partner_name, client_name) = (partner.clone(), client.clone());
-    let found = context
-        .writer
-        .write(move |tx| {
-            Box::pin(async move { tenants::client(tx, &partner_name, &client_name).await })
-        })
-        .await
-        .map_err(store_error)?;
     let affected = Affected::Client(found.id.clone());
     let ended = context.end_sessions(affected, CLIENT_ERASED).await;
+    let by = actor.clone();
     let (erased, computers) = context
         .writer
         .write(move |tx| {
             Box::pin(async move {
-                let client = tenants::client(tx, &partner, &client).await?;
+                let client = tenants::client_by_id(tx, &found.id).await?;
                 let (entries, computers) = tenants::erase_client(tx, &client).await?;
-                let done = event("client.erased", &client.partner)
+                let done = by
+                    .event("client.erased", &client.partner)
                     .client(client.path())
                     .extra("entries_erased", entries);
                 tx.append(&client.partner_id, done).await?;
@@ -205,24 +276,54 @@ async fn client_erase(context: &AdminContext, path: String) -> Result<Vec<Value>
     ])
 }
 
-async fn session_end(context: &AdminContext, session: &str) -> Result<Vec<Value>, CliError> {
-    let id = session.parse().map_err(|_| {
-        CliError::usage("usage", "a session id is expected, as session list prints it")
+async fn session_end((context, actor): Who<'_>, session: &str) -> Result<Vec<Value>, CliError> {
+    let missing = || CliError::not_there("no_such_session", "there is no such open session");
+    let id: SessionId = session.parse().map_err(|_| match actor {
+        Actor::Local => {
+            CliError::usage("usage", "a session id is expected, as session list prints it")
+        }
+        Actor::Remote(_) => missing(),
     })?;
-    let ended = context
-        .running()?
-        .ask(move |driver, now| driver.broker.handle_ended_by_administrator(id, now))
-        .await;
+    let broker = context.running()?;
+    let ended = match actor {
+        Actor::Local => {
+            broker
+                .ask(move |driver, now| driver.broker.handle_ended_by_administrator(id, now))
+                .await
+        }
+        Actor::Remote(remote) => {
+            let found = broker.ask(move |driver, now| driver.broker.live(id, now)).await.flatten();
+            let live = found.filter(|live| actor.reaches(&live.who.partner_id));
+            let live = live.ok_or_else(missing)?;
+            if live.who.account_id != remote.holder.account {
+                let spot = Spot::of_place(&live.who.partner_id, &live.place);
+                let ends = actor.may_spot(context, &spot, &[Permission::EndSessions]).await;
+                ends.map_err(|error| if error.exit == Exit::NotThere { missing() } else { error })?;
+            }
+            let name = remote.name.clone();
+            broker.ask(move |driver, now| driver.broker.handle_ended_by_person(id, name, now)).await
+        }
+    };
     match ended {
         Some(true) => Ok(vec![json!({"session_id": session, "ended": true})]),
-        _ => Err(CliError::not_there("no_such_session", "there is no such open session")),
+        _ => Err(missing()),
     }
 }
 
-async fn session_list(context: &AdminContext) -> Result<Vec<Value>, CliError> {
+async fn session_list((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
     let Some(broker) = &context.broker else { return Ok(Vec::new()) };
+    let visible = match actor.remote() {
+        None => None,
+        Some(remote) => {
+            let holder = &remote.holder;
+            let clause = holder.filter(Permission::SeeSessions, remote.facts(), &filter::SESSION);
+            let pool = &context.store.readers;
+            let found = sessions::visible(pool, &holder.account, clause, MAX_SESSIONS).await;
+            Some(found.map_err(store_error)?.into_iter().collect::<BTreeSet<_>>())
+        }
+    };
     let sessions = broker
-        .ask(|driver, _| {
+        .ask(move |driver, _| {
             let line = |session: &crate::core::session::Session| {
                 json!({
                     "session_id": session.id.to_string(),
@@ -235,20 +336,24 @@ async fn session_list(context: &AdminContext) -> Result<Vec<Value>, CliError> {
                     "carrier": session.kinds().last(),
                 })
             };
-            driver.broker.open_sessions().map(line).collect::<Vec<_>>()
+            let shown = |session: &&crate::core::session::Session| {
+                visible.as_ref().is_none_or(|visible| visible.contains(&session.id))
+            };
+            driver.broker.open_sessions().filter(shown).map(line).collect::<Vec<_>>()
         })
         .await;
     Ok(sessions.unwrap_or_default())
 }
 
-async fn audit_read(context: &AdminContext, how: String) -> Result<Vec<Value>, CliError> {
+async fn audit_read((context, actor): Who<'_>, how: String) -> Result<Vec<Value>, CliError> {
+    actor.local_only()?;
     let home = context.home().await.map_err(store_error)?;
     context
         .writer
         .write(move |tx| {
             Box::pin(async move {
                 let read = Event::new("audit.read", Level::Significant)
-                    .actor(ACTOR)
+                    .actor(LOCAL)
                     .outcome("done")
                     .extra("how", how);
                 tx.append(&home, read).await
@@ -259,7 +364,8 @@ async fn audit_read(context: &AdminContext, how: String) -> Result<Vec<Value>, C
     Ok(vec![json!({"recorded": true})])
 }
 
-async fn backup(context: &AdminContext, file: String) -> Result<Vec<Value>, CliError> {
+async fn backup((context, actor): Who<'_>, file: String) -> Result<Vec<Value>, CliError> {
+    actor.local_only()?;
     let path = std::path::PathBuf::from(&file);
     if !path.is_absolute() {
         return Err(CliError::usage("usage", "the path of a backup must be absolute"));
@@ -271,7 +377,7 @@ async fn backup(context: &AdminContext, file: String) -> Result<Vec<Value>, CliE
         .write(move |tx| {
             Box::pin(async move {
                 let done =
-                    Event::new("backup.made", Level::Significant).actor(ACTOR).outcome("done");
+                    Event::new("backup.made", Level::Significant).actor(LOCAL).outcome("done");
                 tx.append(&home, done).await
             })
         })
@@ -281,7 +387,8 @@ async fn backup(context: &AdminContext, file: String) -> Result<Vec<Value>, CliE
     Ok(vec![json!({"file": file, "keys": false})])
 }
 
-async fn status(context: &AdminContext) -> Result<Vec<Value>, CliError> {
+async fn status((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
+    actor.local_only()?;
     let Some(broker) = &context.broker else { return Ok(vec![json!({"state": "stopped"})]) };
     let counts = broker.ask(|driver, _| driver.broker.counts()).await.unwrap_or_default();
     Ok(vec![json!({

@@ -3,14 +3,21 @@
 use adit_runtime::{cli::CliError, time::format_ms};
 use serde_json::{Value, json};
 
-use super::handle::{AdminContext, bad_name, event};
+use super::{
+    actor::{Actor, Gift},
+    handle::{AdminContext, Who, bad_name},
+    users,
+};
 use crate::{
+    authz::Spot,
     names,
     place::store_error,
+    roles::{Act, Permission, Rule, Scope},
     store::{
         StoreError,
         access::{
             When,
+            bindings::{self, Subject},
             labels::{self, Kind, MAX_LABELS},
         },
         accounts,
@@ -19,8 +26,26 @@ use crate::{
 };
 
 /// The one computer that is meant.
-pub(super) async fn one(context: &AdminContext, text: &str) -> Result<ComputerRow, CliError> {
+pub(super) async fn one(
+    context: &AdminContext,
+    actor: &Actor,
+    text: &str,
+) -> Result<ComputerRow, CliError> {
     let mut found = computers::find(&context.store.readers, text).await.map_err(store_error)?;
+    if let Some(remote) = actor.remote() {
+        // Computers that this one may not see do not exist, and make no name ambiguous.
+        let pool = &context.store.readers;
+        let mut seen = Vec::new();
+        for row in found.into_iter().filter(|row| actor.reaches(&row.partner_id)) {
+            let object = remote.holder.object(pool, &Spot::of(&row), When::Now).await;
+            let act = Act::of(Permission::SeeComputers);
+            let object = object.map_err(store_error)?;
+            if remote.holder.decide(act, &object, remote.facts()).is_allowed() {
+                seen.push(row);
+            }
+        }
+        found = seen;
+    }
     match (found.pop(), found.is_empty()) {
         (Some(row), true) if !text.is_empty() => Ok(row),
         (Some(_), false) => {
@@ -33,35 +58,51 @@ pub(super) async fn one(context: &AdminContext, text: &str) -> Result<ComputerRo
 }
 
 /// Computers with their groups and tags.
-pub(super) async fn list(context: &AdminContext, query: &str) -> Result<Vec<Value>, CliError> {
+pub(super) async fn list((context, actor): Who<'_>, query: &str) -> Result<Vec<Value>, CliError> {
     let pool = &context.store.readers;
     let mut told = Vec::new();
-    for row in computers::find(pool, query).await.map_err(store_error)? {
-        let id = row.id.to_string();
-        let (groups, tags) =
-            labels::of_computer(pool, &id, When::Now).await.map_err(store_error)?;
-        told.push(json!({
-            "computer_id": id,
-            "computer": row.name,
-            "client": row.client_path(),
-            "groups": groups,
-            "tags": tags,
-            "os": row.os,
-            "last_seen": format_ms(row.last_seen_ms),
-        }));
+    let rows = match actor {
+        Actor::Local => computers::find(pool, query).await.map_err(store_error)?,
+        Actor::Remote(_) => vec![one(context, actor, query).await?],
+    };
+    for row in rows {
+        told.push(told_computer(context, &row).await?);
     }
     Ok(told)
 }
 
+/// A computer with its labels.
+pub(crate) async fn told_computer(
+    context: &AdminContext,
+    row: &ComputerRow,
+) -> Result<Value, CliError> {
+    let id = row.id.to_string();
+    let labels = labels::of_computer(&context.store.readers, &id, When::Now).await;
+    let (groups, tags) = labels.map_err(store_error)?;
+    Ok(json!({
+        "computer_id": id,
+        "computer": row.name,
+        "client": row.client_path(),
+        "groups": groups,
+        "tags": tags,
+        "os": row.os,
+        "last_seen": format_ms(row.last_seen_ms),
+    }))
+}
+
+/// Who may label computers: it changes what others may do.
+const LABEL: &[Permission] = &[Permission::ManagePolicy, Permission::ManageRoles];
+
 /// Gives a computer a group or tag, or takes it away.
 pub(super) async fn label(
-    context: &AdminContext,
+    (context, actor): Who<'_>,
     computer: &str,
     group: Option<String>,
     tag: Option<String>,
     remove: bool,
 ) -> Result<Vec<Value>, CliError> {
-    let row = one(context, computer).await?;
+    let row = one(context, actor, computer).await?;
+    actor.may_computer(context, &row, LABEL).await?;
     let (kind, label) = match (group, tag) {
         (Some(group), None) => {
             names::check(&group).map_err(bad_name)?;
@@ -86,7 +127,18 @@ pub(super) async fn label(
             format!("a computer has at most {MAX_LABELS} labels"),
         ));
     }
-    let (told, computer) = (label.clone(), id.clone());
+    if !remove {
+        // Whoever holds the group or tag then holds this computer.
+        let pool = &context.store.readers;
+        let rules = bindings::of_label(pool, &row.partner_id, kind.name(), &label).await;
+        let scope = Scope::Computer {
+            partner: row.partner_id.clone(),
+            client: row.client_id.clone(),
+            computer: id.clone(),
+        };
+        gives(context, actor, &rules.map_err(store_error)?, Some(&scope)).await?;
+    }
+    let (told, computer, by) = (label.clone(), id.clone(), actor.clone());
     let changed = context
         .writer
         .write(move |tx| {
@@ -97,7 +149,8 @@ pub(super) async fn label(
                 };
                 if changed {
                     let what = if remove { "computer.unlabelled" } else { "computer.labelled" };
-                    let done = event(what, &row.partner)
+                    let done = by
+                        .event(what, &row.partner)
                         .client(row.client_path())
                         .computer(&row.name)
                         .computer_id(&computer)
@@ -113,15 +166,42 @@ pub(super) async fn label(
     Ok(vec![json!({"computer_id": id, kind.name(): told, "set": !remove, "changed": changed})])
 }
 
+/// Refuses to give others what the actor lacks: these rules, in this scope or their own.
+async fn gives(
+    context: &AdminContext,
+    actor: &Actor,
+    rules: &[Rule],
+    scope: Option<&Scope>,
+) -> Result<(), CliError> {
+    for rule in rules {
+        let gift = Gift {
+            role: &rule.role,
+            scope: scope.unwrap_or(&rule.scope),
+            conditions: &rule.conditions,
+            expires_ms: rule.expires_ms,
+            binds: false,
+        };
+        actor.may_give(context, &gift).await?;
+    }
+    Ok(())
+}
+
 /// Puts a user into a group, or takes it out.
 pub(super) async fn user_group(
-    context: &AdminContext,
+    (context, actor): Who<'_>,
     user: String,
     group: String,
     remove: bool,
 ) -> Result<Vec<Value>, CliError> {
     names::check(&group).map_err(bad_name)?;
-    let (name, label) = (user.clone(), group.clone());
+    let row = users::managed(context, actor, &user).await?;
+    if !remove {
+        let subject = Subject::Group(group.clone());
+        let pool = &context.store.readers;
+        let rules = bindings::of_subject(pool, &row.partner_id, &subject).await;
+        gives(context, actor, &rules.map_err(store_error)?, None).await?;
+    }
+    let (name, label, by) = (user.clone(), group.clone(), actor.clone());
     let changed = context
         .writer
         .write(move |tx| {
@@ -133,7 +213,8 @@ pub(super) async fn user_group(
                 };
                 if changed {
                     let what = if remove { "user.ungrouped" } else { "user.grouped" };
-                    let done = event(what, &account.partner)
+                    let done = by
+                        .event(what, &account.partner)
                         .extra("group", label)
                         .extra_personal("user", account.name);
                     tx.append(&account.partner_id, done).await?;

@@ -6,10 +6,14 @@
 
 pub(crate) mod access;
 pub(crate) mod accounts;
+pub(crate) mod actor;
+pub(crate) mod api_keys;
 pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod handle;
 mod labels;
+mod partners;
+pub(crate) mod relays;
 mod tokens;
 mod users;
 
@@ -17,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub(crate) use handle::{AdminContext, handle};
+pub(crate) use labels::told_computer;
 
 /// A secret on its way through the local socket; never printed.
 #[derive(Clone)]
@@ -63,6 +68,18 @@ pub(crate) enum AdminRequest {
     TokenAgent { client: String, uses: u64, ttl_ms: u64 },
     /// Makes a token for a relay.
     TokenRelay { region: String, uses: u64, ttl_ms: u64 },
+    /// Lists tokens that are good.
+    TokenList,
+    /// Makes a token worthless.
+    TokenRevoke { token: String },
+    /// Lists partners.
+    PartnerList,
+    /// Adds a partner with its first user.
+    PartnerAdd { partner: String, owner: String },
+    /// Manages API keys.
+    ApiKeys(api_keys::ApiKeyAct),
+    /// Manages relays.
+    Relays(relays::RelayAct),
     /// Adds a user.
     UserAdd {
         user: String,
@@ -73,8 +90,11 @@ pub(crate) enum AdminRequest {
         mfa: bool,
         password: Option<Secret>,
     },
-    /// Lists users.
-    UserList,
+    /// Lists users, or shows one.
+    UserList {
+        #[serde(default)]
+        only: Option<String>,
+    },
     /// Disables or enables a user; disabling ends sessions.
     UserDisable { user: String, disabled: bool },
     /// Sets a password.

@@ -12,11 +12,15 @@ use adit_runtime::{
 };
 use serde_json::{Value, json};
 
-use super::handle::{AdminContext, bad_name, event};
+use super::{
+    actor::{Actor, not_found},
+    handle::{AdminContext, bad_name},
+};
 use crate::{
     config::host_port,
     names,
     place::store_error,
+    roles::{Act, Object, Permission},
     store::{StoreError, WriteTx, tenants, tokens},
 };
 
@@ -27,18 +31,19 @@ const MAX_TTL_MS: u64 = 366 * 24 * 3_600_000;
 
 /// A token for agents of a client.
 pub(super) async fn agent(
-    context: &AdminContext,
+    (context, actor): (&AdminContext, &Actor),
     client: String,
     uses: u64,
     ttl_ms: u64,
 ) -> Result<Vec<Value>, CliError> {
-    let (partner, name) = names::client_path(&client).map_err(bad_name)?;
-    let (partner, name) = (partner.to_owned(), name.to_owned());
+    let client = super::handle::client(context, actor, &client).await?;
+    actor.may_client(context, &client, &[Permission::ManageTokens]).await?;
+    let by = actor.clone();
     let (token, row) = make(context, TokenKind::Agent, "", uses, ttl_ms)?;
     let (id, expires) = (row.id, row.expires_ms);
     context
         .writer
-        .write(move |tx| Box::pin(async move { store_agent(tx, row, &partner, &name).await }))
+        .write(move |tx| Box::pin(async move { store_agent(tx, row, (&by, &client)).await }))
         .await
         .map_err(store_error)?;
     Ok(vec![told(&token, id, expires)])
@@ -47,29 +52,29 @@ pub(super) async fn agent(
 async fn store_agent(
     tx: &mut WriteTx,
     mut row: tokens::TokenRow,
-    partner: &str,
-    client: &str,
+    (by, client): (&Actor, &tenants::Client),
 ) -> Result<(), StoreError> {
-    let client = tenants::client(tx, partner, client).await?;
+    let client = tenants::client_by_id(tx, &client.id).await?;
     row.partner_id = Some(client.partner_id.clone());
     row.client_id = Some(client.id.clone());
     tokens::insert(tx, &row).await?;
-    let made = describe(event("token.created", &client.partner), &row);
+    let made = describe(by.event("token.created", &client.partner), &row);
     tx.append(&client.partner_id, made.client(client.path())).await?;
     Ok(())
 }
 
 /// A token for a relay.
 pub(super) async fn relay(
-    context: &AdminContext,
+    (context, actor): (&AdminContext, &Actor),
     region: String,
     uses: u64,
     ttl_ms: u64,
 ) -> Result<Vec<Value>, CliError> {
+    actor.may_everywhere(context, &[Permission::ManageRelays]).await?;
     if !region.is_empty() {
         names::check(&region).map_err(bad_name)?;
     }
-    let home = context.home().await.map_err(store_error)?;
+    let (home, by) = (context.home().await.map_err(store_error)?, actor.clone());
     let (token, row) = make(context, TokenKind::Relay, &region, uses, ttl_ms)?;
     let (id, expires) = (row.id, row.expires_ms);
     context
@@ -77,9 +82,8 @@ pub(super) async fn relay(
         .write(move |tx| {
             Box::pin(async move {
                 tokens::insert(tx, &row).await?;
-                let made = Event::new("token.created", adit_ledger::Level::Significant)
-                    .actor(super::handle::ACTOR)
-                    .outcome("done");
+                let made = Event::new("token.created", adit_ledger::Level::Significant);
+                let made = by.sign(made.outcome("done"));
                 tx.append(&home, describe(made, &row)).await
             })
         })
@@ -125,7 +129,7 @@ fn make(
 }
 
 fn describe(event: Event, row: &tokens::TokenRow) -> Event {
-    let kind = if row.kind == TokenKind::Agent as u8 { "agent" } else { "relay" };
+    let kind = kind(row);
     event
         .extra("token", row.id.to_string())
         .extra("kind", kind)
@@ -139,4 +143,81 @@ fn told(token: &EnrollToken, id: TokenId, expires_ms: u64) -> Value {
         "expires": format_ms(expires_ms),
         "token_id": id.to_string(),
     })
+}
+
+/// Tokens that are still good for something: of the clients whose tokens this one may make, and
+/// of relays.
+pub(super) async fn list(
+    (context, actor): (&AdminContext, &Actor),
+) -> Result<Vec<Value>, CliError> {
+    let rows = tokens::list(&context.store.readers, unix_ms()).await.map_err(store_error)?;
+    let sees = |object: &Object, permission| match actor {
+        Actor::Local => true,
+        Actor::Remote(remote) => {
+            let act = Act::of(permission);
+            remote.holder.decide(act, object, remote.facts()).is_allowed()
+        }
+    };
+    let shown = rows.into_iter().filter(|(row, _)| match (&row.partner_id, &row.client_id) {
+        (Some(partner), Some(client)) => {
+            let object = Object::Client { partner: partner.clone(), client: client.clone() };
+            sees(&object, Permission::ManageTokens)
+        }
+        _ => sees(&Object::Installation, Permission::ManageRelays),
+    });
+    Ok(shown
+        .map(|(row, client)| {
+            json!({
+                "token_id": row.id.to_string(),
+                "kind": kind(&row),
+                "client": client,
+                "region": (!row.region.is_empty()).then_some(row.region),
+                "uses_left": row.uses_left,
+                "expires": format_ms(row.expires_ms),
+            })
+        })
+        .collect())
+}
+
+/// Makes a token worthless.
+pub(super) async fn revoke(
+    (context, actor): (&AdminContext, &Actor),
+    token: &str,
+) -> Result<Vec<Value>, CliError> {
+    let id: TokenId = token.parse().map_err(|_| not_found("token"))?;
+    let pool = &context.store.readers;
+    let found = tokens::list(pool, 0).await.map_err(store_error)?;
+    let found = found.into_iter().find(|(row, _)| row.id == id);
+    let (row, _) = found
+        .filter(|(row, _)| row.partner_id.as_deref().is_none_or(|id| actor.reaches(id)))
+        .ok_or_else(|| not_found("token"))?;
+    match (&row.partner_id, &row.client_id) {
+        (Some(_), Some(client)) => {
+            let client = super::handle::client_of_id(context, client).await?;
+            actor.may_client(context, &client, &[Permission::ManageTokens]).await?;
+        }
+        _ => actor.may_everywhere(context, &[Permission::ManageRelays]).await?,
+    }
+    let home = context.home().await.map_err(store_error)?;
+    let log = row.partner_id.clone().unwrap_or(home);
+    let by = actor.clone();
+    let done = context.writer.write(move |tx| {
+        Box::pin(async move {
+            if !tokens::delete(tx, id).await? {
+                return Err(StoreError::Missing("token"));
+            }
+            let partner = tenants::partner_by_id(tx, &log).await?;
+            let event = by
+                .event("token.revoked", &partner.name)
+                .extra("token", id.to_string())
+                .extra("kind", kind(&row));
+            tx.append(&log, event).await
+        })
+    });
+    done.await.map_err(store_error)?;
+    Ok(vec![json!({"token_id": token, "revoked": true})])
+}
+
+fn kind(row: &tokens::TokenRow) -> &'static str {
+    if row.kind == TokenKind::Agent as u8 { "agent" } else { "relay" }
 }

@@ -6,7 +6,8 @@ use zeroize::Zeroizing;
 
 use super::{
     Secret,
-    handle::{AdminContext, bad_name, event},
+    actor::{Actor, Gift, not_found},
+    handle::{AdminContext, bad_name},
 };
 use crate::{
     core::{
@@ -15,7 +16,7 @@ use crate::{
     },
     names, password,
     place::store_error,
-    roles::Rule,
+    roles::{Conditions, Permission, Rule, Scope},
     store::{
         StoreError,
         access::{
@@ -23,7 +24,7 @@ use crate::{
             bindings::{self, Binding},
             roles,
         },
-        accounts::{self, MfaPolicy},
+        accounts::{self, AccountRow, MfaPolicy},
         tenants,
     },
 };
@@ -33,28 +34,33 @@ const NO_ROLE: &str = "none";
 
 /// Adds a user, with the given or a generated password.
 pub(super) async fn add(
-    context: &AdminContext,
+    (context, actor): (&AdminContext, &Actor),
     user: String,
     partner: Option<String>,
     (role, mfa): (String, bool),
     secret: Option<Secret>,
 ) -> Result<Vec<Value>, CliError> {
     names::check(&user).map_err(bad_name)?;
+    actor.may_at_home(context, MANAGE).await?;
+    let partner = super::access::partner(context, actor, partner).await?;
+    if role != NO_ROLE
+        && let Some(own) = actor.partner_id()
+    {
+        let role = super::access::role(context, own, &role).await?;
+        let scope = Scope::Partner(own.to_owned());
+        let conditions = &Conditions::default();
+        let gift = Gift { role: &role, scope: &scope, conditions, expires_ms: None, binds: true };
+        actor.may_give(context, &gift).await?;
+    }
     let beside = mfa || context.accounts.mfa_required;
-    let of = partner.clone().unwrap_or_default();
-    let Hashed { hash, short, generated } = hashed((&user, &of), secret, beside).await?;
-    let home = context.home().await.map_err(store_error)?;
-    let (name, role_name) = (user.clone(), role.clone());
+    let of = (user.as_str(), partner.name.as_str());
+    let Hashed { hash, short, generated } = hashed(of, secret, beside).await?;
+    let (name, role_name, by) = (user.clone(), role.clone(), actor.clone());
     let added = context
         .writer
         .write(move |tx| {
             Box::pin(async move {
-                let partner = match partner {
-                    Some(name) => {
-                        tenants::partner(tx, &name).await?.ok_or(StoreError::Missing("partner"))?
-                    }
-                    None => tenants::partner_by_id(tx, &home).await?,
-                };
+                let partner = tenants::partner_by_id(tx, &partner.id).await?;
                 let id = accounts::insert(tx, &partner, &name, &role_name, &hash).await?;
                 accounts::set_short_password(tx, &id, short).await?;
                 if mfa {
@@ -66,7 +72,8 @@ pub(super) async fn add(
                         .ok_or(StoreError::Missing("role"))?;
                     bindings::insert(tx, &Binding::on_partner(&partner.id, id, role.id)?).await?;
                 }
-                let added = event("user.added", &partner.name)
+                let added = by
+                    .event("user.added", &partner.name)
                     .extra("role", role_name)
                     .extra_personal("user", name);
                 tx.append(&partner.id, added).await?;
@@ -86,11 +93,25 @@ pub(super) async fn add(
     Ok(vec![told])
 }
 
-/// All users.
-pub(super) async fn list(context: &AdminContext) -> Result<Vec<Value>, CliError> {
+/// Who may see users: whoever manages them or what they may do, and whoever audits.
+const SEE: &[Permission] =
+    &[Permission::ManageUsers, Permission::ManageRoles, Permission::ReadAudit];
+/// Who may change them.
+pub(super) const MANAGE: &[Permission] = &[Permission::ManageUsers];
+
+/// All users, or the one of that name.
+pub(super) async fn list(
+    (context, actor): (&AdminContext, &Actor),
+    only: Option<&str>,
+) -> Result<Vec<Value>, CliError> {
+    actor.may_at_home(context, SEE).await?;
     let pool = &context.store.readers;
     let mut told = Vec::new();
-    for row in accounts::list(pool).await.map_err(store_error)? {
+    let rows = match only {
+        None => accounts::list(pool, actor.partner_id()).await.map_err(store_error)?,
+        Some(user) => vec![find(context, actor, user).await?],
+    };
+    for row in rows {
         let rules = bindings::rules(pool, &row.partner_id, &row.id, When::Now)
             .await
             .map_err(store_error)?;
@@ -110,13 +131,53 @@ pub(super) async fn list(context: &AdminContext) -> Result<Vec<Value>, CliError>
     Ok(told)
 }
 
+/// A user that this actor may know of.
+pub(super) async fn find(
+    context: &AdminContext,
+    actor: &Actor,
+    user: &str,
+) -> Result<AccountRow, CliError> {
+    let found = accounts::by_name(&context.store.readers, user).await.map_err(store_error)?;
+    found.filter(|row| actor.reaches(&row.partner_id)).ok_or_else(|| not_found("user"))
+}
+
+/// A user that this actor may change.
+pub(super) async fn managed(
+    context: &AdminContext,
+    actor: &Actor,
+    user: &str,
+) -> Result<AccountRow, CliError> {
+    actor.may_at_home(context, MANAGE).await?;
+    find(context, actor, user).await
+}
+
+/// Whoever sets a password or takes the second factor away could log in as that user: only those
+/// may who hold at least as much.
+pub(super) async fn may_impersonate(
+    context: &AdminContext,
+    actor: &Actor,
+    row: &AccountRow,
+) -> Result<(), CliError> {
+    let Some(remote) = actor.remote().filter(|remote| remote.holder.account != row.id) else {
+        return Ok(());
+    };
+    let pool = &context.store.readers;
+    let rules = bindings::rules(pool, &remote.holder.partner, &row.id, When::Now).await;
+    for Rule { role, scope, conditions, expires_ms, .. } in &rules.map_err(store_error)? {
+        let gift = Gift { role, scope, conditions, expires_ms: *expires_ms, binds: false };
+        actor.may_give(context, &gift).await?;
+    }
+    Ok(())
+}
+
 /// Disables or enables a user.
 pub(super) async fn disable(
-    context: &AdminContext,
+    (context, actor): (&AdminContext, &Actor),
     user: String,
     disabled: bool,
 ) -> Result<Vec<Value>, CliError> {
-    let name = user.clone();
+    managed(context, actor, &user).await?;
+    let (name, by) = (user.clone(), actor.clone());
     let account = context
         .writer
         .write(move |tx| {
@@ -124,7 +185,7 @@ pub(super) async fn disable(
                 let account = accounts::find(tx, &name).await?;
                 accounts::set_disabled(tx, &account.id, disabled).await?;
                 let what = if disabled { "user.disabled" } else { "user.enabled" };
-                let done = event(what, &account.partner).extra_personal("user", name);
+                let done = by.event(what, &account.partner).extra_personal("user", name);
                 tx.append(&account.partner_id, done).await?;
                 Ok(account.id)
             })
@@ -140,17 +201,17 @@ pub(super) async fn disable(
 
 /// Sets a user's password; logins and live sessions end.
 pub(super) async fn password(
-    context: &AdminContext,
+    (context, actor): (&AdminContext, &Actor),
     user: String,
     secret: Option<Secret>,
 ) -> Result<Vec<Value>, CliError> {
-    let there = accounts::by_name(&context.store.readers, &user).await.map_err(store_error)?;
-    let there = there.ok_or_else(|| store_error(StoreError::Missing("user")))?;
+    let there = managed(context, actor, &user).await?;
+    may_impersonate(context, actor, &there).await?;
     // A short password goes on asking for the second factor when that is removed.
     let beside = there.requires_mfa(context.accounts.mfa_required);
     let of = (user.as_str(), there.partner.as_str());
     let Hashed { hash, short, generated } = hashed(of, secret, beside).await?;
-    let name = user.clone();
+    let (name, by) = (user.clone(), actor.clone());
     let account = context
         .writer
         .write(move |tx| {
@@ -159,7 +220,7 @@ pub(super) async fn password(
                 accounts::set_password(tx, &account.id, &hash).await?;
                 accounts::set_short_password(tx, &account.id, short).await?;
                 let done =
-                    event("user.password_set", &account.partner).extra_personal("user", name);
+                    by.event("user.password_set", &account.partner).extra_personal("user", name);
                 tx.append(&account.partner_id, done).await?;
                 Ok(account.id)
             })
@@ -172,15 +233,15 @@ pub(super) async fn password(
     Ok(vec![told])
 }
 
-struct Hashed {
-    hash: String,
+pub(super) struct Hashed {
+    pub(super) hash: String,
     /// Too short to be the only factor.
-    short: bool,
-    generated: Option<Zeroizing<String>>,
+    pub(super) short: bool,
+    pub(super) generated: Option<Zeroizing<String>>,
 }
 
 /// `beside`: a second factor is required as well.
-async fn hashed(
+pub(super) async fn hashed(
     (user, partner): (&str, &str),
     secret: Option<Secret>,
     beside: bool,
@@ -204,7 +265,7 @@ async fn hashed(
     Ok(Hashed { hash, short, generated })
 }
 
-fn show_generated(told: &mut Value, generated: Option<Zeroizing<String>>) {
+pub(super) fn show_generated(told: &mut Value, generated: Option<Zeroizing<String>>) {
     if let (Some(object), Some(password)) = (told.as_object_mut(), generated) {
         object.insert("password".to_owned(), password.as_str().into());
     }

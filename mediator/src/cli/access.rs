@@ -272,6 +272,7 @@ pub(super) async fn role(global: &GlobalArgs, command: RoleCommand) -> Result<()
         RoleCommand::Bind(args) => {
             let ScopeArgs { installation, client, computers, tag, computer } = args.scope;
             AccessAct::RoleBind(Box::new(Bind {
+                key: None,
                 role: args.role,
                 user: args.user,
                 group: args.user_group,

@@ -464,6 +464,36 @@ impl Broker {
         open
     }
 
+    /// Somebody who may, and is neither of its ends, ends an open session.
+    pub(crate) fn handle_ended_by_person(&mut self, id: SessionId, name: String, now: Now) -> bool {
+        let open = self.is_open(id);
+        if open {
+            let ending =
+                Ending { reason: ENDED_BY_ADMINISTRATOR.to_owned(), by: EndedBy::Person(name) };
+            self.end(id, ending, None, None, None, now);
+        }
+        open
+    }
+
+    /// An operator wants a relay to get nothing new.
+    pub(crate) fn handle_relay_drained(&mut self, id: RelayId) {
+        if let Some(relay) = self.relays.get_mut(&id) {
+            relay.info.addresses.clear();
+        }
+    }
+
+    /// A relay has to connect anew: under another setting, or to be refused.
+    pub(crate) fn handle_relay_dropped(&mut self, id: RelayId) {
+        if let Some(relay) = self.relays.get(&id) {
+            self.transmits.push_back(Transmit::Close { to: relay.connection });
+        }
+    }
+
+    /// A relay's load, if it is registered.
+    pub(crate) fn relay_load(&self, id: RelayId) -> Option<u64> {
+        self.relays.get(&id).map(|relay| relay.load)
+    }
+
     /// How much of everything there is.
     pub(crate) fn counts(&self) -> Counts {
         let mut counts = Counts { agents: self.agents.len(), ..Counts::default() };

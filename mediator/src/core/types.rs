@@ -153,6 +153,8 @@ pub(crate) enum Affected {
     Client(String),
     /// All opened with a technician's device.
     Device(Fingerprint),
+    /// The same of one partner's users.
+    DeviceOf { device: Fingerprint, partner: String },
 }
 
 impl Affected {
@@ -163,6 +165,9 @@ impl Affected {
             Self::Login(login) => who.login == *login,
             Self::Client(id) => place.client_id == *id,
             Self::Device(fingerprint) => who.device.fingerprint() == *fingerprint,
+            Self::DeviceOf { device, partner } => {
+                who.partner_id == *partner && who.device.fingerprint() == *device
+            }
         }
     }
 }

@@ -2,26 +2,37 @@
 //!
 //! - [`server`]: HTTP/1.1 and HTTP/2 on connections whose handshake is complete
 //! - [`guard`]: what holds for every request: limits, deadline, headers, no panic gets out
+//! - [`auth`], [`dpop`], [`tokens`]: who asks, by proofs of possession
+//! - [`api`]: the operations, and their description
+//! - [`idempotent`]: requests that may be repeated
 //! - [`problem`]: errors as RFC 9457 tells them, with the codes of docs/errors.md
 //! - [`limit`]: how much a source or a principal may ask
 //!
 //! Pages are mounted in [`router`]; whatever is not mounted is not there. Must never answer with
 //! the inside of an error, nor anything before the limits were asked.
 
+pub(crate) mod api;
+mod auth;
+mod dpop;
 mod guard;
+mod idempotent;
 mod limit;
 mod problem;
 mod server;
+mod tokens;
 
 use std::sync::Arc;
 
-use axum::{Json, Router, extract::State, routing::get};
-use serde_json::{Value, json};
+use axum::{Router, extract::State};
 
 pub(crate) use problem::Problem;
 pub(crate) use server::{Client, Server};
+pub(crate) use tokens::{KEY_PREFIX, Tokens};
 
 use crate::{admin::AdminContext, serve::Shared};
+
+/// Requests of one principal.
+const PER_PRINCIPAL: limit::Rate = limit::Rate { per_second: 50, burst: 500 };
 
 /// What handlers work on.
 pub(crate) struct Web {
@@ -29,6 +40,27 @@ pub(crate) struct Web {
     pub(crate) admin: Arc<AdminContext>,
     /// What control connections share: logins, limits, the home partner.
     pub(crate) shared: Arc<Shared>,
+    proofs: dpop::Proofs,
+    failures: auth::Failures,
+    reads: api::Reads,
+    principals: limit::Buckets<String>,
+    /// The description of the API.
+    document: String,
+}
+
+impl Web {
+    /// For all connections; `None` without randomness.
+    pub(crate) fn new(admin: Arc<AdminContext>, shared: Arc<Shared>) -> Option<Self> {
+        Some(Self {
+            admin,
+            shared,
+            proofs: dpop::Proofs::new()?,
+            failures: auth::Failures::default(),
+            reads: api::Reads::default(),
+            principals: limit::Buckets::new(PER_PRINCIPAL),
+            document: api::all().document(),
+        })
+    }
 }
 
 /// The state of all routes.
@@ -37,13 +69,9 @@ pub(crate) type WebState = State<Arc<Web>>;
 /// Everything that is answered.
 pub(crate) fn router(web: Arc<Web>) -> Router {
     Router::new()
-        .route("/api/v1/version", get(version))
+        .nest("/api/v1", api::all().router())
         // Pages are merged here.
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(web)
-}
-
-async fn version(State(_): WebState) -> Json<Value> {
-    Json(json!({"api": "v1", "version": env!("CARGO_PKG_VERSION")}))
 }

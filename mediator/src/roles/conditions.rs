@@ -233,7 +233,8 @@ impl Network {
         u128::MAX.checked_shl(u32::from(128 - length.min(128))).unwrap_or(0)
     }
 
-    fn contains(&self, ip: IpAddr) -> bool {
+    /// Is the address inside?
+    pub(crate) fn contains(&self, ip: IpAddr) -> bool {
         let ((mine, width), (theirs, other)) = (Self::bits(self.base), Self::bits(ip));
         width == other && (mine ^ theirs) & Self::mask(self.length) == 0
     }

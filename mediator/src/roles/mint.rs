@@ -26,16 +26,28 @@ pub(crate) fn may_grant(
     conditions: &Conditions,
     expires_ms: Option<u64>,
 ) -> Result<(), MayNotGrant> {
+    let manage = Act::of(Permission::ManageRoles);
+    if !matches!(decide(rules, manage, &object_of(scope), context), Verdict::Allow { .. }) {
+        return Err(MayNotGrant::NoRoles);
+    }
+    holds(rules, context, role, scope, conditions, expires_ms)
+}
+
+/// Does everything that such a binding would give lie inside what one of these rules gives?
+pub(crate) fn holds(
+    rules: &[Rule],
+    context: &Context,
+    role: &Role,
+    scope: &Scope,
+    conditions: &Conditions,
+    expires_ms: Option<u64>,
+) -> Result<(), MayNotGrant> {
     let now = context.facts.now_ms;
     let held = |rule: &&Rule| {
         rule.is_current(now)
             && rule.scope.contains(scope)
             && scope.partner().is_none_or(|partner| partner == context.partner)
     };
-    let manage = Act::of(Permission::ManageRoles);
-    if !matches!(decide(rules, manage, &object_of(scope), context), Verdict::Allow { .. }) {
-        return Err(MayNotGrant::NoRoles);
-    }
     for permission in role.permissions.iter().copied() {
         let inside = |rule: &Rule| {
             let has = match permission {
@@ -61,7 +73,7 @@ pub(crate) fn may_grant(
 }
 
 /// The object that stands for a scope when somebody wants to manage it.
-fn object_of(scope: &Scope) -> Object {
+pub(crate) fn object_of(scope: &Scope) -> Object {
     match scope {
         Scope::Installation => Object::Installation,
         Scope::Partner(partner) | Scope::Group { partner, .. } | Scope::Tag { partner, .. } => {

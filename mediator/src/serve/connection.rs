@@ -234,12 +234,17 @@ async fn known_relay(
         tracing::error!(%error, "cannot read relays");
         fail(failure::INTERNAL, "relays cannot be read")
     })?;
-    let row = row.filter(|row| row.identity == line.identity).ok_or_else(not_enrolled)?;
+    let row = row.filter(|row| row.identity == line.identity && !row.disabled);
+    let row = row.ok_or_else(not_enrolled)?;
     let told = hello.relay.clone().unwrap_or_default();
     // A relay's Noise key comes with its description or with the hello.
     let cert = told.noise_cert.clone().or_else(|| hello.noise_cert.clone());
     noise_key(line, cert.as_ref())?;
-    let addresses = relay::addresses(&told.addresses)?;
+    let mut addresses = relay::addresses(&told.addresses)?;
+    if row.draining {
+        // Without addresses it gets nothing new.
+        addresses.clear();
+    }
     let region = if told.region.is_empty() { row.region.clone() } else { fact(&told.region) };
     let info = wire::RelayInfo {
         relay_id: id.to_bytes(),

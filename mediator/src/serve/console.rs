@@ -36,6 +36,8 @@ const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGES_READ: usize = 50;
 /// Bytes of a search text.
 const MAX_QUERY: usize = 256;
+/// What a console is told of the life of its tokens, milliseconds.
+const API_TOKEN_LIFE_MS: u64 = 600_000;
 /// Wrong passwords on one connection.
 const MAX_LOGIN_FAILURES: u32 = 20;
 
@@ -152,6 +154,14 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
             requests::handle(line, &row, body, responder).await;
         }
         Body::EndSession(wish) => end(line, &row, &wish, responder).await,
+        Body::ApiTokenRequest(_) => match shared.api_tokens.issue(row.id, line.identity) {
+            Some(token) => responder.reply(Body::ApiToken(wire::ApiToken {
+                token: token.to_string(),
+                expires_ms: asked_ms.saturating_add(API_TOKEN_LIFE_MS),
+                now_ms: unix_ms(),
+            })),
+            None => responder.fail(fail(failure::INTERNAL, "the system gives no randomness")),
+        },
         body => agent::of_session(line, body, responder).await,
     }
 }

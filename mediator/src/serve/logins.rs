@@ -103,7 +103,7 @@ pub(crate) struct Logins {
 
 /// Why a login is looked up.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
+pub(crate) enum Use {
     /// The person wants something.
     Act,
     /// A program keeps up what the person began: that is no sign of the person, and goes on.
@@ -269,7 +269,7 @@ impl Logins {
             Box::pin(async move {
                 // What changed since the password was checked is not logged in to.
                 if !accounts::is_unchanged(tx, &row.id, &row.password).await?
-                    || locks::device_in(tx, device).await?
+                    || locks::device_in(tx, device, &row.partner_id).await?
                     || !judged.use_up(tx, &row.id).await?
                 {
                     return Ok(None);
@@ -440,7 +440,7 @@ impl Logins {
     }
 
     /// The login of a session token, if it may be used now by this device.
-    pub(super) async fn session(
+    pub(crate) async fn session(
         &self,
         id: LoginId,
         device: PublicKey,

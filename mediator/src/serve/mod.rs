@@ -22,6 +22,7 @@ pub(crate) mod review;
 mod run;
 mod second;
 
-pub(crate) use driver::BrokerHandle;
+pub(crate) use driver::{BrokerHandle, Driver};
 pub(crate) use half_open::{Admitted, Source};
+pub(crate) use logins::Use;
 pub(crate) use run::{Shared, run};

@@ -4,7 +4,6 @@ use adit_control::{Responder, failure as fail};
 use adit_protocol::{
     code::failure,
     ids::ComputerId,
-    target::BUILTIN_REDIRECTORS,
     wire::{self, frame::Body},
 };
 use adit_runtime::time::unix_ms;
@@ -24,9 +23,6 @@ use crate::{
         computers,
     },
 };
-
-/// Redirectors that are no service of the computer's own.
-const FORWARDS: [&str; 3] = ["tcp", "udp", "socks"];
 
 /// Answers a message about requests.
 pub(super) async fn handle(line: &Line, row: &LoginRow, body: Body, responder: Responder) {
@@ -68,10 +64,7 @@ async fn ask(
     wish: wire::RequestAccess,
 ) -> Result<wire::AccessRequest, RequestError> {
     let no_computer = || Refusal::new(failure::NO_SUCH_COMPUTER, "there is no such computer");
-    let known = |name: &str| {
-        FORWARDS.contains(&name) || BUILTIN_REDIRECTORS.iter().any(|known| known.name == name)
-    };
-    if !known(&wish.redirector) {
+    if !requests::is_redirector(&wish.redirector) {
         let text = "there is no such redirector";
         return Err(Refusal::new(failure::NO_SUCH_REDIRECTOR, text).into());
     }

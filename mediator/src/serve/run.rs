@@ -30,7 +30,7 @@ use super::{
     review, review::Rules,
 };
 use crate::{
-    admin::{AdminContext, AdminRequest, handle},
+    admin::{AdminContext, AdminRequest, actor::Actor, handle},
     config::{PROGRAM, Settings},
     http,
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
@@ -70,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) check_in_ms: u32,
     pub(crate) allowances: Arc<Allowances>,
     pub(crate) next_connection: AtomicU64,
+    /// Of consoles, for the API.
+    pub(crate) api_tokens: http::Tokens,
 }
 
 /// Serves until told to stop.
@@ -233,6 +235,7 @@ impl Server {
             check_in_ms: settings.check_in_ms,
             allowances: Arc::default(),
             next_connection: AtomicU64::new(1),
+            api_tokens: http::Tokens::default(),
         });
         let control_cert = live(installation.server())?;
         let web_cert = live(web_pair(settings, &installation)?)?;
@@ -242,7 +245,7 @@ impl Server {
             .map_err(|error| bad_cert(error.to_string()))?;
         let health = Health::default();
         serve_metrics(settings, shared.broker.clone(), &health, &essential).await?;
-        let web = http::Web { admin, shared: Arc::clone(&shared) };
+        let web = http::Web::new(admin, Arc::clone(&shared)).ok_or_else(crypto)?;
         let web = Arc::new(http::Server::new(Arc::new(web), stop.child_token()));
         let half_open = HalfOpen::new(settings.half_open, settings.half_open_per_source);
         let room = Arc::new(Semaphore::new(settings.connections));
@@ -505,7 +508,7 @@ fn serve_admin(
             let request: AdminRequest = serde_json::from_value(request).map_err(|error| {
                 CliError::usage("local_bad_request", format!("not a request: {error}"))
             })?;
-            handle(context, request).await
+            handle(context, Actor::Local, request).await
         }
     };
     tasks.spawn_essential("admin", server.serve(answer, tasks.token().clone()));

@@ -195,13 +195,19 @@ pub(crate) async fn find(tx: &mut WriteTx, name: &str) -> Result<AccountRow, Sto
     read(&row.ok_or(StoreError::Missing("user"))?)
 }
 
-/// All accounts.
-pub(crate) async fn list(pool: &AnyPool) -> Result<Vec<AccountRow>, StoreError> {
+/// All accounts, or those of one partner.
+pub(crate) async fn list(
+    pool: &AnyPool,
+    partner: Option<&str>,
+) -> Result<Vec<AccountRow>, StoreError> {
     let statement = format!(
         "SELECT {ACCOUNT} FROM account a JOIN partner p ON p.id = a.partner_id \
-         ORDER BY p.name_key, a.name_key"
+         WHERE ($1 = '' OR a.partner_id = $1) ORDER BY p.name_key, a.name_key"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(statement)).fetch_all(pool).await?;
+    let rows = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(partner.unwrap_or_default().to_owned())
+        .fetch_all(pool)
+        .await?;
     rows.iter().map(read).collect()
 }
 

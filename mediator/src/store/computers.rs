@@ -167,6 +167,21 @@ pub(crate) async fn list(
     rows.iter().map(read).collect()
 }
 
+/// Ids of the clients with a computer that `visible` lets through.
+pub(crate) async fn clients(
+    pool: &AnyPool,
+    visible: &Clause,
+) -> Result<std::collections::BTreeSet<String>, StoreError> {
+    let statement =
+        format!("SELECT DISTINCT k.client_id AS id FROM computer k WHERE {}", visible.text);
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(statement));
+    for value in &visible.values {
+        query = query.bind(value.clone());
+    }
+    let rows = query.fetch_all(pool).await?;
+    rows.iter().map(|row| row.text("id")).collect()
+}
+
 /// All computers, or those of one name or id, whatever the partner: for the machine's
 /// administrator. `text` is `partner/client/name`, `client/name`, a name or an id.
 pub(crate) async fn find(pool: &AnyPool, text: &str) -> Result<Vec<ComputerRow>, StoreError> {

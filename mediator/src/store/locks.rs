@@ -22,22 +22,40 @@ pub(crate) async fn device(pool: &AnyPool, device: PublicKey) -> Result<bool, St
     Ok(row.is_some())
 }
 
-/// The same inside a transaction.
-pub(crate) async fn device_in(tx: &mut WriteTx, device: PublicKey) -> Result<bool, StoreError> {
-    let row = sqlx::query("SELECT since_ms FROM device_block WHERE device = $1")
-        .bind(device.fingerprint().to_string())
-        .fetch_optional(tx.sql())
-        .await?;
+/// The same inside a transaction, for users of a partner: that may have switched it off, too.
+pub(crate) async fn device_in(
+    tx: &mut WriteTx,
+    device: PublicKey,
+    partner: &str,
+) -> Result<bool, StoreError> {
+    let row = sqlx::query(
+        "SELECT since_ms FROM device_block WHERE device = $1 UNION ALL \
+         SELECT since_ms FROM partner_device_block WHERE device = $1 AND partner_id = $2",
+    )
+    .bind(device.fingerprint().to_string())
+    .bind(partner.to_owned())
+    .fetch_optional(tx.sql())
+    .await?;
     Ok(row.is_some())
 }
 
-/// Devices that are switched off.
-pub(crate) async fn devices(pool: &AnyPool) -> Result<Vec<Lock>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT device AS what, reason, since_ms FROM device_block ORDER BY since_ms, device",
-    )
-    .fetch_all(pool)
-    .await?;
+/// Devices that are switched off for everybody, or by a partner.
+pub(crate) async fn devices(
+    pool: &AnyPool,
+    partner: Option<&str>,
+) -> Result<Vec<Lock>, StoreError> {
+    let statement = match partner {
+        None => "SELECT device AS what, reason, since_ms FROM device_block ORDER BY what",
+        Some(_) => {
+            "SELECT device AS what, reason, since_ms FROM partner_device_block \
+             WHERE partner_id = $1 ORDER BY what"
+        }
+    };
+    let mut query = sqlx::query(statement);
+    if let Some(partner) = partner {
+        query = query.bind(partner.to_owned());
+    }
+    let rows = query.fetch_all(pool).await?;
     rows.iter()
         .map(|row| {
             let (what, reason) = (row.text("what")?, row.text("reason")?);
@@ -46,31 +64,74 @@ pub(crate) async fn devices(pool: &AnyPool) -> Result<Vec<Lock>, StoreError> {
         .collect()
 }
 
-/// Switches a device off and ends its logins; their number.
+/// Whether a user of the partner ever logged in with the device, or the partner switched it off.
+pub(crate) async fn is_of_partner(
+    pool: &AnyPool,
+    device: Fingerprint,
+    partner: &str,
+) -> Result<bool, StoreError> {
+    let rows = sqlx::query(
+        "SELECT DISTINCT d.device AS device FROM known_device d \
+         JOIN account a ON a.id = d.account_id WHERE a.partner_id = $1",
+    )
+    .bind(partner.to_owned())
+    .fetch_all(pool)
+    .await?;
+    for row in &rows {
+        let key = PublicKey::from_slice(&row.blob("device")?);
+        if key.is_ok_and(|key| key.fingerprint() == device) {
+            return Ok(true);
+        }
+    }
+    let blocked = devices(pool, Some(partner)).await?;
+    Ok(blocked.iter().any(|lock| lock.what == device.to_string()))
+}
+
+/// Switches a device off, for everybody or for the users of a partner, and ends their logins
+/// with it; their number.
 pub(crate) async fn disable_device(
     tx: &mut WriteTx,
     device: Fingerprint,
+    partner: Option<&str>,
     reason: &str,
 ) -> Result<u64, StoreError> {
     let now = bigint(tx.now_ms());
-    sqlx::query(
-        "INSERT INTO device_block (device, reason, since_ms) VALUES ($1, $2, $3) \
-         ON CONFLICT (device) DO UPDATE SET reason = excluded.reason",
+    let statement = match partner {
+        None => {
+            "INSERT INTO device_block (device, reason, since_ms) VALUES ($1, $2, $3) \
+             ON CONFLICT (device) DO UPDATE SET reason = excluded.reason"
+        }
+        Some(_) => {
+            "INSERT INTO partner_device_block (device, reason, since_ms, partner_id) \
+             VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (partner_id, device) DO UPDATE SET reason = excluded.reason"
+        }
+    };
+    let mut insert =
+        sqlx::query(statement).bind(device.to_string()).bind(reason.to_owned()).bind(now);
+    if let Some(partner) = partner {
+        insert = insert.bind(partner.to_owned());
+    }
+    insert.execute(tx.sql()).await?;
+    let rows = sqlx::query(
+        "SELECT DISTINCT l.device AS device FROM login l JOIN account a ON a.id = l.account_id \
+         WHERE ($1 = '' OR a.partner_id = $1)",
     )
-    .bind(device.to_string())
-    .bind(reason.to_owned())
-    .bind(now)
-    .execute(tx.sql())
+    .bind(partner.unwrap_or_default().to_owned())
+    .fetch_all(tx.sql())
     .await?;
-    let rows = sqlx::query("SELECT DISTINCT device FROM login").fetch_all(tx.sql()).await?;
     let mut ended = 0;
     for row in rows {
         let key = row.blob("device")?;
         if PublicKey::from_slice(&key).is_ok_and(|key| key.fingerprint() == device) {
-            let done = sqlx::query("DELETE FROM login WHERE device = $1")
-                .bind(key)
-                .execute(tx.sql())
-                .await?;
+            let done = sqlx::query(
+                "DELETE FROM login WHERE device = $1 AND account_id IN \
+                 (SELECT id FROM account WHERE $2 = '' OR partner_id = $2)",
+            )
+            .bind(key)
+            .bind(partner.unwrap_or_default().to_owned())
+            .execute(tx.sql())
+            .await?;
             ended += done.rows_affected();
         }
     }
@@ -81,12 +142,17 @@ pub(crate) async fn disable_device(
 pub(crate) async fn enable_device(
     tx: &mut WriteTx,
     device: Fingerprint,
+    partner: Option<&str>,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query("DELETE FROM device_block WHERE device = $1")
-        .bind(device.to_string())
-        .execute(tx.sql())
-        .await?;
-    Ok(done.rows_affected() == 1)
+    let statement = match partner {
+        None => "DELETE FROM device_block WHERE device = $1",
+        Some(_) => "DELETE FROM partner_device_block WHERE device = $1 AND partner_id = $2",
+    };
+    let mut query = sqlx::query(statement).bind(device.to_string());
+    if let Some(partner) = partner {
+        query = query.bind(partner.to_owned());
+    }
+    Ok(query.execute(tx.sql()).await?.rows_affected() == 1)
 }
 
 /// Whether a client is locked down.

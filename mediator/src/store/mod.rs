@@ -10,6 +10,7 @@
 
 pub(crate) mod access;
 pub(crate) mod accounts;
+pub(crate) mod api;
 pub(crate) mod audit;
 pub(crate) mod computers;
 pub(crate) mod devices;

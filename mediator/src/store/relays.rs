@@ -12,7 +12,15 @@ pub(crate) struct RelayRow {
     pub(crate) name: String,
     pub(crate) identity: PublicKey,
     pub(crate) region: String,
+    pub(crate) last_seen_ms: u64,
+    /// Gets nothing new.
+    pub(crate) draining: bool,
+    /// May not connect.
+    pub(crate) disabled: bool,
 }
+
+const SELECT: &str =
+    "SELECT id, name, identity, region, last_seen_ms, draining, disabled FROM relay";
 
 fn read(row: &AnyRow) -> Result<RelayRow, StoreError> {
     let identity = PublicKey::from_slice(&row.blob("identity")?)
@@ -22,6 +30,9 @@ fn read(row: &AnyRow) -> Result<RelayRow, StoreError> {
         name: row.text("name")?,
         identity,
         region: row.text("region")?,
+        last_seen_ms: row.number("last_seen_ms")?,
+        draining: row.flag("draining")?,
+        disabled: row.flag("disabled")?,
     })
 }
 
@@ -55,7 +66,7 @@ pub(crate) async fn by_identity(
     tx: &mut WriteTx,
     identity: PublicKey,
 ) -> Result<Option<RelayRow>, StoreError> {
-    let row = sqlx::query("SELECT id, name, identity, region FROM relay WHERE identity = $1")
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE identity = $1")))
         .bind(identity.0.to_vec())
         .fetch_optional(tx.sql())
         .await?;
@@ -64,7 +75,7 @@ pub(crate) async fn by_identity(
 
 /// By its id.
 pub(crate) async fn by_id(pool: &AnyPool, id: RelayId) -> Result<Option<RelayRow>, StoreError> {
-    let row = sqlx::query("SELECT id, name, identity, region FROM relay WHERE id = $1")
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE id = $1")))
         .bind(id.to_string())
         .fetch_optional(pool)
         .await?;
@@ -80,4 +91,39 @@ pub(crate) async fn seen(tx: &mut WriteTx, id: RelayId) -> Result<(), StoreError
         .execute(tx.sql())
         .await?;
     Ok(())
+}
+
+/// All relays.
+pub(crate) async fn list(pool: &AnyPool) -> Result<Vec<RelayRow>, StoreError> {
+    let statement = format!("{SELECT} ORDER BY id LIMIT 10000");
+    let rows = sqlx::query(sqlx::AssertSqlSafe(statement)).fetch_all(pool).await?;
+    rows.iter().map(read).collect()
+}
+
+/// Gives a relay nothing new, or again; false if there is none such.
+pub(crate) async fn set_draining(
+    tx: &mut WriteTx,
+    id: RelayId,
+    draining: bool,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query("UPDATE relay SET draining = $1 WHERE id = $2")
+        .bind(i16::from(draining))
+        .bind(id.to_string())
+        .execute(tx.sql())
+        .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Lets a relay not connect, or again; false if there is none such.
+pub(crate) async fn set_disabled(
+    tx: &mut WriteTx,
+    id: RelayId,
+    disabled: bool,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query("UPDATE relay SET disabled = $1 WHERE id = $2")
+        .bind(i16::from(disabled))
+        .bind(id.to_string())
+        .execute(tx.sql())
+        .await?;
+    Ok(done.rows_affected() == 1)
 }

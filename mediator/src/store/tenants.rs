@@ -120,6 +120,39 @@ pub(crate) async fn client(
     })
 }
 
+/// A client by its names, read outside a transaction.
+pub(crate) async fn find_client(
+    pool: &AnyPool,
+    partner: &str,
+    name: &str,
+) -> Result<Option<Client>, StoreError> {
+    let row = sqlx::query(
+        "SELECT c.id AS id, c.name AS name, p.id AS partner_id, p.name AS partner \
+         FROM client c JOIN partner p ON p.id = c.partner_id \
+         WHERE p.name_key = $1 AND c.name_key = $2",
+    )
+    .bind(name_key(partner))
+    .bind(name_key(name))
+    .fetch_optional(pool)
+    .await?;
+    row.map(|row| {
+        Ok(Client {
+            id: row.text("id")?,
+            name: row.text("name")?,
+            partner_id: row.text("partner_id")?,
+            partner: row.text("partner")?,
+        })
+    })
+    .transpose()
+}
+
+/// Partners, by name.
+pub(crate) async fn partners(pool: &AnyPool) -> Result<Vec<Partner>, StoreError> {
+    let rows =
+        sqlx::query("SELECT id, name FROM partner ORDER BY name_key").fetch_all(pool).await?;
+    rows.iter().map(|row| Ok(Partner { id: row.text("id")?, name: row.text("name")? })).collect()
+}
+
 /// A client that must be there.
 pub(crate) async fn client_by_id(tx: &mut WriteTx, id: &str) -> Result<Client, StoreError> {
     let row = sqlx::query(

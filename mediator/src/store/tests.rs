@@ -304,7 +304,7 @@ async fn the_remaining_statements_run() {
         .await
         .unwrap();
     assert!(accounts::login(pool, [1; 32], identity).await.unwrap().is_none());
-    assert_eq!(accounts::list(pool).await.unwrap().len(), 1);
+    assert_eq!(accounts::list(pool, None).await.unwrap().len(), 1);
     assert_eq!(tenants::clients(pool).await.unwrap().len(), 0);
     running.close().await;
 }

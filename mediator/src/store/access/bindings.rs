@@ -20,6 +20,8 @@ pub(crate) enum Subject {
     User(String),
     /// A group of the partner's users, by name.
     Group(String),
+    /// An API key, by id.
+    Key(String),
 }
 
 impl Subject {
@@ -28,13 +30,14 @@ impl Subject {
         match self {
             Self::User(_) => "user",
             Self::Group(_) => "group",
+            Self::Key(_) => "key",
         }
     }
 
     /// Id or name.
     pub(crate) fn id(&self) -> &str {
         match self {
-            Self::User(id) | Self::Group(id) => id,
+            Self::User(id) | Self::Group(id) | Self::Key(id) => id,
         }
     }
 }
@@ -91,6 +94,7 @@ fn read(row: &AnyRow) -> Result<Binding, StoreError> {
     let subject = match row.text("subject_kind")?.as_str() {
         "user" => Subject::User(row.text("subject_id")?),
         "group" => Subject::Group(row.text("subject_id")?),
+        "key" => Subject::Key(row.text("subject_id")?),
         other => return Err(corrupt(format_args!("subject {other}"))),
     };
     let expires: Option<i64> = row.try_get("expires_ms")?;
@@ -233,9 +237,61 @@ pub(crate) async fn rules(
         .bind(account.to_owned())
         .fetch_all(pool)
         .await?;
+    with_roles(pool, &rows, when).await
+}
+
+/// The rules of an API key.
+pub(crate) async fn rules_of_key(
+    pool: &AnyPool,
+    partner: &str,
+    key: &str,
+) -> Result<Vec<Rule>, StoreError> {
+    of_subject(pool, partner, &Subject::Key(key.to_owned())).await
+}
+
+/// The rules that one subject has now by itself, not through groups.
+pub(crate) async fn of_subject(
+    pool: &AnyPool,
+    partner: &str,
+    subject: &Subject,
+) -> Result<Vec<Rule>, StoreError> {
+    let statement = format!(
+        "{SELECT} WHERE b.partner_id = $1 AND b.subject_kind = $2 AND b.subject_id = $3 \
+         AND b.valid_to_ms IS NULL ORDER BY b.id LIMIT {MAX_PER_SUBJECT}"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(partner.to_owned())
+        .bind(subject.kind())
+        .bind(subject.id().to_owned())
+        .fetch_all(pool)
+        .await?;
+    with_roles(pool, &rows, When::Now).await
+}
+
+/// The rules of a partner that are bound in this scope.
+pub(crate) async fn of_label(
+    pool: &AnyPool,
+    partner: &str,
+    kind: &str,
+    label: &str,
+) -> Result<Vec<Rule>, StoreError> {
+    let statement = format!(
+        "{SELECT} WHERE b.scope_partner_id = $1 AND b.scope_kind = $2 AND b.scope_id = $3 \
+         AND b.valid_to_ms IS NULL ORDER BY b.id"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(partner.to_owned())
+        .bind(kind.to_owned())
+        .bind(label.to_owned())
+        .fetch_all(pool)
+        .await?;
+    with_roles(pool, &rows, When::Now).await
+}
+
+async fn with_roles(pool: &AnyPool, rows: &[AnyRow], when: When) -> Result<Vec<Rule>, StoreError> {
     let mut known = BTreeMap::new();
     let mut rules = Vec::with_capacity(rows.len());
-    for row in &rows {
+    for row in rows {
         let binding = read(row)?;
         if !known.contains_key(&binding.role) {
             let role = roles::by_id(pool, &binding.role, when).await?;

@@ -56,6 +56,17 @@ pub(crate) fn computers(
     Clause { text, values }
 }
 
+/// Of those rows (`k`) only the ones with a group or tag.
+pub(crate) fn labelled(clause: &mut Clause, kind: &str, label: &str) {
+    let (kind, label) = (clause.bind(kind), clause.bind(label));
+    clause.text = format!(
+        "({} AND EXISTS (SELECT 1 FROM computer_label w WHERE w.computer_id = k.id \
+         AND w.kind = {kind} AND w.label = {label} AND {}))",
+        clause.text,
+        When::Now.valid("w.")
+    );
+}
+
 /// The columns of the row that is filtered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Columns {

@@ -1,0 +1,341 @@
+//! Who acts: the machine's administrator through the local socket, or somebody who proved over
+//! the network who they are. Every act asks here before it does anything.
+//!
+//! What belongs to another partner, or is not for this one to see, is told as "not found"; a
+//! right that is missing as `not_permitted`. Each denial is recorded. Must never decide by itself:
+//! that is [`crate::authz`]'s.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use adit_ledger::{Event, Level};
+use adit_protocol::{code::failure, keys::PublicKey};
+use adit_runtime::{cli::CliError, time::unix_ms};
+
+use super::AdminContext;
+use crate::{
+    authz::{Decision, Holder, Spot, facts_now},
+    core::types::Refusal,
+    place::store_error,
+    requests,
+    roles::{
+        Act, Conditions, Object, Permission, Role, Scope,
+        conditions::Facts,
+        mint::{holds, may_grant, object_of},
+    },
+    store::{StoreError, access::When, computers::ComputerRow, tenants},
+};
+
+/// The machine's administrator, in the log.
+pub(crate) const LOCAL: &str = "local administrator";
+
+/// Who acts.
+#[derive(Clone, Debug)]
+pub(crate) enum Actor {
+    /// Whoever may use the data directory. May do everything.
+    Local,
+    /// Somebody over the network, within rules.
+    Remote(Arc<Remote>),
+}
+
+/// What proved who somebody is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A technician's login, and the console's identity.
+    Console,
+    /// An API key's own key pair.
+    Key,
+}
+
+/// Somebody over the network.
+#[derive(Clone, Debug)]
+pub(crate) struct Remote {
+    pub(crate) kind: Kind,
+    /// With the account's or the key's id.
+    pub(crate) holder: Holder,
+    pub(crate) name: String,
+    /// Name of the partner.
+    pub(crate) partner: String,
+    pub(crate) device: PublicKey,
+    pub(crate) source: SocketAddr,
+    /// How the second factor was shown, and when.
+    pub(crate) mfa: String,
+    pub(crate) mfa_ms: Option<u64>,
+    /// What is asked: the operation's id.
+    pub(crate) operation: &'static str,
+}
+
+impl Remote {
+    /// The circumstances of what is asked now.
+    pub(crate) fn facts(&self) -> Facts {
+        Facts { mfa_ms: self.mfa_ms, ..facts_now(Some(self.source.ip()), unix_ms()) }
+    }
+
+    /// As requests for access know who acts.
+    pub(crate) fn as_requester(&self) -> requests::Actor {
+        requests::Actor {
+            name: self.name.clone(),
+            device: Some(self.device.fingerprint().to_string()),
+            source: Some(self.source.to_string()),
+        }
+    }
+}
+
+/// There is no such thing, or it is not for this one.
+pub(crate) fn not_found(what: &'static str) -> CliError {
+    store_error(StoreError::Missing(what))
+}
+
+impl Actor {
+    /// Who it is, for the log.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Local => LOCAL,
+            Self::Remote(remote) => &remote.name,
+        }
+    }
+
+    /// The one over the network, if it is one.
+    pub(crate) fn remote(&self) -> Option<&Remote> {
+        match self {
+            Self::Local => None,
+            Self::Remote(remote) => Some(remote),
+        }
+    }
+
+    /// The only partner that it reaches; `None`: all.
+    pub(crate) fn partner_id(&self) -> Option<&str> {
+        self.remote().map(|remote| remote.holder.partner.as_str())
+    }
+
+    /// Refuses everybody but the machine's administrator: for what has no route.
+    pub(crate) fn local_only(&self) -> Result<(), CliError> {
+        match self {
+            Self::Local => Ok(()),
+            Self::Remote(_) => Err(not_found("act")),
+        }
+    }
+
+    /// An event of what it did.
+    pub(crate) fn event(&self, name: &str, partner: &str) -> Event {
+        self.sign(Event::new(name, Level::Significant).partner(partner).outcome("done"))
+    }
+
+    /// Writes into an event who did it.
+    pub(crate) fn sign(&self, event: Event) -> Event {
+        let event = event.actor(self.name());
+        match self {
+            Self::Local => event,
+            Self::Remote(remote) => event
+                .device(remote.device.fingerprint().to_string())
+                .source(remote.source.to_string())
+                .mfa(remote.mfa.as_str()),
+        }
+    }
+
+    /// Is this partner's for it to know of?
+    pub(crate) fn reaches(&self, partner_id: &str) -> bool {
+        self.partner_id().is_none_or(|own| own == partner_id)
+    }
+
+    /// Asks for a permission on a partner as such.
+    pub(crate) async fn may(
+        &self,
+        context: &AdminContext,
+        partner_id: &str,
+        any_of: &[Permission],
+    ) -> Result<(), CliError> {
+        self.decide(context, &Object::Partner(partner_id.to_owned()), any_of).await
+    }
+
+    /// Asks for a permission on the own partner, whatever is asked about in it.
+    pub(crate) async fn may_at_home(
+        &self,
+        context: &AdminContext,
+        any_of: &[Permission],
+    ) -> Result<(), CliError> {
+        match self.partner_id() {
+            None => Ok(()),
+            Some(own) => self.may(context, own, any_of).await,
+        }
+    }
+
+    /// Asks for a permission on the installation.
+    pub(crate) async fn may_everywhere(
+        &self,
+        context: &AdminContext,
+        any_of: &[Permission],
+    ) -> Result<(), CliError> {
+        self.decide(context, &Object::Installation, any_of).await
+    }
+
+    /// Asks for a permission on a client.
+    pub(crate) async fn may_client(
+        &self,
+        context: &AdminContext,
+        client: &tenants::Client,
+        any_of: &[Permission],
+    ) -> Result<(), CliError> {
+        let (partner, client) = (client.partner_id.clone(), client.id.clone());
+        self.decide(context, &Object::Client { partner, client }, any_of).await
+    }
+
+    /// Asks for a permission on a computer.
+    pub(crate) async fn may_computer(
+        &self,
+        context: &AdminContext,
+        row: &ComputerRow,
+        any_of: &[Permission],
+    ) -> Result<(), CliError> {
+        self.may_spot(context, &Spot::of(row), any_of).await
+    }
+
+    /// Asks for a permission on a computer by its ids.
+    pub(crate) async fn may_spot(
+        &self,
+        context: &AdminContext,
+        spot: &Spot,
+        any_of: &[Permission],
+    ) -> Result<(), CliError> {
+        let Self::Remote(remote) = self else { return Ok(()) };
+        let pool = &context.store.readers;
+        let object = remote.holder.object(pool, spot, When::Now).await;
+        self.decide(context, &object.map_err(store_error)?, any_of).await
+    }
+
+    /// Asks for a permission on whatever it is.
+    pub(crate) async fn may_on(
+        &self,
+        context: &AdminContext,
+        object: &Object,
+        any_of: &[Permission],
+    ) -> Result<(), CliError> {
+        self.decide(context, object, any_of).await
+    }
+
+    /// Refuses whoever may manage roles nowhere, before anything is told of what is there.
+    pub(crate) async fn may_manage_roles_somewhere(
+        &self,
+        context: &AdminContext,
+    ) -> Result<(), CliError> {
+        let Self::Remote(remote) = self else { return Ok(()) };
+        let somewhere = remote.holder.rules.iter().map(|rule| object_of(&rule.scope));
+        let manage = Act::of(Permission::ManageRoles);
+        for object in somewhere {
+            if remote.holder.decide(manage, &object, remote.facts()).is_allowed() {
+                return Ok(());
+            }
+        }
+        self.may_at_home(context, &[Permission::ManageRoles]).await
+    }
+
+    async fn decide(
+        &self,
+        context: &AdminContext,
+        object: &Object,
+        any_of: &[Permission],
+    ) -> Result<(), CliError> {
+        let Self::Remote(remote) = self else { return Ok(()) };
+        let mut denied = None;
+        for permission in any_of {
+            match remote.holder.decide(Act::of(*permission), object, remote.facts()) {
+                Decision::Allow { .. } => return Ok(()),
+                // What is missing with one permission says more than that another is not held.
+                Decision::Deny { rule, refusal, unmet } => {
+                    if denied.is_none() || !unmet.is_empty() {
+                        denied = Some((rule, refusal));
+                    }
+                }
+            }
+        }
+        let missing = || Refusal::new(failure::NOT_PERMITTED, "nothing permits it");
+        let (rule, refusal) = denied.unwrap_or_else(|| ("default-deny".to_owned(), missing()));
+        let seen = matches!(object, Object::Installation)
+            || matches!(object, Object::Partner(id) if self.reaches(id));
+        let error = match (refusal.code, seen) {
+            // One's own partner is no secret, only what may be done there.
+            (failure::NO_SUCH_COMPUTER, true) => {
+                let text = format!("your roles do not permit {}", names(any_of));
+                CliError::refused(failure::NOT_PERMITTED, text)
+            }
+            (failure::NO_SUCH_COMPUTER, false) => not_found(kind(object)),
+            (code, _) => CliError::refused(code, refusal.message),
+        };
+        self.denied(context, (&rule, error.code), object).await?;
+        Err(error)
+    }
+
+    /// Records what was denied. Of what is not there for this one only its kind.
+    async fn denied(
+        &self,
+        context: &AdminContext,
+        (rule, code): (&str, &str),
+        object: &Object,
+    ) -> Result<(), CliError> {
+        let Self::Remote(remote) = self else { return Ok(()) };
+        let event = Event::new("act.refused", Level::Significant)
+            .partner(&remote.partner)
+            .outcome("refused")
+            .end_reason(code)
+            .rule(rule)
+            .extra("operation", remote.operation)
+            .extra("object", kind(object));
+        context.record(&remote.holder.partner, self.sign(event)).await
+    }
+
+    /// Refuses what lies outside the own rules, and records it.
+    pub(crate) async fn refuse(
+        &self,
+        context: &AdminContext,
+        rule: &str,
+        text: String,
+    ) -> Result<CliError, CliError> {
+        let object = Object::Partner(self.partner_id().unwrap_or_default().to_owned());
+        self.denied(context, (rule, failure::NOT_PERMITTED), &object).await?;
+        Ok(CliError::refused(failure::NOT_PERMITTED, text))
+    }
+
+    /// May it give this to others? Never more than it holds itself.
+    pub(crate) async fn may_give(
+        &self,
+        context: &AdminContext,
+        gift: &Gift<'_>,
+    ) -> Result<(), CliError> {
+        let Self::Remote(remote) = self else { return Ok(()) };
+        let holder = &remote.holder;
+        let rules = if holder.disabled { &[] } else { holder.rules.as_slice() };
+        let circumstances = holder.context(remote.facts());
+        let Gift { role, scope, conditions, expires_ms, .. } = *gift;
+        let judged = match gift.binds {
+            true => may_grant(rules, &circumstances, role, scope, conditions, expires_ms),
+            false => holds(rules, &circumstances, role, scope, conditions, expires_ms),
+        };
+        match judged {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.refuse(context, "beyond-own-rules", error.to_string()).await?),
+        }
+    }
+}
+
+/// What somebody would get.
+pub(crate) struct Gift<'a> {
+    pub(crate) role: &'a Role,
+    pub(crate) scope: &'a Scope,
+    pub(crate) conditions: &'a Conditions,
+    pub(crate) expires_ms: Option<u64>,
+    /// By a binding, which takes the right to bind.
+    pub(crate) binds: bool,
+}
+
+fn kind(object: &Object) -> &'static str {
+    match object {
+        Object::Installation => "installation",
+        Object::Partner(_) => "partner",
+        Object::Client { .. } => "client",
+        Object::Computer { .. } => "computer",
+    }
+}
+
+fn names(any_of: &[Permission]) -> String {
+    let names: Vec<&str> = any_of.iter().map(|permission| permission.name()).collect();
+    names.join(" or ")
+}

@@ -1,0 +1,525 @@
+//! What goes in and comes out, as it is described and checked: unknown fields are refused.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+        #[serde(deny_unknown_fields)]
+        pub(crate) struct $name {
+            $($(#[$field_doc])* pub(crate) $field: $kind,)*
+        }
+    )*};
+}
+
+/// No body, or no query.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Nothing {}
+
+/// Which page of a list.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Paging {
+    /// Items at most: 1 to 1,000; else 100.
+    pub(crate) limit: Option<u32>,
+    /// `next` of the page before.
+    pub(crate) cursor: Option<String>,
+}
+
+impl Paging {
+    /// As lists take it.
+    pub(crate) fn page(&self) -> (Option<u32>, Option<&str>) {
+        (self.limit, self.cursor.as_deref())
+    }
+}
+
+/// Which computers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ComputerQuery {
+    /// Part of the name or id.
+    pub(crate) query: String,
+    /// PARTNER/CLIENT.
+    pub(crate) client: Option<String>,
+    /// Of this group.
+    pub(crate) group: Option<String>,
+    /// With this tag: KEY=VALUE.
+    pub(crate) tag: Option<String>,
+    /// Only those that are online.
+    pub(crate) online: bool,
+    /// Items at most: 1 to 1,000; else 100.
+    pub(crate) limit: Option<u32>,
+    /// `next` of the page before.
+    pub(crate) cursor: Option<String>,
+}
+
+/// Which requests.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RequestQuery {
+    /// Only those that nobody has decided.
+    pub(crate) pending: bool,
+    /// Items at most: 1 to 1,000; else 100.
+    pub(crate) limit: Option<u32>,
+    /// `next` of the page before.
+    pub(crate) cursor: Option<String>,
+}
+
+/// May this user open that redirector there?
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ExplainQuery {
+    pub(crate) user: String,
+    /// Id or name.
+    pub(crate) computer: String,
+    pub(crate) redirector: String,
+    /// A past time, RFC 3339.
+    pub(crate) at: Option<String>,
+    /// As if a reason were given.
+    #[serde(default)]
+    pub(crate) reason: bool,
+    /// As if a ticket number were given.
+    #[serde(default)]
+    pub(crate) ticket: bool,
+    /// As if the user came from there.
+    #[schema(value_type = Option<String>)]
+    pub(crate) source: Option<IpAddr>,
+}
+
+/// Why.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Reason {
+    pub(crate) reason: String,
+}
+
+/// A scope by names; nothing: the whole partner.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ScopeOf {
+    /// The installation's own things, and all of the partner.
+    pub(crate) installation: bool,
+    /// PARTNER/CLIENT.
+    pub(crate) client: Option<String>,
+    /// A group of computers.
+    pub(crate) computers: Option<String>,
+    /// KEY=VALUE.
+    pub(crate) tag: Option<String>,
+    /// Id or name.
+    pub(crate) computer: Option<String>,
+}
+
+/// Conditions of a role or a binding; absent ones ask for nothing.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ConditionsOf {
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) reason: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) ticket: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) approval: bool,
+    /// Like `mon-fri 07:00-19:00 Europe/Berlin`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hours: Option<String>,
+    /// Longest age of the second factor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mfa_age_ms: Option<u64>,
+    /// Networks to come from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) networks: Vec<String>,
+    /// Longest session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) length_ms: Option<u64>,
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn hour_ms() -> u64 {
+    3_600_000
+}
+
+/// A user to be added.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewUser {
+    pub(crate) user: String,
+    /// On the whole partner; none: bind one later.
+    #[serde(default)]
+    pub(crate) role: Option<String>,
+    /// A second factor is required from the beginning.
+    #[serde(default)]
+    pub(crate) mfa: bool,
+    /// Without one, one is generated and shown once.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub(crate) password: Option<crate::admin::Secret>,
+}
+
+/// A password.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct NewPassword {
+    /// Without one, one is generated and shown once.
+    #[schema(value_type = Option<String>)]
+    pub(crate) password: Option<crate::admin::Secret>,
+}
+
+/// A token for agents.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewAgentToken {
+    /// PARTNER/CLIENT.
+    pub(crate) client: String,
+    #[serde(default = "one")]
+    pub(crate) uses: u64,
+    #[serde(default = "hour_ms")]
+    pub(crate) ttl_ms: u64,
+}
+
+/// A token for relays.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewRelayToken {
+    #[serde(default)]
+    pub(crate) region: String,
+    #[serde(default = "one")]
+    pub(crate) uses: u64,
+    #[serde(default = "hour_ms")]
+    pub(crate) ttl_ms: u64,
+}
+
+/// What a role is.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RoleContent {
+    pub(crate) permissions: Vec<String>,
+    /// The only redirectors that it may launch; empty: all.
+    #[serde(default)]
+    pub(crate) redirectors: Vec<String>,
+    #[serde(default)]
+    pub(crate) conditions: ConditionsOf,
+}
+
+/// A role to be made.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewRole {
+    pub(crate) role: String,
+    pub(crate) permissions: Vec<String>,
+    /// The only redirectors that it may launch; empty: all.
+    #[serde(default)]
+    pub(crate) redirectors: Vec<String>,
+    #[serde(default)]
+    pub(crate) conditions: ConditionsOf,
+}
+
+/// A role to be bound to one of user, group, key.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewBinding {
+    pub(crate) role: String,
+    pub(crate) user: Option<String>,
+    pub(crate) group: Option<String>,
+    /// An API key, by id.
+    pub(crate) key: Option<String>,
+    #[serde(default)]
+    pub(crate) scope: ScopeOf,
+    #[serde(default)]
+    pub(crate) conditions: ConditionsOf,
+    /// When it ends, RFC 3339.
+    pub(crate) expires: Option<String>,
+}
+
+/// A request for access.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewRequest {
+    /// Id or name.
+    pub(crate) computer: String,
+    pub(crate) redirector: String,
+    pub(crate) reason: String,
+    #[serde(default)]
+    pub(crate) ticket: String,
+    /// 0: the usual.
+    #[serde(default)]
+    pub(crate) length_ms: u64,
+}
+
+/// A decision.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Judgement {
+    /// 0: what was asked for.
+    pub(crate) length_ms: u64,
+    pub(crate) note: String,
+}
+
+/// A key to be registered.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewApiKey {
+    pub(crate) name: String,
+    /// Ed25519, 32 bytes in base64url: `x` of its JWK.
+    pub(crate) public_key: String,
+    /// Its first role.
+    pub(crate) role: String,
+    #[serde(default)]
+    pub(crate) scope: ScopeOf,
+    /// Networks it may come from; none: any.
+    #[serde(default)]
+    pub(crate) networks: Vec<String>,
+    /// Life; else 90 days.
+    pub(crate) ttl_ms: Option<u64>,
+}
+
+/// A client to be added.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewClient {
+    /// PARTNER/CLIENT.
+    pub(crate) client: String,
+}
+
+/// A partner to be added, with its first user.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewPartner {
+    pub(crate) partner: String,
+    pub(crate) owner: String,
+}
+
+/// Whether a second factor is required before there is one.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MfaPolicy {
+    pub(crate) required: bool,
+}
+
+kinds! {
+    /// Who asks.
+    Me {
+        name: String,
+        /// `console` or `key`.
+        kind: String,
+        partner: String,
+        roles: Vec<String>,
+        device: String,
+        source: String,
+        mfa: String,
+    }
+    /// A partner.
+    Partner { partner: String, partner_id: String, }
+    /// A partner that was added.
+    AddedPartner { partner: String, partner_id: String, owner: String, password: Option<String>, }
+    /// A client.
+    Client { client: String, client_id: String, computers: u64, locked: bool, }
+    /// A client that was added.
+    AddedClient { client: String, client_id: String, new_partner: bool, }
+    /// A client that was erased.
+    ErasedClient { client: String, computers_deleted: u64, entries_erased: u64, sessions_ended: u64, }
+    /// A lockdown.
+    Locked { client: String, locked: bool, sessions_ended: u64, }
+    /// A computer.
+    Computer {
+        computer_id: String,
+        computer: String,
+        client: String,
+        groups: Vec<String>,
+        tags: Vec<String>,
+        os: String,
+        last_seen: String,
+        online: bool,
+    }
+    /// A user.
+    User { user: String, partner: String, roles: Vec<String>, enabled: bool, mfa: String, }
+    /// A user that was added.
+    AddedUser { user: String, partner: String, role: String, password: Option<String>, }
+    /// A user that was disabled or enabled.
+    EnabledUser { user: String, enabled: bool, sessions_ended: u64, }
+    /// Ended logins and sessions.
+    LoggedOut { user: String, sessions_ended: u64, }
+    /// A password that was set; shown once if it was generated.
+    SetPassword { user: String, password: Option<String>, }
+    /// A second factor.
+    Factor {
+        factor: String,
+        kind: String,
+        name: String,
+        confirmed: bool,
+        created: String,
+        used: Option<String>,
+    }
+    /// Second factors of a user.
+    MfaState {
+        user: String,
+        policy: String,
+        required: bool,
+        factors: Vec<Factor>,
+        recovery_codes_left: u64,
+    }
+    /// A policy that was set.
+    SetMfaPolicy { user: String, policy: String, sessions_ended: u64, }
+    /// Removed factors.
+    MfaReset { user: String, factors_removed: u64, sessions_ended: u64, }
+    /// A login or live session of a user.
+    Login {
+        kind: String,
+        user: String,
+        device: String,
+        since: String,
+        used: Option<String>,
+        expires: Option<String>,
+        idle: Option<bool>,
+        mfa: String,
+        mfa_at: Option<String>,
+        session_id: Option<String>,
+        computer: Option<String>,
+        client: Option<String>,
+        redirector: Option<String>,
+    }
+    /// A token's secret, shown once.
+    MadeToken { token: String, expires: String, token_id: String, }
+    /// A token that is good.
+    Token {
+        token_id: String,
+        kind: String,
+        client: Option<String>,
+        region: Option<String>,
+        uses_left: u64,
+        expires: String,
+    }
+    /// A token that is worthless now.
+    RevokedToken { token_id: String, revoked: bool, }
+    /// What can be permitted.
+    PermissionKind { permission: String, meaning: String, }
+    /// A role.
+    Role {
+        role: String,
+        builtin: bool,
+        permissions: Vec<String>,
+        /// `all`, or names.
+        redirectors: Value,
+        conditions: ConditionsOf,
+        description: Option<String>,
+    }
+    /// A role that was deleted.
+    DeletedRole { role: String, deleted: bool, bindings: u64, }
+    /// A binding.
+    Binding {
+        binding: String,
+        /// `user`, `group` or `key`.
+        subject: String,
+        name: Option<String>,
+        role: String,
+        scope: String,
+        scope_id: Option<String>,
+        conditions: ConditionsOf,
+        expires: Option<String>,
+    }
+    /// A binding that was ended.
+    Unbound { binding: String, unbound: bool, }
+    /// A user's place in a group.
+    Member { user: String, group: String, member: bool, changed: bool, }
+    /// A label of a computer.
+    Labelled {
+        computer_id: String,
+        group: Option<String>,
+        tag: Option<String>,
+        set: bool,
+        changed: bool,
+    }
+    /// A request for access.
+    AccessRequest {
+        request: String,
+        state: String,
+        user: String,
+        client: String,
+        computer: String,
+        redirector: String,
+        reason: String,
+        ticket: String,
+        asked: String,
+        length_ms: u64,
+        decided_by: Option<String>,
+        until: Option<String>,
+    }
+    /// An open session.
+    Session {
+        session_id: String,
+        user: String,
+        computer: String,
+        client: String,
+        redirector: String,
+        target: String,
+        started: String,
+        carrier: Option<String>,
+    }
+    /// A session that was ended.
+    EndedSession { session_id: String, ended: bool, }
+    /// A device that is switched off.
+    Device { device: String, since: String, reason: String, }
+    /// A device that was switched off or on.
+    EnabledDevice { device: String, enabled: bool, logins_ended: u64, sessions_ended: u64, }
+    /// A relay.
+    Relay {
+        relay_id: String,
+        name: String,
+        region: String,
+        identity: String,
+        online: bool,
+        pairs: Option<u64>,
+        draining: bool,
+        enabled: bool,
+        last_seen: String,
+    }
+    /// What was changed of a relay.
+    ChangedRelay { relay_id: String, draining: Option<bool>, enabled: Option<bool>, }
+    /// An API key.
+    ApiKey {
+        key_id: String,
+        name: String,
+        partner: String,
+        token: String,
+        fingerprint: String,
+        roles: Vec<String>,
+        networks: Vec<String>,
+        created_by: String,
+        created: String,
+        expires: String,
+    }
+    /// A key that was revoked.
+    RevokedKey { key_id: String, revoked: bool, }
+    /// How one rule came out.
+    RuleOutcome {
+        rule: String,
+        covers: bool,
+        permits: bool,
+        current: bool,
+        missing: Vec<String>,
+        conditions: String,
+    }
+    /// Which rule allows or denies.
+    Explanation {
+        allowed: bool,
+        rule: String,
+        code: Option<String>,
+        message: Option<String>,
+        missing: Vec<String>,
+        until: Option<String>,
+        user: String,
+        computer: String,
+        client: String,
+        redirector: String,
+        at: String,
+        rules: Vec<RuleOutcome>,
+    }
+}
