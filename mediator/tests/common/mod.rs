@@ -9,6 +9,8 @@
     reason = "a test that cannot go on fails"
 )]
 
+pub mod api;
+
 use std::{
     io::{BufRead, BufReader, Write},
     path::PathBuf,

@@ -11,13 +11,14 @@ use adit_protocol::{
 use rustls::{
     AlertDescription, CertificateError, ClientConfig,
     client::{AlwaysResolvesClientRawPublicKeys, Resumption},
+    crypto::CryptoProvider,
     pki_types::ServerName,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    ALPN_PUBLIC, provider, raw_public_key,
+    ALPN_HTTP, ALPN_PUBLIC, ALPN_ROOTED, provider, raw_public_key,
     verify::{Accept, ChainVerifier, Presented},
 };
 
@@ -122,17 +123,7 @@ pub async fn connect_control<S: AsyncRead + AsyncWrite + Unpin>(
     trust: Trust,
     identity: &SigningKey,
 ) -> Result<(TlsStream<S>, PeerInfo), TlsError> {
-    let name = ServerName::try_from(server_name.to_owned())
-        .map_err(|_| TlsError::InvalidName(server_name.to_owned()))?;
-    let provider = provider();
-    let accept = match trust {
-        Trust::Root(fingerprint) => Accept::Root(fingerprint),
-        Trust::Probe => Accept::Nothing,
-        Trust::WebPki => Accept::WebPki(Arc::new(
-            rustls_platform_verifier::Verifier::new(provider.clone()).map_err(TlsError::Config)?,
-        )),
-    };
-    let verifier = ChainVerifier::new(accept, provider.clone());
+    let Verified { name, provider, verifier } = Verified::new(server_name, trust)?;
     let own = raw_public_key(identity)?;
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -159,6 +150,61 @@ pub async fn connect_control<S: AsyncRead + AsyncWrite + Unpin>(
         _ => None,
     };
     Ok((stream, PeerInfo { root }))
+}
+
+/// What a connection to the mediator is verified by.
+struct Verified {
+    name: ServerName<'static>,
+    provider: Arc<CryptoProvider>,
+    verifier: Arc<ChainVerifier>,
+}
+
+impl Verified {
+    fn new(server_name: &str, trust: Trust) -> Result<Self, TlsError> {
+        let name = ServerName::try_from(server_name.to_owned())
+            .map_err(|_| TlsError::InvalidName(server_name.to_owned()))?;
+        let provider = provider();
+        let accept = match trust {
+            Trust::Root(fingerprint) => Accept::Root(fingerprint),
+            Trust::Probe => Accept::Nothing,
+            Trust::WebPki => Accept::WebPki(Arc::new(
+                rustls_platform_verifier::Verifier::new(provider.clone())
+                    .map_err(TlsError::Config)?,
+            )),
+        };
+        let verifier = ChainVerifier::new(accept, provider.clone());
+        Ok(Self { name, provider, verifier })
+    }
+}
+
+/// Opens TLS for the HTTPS API (HTTP/1.1), to whom a control connection would be opened. The
+/// caller sets the deadline.
+pub async fn connect_web<S: AsyncRead + AsyncWrite + Unpin>(
+    io: S,
+    server_name: &str,
+    trust: Trust,
+) -> Result<TlsStream<S>, TlsError> {
+    let Verified { name, provider, verifier } = Verified::new(server_name, trust)?;
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Config)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier.clone())
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN_HTTP.to_vec()];
+    if trust != Trust::WebPki {
+        config.alpn_protocols.push(ALPN_ROOTED.to_vec());
+    }
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, io)
+        .await
+        .map_err(|e| explain(e, server_name, trust, &verifier))?;
+    if stream.get_ref().1.alpn_protocol() != Some(ALPN_HTTP) {
+        return Err(TlsError::Incompatible("it chose another protocol".to_owned()));
+    }
+    Ok(stream)
 }
 
 /// The library's text for a cut is a link to its documentation.

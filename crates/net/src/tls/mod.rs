@@ -4,6 +4,7 @@
 //! - [`ServerTls`]: one port, told apart by ALPN
 //! - [`connect_control`]: the client of the control connection
 //! - [`quic_client_config`], [`quic_server_config`]: direct carriers with raw public keys
+//! - [`connect_web`]: the client of the HTTPS API
 //! - [`connect_cover`]: TLS around a relay join, which protects nothing
 //!
 //! Never falls back: no older version, no other suite, no resumption, no early data, no
@@ -30,7 +31,7 @@ use rustls::{
 };
 
 pub use authority::{AuthorityError, IssuedCert, RootAuthority, read_pem_chain, read_pem_key};
-pub use client::{PeerInfo, TlsError, Trust, connect_control};
+pub use client::{PeerInfo, TlsError, Trust, connect_control, connect_web};
 pub use cover::connect_cover;
 pub use direct::{
     AllowClient, QuicConfigError, peer_spki_sha256, quic_client_config, quic_server_config,
@@ -41,6 +42,11 @@ pub use server::{AcceptError, Accepted, InvalidCert, LiveCert, ServerTls};
 /// Offered besides the control protocol by clients that go by public authorities: asks for the
 /// certificate of one. Never chosen, so that both kinds of clients speak the same protocol.
 const ALPN_PUBLIC: &[u8] = b"adit/public";
+/// Offered besides `http/1.1` by web clients that go by the installation's root: asks for the
+/// certificate below it. Never chosen.
+const ALPN_ROOTED: &[u8] = b"adit/rooted";
+/// HTTP/1.1.
+const ALPN_HTTP: &[u8] = b"http/1.1";
 
 /// Only `TLS13_AES_256_GCM_SHA384`, only X25519MLKEM768: control connections and carriers.
 pub fn provider() -> Arc<CryptoProvider> {

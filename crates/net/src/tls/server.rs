@@ -16,10 +16,10 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use super::{ALPN_PUBLIC, provider, verify::RawKeyVerifier, web_provider};
+use super::{ALPN_HTTP, ALPN_PUBLIC, ALPN_ROOTED, provider, verify::RawKeyVerifier, web_provider};
 
 /// ALPN of web clients (RFC 7301 registry).
-const ALPN_WEB: [&[u8]; 2] = [b"h2", b"http/1.1"];
+const ALPN_WEB: [&[u8]; 2] = [b"h2", ALPN_HTTP];
 /// Time for the whole handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -107,6 +107,8 @@ pub struct ServerTls {
     control: Arc<ServerConfig>,
     public: Option<Arc<ServerConfig>>,
     web: Option<Arc<ServerConfig>>,
+    /// Web, with the certificate that ends in the root.
+    rooted: Option<Arc<ServerConfig>>,
     deadline: Duration,
 }
 
@@ -114,15 +116,19 @@ impl ServerTls {
     /// `control` must end in the root certificate; `web` may be another, or none to refuse
     /// web clients.
     pub fn new(control: Arc<LiveCert>, web: Option<Arc<LiveCert>>) -> Result<Self, rustls::Error> {
-        let web = web.map(|cert| {
+        let config = |cert| {
             ServerConfig::builder_with_provider(web_provider())
                 .with_protocol_versions(&[&rustls::version::TLS13])
                 .map(|c| c.with_no_client_auth().with_cert_resolver(cert))
-        });
+                .map(|web| Arc::new(strict(web, &ALPN_WEB)))
+        };
+        let rooted = web.as_ref().map(|_| config(Arc::clone(&control))).transpose()?;
+        let web = web.map(config);
         Ok(Self {
             control: control_config(control)?,
             public: None,
-            web: web.transpose()?.map(|web| Arc::new(strict(web, &ALPN_WEB))),
+            web: web.transpose()?,
+            rooted,
             deadline: HANDSHAKE_DEADLINE,
         })
     }
@@ -170,7 +176,8 @@ impl ServerTls {
             let peer = key.ok_or(AcceptError::NoClientKey)?;
             return Ok(Accepted::Control { stream, peer });
         }
-        let web = self.web.clone().filter(|_| offers(&ALPN_WEB)).ok_or(AcceptError::NoProtocol)?;
+        let web = if offers(&[ALPN_ROOTED]) { &self.rooted } else { &self.web };
+        let web = web.clone().filter(|_| offers(&ALPN_WEB)).ok_or(AcceptError::NoProtocol)?;
         let stream = start.into_stream(web).await.map_err(AcceptError::Handshake)?;
         let alpn = stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec();
         Ok(Accepted::Web { stream, alpn })

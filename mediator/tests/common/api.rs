@@ -1,0 +1,167 @@
+//! A small client of the HTTPS API: HTTP/1.1 with proofs of possession, as a script would do it.
+
+use adit_net::tls::{Trust, connect_web};
+use adit_protocol::{
+    dpop::{Claims, base64url, prove},
+    keys::{Fingerprint, SigningKey, random},
+};
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, body::Bytes, client::conn::http1::SendRequest};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::Mediator;
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: hyper::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    pub fn code(&self) -> &str {
+        self.body["code"].as_str().unwrap_or("")
+    }
+}
+
+/// A connection, with or without somebody.
+pub struct Web {
+    sender: SendRequest<Full<Bytes>>,
+    host: String,
+    nonce: String,
+    _tasks: JoinSet<()>,
+}
+
+/// Who asks: a token, and the key that it is bound to.
+pub struct Who {
+    pub token: String,
+    pub key: SigningKey,
+}
+
+pub fn now_s() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+impl Web {
+    pub async fn connect(mediator: &Mediator) -> Self {
+        let tcp = tokio::net::TcpStream::connect(("127.0.0.1", mediator.port)).await.unwrap();
+        let root: Fingerprint = mediator.fingerprint.parse().unwrap();
+        let tls = connect_web(tcp, "127.0.0.1", Trust::Root(root)).await.unwrap();
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let _ = connection.await;
+        });
+        let host = format!("127.0.0.1:{}", mediator.port);
+        let mut web = Self { sender, host, nonce: String::new(), _tasks: tasks };
+        web.send("GET", "/api/v1/openapi.json", &[], None).await;
+        web
+    }
+
+    /// One request as it is; remembers the nonce of the answer.
+    pub async fn send(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, String)],
+        body: Option<&str>,
+    ) -> Answer {
+        let mut request = Request::builder().method(method).uri(target).header("host", &self.host);
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        if body.is_some() {
+            request = request.header("content-type", "application/json");
+        }
+        let body = Full::new(Bytes::from(body.unwrap_or_default().to_owned()));
+        self.sender.ready().await.unwrap();
+        let answer = self.sender.send_request(request.body(body).unwrap()).await.unwrap();
+        let (parts, body) = answer.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        if let Some(nonce) = parts.headers.get("dpop-nonce") {
+            self.nonce = nonce.to_str().unwrap().to_owned();
+        }
+        let body = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes).into_owned()));
+        Answer { status: parts.status.as_u16(), headers: parts.headers, body }
+    }
+
+    /// A proof for a request.
+    pub fn proof(&self, who: &Who, method: &str, target: &str) -> String {
+        let path = target.split('?').next().unwrap();
+        prove(
+            &who.key,
+            &Claims {
+                method,
+                url: &format!("https://{}{path}", self.host),
+                token: &who.token,
+                nonce: &self.nonce,
+                id: random().unwrap(),
+                issued_s: now_s(),
+            },
+        )
+    }
+
+    /// One request by somebody; waits when it is told to.
+    pub async fn ask(
+        &mut self,
+        who: &Who,
+        method: &str,
+        target: &str,
+        body: Option<&Value>,
+    ) -> Answer {
+        self.ask_with(who, method, target, body, &[]).await
+    }
+
+    pub async fn ask_with(
+        &mut self,
+        who: &Who,
+        method: &str,
+        target: &str,
+        body: Option<&Value>,
+        more: &[(&str, String)],
+    ) -> Answer {
+        let text = body.map(ToString::to_string);
+        loop {
+            let mut headers = vec![
+                ("authorization", format!("DPoP {}", who.token)),
+                ("dpop", self.proof(who, method, target)),
+            ];
+            headers.extend_from_slice(more);
+            let answer = self.send(method, target, &headers, text.as_deref()).await;
+            match answer.headers.get("retry-after") {
+                Some(wait) if answer.status == 429 => {
+                    let wait = wait.to_str().unwrap().parse().unwrap();
+                    tokio::time::sleep(std::time::Duration::from_secs(wait)).await;
+                }
+                _ if answer.status == 401 && nonce_asked(&answer) => {}
+                _ => return answer,
+            }
+        }
+    }
+}
+
+fn nonce_asked(answer: &Answer) -> bool {
+    let challenge = answer.headers.get("www-authenticate").and_then(|value| value.to_str().ok());
+    challenge.is_some_and(|challenge| challenge.contains("use_dpop_nonce"))
+}
+
+/// A fresh key pair and the text that registers it.
+pub fn key_pair() -> (SigningKey, String) {
+    let key = SigningKey::generate().unwrap();
+    let text = base64url(&key.public().0);
+    (key, text)
+}
+
+/// Registers an API key as somebody who may.
+pub async fn register(web: &mut Web, by: &Who, name: &str, role: &str, scope: &Value) -> Who {
+    let (key, public_key) = key_pair();
+    let wish = json!({"name": name, "public_key": public_key, "role": role, "scope": scope});
+    let made = web.ask(by, "POST", "/api/v1/api-keys", Some(&wish)).await;
+    assert_eq!(made.status, 200, "{made:?}");
+    Who { token: made.body["token"].as_str().unwrap().to_owned(), key }
+}
