@@ -206,6 +206,26 @@ async fn a_one_time_code_counts_once_also_after_a_crash() {
 }
 
 #[tokio::test]
+async fn a_login_without_the_factor_confirms_none_of_its_owners() {
+    let mediator = Mediator::start();
+    let password = mediator.technician("tess");
+    let (owner, other) = (mediator.device(&identity()).await, mediator.device(&identity()).await);
+    for console in [&owner, &other] {
+        console.login("tess", &password).await.unwrap();
+    }
+    let (_, codes) = set_up(&owner).await;
+    assert_eq!(codes.len(), 10);
+    let (mut app, factor) = enroll(&owner).await;
+    let code = app.code().await;
+    for code in ["000000", &code] {
+        let refused = code_of(confirm(&other, &factor, code)).await;
+        assert_eq!(refused, failure::REAUTHENTICATION_REQUIRED);
+    }
+    assert_eq!(me(&other).await.unwrap().mfa, "none");
+    confirm(&owner, &factor, &code).await.unwrap();
+}
+
+#[tokio::test]
 async fn two_that_show_the_same_code_at_once_do_not_both_get_in() {
     let mediator = Mediator::start();
     let password = mediator.technician("tess");

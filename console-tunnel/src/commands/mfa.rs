@@ -242,7 +242,7 @@ async fn confirm(
     code: &str,
 ) -> Result<(), CliError> {
     let shown = wire::TotpConfirm { factor_id, code: code.to_owned() };
-    let answer = session.ask(Body::TotpConfirm(shown)).await?;
+    let answer = session.fresh(Body::TotpConfirm(shown)).await?;
     note("the second factor counts from now on");
     show_codes(output, answer)
 }

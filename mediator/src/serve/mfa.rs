@@ -220,6 +220,9 @@ async fn enroll(line: &Line, row: &LoginRow, name: &str) -> Result<Body, MfaErro
 }
 
 async fn confirm(line: &Line, row: &LoginRow, shown: wire::TotpConfirm) -> Result<Body, MfaError> {
+    // Wrong codes are not counted here: another login of the account, good for less than this
+    // gives, must not try them all while a factor waits for its owner.
+    fresh(line, row).await?;
     let (shared, account) = (&line.shared, &row.account);
     let there = factors::of_account(&shared.store.readers, &account.id).await?;
     let known = |factor: &FactorRow| factor.id == shown.factor_id && !factor.confirmed;
