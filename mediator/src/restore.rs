@@ -1,8 +1,9 @@
 //! `mediator restore`: a backup in the place of the database, with new audit trees.
 //!
 //! The log goes on in trees that name the heads of the backup: continuing the old trees would
-//! show a second history to everybody who holds a newer head. Must never destroy the database
-//! that was there: it is kept beside.
+//! show a second history to everybody who holds a newer head. What ended or was used up since the
+//! backup must not come back: all logins end, and tokens good for one more enrolment are void.
+//! Must never destroy the database that was there: it is kept beside.
 
 use std::path::Path;
 
@@ -17,7 +18,7 @@ use crate::{
     config::PROGRAM,
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     place::{DATABASE, MediatorDir, store_error},
-    store::{Mode, Store, StoreError, Writer, audit, tenants},
+    store::{Mode, Store, StoreError, WriteTx, Writer, audit, tenants},
 };
 
 /// Where the backup is worked on.
@@ -89,9 +90,12 @@ async fn prepare(place: &MediatorDir) -> Result<(), CliError> {
                 tx.start_tree(&partner, &name, Some(&head)).await?;
             }
             let home = home.ok_or(StoreError::Missing("home partner in the backup"))?;
+            let (logins, tokens) = withdraw(tx).await?;
             let event = Event::new("backup.restored", Level::Critical)
                 .actor("local administrator")
-                .outcome("done");
+                .outcome("done")
+                .extra("logins_ended", logins)
+                .extra("tokens_voided", tokens);
             tx.append(&home, event).await
         })
     });
@@ -105,6 +109,14 @@ async fn prepare(place: &MediatorDir) -> Result<(), CliError> {
     );
     store.close().await;
     done.map(|_| ()).map_err(store_error)
+}
+
+/// Ends all logins and voids the tokens that have one use left; how many of each.
+async fn withdraw(tx: &mut WriteTx) -> Result<(u64, u64), StoreError> {
+    let logins = sqlx::query("DELETE FROM login").execute(tx.sql()).await?;
+    let tokens = sqlx::query("UPDATE enroll_token SET uses_left = 0 WHERE uses_left = 1");
+    let tokens = tokens.execute(tx.sql()).await?;
+    Ok((logins.rows_affected(), tokens.rows_affected()))
 }
 
 fn remove_staged(place: &MediatorDir) -> Result<(), CliError> {

@@ -4,7 +4,10 @@ mod common;
 
 use std::{collections::BTreeSet, io::Read, net::TcpStream, time::Instant};
 
-use adit_protocol::wire::{self, frame::Body};
+use adit_protocol::{
+    code::failure,
+    wire::{self, frame::Body},
+};
 use common::{Mediator, hello, identity};
 
 #[tokio::test]
@@ -86,8 +89,11 @@ async fn a_backup_restores_and_goes_on_in_a_new_tree() {
     let outside = tempfile::tempdir().unwrap();
     let file = outside.path().join("backup.db");
     let file = file.to_str().unwrap();
+    let (_console, me, session_token) = mediator.console().await;
+    let token = mediator.token(&["agent", "--client", "main/hq"]);
     mediator.admin(&["backup", file]);
     mediator.admin(&["user", "add", "late"]);
+    mediator.enroll(&identity(), &token, 1, "pc").await.unwrap();
     let (code, _) = mediator.try_admin(&["restore", file], "");
     assert_eq!(code, 1, "restored under a running server");
     mediator.kill();
@@ -95,6 +101,13 @@ async fn a_backup_restores_and_goes_on_in_a_new_tree() {
     mediator.serve();
     let users = mediator.admin(&["user", "list"]);
     assert_eq!(users.len(), 1);
+    // What ended or was used up since the backup does not come back.
+    let hello = wire::Hello { session_token, ..hello(2, &me, &[]) };
+    let console = mediator.connect(&me, hello).await.unwrap();
+    let refused = console.ask(Body::WhoAmI(wire::WhoAmI {})).await.unwrap_err();
+    assert_eq!(refused.code, failure::NOT_LOGGED_IN);
+    let refused = mediator.enroll(&identity(), &token, 1, "rogue").await.unwrap_err();
+    assert_eq!(refused.code, failure::TOKEN_SPENT);
     let started = mediator.events_named("tree.started");
     assert_eq!(started.len(), 2);
     assert!(started[1]["extra"]["previous_root"].is_string());
