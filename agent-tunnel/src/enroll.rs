@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use adit_control::client::{ATTEMPT_TIMEOUT, ConnectConfig, connect};
+use adit_control::client::{ATTEMPT_TIMEOUT, Ahead, ConnectConfig, connect};
 use adit_net::{identity::DeviceIdentity, tls::Trust};
 use adit_protocol::{
     PROTOCOL_VERSION,
@@ -124,6 +124,7 @@ async fn redeem(
             ..wire::Hello::default()
         },
         identity,
+        ahead: Ahead::default(),
         pipelined: Vec::new(),
         timeout: ATTEMPT_TIMEOUT,
     };

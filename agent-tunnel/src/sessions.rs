@@ -112,6 +112,7 @@ impl Sessions {
             offline_grace: agent.rules.loaded().policy.offline_grace,
             relay_cache: None,
             records: Some(agent.dir.path().to_owned()),
+            mediator: String::new(),
         };
         let endpoint = Endpoint::start(endpoint_config, link.clone(), CancellationToken::new());
         let endpoint = endpoint.await.map_err(|error| {

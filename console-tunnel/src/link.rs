@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use adit_control::{
     Incoming, Peer, Request, RequestError,
-    client::{ATTEMPT_TIMEOUT, ConnectConfig, Connected, connect},
+    client::{ATTEMPT_TIMEOUT, Ahead, ConnectConfig, Connected, connect},
 };
 use adit_net::{
     identity::{DeviceIdentity, IdentityError},
@@ -113,6 +113,7 @@ impl Caller {
                 // What this console saw it tells with each opening.
                 seen: Vec::new(),
             },
+            ahead: Ahead::default(),
             pipelined,
             timeout: ATTEMPT_TIMEOUT,
         }

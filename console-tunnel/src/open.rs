@@ -28,9 +28,9 @@ use crate::{
     failure,
     forward::{Local, Protocol},
     link::{Caller, list_request, matching, only_one, tell_refusal},
-    session::{Enrolment, Session, Sessions, Wanted},
+    session::{Enrolment, OpenRequest, Session, Sessions, Wanted, wish},
     state::{
-        KnownAgents, KnownComputer, KnownRedirector, Selector, Verdict,
+        KnownAgents, KnownComputer, KnownRedirector, Selector, Verdict, described,
         recent::{self, Recent},
     },
     viewer::{self, Choice, Values},
@@ -56,23 +56,29 @@ pub async fn open(
     let local = Local::tcp(args.local, None).await?;
     let mut reporter = Reporter::new(context.global.output(), started)?;
     warn_if_open(&reporter, &local);
-    let mut opening =
-        Opening::start(context, caller, &args.computer, &args.session, shutdown).await?;
-    let redirector = opening.redirector(&args.redirector).await?;
-    let viewer = match args.no_launch || redirector.viewer.is_empty() {
-        true => None,
-        false => Some(viewer::choose(&redirector.viewer, &context.config, context.global.json)?),
+    // As before, if the computer was opened before; what does not fit then is found out below.
+    let guess = |computer: &KnownComputer| {
+        let redirector = computer.redirector(&args.redirector)?;
+        let viewer = choose_viewer(context, args, &redirector).ok()?;
+        Some(wish(computer, &wanted_of(&redirector, viewer.as_ref(), args)))
+    };
+    let start = Start { context, given: &args.computer, options: &args.session, shutdown };
+    let mut opening = Opening::start(start, caller, &guess).await?;
+    let planned = async {
+        let redirector = opening.redirector(&args.redirector).await?;
+        let viewer = choose_viewer(context, args, &redirector)?;
+        Ok((redirector, viewer))
+    };
+    let (redirector, viewer) = match planned.await {
+        Ok(planned) => planned,
+        Err(error) => {
+            opening.sessions.abandon().await;
+            return Err(error);
+        }
     };
     let values = viewer.as_ref().map(|_| viewer_values(&local, &redirector, &opening, args));
     let local = local.leading_to(redirector.target.clone());
-
-    let wanted = Wanted {
-        redirector: &redirector.name,
-        targets: vec![redirector.target.clone()],
-        any_target: false,
-        viewer: viewer.as_ref().map(Choice::name).unwrap_or_default(),
-        options: &args.session,
-    };
+    let wanted = wanted_of(&redirector, viewer.as_ref(), args);
     let mut running = Running::new(args.session.carrier);
     let mut begun = opening.begin(&wanted, vec![local], &mut running, &mut reporter).await;
     if let (Some(choice), Some(values)) = (viewer, values) {
@@ -92,9 +98,6 @@ pub async fn forward(
     let locals = bind_all(args).await?;
     let mut reporter = Reporter::new(context.global.output(), started)?;
     locals.iter().for_each(|local| warn_if_open(&reporter, local));
-    let mut opening =
-        Opening::start(context, caller, &args.computer, &args.session, shutdown).await?;
-
     let mut groups: Vec<(Protocol, Vec<Local>)> = Vec::new();
     for local in locals {
         let protocol = local.protocol();
@@ -103,19 +106,16 @@ pub async fn forward(
             None => groups.push((protocol, vec![local])),
         }
     }
+    let guess = |computer: &KnownComputer| {
+        let (protocol, group) = groups.first()?;
+        Some(wish(computer, &wanted_of_group(*protocol, group, args)))
+    };
+    let start = Start { context, given: &args.computer, options: &args.session, shutdown };
+    let mut opening = Opening::start(start, caller, &guess).await?;
     let mut running = Running::new(args.session.carrier);
     let mut begun = Ok(());
     for (protocol, group) in groups {
-        let mut targets: Vec<Target> = group.iter().filter_map(|l| l.target().cloned()).collect();
-        targets.sort();
-        targets.dedup();
-        let wanted = Wanted {
-            redirector: protocol.redirector(),
-            targets,
-            any_target: protocol == Protocol::Socks,
-            viewer: String::new(),
-            options: &args.session,
-        };
+        let wanted = wanted_of_group(protocol, &group, args);
         begun = opening.begin(&wanted, group, &mut running, &mut reporter).await;
         if begun.is_err() {
             // All or nothing: those that were granted before end in `run`.
@@ -123,6 +123,45 @@ pub async fn forward(
         }
     }
     running.run(opening.sessions, begun, shutdown, &mut reporter).await
+}
+
+/// No viewer if none is wanted, or the redirector names none.
+fn choose_viewer(
+    context: &Context,
+    args: &OpenArgs,
+    redirector: &KnownRedirector,
+) -> Result<Option<Choice>, CliError> {
+    if args.no_launch || redirector.viewer.is_empty() {
+        return Ok(None);
+    }
+    viewer::choose(&redirector.viewer, &context.config, context.global.json).map(Some)
+}
+
+fn wanted_of<'a>(
+    redirector: &'a KnownRedirector,
+    viewer: Option<&Choice>,
+    args: &'a OpenArgs,
+) -> Wanted<'a> {
+    Wanted {
+        redirector: &redirector.name,
+        targets: vec![redirector.target.clone()],
+        any_target: false,
+        viewer: viewer.map(Choice::name).unwrap_or_default(),
+        options: &args.session,
+    }
+}
+
+fn wanted_of_group<'a>(protocol: Protocol, group: &[Local], args: &'a ForwardArgs) -> Wanted<'a> {
+    let mut targets: Vec<Target> = group.iter().filter_map(|l| l.target().cloned()).collect();
+    targets.sort();
+    targets.dedup();
+    Wanted {
+        redirector: protocol.redirector(),
+        targets,
+        any_target: protocol == Protocol::Socks,
+        viewer: String::new(),
+        options: &args.session,
+    }
 }
 
 async fn bind_all(args: &ForwardArgs) -> Result<Vec<Local>, CliError> {
@@ -173,6 +212,50 @@ fn viewer_values(
     }
 }
 
+/// The computer as it was described last, if it is one whose key is known and has not changed.
+fn remembered(context: &Context, installation: &str, selector: &Selector) -> Option<KnownComputer> {
+    let computer = described::find(&context.directory, installation, selector)?;
+    let known = KnownAgents::load(&context.directory).ok()?;
+    let verdict = known.check(&computer.presented(installation));
+    (verdict == Verdict::Known).then_some(computer)
+}
+
+/// The computer that is meant, from the answer to the question that went with `Hello`.
+async fn look_up(
+    sessions: &mut Sessions,
+    caller: &Caller,
+    selector: &Selector,
+    given: &str,
+) -> Result<KnownComputer, CliError> {
+    let answer = match sessions.answer.take() {
+        Some(answer) => answer.await,
+        None => return Err(failure::unexpected()),
+    };
+    let first = match answer {
+        Ok(Body::Computers(page)) => page,
+        Err(error) => return Err(caller.explain(failure::request(&error))),
+        _ => return Err(failure::unexpected()),
+    };
+    let found: Vec<KnownComputer> = match first.next.is_empty() {
+        true => {
+            let usable = first.computers.into_iter().filter_map(KnownComputer::from_wire);
+            usable.filter(|computer| selector.matches(computer)).collect()
+        }
+        // More than a page contains the name: read them all.
+        false => matching(&sessions.peer, selector).await?,
+    };
+    match only_one(&found, given) {
+        Ok(computer) => Ok(computer.clone()),
+        Err(error) => {
+            // Several that match are no refusal: nothing was asked for yet.
+            if found.is_empty() {
+                tell_refusal(&sessions.peer, refusal(&error, given)).await;
+            }
+            Err(error)
+        }
+    }
+}
+
 /// What the mediator is told of a refusal before a computer is known.
 fn refusal(error: &CliError, given: &str) -> wire::ConsoleRefusal {
     let mut computer = given.to_owned();
@@ -193,57 +276,44 @@ struct Opening<'a> {
     shutdown: &'a Shutdown,
 }
 
+/// What an opening begins with.
+struct Start<'a> {
+    context: &'a Context,
+    given: &'a str,
+    options: &'a SessionArgs,
+    shutdown: &'a Shutdown,
+}
+
+/// What will be asked of a computer that was opened before.
+type Guess<'g> = &'g (dyn Fn(&KnownComputer) -> Option<OpenRequest> + Sync);
+
 impl<'a> Opening<'a> {
-    /// Connects and finds the computer; the question travels with `Hello`.
-    async fn start(
-        context: &'a Context,
-        caller: Caller,
-        given: &'a str,
-        options: &SessionArgs,
-        shutdown: &'a Shutdown,
-    ) -> Result<Self, CliError> {
-        let start = Self::find(context, caller, given, options, shutdown);
+    /// Connects and finds the computer. The question travels with `Hello`, and if the computer was
+    /// opened before, so does the wish for a session; it is dropped if the answer shows that it
+    /// was made for something else.
+    async fn start(start: Start<'a>, caller: Caller, guess: Guess<'_>) -> Result<Self, CliError> {
+        let shutdown = start.shutdown;
         tokio::select! {
-            started = start => started,
+            started = Self::find(start, caller, guess) => started,
             () = shutdown.token().cancelled_owned() => Err(CliError::interrupted()),
         }
     }
 
-    async fn find(
-        context: &'a Context,
-        caller: Caller,
-        given: &'a str,
-        options: &SessionArgs,
-        shutdown: &'a Shutdown,
-    ) -> Result<Self, CliError> {
+    async fn find(start: Start<'a>, caller: Caller, guess: Guess<'_>) -> Result<Self, CliError> {
+        let Start { context, given, options, shutdown } = start;
         let selector = Selector::from(given);
+        let installation = caller.account.installation();
+        let wish = remembered(context, &installation, &selector).as_ref().and_then(guess);
         let question = list_request(&selector.query(), "", false, "");
         let mut sessions =
-            Sessions::start(context, &caller, options.carrier, vec![question]).await?;
-        let first = match sessions.replies.pop() {
-            Some(Ok(Body::Computers(page))) => page,
-            Some(Err(error)) => return Err(caller.explain(failure::request(&error))),
-            _ => return Err(failure::unexpected()),
-        };
-        let found: Vec<KnownComputer> = match first.next.is_empty() {
-            true => {
-                let usable = first.computers.into_iter().filter_map(KnownComputer::from_wire);
-                usable.filter(|computer| selector.matches(computer)).collect()
-            }
-            // More than a page contains the name: read them all.
-            false => matching(&sessions.peer, &selector).await?,
-        };
-        let computer = match only_one(&found, given) {
-            Ok(computer) => computer.clone(),
+            Sessions::start(context, &caller, options.carrier, wish, question).await?;
+        let computer = match look_up(&mut sessions, &caller, &selector, given).await {
+            Ok(computer) => computer,
             Err(error) => {
-                // Several that match are no refusal: nothing was asked for yet.
-                if found.is_empty() {
-                    tell_refusal(&sessions.peer, refusal(&error, given)).await;
-                }
+                sessions.abandon().await;
                 return Err(error);
             }
         };
-        let installation = caller.account.installation();
         Ok(Self { context, sessions, installation, given, selector, computer, shutdown })
     }
 
@@ -312,10 +382,17 @@ impl<'a> Opening<'a> {
         }
         // Before anything is carried.
         running.meanwhile(self.remember(), reporter).await?;
+        running.serve(&handle, locals, reporter)?;
         let opened =
             Recent { computer: self.computer.id, redirector: wanted.redirector.to_owned() };
-        recent::remember(&self.context.directory, opened);
-        running.serve(&handle, locals, reporter)
+        let (directory, installation) = (self.context.directory.clone(), self.installation.clone());
+        let computer = self.computer.clone();
+        // Files are written while the first bytes are under way, and must not hold them up.
+        running.besides(move || {
+            recent::remember(&directory, opened);
+            described::remember(&directory, &installation, &computer);
+        });
+        Ok(())
     }
 
     /// Tells the mediator what we refused ourselves, and the user how to satisfy the mediator.

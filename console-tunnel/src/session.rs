@@ -7,10 +7,10 @@ use std::{sync::Arc, time::Duration};
 
 use adit_control::{
     Incoming, Peer,
-    client::{Connected, DownReason, Event, Persistent},
+    client::{Ahead, AheadReply, ConnectConfig, Connected, DownReason, Event, Persistent},
 };
 use adit_endpoint::{
-    CarrierChoice, ControlLink, Endpoint, EndpointConfig, Link, OpenError, OpenRequest,
+    CarrierChoice, ControlLink, Endpoint, EndpointConfig, Link, OpenError, Prepared,
 };
 use adit_net::interfaces;
 use adit_protocol::{target::Target, ticket::Role, wire::frame::Body};
@@ -18,26 +18,30 @@ use adit_runtime::{cli::CliError, shutdown::STOP_DEADLINE};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use adit_endpoint::{Explanation, Session, SessionEvent, SessionHandle};
+pub use adit_endpoint::{Explanation, OpenRequest, Session, SessionEvent, SessionHandle};
 
 use crate::{
     cli::{Carrier, SessionArgs},
     config::Context,
     failure,
     link::{Caller, refuse},
-    state::KnownComputer,
+    state::{KnownComputer, MediatorTrust},
 };
 
 /// What was learnt of relays, in the data directory: the next console need not measure again.
 const RELAY_CACHE: &str = "relays";
+/// Time to end a session that was asked for and is not wanted after all.
+const ABANDON: Duration = Duration::from_secs(2);
 
 /// The endpoint with its control connection.
 pub struct Sessions {
     endpoint: Arc<Endpoint>,
     /// For requests of commands.
     pub peer: Peer,
-    /// Answers to the pipelined requests.
-    pub replies: Vec<Result<Body, adit_control::RequestError>>,
+    /// The answer to the question that followed `Hello`.
+    pub answer: Option<AheadReply>,
+    /// A session that was asked for in the same flight.
+    asked: Option<(Prepared, AheadReply)>,
     tasks: JoinSet<()>,
 }
 
@@ -66,13 +70,14 @@ pub struct Wanted<'a> {
 }
 
 impl Sessions {
-    /// Connects to the mediator and starts the endpoint. `pipelined` follows `Hello` in the same
-    /// flight.
+    /// Starts the endpoint and connects to the mediator. In the same flight as `Hello` go the wish
+    /// for a session, if there is one, and a question.
     pub async fn start(
         context: &Context,
         caller: &Caller,
         carrier: Carrier,
-        pipelined: Vec<Body>,
+        wish: Option<OpenRequest>,
+        question: Body,
     ) -> Result<Self, CliError> {
         let direct = carrier != Carrier::Relayed && context.config.bool("session.direct")?;
         let control = ControlLink::new();
@@ -85,20 +90,35 @@ impl Sessions {
             offline_grace: context.offline_grace()?,
             relay_cache: Some(context.directory.path().join(RELAY_CACHE)),
             records: Some(context.directory.path().to_owned()),
+            mediator: caller.account.address(),
         };
+        // First of all the connection is begun; all else is done while it is being made.
         let mut tasks = JoinSet::new();
-        let (owned, mut first) = (caller.clone(), Some(pipelined));
+        let owned = caller.clone();
+        let (flight, ahead) = Ahead::later();
+        let mut first = Some(ahead);
         let (persistent, mut events, keep_up) = Persistent::start(move || {
-            owned.config(owned.account.trust.into(), first.take().unwrap_or_default())
+            let ahead = first.take().unwrap_or_default();
+            ConnectConfig { ahead, ..owned.config(owned.account.trust.into(), Vec::new()) }
         });
         tasks.spawn(keep_up);
-        let endpoint = Endpoint::start(config, control.clone(), CancellationToken::new());
-        let (endpoint, connected) = tokio::join!(endpoint, events.recv());
+        tokio::task::yield_now().await;
+        let endpoint = Endpoint::start(config, control.clone(), CancellationToken::new()).await;
         let endpoint = endpoint.map_err(|error| {
             CliError::failed("endpoint_failed", error.to_string())
                 .hint("try --carrier relayed, which needs no UDP")
         })?;
-        let mut connected = match connected {
+        // What cannot be prepared now is found out when it is wanted.
+        let root = match caller.account.trust {
+            MediatorTrust::Root(root) => Some(root),
+            // Whose installation it is, and what was seen of its log, is known when it answers.
+            MediatorTrust::WebPki => None,
+        };
+        let prepared = wish.zip(root).and_then(|(wish, root)| endpoint.prepare(wish, root).ok());
+        let open = prepared.as_ref().map(Prepared::message);
+        flight.send_replace(Some(open.into_iter().chain([question]).collect()));
+        tasks.spawn(watch_network(endpoint.clone(), persistent));
+        let mut connected = match events.recv().await {
             Some(Event::Up(connected)) => connected,
             Some(Event::Down { error: DownReason::Connect(error), .. }) => {
                 return Err(caller.explain(failure::connect(&error)));
@@ -111,12 +131,15 @@ impl Sessions {
                 .hint("try again"));
             }
         };
-        control.set_up(link_of(&connected));
-        endpoint.set_relays(&connected.welcome.relays);
-        let (peer, replies) = (connected.peer.clone(), std::mem::take(&mut connected.replies));
-        tasks.spawn(keep_informed(endpoint.clone(), control, events, connected.incoming));
-        tasks.spawn(watch_network(endpoint.clone(), persistent));
-        Ok(Self { endpoint, peer, replies, tasks })
+        let (link, relays) = (link_of(&connected), std::mem::take(&mut connected.welcome.relays));
+        let (peer, mut ahead) = (connected.peer.clone(), std::mem::take(&mut connected.ahead));
+        let answer = ahead.pop();
+        let asked = prepared.and_then(|prepared| Some((prepared, ahead.pop()?)));
+        let inform = keep_informed(endpoint.clone(), control.clone(), events, connected.incoming);
+        tasks.spawn(inform);
+        control.set_up(link);
+        endpoint.set_relays(&relays);
+        Ok(Self { endpoint, peer, answer, asked, tasks })
     }
 
     /// The proof that a computer's agent was enrolled with its key.
@@ -136,30 +159,27 @@ impl Sessions {
         }
     }
 
-    /// Opens a session.
+    /// Opens a session: the one that was asked for already, if it is the same.
     pub async fn open(
-        &self,
+        &mut self,
         computer: &KnownComputer,
         wanted: &Wanted<'_>,
     ) -> Result<Session, CliError> {
-        let request = OpenRequest {
-            computer: computer.id,
-            tenant: computer.tenant.clone(),
-            agent: computer.identity,
-            agent_noise: computer.noise_cert.clone(),
-            redirector: wanted.redirector.to_owned(),
-            targets: wanted.targets.clone(),
-            any_target: wanted.any_target,
-            reason: wanted.options.reason.clone(),
-            ticket: wanted.options.ticket.clone(),
-            viewer: wanted.viewer.clone(),
-            carrier: match wanted.options.carrier {
-                Carrier::Auto => CarrierChoice::Auto,
-                Carrier::Direct => CarrierChoice::Direct,
-                Carrier::Relayed => CarrierChoice::Relayed,
-            },
+        let request = wish(computer, wanted);
+        let opened = match self.asked.take() {
+            Some((prepared, answer)) if *prepared.request() == request => {
+                let answer = answer.await;
+                self.endpoint.complete(prepared, answer).await
+            }
+            other => {
+                if let Some((prepared, answer)) = other {
+                    tracing::debug!("the computer is described otherwise than before");
+                    self.tasks.spawn(self.endpoint.clone().abandon(prepared, answer));
+                }
+                self.endpoint.open(request).await
+            }
         };
-        self.endpoint.open(request).await.map_err(|error| match error {
+        opened.map_err(|error| match error {
             OpenError::Refused(failure) => failure::refused(&failure),
             OpenError::Control(error) => failure::request(&error),
             OpenError::Doubt(doubt) => failure::doubt(&doubt),
@@ -174,6 +194,16 @@ impl Sessions {
         })
     }
 
+    /// The session that was asked for is not wanted after all.
+    pub async fn abandon(&mut self) {
+        if let Some((prepared, answer)) = self.asked.take() {
+            let abandon = self.endpoint.clone().abandon(prepared, answer);
+            if tokio::time::timeout(ABANDON, abandon).await.is_err() {
+                tracing::debug!("a session that was asked for may begin without us");
+            }
+        }
+    }
+
     /// Measures the round trips to the relays, by name.
     pub async fn measure_relays(&self) -> Vec<(String, Duration)> {
         let measured = self.endpoint.measure_relays().await;
@@ -186,6 +216,27 @@ impl Sessions {
         self.endpoint.shutdown(reason, STOP_DEADLINE / 2).await;
         self.tasks.abort_all();
         while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// What is asked of the endpoint.
+pub fn wish(computer: &KnownComputer, wanted: &Wanted<'_>) -> OpenRequest {
+    OpenRequest {
+        computer: computer.id,
+        tenant: computer.tenant.clone(),
+        agent: computer.identity,
+        agent_noise: computer.noise_cert.clone(),
+        redirector: wanted.redirector.to_owned(),
+        targets: wanted.targets.clone(),
+        any_target: wanted.any_target,
+        reason: wanted.options.reason.clone(),
+        ticket: wanted.options.ticket.clone(),
+        viewer: wanted.viewer.clone(),
+        carrier: match wanted.options.carrier {
+            Carrier::Auto => CarrierChoice::Auto,
+            Carrier::Direct => CarrierChoice::Direct,
+            Carrier::Relayed => CarrierChoice::Relayed,
+        },
     }
 }
 

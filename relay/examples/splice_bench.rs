@@ -48,7 +48,7 @@ async fn main() -> io::Result<()> {
             let mut pair = JoinSet::new();
             let metered = Arc::clone(&meter);
             pair.spawn(async move {
-                run(console, agent, &engine, &metered, &CancellationToken::new()).await
+                run((console, 0), agent, &engine, &metered, &CancellationToken::new()).await
             });
             let outcome = pair.join_next().await;
             let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);

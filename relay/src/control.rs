@@ -10,7 +10,7 @@ use std::{
 
 use adit_control::{
     Incoming, Peer, Request,
-    client::{ATTEMPT_TIMEOUT, ConnectConfig, Connected, DownReason, Event, Persistent},
+    client::{ATTEMPT_TIMEOUT, Ahead, ConnectConfig, Connected, DownReason, Event, Persistent},
     failure,
 };
 use adit_net::{identity::DeviceIdentity, proxy::Dialer, tls::Trust as TlsTrust};
@@ -288,6 +288,7 @@ impl Control {
                 relay: Some(relay),
                 ..wire::Hello::default()
             },
+            ahead: Ahead::default(),
             pipelined: Vec::new(),
             timeout: ATTEMPT_TIMEOUT,
         }

@@ -5,14 +5,16 @@
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use adit_protocol::{code::JoinStatus, ids::SessionId, limits::TICKET_LIFE};
 use adit_runtime::supervise::Tasks;
-use tokio::sync::Notify;
+use tokio::{io::ReadBuf, sync::Notify};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -47,6 +49,8 @@ struct State {
     unjoined: HashMap<ConnId, CancellationToken>,
     /// Joined and waiting; nobody reads them.
     waiting: HashMap<ConnId, Leg>,
+    /// Agents that were given a copy of the first bytes of a waiting console: whose, and how many.
+    ahead: HashMap<ConnId, (ConnId, usize)>,
     pairs: HashMap<PairId, LivePair>,
     /// When the timer task wakes.
     armed: Option<Instant>,
@@ -57,6 +61,8 @@ pub struct Hub {
     state: Mutex<State>,
     timer: Notify,
     changed: Notify,
+    /// Somebody joined and waits.
+    arrived: Notify,
     engine: Engine,
     tasks: Tasks,
     metrics: Metrics,
@@ -71,6 +77,7 @@ impl Hub {
             usage: Usage::default(),
             unjoined: HashMap::new(),
             waiting: HashMap::new(),
+            ahead: HashMap::new(),
             pairs: HashMap::new(),
             armed: None,
         };
@@ -78,6 +85,7 @@ impl Hub {
             state: Mutex::new(state),
             timer: Notify::new(),
             changed: Notify::new(),
+            arrived: Notify::new(),
             engine,
             tasks,
             metrics,
@@ -123,6 +131,47 @@ impl Hub {
                 state.waiting.remove(&conn);
             }
         });
+        self.arrived.notify_waiters();
+    }
+
+    /// Waits for the first bytes of the console that an agent is about to be paired with, and
+    /// copies them. They stay where they are: only if this agent confirms its join are they
+    /// taken off the console's connection.
+    pub async fn look_ahead(&self, agent: ConnId, join: &Join, buffer: &mut [u8]) -> usize {
+        loop {
+            let arrived = self.arrived.notified();
+            tokio::pin!(arrived);
+            arrived.as_mut().enable();
+            let look = poll_fn(|cx| self.poll_ahead(agent, join, buffer, cx));
+            if let Some(n) = look.await {
+                return n;
+            }
+            arrived.await;
+        }
+    }
+
+    /// `None`: no console waits, or one that cannot be looked at.
+    fn poll_ahead(
+        &self,
+        agent: ConnId,
+        join: &Join,
+        buffer: &mut [u8],
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<usize>> {
+        let mut state = self.lock();
+        let console = state.machine.waiting_for(join);
+        let leg = console.and_then(|console| Some((console, state.waiting.get(&console)?)));
+        let Some((console, Leg::Raw(socket))) = leg else { return Poll::Ready(None) };
+        let mut peeked = ReadBuf::new(buffer);
+        match socket.poll_peek(cx, &mut peeked) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(n)) if n > 0 => {
+                state.ahead.insert(agent, (console, n));
+                Poll::Ready(Some(n))
+            }
+            // Its end or failure is found when it is paired.
+            Poll::Ready(_) => Poll::Ready(None),
+        }
     }
 
     /// The mediator ended a session.
@@ -242,6 +291,7 @@ impl Hub {
         match event {
             Event::Close { conn, reason } => {
                 debug!(?conn, ?reason, "connection closed");
+                state.ahead.remove(&conn);
                 if let Some(stop) = state.unjoined.remove(&conn) {
                     self.metrics.join_ended(name(reason));
                     stop.cancel();
@@ -256,11 +306,15 @@ impl Hub {
                 }
             }
             Event::Paired { pair, session, console, agent } => {
+                let ahead = state.ahead.remove(&agent);
                 let legs = (state.waiting.remove(&console), state.waiting.remove(&agent));
-                let (Some(console), Some(agent)) = legs else {
+                // Bytes of a console that was replaced since do not fit to what this one says.
+                let fits = ahead.is_none_or(|(whose, _)| whose == console);
+                let (Some(console), Some(agent), true) = (legs.0, legs.1, fits) else {
                     state.machine.handle_pair_ended(pair);
                     return;
                 };
+                let ahead = ahead.map_or(0, |(_, n)| n);
                 self.metrics.join_ended("paired");
                 state.usage.handle_pair_begun(session, Instant::now());
                 let cut = self.tasks.token().child_token();
@@ -276,7 +330,7 @@ impl Hub {
                 info!(%session, pair = pair.0, "paired");
                 let end = PairEnd { hub: Arc::clone(self), pair, outcome: None };
                 self.tasks.spawn("pair", async move {
-                    let outcome = run(console, agent, &end.hub.engine, &meter, &cut).await;
+                    let outcome = run((console, ahead), agent, &end.hub.engine, &meter, &cut).await;
                     end.with(outcome);
                 });
             }
@@ -341,6 +395,10 @@ impl Unjoined {
 impl Drop for Unjoined {
     fn drop(&mut self) {
         self.hub.with(|state, _| {
+            // What was looked at for it is of no use to anybody else.
+            if state.unjoined.contains_key(&self.conn) {
+                state.ahead.remove(&self.conn);
+            }
             // After a join or an eviction there is nothing left to report.
             if state.unjoined.remove(&self.conn).is_some() {
                 state.machine.handle_closed(self.conn);

@@ -1,7 +1,8 @@
 //! One connection's way from accepted to joined: first byte, TLS or not, Noise, ticket, proof.
 //!
 //! Reads exactly what belongs to the join; what follows is the carrier's and stays in the
-//! kernel until there is a pair. Says nothing to whoever has not proved to know this relay's
+//! kernel until there is a pair. An agent whose message 1 was good gets a copy of what the waiting
+//! console has said first, while its confirmation is under way. Says nothing to whoever has not proved to know this relay's
 //! key. Must never run without the caller's deadline and must never panic on what a peer sent.
 
 use std::{io, sync::Arc};
@@ -15,7 +16,7 @@ use adit_protocol::{
     code::JoinStatus,
     keys::{KeyError, SigningKey, sha256},
     limits::{NOISE_TAG, RELAY_UNJOINED_BYTES},
-    ticket::TicketError,
+    ticket::{Role, TicketError},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -45,6 +46,8 @@ const MIN_MESSAGE1: usize = 32 + 48 + 16;
 /// Bytes discarded after a refusal, so that closing does not reset the connection before the
 /// joiner has read why.
 const MAX_DISCARD: u64 = RELAY_UNJOINED_BYTES as u64;
+/// Bytes of a waiting console that an agent gets ahead: a first message with some data.
+const MAX_AHEAD: usize = 4 * 1024;
 
 /// Why a connection did not join.
 #[derive(Debug, thiserror::Error)]
@@ -159,13 +162,13 @@ impl Door {
         let mut responder = JoinResponder::new(&self.identity.noise)?;
         let (init, joiner) = responder.handle_message1(&message1)?;
         let ticket = init.ticket.unwrap_or_default();
-        let status = match self.trust.check(&ticket, &joiner) {
+        let (status, join) = match self.trust.check(&ticket, &joiner) {
             Ok(ticket) => {
-                let (session, role) = (ticket.session, ticket.role);
-                hub.handle_ticket(conn, Join { session, slot: init.slot, role }, hash)?
+                let join = Join { session: ticket.session, slot: init.slot, role: ticket.role };
+                (hub.handle_ticket(conn, join, hash)?, Some(join))
             }
-            Err(TicketError::Expired) => JoinStatus::Expired,
-            Err(_) => JoinStatus::BadTicket,
+            Err(TicketError::Expired) => (JoinStatus::Expired, None),
+            Err(_) => (JoinStatus::BadTicket, None),
         };
         let reply = responder.reply(status)?;
         let length = u16::try_from(reply.len()).map_err(|_| NoiseError::TooLong)?;
@@ -176,9 +179,38 @@ impl Door {
             tokio::io::copy(&mut stream.take(MAX_DISCARD), &mut tokio::io::sink()).await?;
             return Err(JoinError::Refused(status));
         }
-        let confirm = read_frame(stream, NOISE_TAG..=NOISE_TAG).await?;
+        let confirm = match join.filter(|join| join.role == Role::Agent) {
+            Some(join) => confirmation_of_agent(stream, conn, &join, hub).await?,
+            None => read_frame(stream, NOISE_TAG..=NOISE_TAG).await?,
+        };
         Ok(responder.handle_confirm(&confirm)?)
     }
+}
+
+/// Waits for an agent's confirmation. It is under way for a round trip; what the console has said
+/// already need not wait for it. Whoever replays an agent's message 1 gets ciphertext that it has
+/// seen pass anyway, and takes nothing away.
+async fn confirmation_of_agent<S>(
+    stream: &mut S,
+    conn: ConnId,
+    join: &Join,
+    hub: &Arc<Hub>,
+) -> Result<Vec<u8>, JoinError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut read, mut write) = tokio::io::split(stream);
+    let confirm = read_frame(&mut read, NOISE_TAG..=NOISE_TAG);
+    tokio::pin!(confirm);
+    let mut buffer = [0; MAX_AHEAD];
+    let n = tokio::select! {
+        biased;
+        confirm = &mut confirm => return confirm,
+        n = hub.look_ahead(conn, join, &mut buffer) => n,
+    };
+    write.write_all(buffer.get(..n).unwrap_or_default()).await?;
+    write.flush().await?;
+    confirm.await
 }
 
 impl std::fmt::Debug for Door {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use adit_net::{
     identity::{DeviceIdentity, NoiseKeypair},
-    noise::join::JoinError,
+    noise::join::{JoinError, begin_join},
 };
 use adit_protocol::{
     code::JoinStatus,
@@ -349,4 +349,40 @@ fn message1(relay: &TestRelay, key: &NoiseKeypair, role: Role) -> Vec<u8> {
         adit_net::noise::ik_initiator(&join_prologue(), key, &relay.identity.noise.public).unwrap();
     let message = adit_net::noise::write_message(&mut state, &init).unwrap();
     [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat()
+}
+
+/// A round trip earlier than without; but only who confirms takes anything off the connection.
+#[tokio::test]
+async fn an_agent_gets_what_the_console_said_while_it_confirms() {
+    let relay = TestRelay::start(limits());
+    let mut console = relay.join(session(1), Role::Console).await;
+    let begin = async || {
+        let (mut stream, key) = (relay.connect().await, NoiseKeypair::generate().unwrap());
+        let ticket = relay.ticket(session(1), Role::Agent, &key).sign(&relay.ticket_key);
+        let to = &relay.identity.noise.public;
+        let accepted = begin_join(&mut stream, to, &key, &ticket, 0).await.unwrap();
+        (stream, accepted)
+    };
+    let read = async |stream: &mut TcpStream| {
+        let mut got = [0; 5];
+        timeout(PATIENCE, stream.read_exact(&mut got)).await.unwrap().unwrap();
+        got
+    };
+    // One that is there before the console speaks, one that comes after, one that never confirms.
+    let (mut early, accepted) = begin().await;
+    console.write_all(b"first").await.unwrap();
+    assert_eq!(&read(&mut early).await, b"first");
+    let (mut lost, _) = begin().await;
+    assert_eq!(&read(&mut lost).await, b"first");
+    drop(lost);
+    assert_eq!(relay.hub.counts().pairs, 0, "paired before its confirmation");
+    accepted.confirm(&mut early).await.unwrap();
+    console.write_all(b"again").await.unwrap();
+    assert_eq!(&read(&mut early).await, b"again");
+    early.write_all(b"reply").await.unwrap();
+    assert_eq!(&read(&mut console).await, b"reply");
+    // The newest join wins, and hears nothing twice.
+    let (mut late, accepted) = begin().await;
+    accepted.confirm(&mut late).await.unwrap();
+    assert!(closed_silently(&mut early).await);
 }

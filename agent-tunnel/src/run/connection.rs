@@ -8,7 +8,7 @@ use std::{
 
 use adit_control::{
     Incoming, Request,
-    client::{ATTEMPT_TIMEOUT, ConnectConfig, Connected, DownReason, Event},
+    client::{ATTEMPT_TIMEOUT, Ahead, ConnectConfig, Connected, DownReason, Event},
 };
 use adit_net::{proxy::Dialer, tls::Trust};
 use adit_protocol::{PROTOCOL_VERSION, code::failure as codes, wire, wire::frame::Body};
@@ -38,6 +38,7 @@ pub(crate) fn config(agent: &Agent, dialer: Dialer) -> ConnectConfig {
             noise_cert: Some(agent.identity.noise_cert.clone()),
             ..wire::Hello::default()
         },
+        ahead: Ahead::default(),
         pipelined: Vec::new(),
         timeout: ATTEMPT_TIMEOUT,
     }

@@ -12,7 +12,7 @@ use adit_runtime::{
     shutdown::Shutdown,
 };
 
-use super::{Opening, no_path, run::ended_by_others};
+use super::{Opening, Start, no_path, run::ended_by_others};
 use crate::{
     cli::{Carrier, ExplainArgs, SessionArgs},
     config::Context,
@@ -49,7 +49,8 @@ pub async fn run(
         ticket: args.ticket.clone(),
         carrier: Carrier::Auto,
     };
-    let mut opening = Opening::start(context, caller, &args.computer, &options, shutdown).await?;
+    let start = Start { context, given: &args.computer, options: &options, shutdown };
+    let mut opening = Opening::start(start, caller, &|_| None).await?;
     let looked = look_at(&mut opening, args, &options, shutdown).await;
     let ended = looked.as_ref().map_or("failed", |_| "explained");
     let Opening { sessions, computer, .. } = opening;

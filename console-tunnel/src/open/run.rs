@@ -159,6 +159,11 @@ impl Running {
         Ok(())
     }
 
+    /// Does something that waits for the disk.
+    pub fn besides(&mut self, work: impl FnOnce() + Send + 'static) {
+        self.tasks.spawn_blocking(work);
+    }
+
     /// Starts the viewer.
     pub fn launch(
         &mut self,

@@ -88,6 +88,25 @@ impl KnownComputer {
         })
     }
 
+    /// The description again, without what changes from day to day.
+    pub fn to_wire(&self) -> wire::Computer {
+        let redirector = |r: &KnownRedirector| wire::Redirector {
+            name: r.name.clone(),
+            target: Some(r.target.to_wire()),
+            viewer: r.viewer.clone(),
+        };
+        wire::Computer {
+            computer_id: self.id.to_bytes(),
+            name: self.name.clone(),
+            client: self.client.clone(),
+            partner_id: self.tenant.clone(),
+            identity: self.identity.to_bytes(),
+            noise_cert: Some(self.noise_cert.clone()),
+            redirectors: self.redirectors.iter().map(redirector).collect(),
+            ..wire::Computer::default()
+        }
+    }
+
     /// How known agents name it.
     pub fn presented<'a>(&'a self, installation: &'a str) -> Presented<'a> {
         Presented {

@@ -5,6 +5,7 @@
 
 pub mod account;
 pub mod computer;
+pub mod described;
 pub mod known;
 pub mod recent;
 

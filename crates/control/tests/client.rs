@@ -15,7 +15,7 @@ use std::{
 
 use adit_control::{
     Options, RequestError,
-    client::{ATTEMPT_TIMEOUT, ConnectConfig, ConnectError, Event, Persistent, connect},
+    client::{ATTEMPT_TIMEOUT, Ahead, ConnectConfig, ConnectError, Event, Persistent, connect},
     failure, server, start,
 };
 use adit_net::{
@@ -117,6 +117,7 @@ impl Mediator {
             identity: Arc::new(DeviceIdentity::generate(1).unwrap()),
             dialer: Dialer::direct(),
             hello: wire::Hello { role: 1, protocol: PROTOCOL_VERSION, ..Default::default() },
+            ahead: Ahead::default(),
             pipelined: Vec::new(),
             timeout: ATTEMPT_TIMEOUT,
         }
@@ -139,17 +140,23 @@ async fn refused(config: &ConnectConfig) -> ConnectError {
 async fn connects_to_the_host_that_is_up_with_certified_keys_and_pipelined_answers() {
     let mediator = Mediator::new().await;
     let mut config = mediator.config();
+    config.ahead = vec![Body::WhoAmI(WhoAmI {}); 2].into();
     config.pipelined = vec![Body::WhoAmI(WhoAmI {}); 3];
-    let (connected, driver) = connect(&config).await.unwrap();
+    let (mut connected, driver) = connect(&config).await.unwrap();
     assert_eq!(connected.root, mediator.root.public());
     assert_eq!(connected.keys.grant, mediator.grant);
     assert_eq!(connected.remote, Some(mediator.address));
     assert_eq!(connected.replies, vec![Ok(Body::Done(Done {})); 3]);
-    let ahead = connected.clock.now_ms().abs_diff(now_ms() + 1_000_000);
-    assert!(ahead < 60_000, "{ahead}");
+    let off = connected.clock.now_ms().abs_diff(now_ms() + 1_000_000);
+    assert!(off < 60_000, "{off}");
+    assert_eq!(connected.ahead.len(), 2);
+    let ahead = connected.ahead.remove(1);
     let ask = connected.peer.request(Body::WhoAmI(WhoAmI {}), Duration::from_secs(5));
+    let both = async { (ahead.await, ask.await) };
     tokio::select! {
-        answer = ask => assert_eq!(answer, Ok(Body::Done(Done {}))),
+        (ahead, answer) = both => {
+            assert_eq!((&ahead, &answer), (&Ok(Body::Done(Done {})), &Ok(Body::Done(Done {}))));
+        }
         reason = driver => panic!("{reason}"),
     }
 }

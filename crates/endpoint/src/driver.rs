@@ -31,6 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     carriers::{Carrier, CarrierUp},
+    early::Early,
     events::{SessionEvent, Totals},
     explain::Explanation,
     join::{Joiner, Numbers, Relay},
@@ -92,6 +93,8 @@ pub(crate) struct Parts {
     pub(crate) memory: Arc<Memory>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) joiner: Joiner,
+    /// Console: joins that were begun before the grant.
+    pub(crate) early: Option<Arc<Early>>,
     pub(crate) udp: Option<Arc<UdpStack>>,
     pub(crate) punch: Option<Punch>,
     pub(crate) inbox: Option<Inbox>,

@@ -18,7 +18,7 @@ use adit_protocol::{
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::AsyncWriteExt,
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ use crate::{
     carrier::{CarrierEnd, Life, fill_message, take_in_message},
     carriers::{CarrierUp, RelayUse},
     driver::Message,
+    early::{self, Begun},
     link::ControlLink,
     memory::MAX_ADDRESSES,
     reach::{Reach, ReachError, RelayStream},
@@ -48,6 +49,12 @@ const RENEW_AFTER: usize = 2;
 const TICKETS: Duration = Duration::from_secs(10);
 /// Tickets are asked for no more often than this, whoever wants them.
 const TICKETS_GAP: Duration = Duration::from_secs(2);
+/// The first carrier of a session waits so long for somebody who wants to use it ...
+const FIRST_CHANNEL: Duration = Duration::from_millis(30);
+/// ... and so long for the first bytes of who does: often it is the target that speaks first.
+const FIRST_DATA: Duration = Duration::from_millis(3);
+/// Carriers that are the first of their session, as far as they are begun at the same time.
+const FIRST_NUMBERS: u64 = 2;
 /// Carrier numbers that may be behind the highest one.
 const NUMBER_WINDOW: u64 = 64;
 
@@ -182,12 +189,24 @@ pub(crate) struct Joiner {
 }
 
 impl Joiner {
-    /// Runs until cancelled.
-    pub(crate) async fn keep_up(self, key: RelayKey, slot: u32, cancel: CancellationToken) {
-        let _ = cancel.run_until_cancelled(self.try_on(key, slot, &cancel)).await;
+    /// Runs until cancelled. `begun`: the first join is under way already.
+    pub(crate) async fn keep_up(
+        self,
+        key: RelayKey,
+        slot: u32,
+        begun: Option<Begun>,
+        cancel: CancellationToken,
+    ) {
+        let _ = cancel.run_until_cancelled(self.try_on(key, slot, begun, &cancel)).await;
     }
 
-    async fn try_on(&self, key: RelayKey, slot: u32, cancel: &CancellationToken) {
+    async fn try_on(
+        &self,
+        key: RelayKey,
+        slot: u32,
+        mut begun: Option<Begun>,
+        cancel: &CancellationToken,
+    ) {
         let mut failures = 0;
         let mut hurry = self.hurry.subscribe();
         loop {
@@ -201,7 +220,7 @@ impl Joiner {
             }
             let Some(relay) = self.tickets.get(&key) else { return };
             let began = Instant::now();
-            let end = self.attempt(&relay, slot, cancel, &mut hurry).await;
+            let end = self.attempt(&relay, slot, begun.take(), cancel, &mut hurry).await;
             debug!(session = %self.session, relay = relay.name, slot, %end, "relayed carrier over");
             failures = if began.elapsed() > LASTED { 1 } else { failures + 1 };
             let refused = matches!(&end, AttemptEnd::Reach(error) if error.is_refusal());
@@ -217,11 +236,18 @@ impl Joiner {
         &self,
         relay: &Relay,
         slot: u32,
+        begun: Option<Begun>,
         cancel: &CancellationToken,
         hurry: &mut watch::Receiver<u64>,
     ) -> AttemptEnd {
+        let reach = async {
+            match early::accepted(begun).await {
+                Some(reached) => Ok(reached),
+                None => self.reach.join(relay, slot, None).await,
+            }
+        };
         let reached = tokio::select! {
-            reached = self.reach.join(relay, slot) => reached,
+            reached = reach => reached,
             _ = hurry.changed() => return AttemptEnd::Hurried,
         };
         let reached = match reached {
@@ -238,9 +264,10 @@ impl Joiner {
         let cancel = cancel.child_token();
         let life = Arc::new(Life::default());
         let mut number = None;
-        let greeted = match self.shared.role() {
-            Role::Console => self.initiate(reached.stream, &mut number, &life).await,
-            Role::Agent => self.respond(reached.stream, &mut number, &life).await,
+        let greeted = match (reached.confirm(relay, &self.reach.memory), self.shared.role()) {
+            (Err(error), _) => Err(error.into()),
+            (Ok(joined), Role::Console) => self.initiate(joined, &mut number, &life).await,
+            (Ok(joined), Role::Agent) => self.respond(joined, &mut number, &life).await,
         };
         let end = match greeted {
             Ok((carrier, rtt)) => {
@@ -280,34 +307,34 @@ impl Joiner {
         let _ = self.driver.send(Message::Up(Box::new(up))).await;
     }
 
-    /// Console: the first message already carries records if no other carrier is in use.
+    /// Console: the first message already carries records if no other carrier is in use. It leaves
+    /// together with the join's confirmation.
     async fn initiate(
         &self,
-        mut stream: RelayStream,
+        (mut stream, mut first): (RelayStream, Vec<u8>),
         up: &mut Option<CarrierNumber>,
         life: &Arc<Life>,
     ) -> Result<(Relayed<RelayStream>, Duration), CarrierEnd> {
         let number = self.numbers.next();
         let transmit = self.shared.register_carrier(number);
-        let mut payload = BytesMut::new();
         let placed = self.shared.with(|resume, now| {
+            let first = resume.in_use().is_none();
             if !resume.carrier_up(number, Shape::Shared) {
-                return false;
+                return None;
             }
-            if resume.in_use().is_none() {
+            if first {
                 resume.prefer(number, number, now);
             }
-            fill_message(resume, number, &mut payload, MAX_HANDSHAKE_PAYLOAD, now);
-            true
+            Some(first)
         });
-        if !placed {
-            return Err(CarrierEnd::Stopped);
-        }
+        let Some(alone) = placed else { return Err(CarrierEnd::Stopped) };
         *up = Some(number);
+        let payload = self.first_words(number, alone, &transmit).await;
         let psk = &self.keys.relay_psk;
         let (handshake, frame) = RelayedHandshake::initiate(psk, self.session, number, &payload)?;
+        first.extend_from_slice(&frame);
         let began = Instant::now();
-        stream.write_all(&frame).await?;
+        stream.write_all(&first).await?;
         stream.flush().await?;
         let mut received = BytesMut::new();
         let reply = timeout(ANSWER, read_frame(&mut stream, &mut received))
@@ -321,13 +348,38 @@ impl Joiner {
         Ok((carrier, began.elapsed()))
     }
 
+    /// Console: what the first message carries. The first carrier of a session may be there a
+    /// moment before the program has handed over the connection that waits for it; were its bytes
+    /// to miss this message, they would wait for the answer to it.
+    async fn first_words(&self, number: CarrierNumber, alone: bool, transmit: &Notify) -> BytesMut {
+        let mut payload = BytesMut::new();
+        let mut until = Instant::now() + FIRST_CHANNEL;
+        loop {
+            let (channels, data) = self.shared.with(|resume, now| {
+                let room = MAX_HANDSHAKE_PAYLOAD.saturating_sub(payload.len());
+                fill_message(resume, number, &mut payload, room, now);
+                (resume.live_channels() > 0, resume.outstanding(number))
+            });
+            if channels {
+                until = until.min(Instant::now() + FIRST_DATA);
+            }
+            let wait = until.saturating_duration_since(Instant::now());
+            let first = alone && number.0 <= FIRST_NUMBERS;
+            if !first || data || timeout(wait, transmit.notified()).await.is_err() {
+                return payload;
+            }
+        }
+    }
+
     /// Agent: the console speaks first; its message proves that it has the session's keys.
     async fn respond(
         &self,
-        mut stream: RelayStream,
+        (mut stream, confirm): (RelayStream, Vec<u8>),
         up: &mut Option<CarrierNumber>,
         life: &Arc<Life>,
     ) -> Result<(Relayed<RelayStream>, Duration), CarrierEnd> {
+        stream.write_all(&confirm).await?;
+        stream.flush().await?;
         let mut received = BytesMut::new();
         // A relay that accepted the join and then says nothing must not hold this slot for ever.
         let first = timeout(ANSWER, read_frame(&mut stream, &mut received))

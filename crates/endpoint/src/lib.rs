@@ -17,6 +17,7 @@ mod carriers;
 mod connect;
 mod direct;
 mod driver;
+mod early;
 mod events;
 mod explain;
 mod extra;
@@ -73,12 +74,13 @@ pub use keeper::{KeepError, export as export_receipts};
 pub use link::{ControlLink, Link};
 pub use memory::RelayStatus;
 pub use netcheck::{Around, NETCHECK_TIME, Netcheck, RelayCheck, netcheck};
-pub use opening::{CarrierChoice, OpenError, OpenRequest};
+pub use opening::{CarrierChoice, OpenError, OpenRequest, Prepared};
 pub use session::{PendingChannel, Session, SessionHandle, UdpFlow};
 pub use target::{Gate, Permit};
 pub use witness::{Doubt, accept as accept_log, read as read_witness};
 
 use driver::Message;
+use early::Early;
 use keeper::Keeper;
 use memory::Memory;
 use report::Reports;
@@ -108,6 +110,8 @@ pub struct EndpointConfig {
     pub relay_cache: Option<PathBuf>,
     /// The program's own directory, for receipts and heads of audit logs.
     pub records: Option<PathBuf>,
+    /// The mediator's name, without spaces: what the file says of relays is of this mediator.
+    pub mediator: String,
 }
 
 /// Why an endpoint could not start.
@@ -139,6 +143,8 @@ pub struct NatInfo {
 #[derive(Default)]
 struct State {
     sessions: BTreeMap<SessionId, SessionHandle>,
+    /// Console: sessions that were asked for, with what was begun for them.
+    asked: BTreeMap<SessionId, Arc<Early>>,
     seen: VecDeque<([u8; 32], Instant)>,
     grace: Duration,
 }
@@ -178,7 +184,7 @@ impl Endpoint {
         let reports = Arc::new(Reports::default());
         let (send, link, token) = (reports.clone(), control.clone(), cancel.child_token());
         tasks.spawn(async move { send.run(link, token).await });
-        let memory = Memory::new(config.dialer.clone(), config.relay_cache);
+        let memory = Memory::new(config.dialer.clone(), config.relay_cache, config.mediator);
         tasks.spawn(memory.clone().run(cancel.child_token()));
         let (keeper, keep) = Keeper::start(config.records)?;
         let token = cancel.child_token();
@@ -218,6 +224,13 @@ impl Endpoint {
                 // Unknown means over: the answer is the same.
                 if let Some(session) = self.find(&end.session_id) {
                     session.tell(Message::End(end.reason.clone()));
+                }
+            }
+            wire::frame::Body::SessionTickets(tickets) => {
+                let asked = SessionId::from_slice(&tickets.session_id).ok();
+                let asked = asked.and_then(|id| self.state().asked.get(&id).cloned());
+                if let Some(early) = asked {
+                    early.handle_tickets(&tickets.relays);
                 }
             }
             _ => return Some(request),

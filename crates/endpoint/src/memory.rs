@@ -3,7 +3,8 @@
 //!
 //! Round trips are measured in the background, by connecting and closing; through a proxy that
 //! says nothing, so there the joins themselves measure. Short-lived consoles keep what they
-//! learnt in a file. Must never delay the opening of a session.
+//! learnt in a file, with the nearest relays' addresses: the next console connects to them before
+//! the mediator has named any. Must never delay the opening of a session.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -33,6 +34,8 @@ use crate::relays::{RelayKey, Rtts};
 pub(crate) const MAX_MEASURED: usize = 64;
 /// Addresses of a relay that are tried.
 pub(crate) const MAX_ADDRESSES: usize = 4;
+/// Sessions are being opened just when the mediator names relays: measuring waits so long.
+const SETTLE: Duration = Duration::from_millis(300);
 /// Measured at the same time.
 const CONCURRENT: usize = 8;
 /// Time for one connection.
@@ -49,6 +52,10 @@ const MAX_NETWORKS: usize = 16;
 const MAX_FILE: u64 = 64 * 1024;
 /// Figures in the file older than this are of no use.
 const MAX_AGE_S: u64 = 7 * 24 * 3600;
+/// Relays whose addresses the file keeps, the nearest ones.
+const MAX_REMEMBERED: usize = 16;
+/// Longest address that is kept.
+const MAX_ADDRESS: usize = 300;
 /// First line of the file.
 const FILE_HEADER: &str = "adit-relays 1";
 
@@ -94,6 +101,12 @@ struct State {
     network: Network,
     own_nets: Vec<IpNet>,
     mediator: Option<SocketAddr>,
+    /// Not before this is measured.
+    quiet_until: Option<Instant>,
+    /// Relays of an earlier process at the same mediator, the nearest first.
+    remembered: Vec<(RelayKey, String)>,
+    /// Name of the mediator.
+    of: String,
 }
 
 /// Shared by the sessions of a process.
@@ -108,8 +121,9 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(dialer: Arc<Dialer>, file: Option<PathBuf>) -> Arc<Self> {
-        let mut state = State { network: network(), ..State::default() };
+    /// `of`: the mediator, as the program calls it; what is remembered of relays is of this one.
+    pub(crate) fn new(dialer: Arc<Dialer>, file: Option<PathBuf>, of: String) -> Arc<Self> {
+        let mut state = State { network: network(), of, ..State::default() };
         if let Some(text) = file.as_ref().and_then(read_bounded) {
             read_state(&text, &mut state, unix_s());
         }
@@ -141,8 +155,14 @@ impl Memory {
         {
             let mut state = self.state();
             (state.listed, state.mediator) = (listed.collect(), mediator);
+            state.quiet_until = Some(Instant::now() + SETTLE);
         }
         self.wake.notify_one();
+    }
+
+    /// First addresses of the nearest relays of an earlier process.
+    pub(crate) fn remembered(&self, count: usize) -> Vec<String> {
+        self.state().remembered.iter().take(count).map(|(_, address)| address.clone()).collect()
     }
 
     pub(crate) fn network_changed(&self) {
@@ -218,8 +238,14 @@ impl Memory {
     }
 
     async fn keep_measuring(&self) {
-        let mut saved = String::new();
+        // As it was read.
+        let mut saved = write_state(&self.state());
         loop {
+            self.save(&mut saved).await;
+            let quiet_until = self.state().quiet_until.take();
+            if let Some(until) = quiet_until {
+                tokio::time::sleep_until(until).await;
+            }
             let nets = interfaces::local_addresses().await.into_iter().map(|a| a.net).collect();
             self.state().own_nets = nets;
             self.measure(false).await;
@@ -340,14 +366,40 @@ fn save(file: &PathBuf, text: &str) -> std::io::Result<()> {
 fn write_state(state: &State) -> String {
     let shown = |n: &Network| n.map_or_else(|| "-".to_owned(), |ip| ip.to_string());
     let mut text = format!("{FILE_HEADER}\nnetwork {}\n", shown(&state.network));
+    if let Some(mediator) = state.mediator {
+        text.push_str(&format!("mediator {mediator}\n"));
+    }
+    text.push_str(&format!("of {}\n", state.of));
+    for (key, address) in nearest(state) {
+        text.push_str(&format!("relay {} {address}\n", hex(&key)));
+    }
     for (network, way) in &state.ways {
         text.push_str(&format!("way {} {}\n", shown(network), way.as_str()));
     }
     for (key, (rtt, at)) in &state.rtts {
-        let key: String = key.iter().map(|b| format!("{b:02x}")).collect();
+        let key = hex(key);
         text.push_str(&format!("rtt {key} {} {at}\n", rtt.as_micros()));
     }
     text
+}
+
+fn hex(key: &RelayKey) -> String {
+    key.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The relays to be remembered: those that the mediator named, else those of before.
+fn nearest(state: &State) -> Vec<(RelayKey, String)> {
+    if state.listed.is_empty() {
+        return state.remembered.clone();
+    }
+    let fits =
+        |address: &str| address.len() <= MAX_ADDRESS && !address.contains(char::is_whitespace);
+    let rtt = |key: &RelayKey| state.rtts.get(key).map_or(Duration::MAX, |(rtt, _)| *rtt);
+    let listed = state.listed.iter().filter(|relay| fits(&relay.name));
+    let mut all: Vec<_> =
+        listed.map(|relay| (rtt(&relay.identity), relay.identity, relay.name.clone())).collect();
+    all.sort_unstable();
+    all.into_iter().take(MAX_REMEMBERED).map(|(_, key, name)| (key, name)).collect()
 }
 
 /// Whatever cannot be read is left out: it is a cache.
@@ -356,12 +408,24 @@ fn read_state(text: &str, state: &mut State, now_s: u64) {
     if lines.next() != Some(FILE_HEADER) {
         return;
     }
-    let mut same = false;
+    let (mut same, mut same_mediator) = (false, false);
     for line in lines {
         let mut words = line.split(' ');
         match (words.next(), words.next(), words.next(), words.next()) {
             (Some("network"), Some(network), None, None) => {
                 same = network.parse().ok() == state.network;
+            }
+            // Where it was reached on this network: relays are admitted by the same rule as then.
+            (Some("mediator"), Some(mediator), None, None) if same => {
+                state.mediator = mediator.parse().ok();
+            }
+            (Some("of"), Some(of), None, None) => same_mediator = of == state.of,
+            (Some("relay"), Some(key), Some(address), None)
+                if same_mediator && state.remembered.len() < MAX_REMEMBERED =>
+            {
+                if let Some(key) = unhex(key) {
+                    state.remembered.push((key, address.to_owned()));
+                }
             }
             (Some("way"), Some(network), Some(way), None) if state.ways.len() < MAX_NETWORKS => {
                 let way = if way == "tls" { Way::Tls } else { Way::Raw };
@@ -399,18 +463,32 @@ mod tests {
     #[test]
     fn the_file_gives_back_what_was_learnt_on_this_network_only() {
         let here = Some("192.0.2.7".parse().unwrap());
-        let mut state = State { network: here, ..State::default() };
+        let of = || "m.example:443".to_owned();
+        let mut state = State { network: here, of: of(), ..State::default() };
+        let relay = |n: u8| RelayStatus {
+            name: format!("r{n}.example:443"),
+            region: String::new(),
+            identity: [n; 32],
+            rtt: None,
+            addresses: Vec::new(),
+        };
+        state.listed = vec![relay(6), relay(7)];
+        state.mediator = Some("10.0.0.1:443".parse().unwrap());
         state.rtts.insert([7; 32], (Duration::from_micros(12_345), 1000));
         state.ways.push_back((here, Way::Tls));
         state.ways.push_back((None, Way::Raw));
         let text = write_state(&state);
 
-        let mut same = State { network: here, ..State::default() };
+        let mut same = State { network: here, of: of(), ..State::default() };
         read_state(&text, &mut same, 2000);
         assert_eq!((&same.rtts, &same.ways), (&state.rtts, &state.ways));
-        let mut other = State::default();
+        assert_eq!((same.mediator, same.remembered.len()), (state.mediator, 2));
+        assert_eq!(same.remembered[0], ([7; 32], "r7.example:443".into()), "the nearest first");
+        assert_eq!(write_state(&same), text);
+        let mut other = State { of: "other:443".into(), ..State::default() };
         read_state(&text, &mut other, 2000);
         assert!(other.rtts.is_empty() && other.ways.len() == 2);
+        assert!(other.remembered.is_empty() && other.mediator.is_none());
         let mut late = State { network: here, ..State::default() };
         read_state(&text, &mut late, 2000 + MAX_AGE_S);
         assert!(late.rtts.is_empty());

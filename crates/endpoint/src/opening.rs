@@ -16,7 +16,7 @@ use adit_protocol::{
     grant::Grant,
     handshake::HandshakeContext,
     ids::{ComputerId, SessionId},
-    keys::{KeyError, PublicKey, SigningKey, random},
+    keys::{Fingerprint, KeyError, PublicKey, SigningKey, random},
     limits::{LEASE, OPEN_TIMEOUT},
     nat::{NatSummary, ip_from_wire},
     target::Target,
@@ -32,6 +32,7 @@ use tracing::debug;
 use crate::{
     Endpoint, MAX_SEEN, MAX_SESSIONS,
     driver::{Driver, MESSAGES, Parts},
+    early::Early,
     events::Totals,
     handshake::{self, Established, HandshakeError, Offer, Own},
     join::{Joiner, Numbers, Relay, Tickets},
@@ -63,7 +64,7 @@ pub enum CarrierChoice {
 }
 
 /// What a console asks for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OpenRequest {
     /// Which computer.
     pub computer: ComputerId,
@@ -87,6 +88,78 @@ pub struct OpenRequest {
     pub viewer: String,
     /// Which carriers.
     pub carrier: CarrierChoice,
+}
+
+impl OpenRequest {
+    /// What both ends' handshake is about.
+    fn context(&self, session: SessionId, console: PublicKey) -> HandshakeContext<'_> {
+        HandshakeContext {
+            session,
+            tenant: &self.tenant,
+            computer: self.computer,
+            console,
+            agent: self.agent,
+            redirector: &self.redirector,
+            targets: &self.targets,
+            any_target: self.any_target,
+        }
+    }
+}
+
+/// A session that is asked for. Dropping it gives up what was begun for it.
+pub struct Prepared {
+    asked: Asked,
+    request: OpenRequest,
+    offer: Offer,
+    message1: Vec<u8>,
+    said: Said,
+    /// Which head of the audit log this console holds.
+    seen: Option<wire::SeenHead>,
+    quic_key: SigningKey,
+    early: Option<Arc<Early>>,
+}
+
+impl Prepared {
+    /// For the mediator, once.
+    pub fn message(&self) -> wire::frame::Body {
+        let request = &self.request;
+        wire::frame::Body::Open(wire::Open {
+            session_id: self.asked.session.to_bytes(),
+            computer_id: request.computer.to_bytes(),
+            redirector: request.redirector.clone(),
+            targets: request.targets.iter().map(Target::to_wire).collect(),
+            any_target: request.any_target,
+            reason: request.reason.clone(),
+            ticket: request.ticket.clone(),
+            viewer: request.viewer.clone(),
+            noise_msg1: Bytes::copy_from_slice(&self.message1),
+            agent_identity: request.agent.to_bytes(),
+            seen: self.seen.clone(),
+        })
+    }
+
+    /// What is asked for.
+    pub fn request(&self) -> &OpenRequest {
+        &self.request
+    }
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Prepared({})", self.asked.session)
+    }
+}
+
+/// The endpoint knows that this session was asked for: tickets may come for it.
+struct Asked {
+    endpoint: Arc<Endpoint>,
+    session: SessionId,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.endpoint.state().asked.remove(&self.session);
+    }
 }
 
 /// Why a session was not opened.
@@ -124,31 +197,53 @@ impl From<HandshakeError> for OpenError {
 impl Endpoint {
     /// Console: asks the mediator for a session and starts it.
     pub async fn open(self: &Arc<Self>, request: OpenRequest) -> Result<Session, OpenError> {
+        let (keys, _) = self.control.last().ok_or(OpenError::Control(RequestError::Closed))?;
+        let prepared = self.prepare(request, keys.root.fingerprint())?;
+        let peer = self.control.peer().ok_or(OpenError::Control(RequestError::Closed))?;
+        // The mediator gives the agent as long, and then says which of the two was silent.
+        let answer = peer.request(prepared.message(), OPEN_TIMEOUT + MEDIATOR_SLACK).await;
+        self.complete(prepared, answer).await
+    }
+
+    /// Console: makes the message that asks for a session, to be sent by the caller, perhaps even
+    /// before the mediator has welcomed this console. Meanwhile relays are connected to. `root`: of
+    /// the installation, whose audit log this console may have seen.
+    pub fn prepare(
+        self: &Arc<Self>,
+        request: OpenRequest,
+        root: Fingerprint,
+    ) -> Result<Prepared, OpenError> {
         let direct = request.carrier != CarrierChoice::Relayed && self.udp.is_some();
         if request.carrier == CarrierChoice::Direct && !direct {
             return Err(OpenError::NoPath("direct carriers are switched off".into()));
         }
         let session = SessionId(random()?);
         let quic_key = SigningKey::generate()?;
-        let (keys, _) = self.control.last().ok_or(OpenError::Control(RequestError::Closed))?;
-        let seen = self.seen_head(keys.root, &request.tenant);
+        let seen = self.seen_head(root, &request.tenant);
         let said = Said { head: seen.as_ref().map(head_line), ..self.say(direct) };
         let own = said.own(&self.identity, quic_key.public().fingerprint().0);
-        let context = HandshakeContext {
-            session,
-            tenant: &request.tenant,
-            computer: request.computer,
-            console: self.identity.signing.public(),
-            agent: request.agent,
-            redirector: &request.redirector,
-            targets: &request.targets,
-            any_target: request.any_target,
-        };
+        let context = request.context(session, self.identity.signing.public());
         let (offer, message1) = Offer::begin(&context, &own, &request.agent_noise)?;
-        let granted =
-            self.ask(&request, session, message1.clone(), seen.as_ref().map(told)).await?;
+        let early = (request.carrier != CarrierChoice::Direct)
+            .then(|| Early::start(self.reach(), self.tasks.clone(), self.cancel.child_token()));
+        if let Some(early) = &early {
+            self.state().asked.insert(session, early.clone());
+        }
+        let asked = Asked { endpoint: self.clone(), session };
+        let seen = seen.as_ref().map(told);
+        Ok(Prepared { asked, request, offer, message1, said, seen, quic_key, early })
+    }
+
+    /// Console: starts the session that the mediator has granted.
+    pub async fn complete(
+        self: &Arc<Self>,
+        prepared: Prepared,
+        answer: Result<wire::frame::Body, RequestError>,
+    ) -> Result<Session, OpenError> {
+        let session = prepared.asked.session;
+        let granted = self.read_granted(session, answer)?;
         let audit = Duration::from_micros(granted.audit_us.into());
-        match self.begin(&request, &context, offer, &message1, granted, said, quic_key).await {
+        match self.begin(prepared, granted).await {
             Ok(session) => Ok(Session { audit, ..session }),
             Err(error) => {
                 // It was granted and nobody will use it: the agent need not wait for us.
@@ -162,20 +257,29 @@ impl Endpoint {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the second half of `open`")]
+    /// Console: the session is not wanted after all. If it is granted nevertheless, it is ended.
+    pub async fn abandon(
+        self: Arc<Self>,
+        prepared: Prepared,
+        answer: impl Future<Output = Result<wire::frame::Body, RequestError>>,
+    ) {
+        let session = prepared.asked.session;
+        drop(prepared);
+        if answer.await.is_ok() {
+            self.give_up(session, "not_begun").await;
+        }
+    }
+
     async fn begin(
         self: &Arc<Self>,
-        request: &OpenRequest,
-        context: &HandshakeContext<'_>,
-        offer: Offer,
-        message1: &[u8],
+        prepared: Prepared,
         granted: wire::Granted,
-        said: Said,
-        quic_key: SigningKey,
     ) -> Result<Session, OpenError> {
+        let Prepared { asked, request, offer, message1, said, quic_key, early, .. } = prepared;
         let (keys, clock) = self.control.last().ok_or(OpenError::Control(RequestError::Closed))?;
         let grant = open_grant(granted.grant.as_ref(), keys.grant)?;
-        require_granted(&grant, context, request, message1)?;
+        let context = request.context(asked.session, self.identity.signing.public());
+        require_granted(&grant, &context, &request, &message1)?;
         let mut established = offer.finish(&granted.noise_msg2)?;
         if let Err(doubt) =
             self.check_shown(keys.root, &grant, granted.audit.as_ref(), &established.head).await
@@ -203,6 +307,7 @@ impl Endpoint {
             quic_key: Some(quic_key),
             gate: None,
             lease_left: left,
+            early,
         })
     }
 
@@ -236,29 +341,12 @@ impl Endpoint {
         let _ = peer.request(wire::frame::Body::EndSession(end), MEDIATOR_SLACK).await;
     }
 
-    async fn ask(
+    fn read_granted(
         &self,
-        request: &OpenRequest,
         session: SessionId,
-        message1: Vec<u8>,
-        seen: Option<wire::SeenHead>,
+        answer: Result<wire::frame::Body, RequestError>,
     ) -> Result<wire::Granted, OpenError> {
-        let body = wire::frame::Body::Open(wire::Open {
-            session_id: session.to_bytes(),
-            computer_id: request.computer.to_bytes(),
-            redirector: request.redirector.clone(),
-            targets: request.targets.iter().map(Target::to_wire).collect(),
-            any_target: request.any_target,
-            reason: request.reason.clone(),
-            ticket: request.ticket.clone(),
-            viewer: request.viewer.clone(),
-            noise_msg1: message1.into(),
-            agent_identity: request.agent.to_bytes(),
-            seen,
-        });
-        let peer = self.control.peer().ok_or(OpenError::Control(RequestError::Closed))?;
-        // The mediator gives the agent as long, and then says which of the two was silent.
-        match peer.request(body, OPEN_TIMEOUT + MEDIATOR_SLACK).await {
+        match answer {
             Ok(wire::frame::Body::Granted(granted)) => Ok(granted),
             Ok(_) => Err(OpenError::BadAnswer("mediator answered something else".into())),
             Err(RequestError::Failed(failure)) => {
@@ -269,6 +357,14 @@ impl Endpoint {
                 Err(OpenError::Refused(failure))
             }
             Err(error) => Err(OpenError::Control(error)),
+        }
+    }
+
+    fn reach(&self) -> Reach {
+        Reach {
+            dialer: self.dialer.clone(),
+            identity: self.identity.clone(),
+            memory: self.memory.clone(),
         }
     }
 
@@ -341,6 +437,7 @@ impl Endpoint {
             quic_key: None,
             gate: Some(gate),
             lease_left: Duration::from_millis(left),
+            early: None,
         };
         let session = self.launch(opening).map_err(|e| refuse(failure::BUSY, &e.to_string()))?;
         Ok((wire::Answer { noise_msg2: message2.into() }, session))
@@ -484,11 +581,7 @@ impl Endpoint {
             shared: shared.clone(),
             session,
             keys: established.keys.clone(),
-            reach: Reach {
-                dialer: self.dialer.clone(),
-                identity: self.identity.clone(),
-                memory: self.memory.clone(),
-            },
+            reach: self.reach(),
             tickets: Arc::new(Tickets::new(
                 session,
                 self.control.clone(),
@@ -510,6 +603,7 @@ impl Endpoint {
             memory: self.memory.clone(),
             shared,
             joiner,
+            early: opening.early,
             udp,
             punch,
             inbox,
@@ -571,6 +665,8 @@ struct Opening {
     quic_key: Option<SigningKey>,
     gate: Option<Arc<dyn Gate>>,
     lease_left: Duration,
+    /// Console: what was begun before the grant.
+    early: Option<Arc<Early>>,
 }
 
 struct OnDrop<F: FnOnce()>(Option<F>);

@@ -1,7 +1,7 @@
 //! Reaching a relay: raw and inside TLS, over each of its addresses, at staggered times.
 //!
-//! The first connection on which the relay accepts the join is confirmed; the others are dropped
-//! before they count. Must never connect where the mediator may not send this computer.
+//! The first connection on which the relay accepts the join is used; the others are dropped before
+//! they count. Whoever gets it confirms the join. Must never connect where the mediator may not send this computer.
 
 use std::{
     io,
@@ -14,7 +14,10 @@ use std::{
 
 use adit_net::{
     identity::DeviceIdentity,
-    noise::join::{AcceptedJoin, JoinError, begin_join},
+    noise::{
+        NoiseError,
+        join::{AcceptedJoin, JoinError, begin_join},
+    },
     proxy::{Dialer, parse_host_port},
     tls::connect_cover,
 };
@@ -27,6 +30,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use crate::{
+    early::Warm,
     join::Relay,
     memory::{Memory, Way},
     relayed,
@@ -60,10 +64,25 @@ impl ReachError {
     }
 }
 
-/// A joined connection.
+/// A connection on which the relay accepted the join; it does not count yet.
 pub(crate) struct Reached {
     pub(crate) stream: RelayStream,
     pub(crate) way: Way,
+    accepted: AcceptedJoin,
+    rtt: Duration,
+    pub(crate) at: Instant,
+}
+
+impl Reached {
+    /// What must be sent before anything else, for the join to count.
+    pub(crate) fn confirm(
+        self,
+        relay: &Relay,
+        memory: &Memory,
+    ) -> Result<(RelayStream, Vec<u8>), NoiseError> {
+        memory.joined(relay.key, self.rtt, self.way);
+        Ok((self.stream, self.accepted.confirmation()?))
+    }
 }
 
 /// What reaching relays needs.
@@ -74,15 +93,19 @@ pub(crate) struct Reach {
     pub(crate) memory: Arc<Memory>,
 }
 
-type Accepted = (RelayStream, AcceptedJoin, Way, Duration);
-
 impl Reach {
-    pub(crate) async fn join(&self, relay: &Relay, slot: u32) -> Result<Reached, ReachError> {
+    /// `warm`: connections that are under way already.
+    pub(crate) async fn join(
+        &self,
+        relay: &Relay,
+        slot: u32,
+        warm: Option<&Warm>,
+    ) -> Result<Reached, ReachError> {
         let mut plan = self.plan(relay);
         let began = Instant::now();
         let mut running = FuturesUnordered::new();
         let mut error = ReachError::NoAddress;
-        let (mut stream, accepted, way, rtt) = loop {
+        loop {
             let next = plan.first().map(|(after, ..)| began + *after);
             // Nothing under way: nothing to give a head start to.
             if running.is_empty() || next.is_some_and(|at| at <= Instant::now()) {
@@ -90,7 +113,7 @@ impl Reach {
                     return Err(error);
                 }
                 let (_, way, address) = plan.remove(0);
-                running.push(self.attempt(relay, address, way, slot));
+                running.push(self.attempt(relay, address, way, slot, warm));
                 continue;
             }
             let wait = async {
@@ -101,16 +124,13 @@ impl Reach {
             };
             tokio::select! {
                 Some(done) = running.next() => match done {
-                    Ok(accepted) => break accepted,
+                    Ok(reached) => return Ok(reached),
                     Err(refusal) if refusal.is_refusal() => return Err(refusal),
                     Err(failed) => if !matches!(error, ReachError::Join(_)) { error = failed },
                 },
                 () = wait => {}
             }
-        };
-        accepted.confirm(&mut stream).await?;
-        self.memory.joined(relay.key, rtt, way);
-        Ok(Reached { stream, way })
+        }
     }
 
     /// When to try what. Where the last success needed TLS, it gets no head start to wait for.
@@ -130,26 +150,43 @@ impl Reach {
     async fn attempt(
         &self,
         relay: &Relay,
-        (host, port): (String, u16),
+        address: (String, u16),
         way: Way,
         slot: u32,
-    ) -> Result<Accepted, ReachError> {
-        let admits = |address| self.memory.admits(address);
-        let tcp = self.dialer.dial_where(&host, port, DIAL, &admits).await?.stream;
-        relayed::tune(&tcp);
-        let mut stream = match way {
-            Way::Raw => RelayStream::Raw(tcp),
-            Way::Tls => {
-                let late = |_| ReachError::Tls(io::ErrorKind::TimedOut.into());
-                let tls = timeout(TLS, connect_cover(tcp, &host)).await.map_err(late)?;
-                RelayStream::Tls(Box::new(tls.map_err(ReachError::Tls)?))
-            }
+        warm: Option<&Warm>,
+    ) -> Result<Reached, ReachError> {
+        let ready = match warm {
+            Some(warm) => warm.take(&address, way).await,
+            None => None,
+        };
+        let mut stream = match ready {
+            Some(stream) => stream,
+            None => self.connect(&address, way).await?,
         };
         let noise = &self.identity.noise;
         let began = Instant::now();
         let accepted =
             begin_join(&mut stream, &relay.noise_key, noise, &relay.ticket, slot).await?;
-        Ok((stream, accepted, way, began.elapsed()))
+        Ok(Reached { stream, way, accepted, rtt: began.elapsed(), at: Instant::now() })
+    }
+
+    /// Connects without saying anything yet.
+    pub(crate) async fn connect(
+        &self,
+        (host, port): &(String, u16),
+        way: Way,
+    ) -> Result<RelayStream, ReachError> {
+        let admits = |address| self.memory.admits(address);
+        let tcp = self.dialer.dial_where(host, *port, DIAL, &admits).await?.stream;
+        relayed::tune(&tcp);
+        match way {
+            Way::Raw => Ok(RelayStream::Raw(tcp)),
+            Way::Tls => {
+                let late = |_| ReachError::Tls(io::ErrorKind::TimedOut.into());
+                let tls = timeout(TLS, connect_cover(tcp, host)).await.map_err(late)?;
+                Ok(RelayStream::Tls(Box::new(tls.map_err(ReachError::Tls)?)))
+            }
+        }
     }
 }
 

@@ -53,6 +53,8 @@ impl Driver {
             self.relays.begin(&keys, own, peer, now);
             self.follow_relays(now);
         }
+        // What was begun at other relays is given up.
+        self.p.early = None;
     }
 
     /// Does what the machine wants.
@@ -92,7 +94,8 @@ impl Driver {
     fn join(&mut self, key: RelayKey, slot: u32) {
         debug!(session = %self.p.session, relay = self.relay_name(&key), slot, "relay joined");
         let stop = self.relay_stops.entry(key).or_insert_with(|| self.p.cancel.child_token());
-        let keep_up = self.p.joiner.clone().keep_up(key, slot, stop.child_token());
+        let begun = self.p.early.as_ref().filter(|_| slot == 0).and_then(|e| e.take(&key));
+        let keep_up = self.p.joiner.clone().keep_up(key, slot, begun, stop.child_token());
         self.p.tasks.spawn(keep_up);
     }
 

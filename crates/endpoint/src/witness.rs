@@ -127,8 +127,8 @@ impl Witness {
     }
 
     /// The head seen last of a partner's log.
-    pub(crate) fn seen(&self, root: PublicKey, tenant: &str) -> Option<SignedHead> {
-        self.heads().get(&(root.fingerprint(), tenant.to_owned())).cloned()
+    pub(crate) fn seen(&self, root: Fingerprint, tenant: &str) -> Option<SignedHead> {
+        self.heads().get(&(root, tenant.to_owned())).cloned()
     }
 
     /// All heads of an installation, to be told when connecting.
@@ -217,7 +217,7 @@ impl Endpoint {
     }
 
     /// The signed head seen last, to be told to the other end.
-    pub(crate) fn seen_head(&self, root: PublicKey, tenant: &str) -> Option<SignedHead> {
+    pub(crate) fn seen_head(&self, root: Fingerprint, tenant: &str) -> Option<SignedHead> {
         if let Err(error) = self.witness.refresh() {
             warn!(%error, "heads that other processes saw are not known");
         }
@@ -249,7 +249,7 @@ impl Endpoint {
         let (Some(peer), Some((keys, _))) = (self.control.peer(), self.control.last()) else {
             return Err(missing());
         };
-        let seen = self.seen_head(keys.root, tenant);
+        let seen = self.seen_head(keys.root.fingerprint(), tenant);
         let asked = wire::EnrolmentRequest {
             computer_id: computer.to_bytes(),
             seen: seen.as_ref().map(told),
@@ -295,7 +295,7 @@ impl Endpoint {
         }
         let log = (root.fingerprint(), tenant.to_owned());
         for _ in 0..MAX_ROUNDS {
-            let known = self.witness.seen(root, tenant);
+            let known = self.witness.seen(root.fingerprint(), tenant);
             let order = match &known {
                 None => Order::Newer,
                 Some(known) => ordered(&self.control, known, head, links)

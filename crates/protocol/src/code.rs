@@ -46,6 +46,8 @@ pub mod failure {
     pub const AMBIGUOUS_COMPUTER: &str = "ambiguous_computer";
     /// The agent has no control connection.
     pub const AGENT_OFFLINE: &str = "agent_offline";
+    /// The console that asked has no control connection any more.
+    pub const CONSOLE_GONE: &str = "console_gone";
     /// The agent did not answer in time.
     pub const AGENT_TIMEOUT: &str = "agent_timeout";
     /// The agent's handshake or policy said no.

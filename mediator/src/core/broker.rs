@@ -278,6 +278,10 @@ impl Broker {
             entry: recorded.line,
             seen,
         });
+        let relays = self.tickets(id, Role::Console, &[], now);
+        if let Some(to) = console.filter(|_| !relays.is_empty()) {
+            self.transmits.push_back(Transmit::Tickets { to, session: id, relays });
+        }
         if let Some(session) = self.sessions.get_mut(&id) {
             session.lease = now.mono + LEASE;
             session.offered_on = Some(agent);
@@ -670,6 +674,15 @@ impl Broker {
             let Some(session) = self.sessions.get_mut(&id) else { continue };
             if session.console == Some(connection) {
                 session.console = None;
+                if let Phase::Auditing { request, .. } | Phase::Offered { request, .. } =
+                    &session.phase
+                {
+                    // Nobody is left to be answered: the agent must not wait for who asked.
+                    let (request, text) = (*request, "the console went away");
+                    let refusal = Refusal::new(failure::CONSOLE_GONE, text);
+                    self.refuse(id, request, refusal, true, now);
+                    continue;
+                }
                 // The agent enforces ends; a console that comes back learns it by renewing.
                 session.revocation.console = false;
                 self.push_if_due(id, now);

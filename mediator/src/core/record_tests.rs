@@ -21,6 +21,7 @@ pub(super) struct Desk {
     pub(super) now: Now,
     events: Vec<Event>,
     pub(super) replies: Vec<Reply>,
+    pub(super) transmits: Vec<Transmit>,
     requests: u64,
 }
 
@@ -39,6 +40,7 @@ impl Desk {
             now: Now { mono: Duration::from_secs(1_000), unix_ms: 1_000_000 },
             events: Vec::new(),
             replies: Vec::new(),
+            transmits: Vec::new(),
             requests: 0,
         };
         let agent = Device::Agent { computer: ComputerId([5; 16]), noise: [1; 32] };
@@ -55,8 +57,17 @@ impl Desk {
 
     /// A session of the console at the agent, open.
     pub(super) fn open(&mut self, n: u8, targets: &[Target], any_target: bool) -> SessionId {
-        let session = SessionId([n; 16]);
-        let attempt = Attempt {
+        let attempt = self.attempt(n, targets, any_target);
+        let session = attempt.session;
+        self.broker.handle_open(attempt, self.now);
+        self.drain();
+        self.broker.handle_answer(session, Ok(vec![1].into()), self.now);
+        self.drain();
+        session
+    }
+
+    pub(super) fn attempt(&mut self, n: u8, targets: &[Target], any_target: bool) -> Attempt {
+        Attempt {
             request: self.request(),
             connection: CONSOLE,
             generation: 0,
@@ -71,7 +82,7 @@ impl Desk {
                 source: "192.0.2.1:1".into(),
                 mfa: String::new(),
             },
-            session,
+            session: SessionId([n; 16]),
             place: Some(Place {
                 computer_id: ComputerId([5; 16]),
                 computer: "pc".into(),
@@ -89,12 +100,7 @@ impl Desk {
             noise_msg1: vec![0; 100].into(),
             seen: None,
             verdict: Ok("rule".into()),
-        };
-        self.broker.handle_open(attempt, self.now);
-        self.drain();
-        self.broker.handle_answer(session, Ok(vec![1].into()), self.now);
-        self.drain();
-        session
+        }
     }
 
     pub(super) fn drain(&mut self) {
@@ -108,7 +114,9 @@ impl Desk {
                 Output::Reply { reply, .. } => self.replies.push(reply),
             }
         }
-        while self.broker.poll_transmit().is_some() {}
+        while let Some(transmit) = self.broker.poll_transmit() {
+            self.transmits.push(transmit);
+        }
     }
 
     fn report(&mut self, by: ConnectionId, session: SessionId, events: Vec<session_event::Event>) {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use adit_protocol::{ids::RelayId, ids::SessionId, wire};
+use adit_ledger::Hash;
+use adit_protocol::{code::failure, ids::RelayId, ids::SessionId, wire};
 
 use super::{
     record_tests::{AGENT, CONSOLE, Desk, key, tcp},
@@ -81,4 +82,76 @@ fn a_relay_that_fails_or_is_gone_is_replaced_for_both_ends() {
         desk.tickets(CONSOLE, session, &[10, 12, 13, 14, 21]);
     }
     assert_eq!(desk.tickets(CONSOLE, session, &[]), [10, 13, 12, 14, 21]);
+}
+
+/// What was sent to the console and the relays, in this order.
+fn sent(desk: &mut Desk) -> (Vec<u8>, bool, usize, usize) {
+    let (mut early, mut offered, mut cuts, mut ends) = (Vec::new(), false, 0, 0);
+    while let Some(transmit) = desk.broker.poll_transmit() {
+        match transmit {
+            Transmit::Tickets { to, relays, .. } => {
+                assert_eq!(to, CONSOLE);
+                early = names(&relays);
+            }
+            Transmit::Offer { .. } => offered = true,
+            Transmit::Cut { .. } => cuts += 1,
+            Transmit::End { .. } => ends += 1,
+            Transmit::Signal { .. } | Transmit::Close { .. } => {}
+        }
+    }
+    (early, offered, cuts, ends)
+}
+
+#[test]
+fn the_console_gets_tickets_with_the_offer_and_never_before_the_record() {
+    for (durable, answer) in [
+        (false, None),
+        (true, Some(Ok(vec![1].into()))),
+        (true, Some(Err(Refusal::new(failure::POLICY_REFUSED, "no")))),
+        (true, None),
+    ] {
+        let mut desk = desk();
+        let attempt = desk.attempt(1, &[tcp("127.0.0.1", 22)], false);
+        let (session, request) = (attempt.session, attempt.request);
+        desk.broker.handle_open(attempt, desk.now);
+        let Some(Output::Audit { id, .. }) = desk.broker.poll_output() else { panic!() };
+        assert_eq!(sent(&mut desk), (vec![], false, 0, 0), "before the record is durable");
+        if !durable {
+            desk.broker.handle_audit_failed(id, desk.now);
+            assert_eq!(sent(&mut desk), (vec![], false, 0, 0), "the record failed");
+            continue;
+        }
+        let recorded = Recorded { seq: 1, leaf: Hash([0; 32]) };
+        desk.broker.handle_audit_committed(id, recorded, desk.now);
+        assert_eq!(sent(&mut desk), (vec![10, 13, 11, 12], true, 0, 0));
+        let refused = match answer {
+            Some(answer) => {
+                let refused = answer.is_err();
+                desk.broker.handle_answer(session, answer, desk.now);
+                refused
+            }
+            None => {
+                desk.now.mono += adit_protocol::limits::OPEN_TIMEOUT;
+                desk.broker.handle_timeout(desk.now);
+                true
+            }
+        };
+        if !refused {
+            let Some(Output::Reply { reply: Reply::Granted { relays, .. }, .. }) =
+                desk.broker.poll_output()
+            else {
+                panic!()
+            };
+            assert_eq!(names(&relays), [10, 13, 11, 12], "the same ones as before");
+            continue;
+        }
+        // All relays that the console may have joined are told that nothing comes of it.
+        let (early, offered, cuts, _) = sent(&mut desk);
+        assert_eq!((early, offered, cuts), (vec![], false, 4));
+        let more = desk.request();
+        desk.broker.handle_tickets(more, CONSOLE, session, &[], desk.now);
+        desk.drain();
+        let refusals = desk.replies.iter().filter(|r| matches!(r, Reply::Refused(_))).count();
+        assert_eq!(refusals, 2, "the attempt, and the wish for more tickets: {request:?}");
+    }
 }

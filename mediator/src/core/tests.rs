@@ -19,7 +19,7 @@ use adit_protocol::{
 
 use super::{Broker, types::*};
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 400;
 const STEPS: usize = 400;
 const COMPUTERS: u8 = 3;
 
@@ -134,7 +134,10 @@ impl World {
             let device = Device::Relay {
                 id: RelayId([9; 16]),
                 identity: self.relay,
-                info: wire::RelayInfo::default(),
+                info: wire::RelayInfo {
+                    addresses: vec!["relay.example:443".into()],
+                    ..wire::RelayInfo::default()
+                },
             };
             self.relay_connection = Some(id);
             self.broker.handle_connected(id, device, self.now);
@@ -269,6 +272,10 @@ impl World {
                 let fate = &self.fates[&session];
                 assert!(fate.recorded_granted, "seed {}: offered without a record", self.seed);
                 self.offers.push_back((session, to));
+            }
+            Transmit::Tickets { session, .. } => {
+                let fate = &self.fates[&session];
+                assert!(fate.recorded_granted, "seed {}: tickets without a record", self.seed);
             }
             Transmit::End { to, session, .. } => {
                 if self.agents.get(&computer_of(session)) == Some(&to) {

@@ -264,6 +264,8 @@ pub(crate) enum Transmit {
         entry: Arc<str>,
         seen: Option<wire::SeenHead>,
     },
+    /// The console's tickets while the agent is asked: it may connect to relays meanwhile.
+    Tickets { to: ConnectionId, session: SessionId, relays: Vec<RelayChoice> },
     /// Tell an end that its session is over; acknowledged to
     /// [`super::Broker::handle_acknowledged`].
     End { to: ConnectionId, session: SessionId, reason: String },

@@ -399,6 +399,15 @@ impl Driver {
                     }
                 }
             }
+            Transmit::Tickets { to, session, relays } => {
+                let relays = self.sign_tickets(&relays);
+                if let Some(peer) = self.peers.get(&to) {
+                    let session_id = session.to_bytes();
+                    let tickets = wire::SessionTickets { session_id, relays };
+                    // Lost in a full queue, they come with the grant.
+                    let _ = peer.push(Body::SessionTickets(tickets));
+                }
+            }
             Transmit::End { to, session, reason } => {
                 let session_id = session.to_bytes();
                 let end = Body::EndSession(wire::EndSession { session_id, reason });

@@ -21,7 +21,7 @@ use std::{
 
 use adit_control::{
     Incoming, Peer, RequestError,
-    client::{ConnectConfig, ConnectError, connect},
+    client::{Ahead, ConnectConfig, ConnectError, connect},
 };
 use adit_net::{identity::DeviceIdentity, proxy::Dialer, tls::Trust};
 use adit_protocol::{
@@ -176,6 +176,7 @@ impl Mediator {
             identity: Arc::clone(identity),
             dialer: Dialer::direct(),
             hello,
+            ahead: Ahead::default(),
             pipelined: Vec::new(),
             timeout: WAIT,
         };

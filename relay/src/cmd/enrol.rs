@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use adit_control::client::{ATTEMPT_TIMEOUT, ConnectConfig, connect};
+use adit_control::client::{ATTEMPT_TIMEOUT, Ahead, ConnectConfig, connect};
 use adit_net::{identity::DeviceIdentity, proxy::Dialer, tls::Trust};
 use adit_protocol::{
     PROTOCOL_VERSION,
@@ -219,6 +219,7 @@ async fn redeem(
             noise_cert,
             ..wire::Hello::default()
         },
+        ahead: Ahead::default(),
         pipelined: vec![Body::Enroll(enroll)],
         timeout: ATTEMPT_TIMEOUT,
     };

@@ -288,6 +288,12 @@ impl Pairing {
         true
     }
 
+    /// The end that waits for this one, though it has not confirmed its join yet.
+    pub fn waiting_for(&self, join: &Join) -> Option<ConnId> {
+        let (role, conn) = self.places.get(&(join.session, join.slot))?.waiting?;
+        (role != join.role).then_some(conn)
+    }
+
     /// A connection that is not paired ended by itself or broke a rule.
     pub fn handle_closed(&mut self, conn: ConnId) {
         self.remove(conn);

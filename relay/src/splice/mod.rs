@@ -6,7 +6,7 @@
 //! through pooled buffers.
 //!
 //! Invariants:
-//! - bytes are neither looked at, nor kept, nor reordered;
+//! - bytes are neither looked at, nor kept, nor reordered, and none is passed on twice;
 //! - a half-close is passed on as a half-close, and anything but two half-closes as a reset: a
 //!   truncated stream must never look complete;
 //! - no timer and no batching: what arrives is passed on at once.
@@ -18,7 +18,7 @@ use std::{
 };
 
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::{io::AsyncReadExt, net::TcpStream};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
@@ -91,9 +91,10 @@ pub fn prepare(socket: &TcpStream) -> io::Result<()> {
     SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }
 
-/// Copies both ways until both directions ended, one broke, or `cut` fires.
+/// Copies both ways until both directions ended, one broke, or `cut` fires. So many of the
+/// console's first bytes has the agent already.
 pub async fn run(
-    mut console: Leg,
+    (mut console, ahead): (Leg, usize),
     mut agent: Leg,
     engine: &Engine,
     meter: &Meter,
@@ -105,7 +106,10 @@ pub async fn run(
     let result = tokio::select! {
         biased;
         () = cut.cancelled() => return Outcome::Cut,
-        result = both_ways(&mut console, &mut agent, engine, meter) => result,
+        result = async {
+            skip(&mut console, ahead, meter).await?;
+            both_ways(&mut console, &mut agent, engine, meter).await
+        } => result,
     };
     match result {
         Ok(()) => {
@@ -116,6 +120,22 @@ pub async fn run(
         }
         Err(error) => Outcome::Broken(error),
     }
+}
+
+/// Takes bytes off the connection that were passed on before it was paired.
+async fn skip(console: &mut Leg, ahead: usize, meter: &Meter) -> io::Result<()> {
+    let mut buffer = [0; 512];
+    let mut left = ahead;
+    while left > 0 {
+        let piece = buffer.get_mut(..left.min(512)).unwrap_or_default();
+        let n = console.read(piece).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        left = left.saturating_sub(n);
+        meter.up.fetch_add(n as u64, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 async fn both_ways(

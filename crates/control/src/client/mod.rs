@@ -6,10 +6,11 @@
 mod persistent;
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn, ready},
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -21,10 +22,12 @@ use adit_net::{
 use adit_protocol::{
     code::failure as codes,
     keys::{KeyCert, KeyError, PublicKey, Purpose},
-    limits::KEEPALIVE_IDLE,
+    limits::{KEEPALIVE_IDLE, OPEN_TIMEOUT},
     wire::{self, Failure, frame::Body},
 };
 use futures_util::future::join_all;
+
+use tokio::sync::watch;
 
 pub use persistent::{DownReason, Event, Persistent};
 
@@ -54,15 +57,44 @@ pub struct ConnectConfig {
     pub dialer: Dialer,
     /// The first request.
     pub hello: wire::Hello,
-    /// Requests sent right behind it, in the same flight.
+    /// Requests sent right behind it, in the same flight, whose answers are not waited for.
+    pub ahead: Ahead,
+    /// Requests sent behind those, in the same flight.
     pub pipelined: Vec<Body>,
     /// Time for one host.
     pub timeout: Duration,
 }
 
+/// Requests that follow `Hello`. They may still be in the making while the connection is made.
+#[derive(Clone, Default)]
+pub struct Ahead(Option<watch::Receiver<Option<Vec<Body>>>>);
+
+/// Where they are put; dropped without any, there are none.
+pub type AheadSender = watch::Sender<Option<Vec<Body>>>;
+
+impl Ahead {
+    /// Some that are not made yet: the connection waits for them once it is there.
+    pub fn later() -> (AheadSender, Self) {
+        let (sender, receiver) = watch::channel(None);
+        (sender, Self(Some(receiver)))
+    }
+
+    async fn bodies(&self) -> Vec<Body> {
+        let Some(mut receiver) = self.0.clone() else { return Vec::new() };
+        let bodies = receiver.wait_for(Option::is_some).await;
+        bodies.ok().and_then(|bodies| bodies.clone()).unwrap_or_default()
+    }
+}
+
+impl From<Vec<Body>> for Ahead {
+    fn from(bodies: Vec<Body>) -> Self {
+        Self(Some(watch::channel(Some(bodies)).1))
+    }
+}
+
 impl std::fmt::Debug for ConnectConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // `hello` and `pipelined` may hold a session token or a password.
+        // `hello`, `ahead` and `pipelined` may hold a session token or a password.
         f.debug_struct("ConnectConfig")
             .field("hosts", &self.hosts)
             .field("trust", &self.trust)
@@ -107,6 +139,26 @@ impl MediatorKeys {
 /// Drives one connection until it ends; the caller owns it.
 pub type Driver = Pin<Box<dyn Future<Output = CloseReason> + Send>>;
 
+/// Time for the answer to a request that was sent ahead.
+pub const AHEAD_TIMEOUT: Duration = OPEN_TIMEOUT.saturating_add(Duration::from_secs(5));
+
+/// The answer to a request that was sent ahead.
+pub struct AheadReply(Pin<Box<dyn Future<Output = Result<Body, RequestError>> + Send>>);
+
+impl Future for AheadReply {
+    type Output = Result<Body, RequestError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl std::fmt::Debug for AheadReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AheadReply")
+    }
+}
+
 /// A connection that was welcomed.
 #[derive(Debug)]
 pub struct Connected {
@@ -122,6 +174,8 @@ pub struct Connected {
     pub clock: MediatorClock,
     /// Answers to the pipelined requests, in their order.
     pub replies: Vec<Result<Body, RequestError>>,
+    /// Answers to the requests that were sent ahead, as they come.
+    pub ahead: Vec<AheadReply>,
     /// The entry of `hosts` that answered.
     pub host: String,
     /// Its address; unknown behind a proxy.
@@ -277,7 +331,7 @@ async fn connect_one(
     let (peer, incoming, driver) = start(stream, Options::client());
     let mut driver: Driver = Box::pin(driver);
 
-    let (welcome, replies) = say_hello(config, host, &peer, &mut driver).await?;
+    let Answers { welcome, replies, ahead } = say_hello(config, host, &peer, &mut driver).await?;
     let clock = MediatorClock::new(welcome.now_ms, Instant::now());
     let not_certified = |error| ConnectError::Keys { host: host.to_owned(), error };
     let root = info.root.ok_or(KeyError::InvalidKey).map_err(not_certified)?;
@@ -294,6 +348,7 @@ async fn connect_one(
         keys,
         clock,
         replies,
+        ahead,
         host: host.to_owned(),
         remote: dialed.remote,
         local,
@@ -327,19 +382,30 @@ async fn explain(config: &ConnectConfig, name: &str, port: u16, error: TlsError)
     found.map_or(error, |issuer| TlsError::Intercepted { issuer })
 }
 
+/// What came of the first flight.
+struct Answers {
+    welcome: wire::Welcome,
+    replies: Vec<Result<Body, RequestError>>,
+    ahead: Vec<AheadReply>,
+}
+
 async fn say_hello(
     config: &ConnectConfig,
     host: &str,
     peer: &Peer,
     driver: &mut Driver,
-) -> Result<(wire::Welcome, Vec<Result<Body, RequestError>>), ConnectError> {
+) -> Result<Answers, ConnectError> {
     let ask = |body: &Body| peer.request(body.clone(), config.timeout);
     let hello = Body::Hello(config.hello.clone());
+    let ahead = config.ahead.bodies().await;
     // Polled in this order, so that `Hello` is the first in the queue and all leave together.
     let flight = async {
-        tokio::try_join!(biased; ask(&hello), async {
-            Ok(join_all(config.pipelined.iter().map(ask)).await)
-        })
+        tokio::try_join!(
+            biased;
+            ask(&hello),
+            async { Ok(send_ahead(peer, &ahead).await) },
+            async { Ok(join_all(config.pipelined.iter().map(ask)).await) },
+        )
     };
     tokio::pin!(flight);
     let (answers, ended) = tokio::select! {
@@ -353,7 +419,26 @@ async fn say_hello(
             Err(ConnectError::Refused { host: host.to_owned(), failure })
         }
         (_, Some(reason)) => Err(ConnectError::Closed { host: host.to_owned(), reason }),
-        (Ok((Body::Welcome(welcome), replies)), None) => Ok((welcome, replies)),
+        (Ok((Body::Welcome(welcome), ahead, replies)), None) => {
+            Ok(Answers { welcome, replies, ahead })
+        }
         _ => Err(ConnectError::NoWelcome { host: host.to_owned() }),
     }
+}
+
+/// Queues requests without waiting for their answers.
+async fn send_ahead(peer: &Peer, bodies: &[Body]) -> Vec<AheadReply> {
+    let mut sent = Vec::new();
+    for body in bodies {
+        let (peer, body) = (peer.clone(), body.clone());
+        let ask = async move { peer.request(body, AHEAD_TIMEOUT).await };
+        let mut reply = AheadReply(Box::pin(ask));
+        // The first poll queues it; an answer cannot be there yet, an error may be.
+        let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut reply).poll(cx)));
+        match first.await {
+            Poll::Pending => sent.push(reply),
+            Poll::Ready(answer) => sent.push(AheadReply(Box::pin(ready(answer)))),
+        }
+    }
+    sent
 }

@@ -69,11 +69,17 @@ pub async fn begin_join<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 impl AcceptedJoin {
-    /// The last message; afterwards the stream is the carrier's.
-    pub async fn confirm<S: AsyncWrite + Unpin>(mut self, stream: &mut S) -> Result<(), JoinError> {
+    /// The last message, for who sends it together with what follows; afterwards the stream is
+    /// the carrier's.
+    pub fn confirmation(mut self) -> Result<Vec<u8>, NoiseError> {
         let mut confirm = [0; NOISE_TAG];
-        let len = self.0.write_message(&[], &mut confirm).map_err(NoiseError::from)?;
-        let confirm = framed(confirm.get(..len).unwrap_or_default())?;
+        let len = self.0.write_message(&[], &mut confirm)?;
+        framed(confirm.get(..len).unwrap_or_default())
+    }
+
+    /// Sends the last message; afterwards the stream is the carrier's.
+    pub async fn confirm<S: AsyncWrite + Unpin>(self, stream: &mut S) -> Result<(), JoinError> {
+        let confirm = self.confirmation()?;
         let write = async {
             stream.write_all(&confirm).await?;
             stream.flush().await

@@ -42,10 +42,7 @@ pub(super) fn scenes() -> Vec<Scene> {
             alone: true,
             ..scene("keystroke", "a keystroke beside a file copy, both relayed", keystroke)
         },
-        // Misses its 3.5 round trips until dialling the relay overlaps with being granted; not in CI
-        // before, or CI would be red for what is known.
         Scene {
-            long: true,
             alone: true,
             ..scene("first-byte", "the first byte through a relay, 100 ms round trip", first_byte)
         },
