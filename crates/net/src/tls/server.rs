@@ -116,7 +116,7 @@ impl ServerTls {
     /// `control` must end in the root certificate; `web` may be another, or none to refuse
     /// web clients.
     pub fn new(control: Arc<LiveCert>, web: Option<Arc<LiveCert>>) -> Result<Self, rustls::Error> {
-        let config = |cert| {
+        let config = |cert: Arc<LiveCert>| {
             ServerConfig::builder_with_provider(web_provider())
                 .with_protocol_versions(&[&rustls::version::TLS13])
                 .map(|c| c.with_no_client_auth().with_cert_resolver(cert))
