@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use adit_ledger::Hash;
 use adit_protocol::{code::failure, ids::RelayId, ids::SessionId, wire};
 
 use super::{
@@ -121,7 +120,7 @@ fn the_console_gets_tickets_with_the_offer_and_never_before_the_record() {
             assert_eq!(sent(&mut desk), (vec![], false, 0, 0), "the record failed");
             continue;
         }
-        let recorded = Recorded { seq: 1, leaf: Hash([0; 32]) };
+        let recorded = Recorded { seq: 1, ..Recorded::nothing() };
         desk.broker.handle_audit_committed(id, recorded, desk.now);
         assert_eq!(sent(&mut desk), (vec![10, 13, 11, 12], true, 0, 0));
         let refused = match answer {
