@@ -3,7 +3,7 @@
 //! An empty element of a list takes two bytes on the wire and up to 272 in memory: counted by the
 //! wire alone, a peer could make this side hold a hundred times what its bounds say.
 
-use adit_protocol::wire::{RelayGrant, RelayInfo, frame::Body};
+use adit_protocol::wire::{AuditEvidence, RelayGrant, RelayInfo, frame::Body};
 
 /// Bytes that a message of `wire` bytes takes: its lists, or the wire's if that is more.
 pub(crate) fn of(body: &Body, wire: usize) -> usize {
@@ -21,9 +21,10 @@ pub(crate) fn of(body: &Body, wire: usize) -> usize {
             size_of_val(told.addresses.as_slice()) + size_of_val(told.sessions.as_slice())
         }
         Body::CheckInReply(reply) => size_of_val(reply.end_sessions.as_slice()),
-        Body::Offer(offer) => relays(&offer.relays),
-        Body::Granted(granted) => relays(&granted.relays),
+        Body::Offer(offer) => relays(&offer.relays) + evidence(offer.audit.as_ref()),
+        Body::Granted(granted) => relays(&granted.relays) + evidence(granted.audit.as_ref()),
         Body::Tickets(tickets) => relays(&tickets.relays),
+        Body::SessionTickets(tickets) => relays(&tickets.relays),
         Body::TicketRequest(asked) => size_of_val(asked.not_relays.as_slice()),
         Body::SessionReport(report) => size_of_val(report.events.as_slice()),
         Body::RelayReport(report) => size_of_val(report.sessions.as_slice()),
@@ -37,6 +38,9 @@ pub(crate) fn of(body: &Body, wire: usize) -> usize {
         Body::AccessRequests(found) => size_of_val(found.requests.as_slice()),
         Body::MfaState(state) => size_of_val(state.factors.as_slice()),
         Body::RecoveryCodes(told) => size_of_val(told.codes.as_slice()),
+        Body::Receipts(told) => size_of_val(told.lines.as_slice()),
+        Body::HeadProof(proof) => size_of_val(proof.links.as_slice()),
+        Body::EnrolmentProof(proof) => evidence(proof.audit.as_ref()),
         _ => 0,
     };
     lists.max(wire)
@@ -51,13 +55,21 @@ fn relays(grants: &[RelayGrant]) -> usize {
     size_of_val(grants) + inner.sum::<usize>()
 }
 
+fn evidence(audit: Option<&AuditEvidence>) -> usize {
+    audit.map_or(0, |audit| size_of_val(audit.links.as_slice()))
+}
+
 #[cfg(test)]
 mod tests {
     /// Payloads that are sealed or signed: never parts of a frame that is read here.
     const ELSEWHERE: [&str; 5] =
         ["GrantBody", "HandshakeInit", "HandshakeReply", "Trickle", "NatSummary"];
     /// Parts of messages, and what stands for them above.
-    const PARTS: [(&str, &str); 2] = [("RelayInfo", "RelayInfo"), ("Computer", "redirectors")];
+    const PARTS: [(&str, &str); 3] = [
+        ("RelayInfo", "RelayInfo"),
+        ("Computer", "redirectors"),
+        ("AuditEvidence", "AuditEvidence"),
+    ];
 
     #[test]
     fn every_message_with_a_list_is_weighed() {
