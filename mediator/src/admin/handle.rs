@@ -249,7 +249,7 @@ async fn client_erase((context, actor): Who<'_>, path: String) -> Result<Vec<Val
     actor.may_client(context, &found, &[Permission::ManagePolicy]).await?;
     // Nothing may go on at the client's computers while their data go.
     let affected = Affected::Client(found.id.clone());
-    let ended = context.end_sessions(affected, CLIENT_ERASED).await;
+    let ended = context.end_sessions(affected.clone(), CLIENT_ERASED).await;
     let by = actor.clone();
     let (erased, computers) = context
         .writer
@@ -267,6 +267,8 @@ async fn client_erase((context, actor): Who<'_>, path: String) -> Result<Vec<Val
         })
         .await
         .map_err(store_error)?;
+    // What was permitted before, and recorded behind the erasure.
+    context.end_sessions(affected, CLIENT_ERASED).await;
     let deleted = computers.len();
     if let Some(broker) = &context.broker {
         broker.act(move |driver, _| driver.broker.handle_unenrolled(&computers)).await;
