@@ -5,7 +5,11 @@
 //! have nothing to give. What a gateway says is a hint for candidates and nothing more: it is as
 //! trustworthy as anybody in the local network.
 //!
-//! UPnP speaks HTTP over TCP: it is left out where a proxy is to be used for all TCP.
+//! UPnP speaks HTTP over TCP: it is left out where a proxy is to be used for all TCP, although the
+//! router would be in the local network, where proxies cannot reach it: that every TCP connection
+//! goes through the proxy is a promise without exceptions.
+
+mod upnp;
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -14,7 +18,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use portmapper::{Client, Config, ProbeOutput};
+use portmapper::{Client, Config};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
@@ -56,20 +60,82 @@ impl MapProtocol {
         }
     }
 
-    fn client(self) -> Client {
-        Client::new(Config {
-            enable_upnp: self == Self::Upnp,
+    fn client(self) -> Service {
+        if self == Self::Upnp {
+            return Service::Upnp(upnp::Mapper::default());
+        }
+        Service::Library(Client::new(Config {
+            // The library believes too much of what strangers in the local network say.
+            enable_upnp: false,
             enable_pcp: self == Self::Pcp,
             enable_nat_pmp: self == Self::NatPmp,
             protocol: portmapper::Protocol::Udp,
-        })
+        }))
+    }
+}
+
+/// Who speaks a protocol for us.
+enum Service {
+    Library(Client),
+    Upnp(upnp::Mapper),
+}
+
+impl Service {
+    /// Whether the gateway speaks it.
+    async fn probe(&self) -> bool {
+        match self {
+            Self::Library(client) => {
+                matches!(client.probe().await, Ok(Ok(found)) if found.pcp || found.nat_pmp)
+            }
+            Self::Upnp(mapper) => mapper.probe().await,
+        }
     }
 
-    fn is_in(self, found: &ProbeOutput) -> bool {
+    async fn map(&self, port: NonZeroU16) -> Option<SocketAddrV4> {
         match self {
-            Self::Pcp => found.pcp,
-            Self::NatPmp => found.nat_pmp,
-            Self::Upnp => found.upnp,
+            Self::Library(client) => {
+                let mut external = client.watch_external_address();
+                client.update_local_port(port);
+                let mapped = external.wait_for(|addr| addr.as_ref().is_some_and(is_plausible));
+                mapped.await.ok().and_then(|addr| *addr)
+            }
+            Self::Upnp(mapper) => mapper.map(port).await.filter(is_plausible),
+        }
+    }
+
+    /// Renews the mapping and tells where it is, until it is lost.
+    async fn hold(&self, first: SocketAddrV4, mut tell: impl FnMut(SocketAddrV4)) {
+        tell(first);
+        match self {
+            Self::Library(client) => {
+                let mut external = client.watch_external_address();
+                while external.changed().await.is_ok() {
+                    let now = *external.borrow_and_update();
+                    let Some(addr) = now.filter(is_plausible) else { return };
+                    tell(addr);
+                }
+            }
+            Self::Upnp(mapper) => mapper.keep().await,
+        }
+    }
+
+    /// Gives a mapping back, if there is one.
+    async fn release(&self) {
+        match self {
+            Self::Library(client) => {
+                client.deactivate();
+                // It does one thing after the other: once it has an answer to this, it is done
+                // with that.
+                let _ = client.probe().await;
+            }
+            Self::Upnp(mapper) => mapper.release().await,
+        }
+    }
+
+    /// What was asked for is not wanted any more.
+    fn give_up(&self) {
+        if let Self::Library(client) = self {
+            client.deactivate();
         }
     }
 }
@@ -84,7 +150,7 @@ pub async fn probe_gateway(upnp: bool) -> Vec<MapProtocol> {
     found
 }
 
-fn clients(upnp: bool) -> Vec<(MapProtocol, Client)> {
+fn clients(upnp: bool) -> Vec<(MapProtocol, Service)> {
     let all = [MapProtocol::Pcp, MapProtocol::NatPmp, MapProtocol::Upnp];
     let allowed = all.into_iter().filter(|p| upnp || *p != MapProtocol::Upnp);
     allowed.map(|p| (p, p.client())).collect()
@@ -187,7 +253,7 @@ impl Task {
 
 /// The clients for one network.
 struct Round<'a> {
-    clients: Vec<(MapProtocol, Client)>,
+    clients: Vec<(MapProtocol, Service)>,
     state: &'a watch::Sender<PortMapping>,
 }
 
@@ -242,7 +308,7 @@ impl<'a> Round<'a> {
             let Some((_, client)) = self.clients.iter().find(|(p, _)| *p == protocol) else {
                 continue;
             };
-            if let Some(external) = map(client, port).await {
+            if let Ok(Some(external)) = timeout(ATTEMPT, client.map(port)).await {
                 info!(protocol = protocol.as_str(), %external, "port mapped");
                 // What else there is, `status` wants to know.
                 let rest = async {
@@ -259,7 +325,7 @@ impl<'a> Round<'a> {
                     () = rest => {}
                 }
             }
-            client.deactivate();
+            client.give_up();
         }
     }
 
@@ -275,42 +341,24 @@ impl<'a> Round<'a> {
         });
     }
 
-    /// Follows the mapping until it is lost; the library renews it.
-    async fn hold(&self, protocol: MapProtocol, client: &Client, first: SocketAddrV4) {
-        let mut external = client.watch_external_address();
-        let mut current = Some(first);
-        while let Some(addr) = current {
-            self.state.send_modify(|state| state.external = Some((protocol, addr)));
-            if external.changed().await.is_err() {
-                break;
-            }
-            current = external.borrow_and_update().filter(is_plausible);
-        }
+    /// Follows the mapping until it is lost.
+    async fn hold(&self, protocol: MapProtocol, client: &Service, first: SocketAddrV4) {
+        let tell = |addr| self.state.send_modify(|state| state.external = Some((protocol, addr)));
+        client.hold(first, tell).await;
         info!(protocol = protocol.as_str(), "port mapping lost");
     }
 
     async fn release(self) {
         let Some((protocol, external)) = self.state.borrow().external else { return };
         let Some((_, client)) = self.clients.iter().find(|(p, _)| *p == protocol) else { return };
-        client.deactivate();
-        // The service does one thing after the other: once it has an answer to this, it is done
-        // with that.
-        if timeout(RELEASE, client.probe()).await.is_ok() {
+        if timeout(RELEASE, client.release()).await.is_ok() {
             debug!(protocol = protocol.as_str(), %external, "port mapping given back");
         }
     }
 }
 
-async fn probe(protocol: MapProtocol, client: &Client) -> (MapProtocol, bool) {
-    let found = timeout(PROBE, client.probe()).await;
-    (protocol, matches!(found, Ok(Ok(Ok(found))) if protocol.is_in(&found)))
-}
-
-async fn map(client: &Client, port: NonZeroU16) -> Option<SocketAddrV4> {
-    let mut external = client.watch_external_address();
-    client.update_local_port(port);
-    let mapped = external.wait_for(|addr| addr.as_ref().is_some_and(is_plausible));
-    timeout(ATTEMPT, mapped).await.ok()?.ok().and_then(|addr| *addr)
+async fn probe(protocol: MapProtocol, client: &Service) -> (MapProtocol, bool) {
+    (protocol, timeout(PROBE, client.probe()).await == Ok(true))
 }
 
 /// Some gateways map while they have no address themselves.

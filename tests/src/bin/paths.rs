@@ -21,6 +21,7 @@ struct Args {
     docs: Option<PathBuf>,
     runs: u64,
     long: bool,
+    others: bool,
 }
 
 fn main() -> Result<ExitCode> {
@@ -51,6 +52,7 @@ fn parse() -> Result<Args> {
         docs: None,
         runs: HARD_RUNS,
         long: false,
+        others: false,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -64,6 +66,7 @@ fn parse() -> Result<Args> {
             "--docs" => found.docs = Some(value()?.into()),
             "--runs" => found.runs = value()?.parse()?,
             "--long" => found.long = true,
+            "--others" => found.others = true,
             word if word.starts_with('-') => bail!("no such option: {word}"),
             word if found.what.is_none() => found.what = Some(word.to_owned()),
             word => found.only.push(word.to_owned()),
@@ -119,7 +122,7 @@ fn theory(args: &Args) -> Vec<String> {
 }
 
 fn luck(args: &Args) -> Result<Vec<String>> {
-    let (table, problems) = hard::run("hard", args.runs, &args.only, &args.options)?;
+    let (table, problems) = hard::run("hard", args.runs, args.others, &args.only, &args.options)?;
     println!("{table}");
     args.write("hard", &table)?;
     Ok(problems)

@@ -1,4 +1,5 @@
-//! What is a matter of luck, a hundred times: representatives of the hard class.
+//! What is a matter of luck, many times: representatives of the hard class a hundred times each,
+//! and, if wanted, all other hard pairs.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -6,7 +7,7 @@ use anyhow::Result;
 
 use super::{
     matrix::{self, Options},
-    oracle::{self, Class},
+    oracle::{self, Case, Class},
     pair::Outcome,
 };
 
@@ -26,11 +27,25 @@ pub const REPRESENTATIVES: &[(&str, &str)] = &[
 ];
 /// Runs of 100 that must be direct in time.
 const ENOUGH_PERCENT: usize = 95;
+/// Runs of all other pairs.
+const OTHERS_RUNS: u64 = 30;
+/// In so few runs one more may be late than the percentage allows, by chance alone.
+const OTHERS_SPARE: usize = 1;
 
-/// Runs each representative often; a table in Markdown, and what was not enough.
+/// Times of those that were in time, of how many.
+struct Luck {
+    scenario: String,
+    times: Vec<f64>,
+    runs: usize,
+    late: Vec<u64>,
+}
+
+/// Runs each representative often, and with `others` all other hard pairs; a table in Markdown,
+/// and what was not enough.
 pub fn run(
     test: &str,
     runs: u64,
+    others: bool,
     only: &[String],
     options: &Options,
 ) -> Result<(String, Vec<String>)> {
@@ -42,30 +57,75 @@ pub fn run(
     let wanted = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
     for (scenario, what) in REPRESENTATIVES.iter().filter(|(name, _)| wanted(name)) {
         let Some(case) = oracle::case(scenario) else { continue };
-        let limit = Class::Hard.direct_within().unwrap_or(Duration::MAX).as_secs_f64() * 1e3;
-        let report = matrix::repeat(test, &case, runs, options)?;
-        let mut times: Vec<_> =
-            report.iter().filter_map(|o| o.direct_ms).filter(|ms| *ms <= limit).collect();
-        times.sort_by(f64::total_cmp);
-        let at =
-            |percent: usize| times.get((times.len() * percent / 100).min(times.len().max(1) - 1));
-        let s = |ms: Option<&f64>| ms.map_or("–".to_owned(), |ms| format!("{:.1} s", ms / 1e3));
-        let _ = writeln!(
-            table,
-            "| {scenario} | {what} | {} of {runs} | {} | {} | {} |",
-            times.len(),
-            s(at(50)),
-            s(at(95)),
-            s(times.last())
-        );
-        if times.len() * 100 < report.len() * ENOUGH_PERCENT {
-            let failed: Vec<_> = report.iter().filter(|o| late(o, limit)).map(|o| o.seed).collect();
-            problems.push(format!("{scenario}: {} of {runs}; seeds {failed:?}", times.len()));
+        let luck = Luck::of(test, &case, runs, options)?;
+        println!("{scenario}: {} of {runs}", luck.times.len());
+        table.push_str(&luck.row(scenario, what));
+        problems.extend(luck.problem(0));
+    }
+    if others {
+        let is_other = |case: &Case| {
+            case.verdict.class == Class::Hard
+                && !REPRESENTATIVES.iter().any(|(name, _)| *name == case.scenario)
+        };
+        let mut all =
+            Luck { scenario: String::new(), times: Vec::new(), runs: 0, late: Vec::new() };
+        let cases: Vec<_> = oracle::cases().into_iter().filter(is_other).collect();
+        let mut worst = (usize::MAX, String::new());
+        for case in &cases {
+            let luck = Luck::of(test, case, OTHERS_RUNS, options)?;
+            println!("{}: {} of {OTHERS_RUNS}", case.scenario, luck.times.len());
+            problems.extend(luck.problem(OTHERS_SPARE));
+            worst = worst.min((luck.times.len(), case.scenario.clone()));
+            all.runs += luck.runs;
+            all.times.extend(luck.times);
         }
+        all.times.sort_by(f64::total_cmp);
+        let what = format!("the least: {} of {OTHERS_RUNS} of `{}`", worst.0, worst.1);
+        let name = format!("all other {} pairs, {OTHERS_RUNS} runs each", cases.len());
+        table.push_str(&all.row(&name, &what));
     }
     Ok((table, problems))
 }
 
-fn late(outcome: &Outcome, limit: f64) -> bool {
-    outcome.direct_ms.is_none_or(|ms| ms > limit)
+impl Luck {
+    fn of(test: &str, case: &Case, runs: u64, options: &Options) -> Result<Self> {
+        let limit = Class::Hard.direct_within().unwrap_or(Duration::MAX).as_secs_f64() * 1e3;
+        let report = matrix::repeat(test, case, runs, options)?;
+        let mut times: Vec<_> =
+            report.iter().filter_map(|o| o.direct_ms).filter(|ms| *ms <= limit).collect();
+        times.sort_by(f64::total_cmp);
+        let late = |o: &&Outcome| o.direct_ms.is_none_or(|ms| ms > limit);
+        Ok(Self {
+            scenario: case.scenario.clone(),
+            times,
+            runs: report.len(),
+            late: report.iter().filter(late).map(|o| o.seed).collect(),
+        })
+    }
+
+    fn row(&self, name: &str, what: &str) -> String {
+        let times = &self.times;
+        let at =
+            |percent: usize| times.get((times.len() * percent / 100).min(times.len().max(1) - 1));
+        let s = |ms: Option<&f64>| ms.map_or("–".to_owned(), |ms| format!("{:.1} s", ms / 1e3));
+        let mut row = String::new();
+        let _ = writeln!(
+            row,
+            "| {name} | {what} | {} of {} | {} | {} | {} |",
+            times.len(),
+            self.runs,
+            s(at(50)),
+            s(at(95)),
+            s(times.last())
+        );
+        row
+    }
+
+    fn problem(&self, spare: usize) -> Option<String> {
+        let enough = (self.times.len() + spare) * 100 >= self.runs * ENOUGH_PERCENT;
+        (!enough).then(|| {
+            let Self { scenario, times, runs, late } = self;
+            format!("{scenario}: {} of {runs}; seeds {late:?}", times.len())
+        })
+    }
 }
