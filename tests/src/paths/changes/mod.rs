@@ -31,6 +31,18 @@ const STALL: Duration = Duration::from_secs(1);
 /// Time to be direct again.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// What takes longest begins first, so that all are done at about the same time.
+const SLOW: &[&str] = &[
+    "checks-lost",
+    "map-life",
+    "worst-case",
+    "silence-20s",
+    "clock-agent",
+    "clock-console",
+    "map-pmp",
+    "map-pcp",
+];
+
 /// One thing that happens.
 pub struct Scene {
     /// A word, for the table and for the command line.
@@ -122,8 +134,10 @@ pub fn run(test: &str, scenes: Vec<Scene>, options: &Options) -> Result<Report> 
     let _ = fs::remove_dir_all(artifacts_path(test));
     let mut bench = Bench::new(&format!("{test}/setup"))?;
     bench.log_level.clone_from(&options.log_level);
-    let (alone, beside): (VecDeque<_>, _) =
+    let (alone, mut beside): (VecDeque<_>, VecDeque<_>) =
         scenes.into_iter().enumerate().partition(|(_, scene)| scene.alone);
+    let slow = |scene: &Scene| scene.long || SLOW.contains(&scene.name);
+    beside.make_contiguous().sort_by_key(|(_, scene)| !slow(scene));
     let done = Done::default();
     for (queue, jobs) in [(beside, options.jobs), (alone, 1)] {
         let queue: Queue = Mutex::new(queue);
