@@ -3,6 +3,8 @@
 mod access;
 mod accounts;
 mod audit;
+mod credentials;
+mod erasure;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
@@ -23,6 +25,7 @@ use crate::{
     roles::role::TECHNICIAN,
     serve,
     store::{Mode, Writer},
+    vault::{Vault, tenant::TenantKeys},
 };
 
 /// Authorises and audits sessions, and brokers them between console and agent
@@ -50,6 +53,15 @@ enum Command {
     /// Clients of partners
     #[command(subcommand, after_help = "Example: mediator client add acme/headquarters")]
     Client(ClientCommand),
+    /// Partners
+    #[command(subcommand, after_help = "Example: mediator partner erase acme --yes")]
+    Partner(erasure::PartnerCommand),
+    /// Certificates of destruction
+    #[command(
+        subcommand,
+        after_help = "Example: mediator certificate verify erased.json --key sha256:…"
+    )]
+    Certificate(erasure::CertificateCommand),
     /// Enrolment tokens
     #[command(subcommand, after_help = "Example: mediator token agent --client acme/headquarters")]
     Token(TokenCommand),
@@ -59,6 +71,9 @@ enum Command {
     /// Technicians' devices
     #[command(subcommand, after_help = "Example: mediator device list")]
     Device(accounts::DeviceCommand),
+    /// Credentials of clients
+    #[command(subcommand, after_help = "Example: mediator credential list --client acme/berlin")]
+    Credential(credentials::CredentialCommand),
     /// Keys over stored secrets
     #[command(subcommand, after_help = "Example: mediator vault rotate")]
     Vault(accounts::VaultCommand),
@@ -89,6 +104,12 @@ enum Command {
         /// File to write; must not exist
         file: PathBuf,
     },
+    /// Rewrite the database without traces of what was deleted
+    #[command(
+        after_help = "Example: mediator compact\n\nA running mediator rewrites up to 512 MiB: \
+        stop it for larger ones."
+    )]
+    Compact,
     /// Put a backup in the place of the database; the mediator must be stopped
     #[command(after_help = "Example: mediator restore /backup/adit-2026-03-01.db")]
     Restore {
@@ -305,6 +326,9 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Token(command) => token(global, command).await,
         Command::User(command) => user(global, command).await,
         Command::Device(command) => ask(global, AdminRequest::Accounts(command.into())).await,
+        Command::Partner(command) => erasure::partner(global, command).await,
+        Command::Certificate(command) => erasure::certificate(global, command).await,
+        Command::Credential(command) => credentials::run(global, command).await,
         Command::Vault(command) => ask(global, AdminRequest::Accounts(command.into())).await,
         Command::Role(command) => access::role(global, command).await,
         Command::Computer(command) => access::computer(global, command).await,
@@ -322,6 +346,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
                 .ok_or_else(|| CliError::usage("usage", "the path of the backup is no text"))?;
             ask(global, AdminRequest::Backup { file }).await
         }
+        Command::Compact => ask(global, AdminRequest::Compact).await,
         Command::Restore { file } => crate::restore::run(global, &file).await,
         Command::Status => ask(global, AdminRequest::Status).await,
         Command::Config(command) => {
@@ -351,7 +376,7 @@ async fn client(global: &GlobalArgs, command: ClientCommand) -> Result<(), CliEr
                 let text = format!("this deletes {path} with its computers and personal data");
                 return Err(CliError::usage("usage", text).hint("add --yes if you mean it"));
             }
-            ask(global, AdminRequest::ClientErase { path }).await
+            erasure::erase(global, AdminRequest::ClientErase { path }).await
         }
     }
 }
@@ -440,9 +465,10 @@ async fn directly(place: &MediatorDir, request: AdminRequest) -> Result<Vec<Valu
     let stop = tokio_util::sync::CancellationToken::new();
     let signer = installation.log_signer();
     let (writer, task) = Writer::start(&store, signer, stop.clone()).await.map_err(store_error)?;
+    let keys = place.wrapping_keys()?;
     let context = Arc::new(AdminContext {
         store: store.clone(),
-        writer,
+        writer: writer.clone(),
         root: installation.root().fingerprint(),
         hosts: place.settings.hosts.clone(),
         port: place.public_port(),
@@ -450,7 +476,13 @@ async fn directly(place: &MediatorDir, request: AdminRequest) -> Result<Vec<Valu
         rules: Default::default(),
         accounts: place.settings.accounts,
         retention_ms: place.settings.audit.retention_ms,
-        keys: place.wrapping_keys()?,
+        signer: installation.log_signer(),
+        vault: Vault {
+            store: store.clone(),
+            writer,
+            keys: TenantKeys::new(keys.clone(), place.dir.clone()),
+        },
+        keys,
         dir: place.dir.clone(),
     });
     let (done, ()) = tokio::join!(

@@ -34,4 +34,6 @@ pub(crate) mod restore;
 pub(crate) mod roles;
 pub(crate) mod serve;
 pub(crate) mod store;
+pub(crate) mod tenancy;
 pub(crate) mod vault;
+pub mod wipe;

@@ -60,7 +60,8 @@ pub(crate) struct Actor {
 }
 
 impl Actor {
-    fn event(&self, name: &str) -> Event {
+    /// An event of what was done.
+    pub(crate) fn event(&self, name: &str) -> Event {
         let mut event = Event::new(name, Level::Significant).actor(&self.name).outcome("done");
         event.device.clone_from(&self.device);
         event.source.clone_from(&self.source);

@@ -18,7 +18,8 @@ use crate::{
     config::PROGRAM,
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     place::{DATABASE, MediatorDir, store_error},
-    store::{Mode, Store, StoreError, WriteTx, Writer, audit, tenants},
+    store::{Mode, Store, StoreError, WriteTx, Writer, audit, compact, tenants},
+    tenancy::{erase, ledger},
 };
 
 /// Where the backup is worked on.
@@ -99,16 +100,26 @@ async fn prepare(place: &MediatorDir) -> Result<(), CliError> {
             tx.append(&home, event).await
         })
     });
+    let erased = ledger::read(&place.dir)?;
     let (done, ()) = tokio::join!(
         async {
             let done = restart.await;
+            let done = match done {
+                Ok(_) => erase::again(&store, &writer, &erased).await,
+                Err(error) => Err(error),
+            };
             stop.cancel();
             done
         },
         task
     );
+    let erased = done.map_err(store_error)?;
+    if erased > 0 {
+        // Not a word of it may be left in the pages of the copy.
+        compact::run(&store, true).await.map_err(store_error)?;
+    }
     store.close().await;
-    done.map(|_| ()).map_err(store_error)
+    Ok(())
 }
 
 /// Ends all logins and voids the tokens that have one use left; how many of each.

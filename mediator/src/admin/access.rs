@@ -516,7 +516,7 @@ fn bound(binding: &Binding, resolved: &Resolved, by: &Actor) -> adit_ledger::Eve
         Scope::Installation | Scope::Partner(_) => {}
         Scope::Client { client, .. } => done = done.extra("client_id", client.as_str()),
         Scope::Group { label, .. } | Scope::Tag { label, .. } => {
-            done = done.extra("label", label.as_str());
+            done = done.extra_personal("label", label.as_str());
         }
         Scope::Computer { computer, .. } => done = done.computer_id(computer),
     }

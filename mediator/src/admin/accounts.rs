@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    actor::{Actor, not_found},
+    actor::{Actor, LOCAL, not_found},
     handle::AdminContext,
     users,
 };
@@ -28,6 +28,7 @@ use crate::{
         accounts::{self, MfaPolicy},
         factors, locks, tenants,
     },
+    vault::VaultError,
 };
 
 /// Bytes of a reason.
@@ -54,7 +55,11 @@ pub(crate) enum AccountAct {
     /// Locks a client down or unlocks it.
     ClientLock { path: String, locked: bool, reason: String },
     /// Makes a new wrapping key and seals all secrets with it.
-    VaultRotate,
+    VaultRotate {
+        /// Also makes new data keys of clients.
+        #[serde(default)]
+        data_keys: bool,
+    },
 }
 
 /// What acts get.
@@ -82,7 +87,7 @@ pub(super) async fn handle(
         AccountAct::ClientLock { path, locked, reason } => {
             client_lock(who, path, locked, reason).await
         }
-        AccountAct::VaultRotate => vault_rotate(who).await,
+        AccountAct::VaultRotate { data_keys } => vault_rotate(who, data_keys).await,
     }
 }
 
@@ -344,35 +349,18 @@ async fn lock(
     Ok(client.id)
 }
 
-async fn vault_rotate((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
+async fn vault_rotate((context, actor): Who<'_>, data_keys: bool) -> Result<Vec<Value>, CliError> {
     actor.local_only()?;
     context.keys.rotate(&context.dir)?;
-    let by = actor.clone();
-    let (keys, home) = (context.keys.clone(), context.home().await.map_err(store_error)?);
-    let done = context.writer.write(move |tx| {
-        Box::pin(async move {
-            let damaged = |error: crate::vault::wrap::WrapError| {
-                StoreError::Corrupt(format!("second factor: {error}"))
-            };
-            let name = keys.current();
-            let all = factors::all(tx).await?;
-            let count = all.len();
-            for factor in all {
-                let sealed = keys.rewrap(factor.place(), &factor.secret).map_err(damaged)?;
-                factors::reseal(tx, &factor.id, sealed, &name).await?;
-            }
-            let partner = tenants::partner_by_id(tx, &home).await?;
-            let count = u64::try_from(count).unwrap_or(u64::MAX);
-            let done = by
-                .event("vault.rotated", &partner.name)
-                .extra("key", name.clone())
-                .extra("secrets", count);
-            tx.append(&home, done).await?;
-            Ok((name, count))
-        })
-    });
-    let (key, secrets) = done.await.map_err(store_error)?;
-    Ok(vec![json!({"key": key, "secrets_resealed": secrets})])
+    let home = context.home().await.map_err(store_error)?;
+    let done = context.vault.reseal(&home, LOCAL, data_keys).await.map_err(VaultError::cli)?;
+    Ok(vec![json!({
+        "key": done.key,
+        "secrets_resealed": done.factors,
+        "tenant_keys_resealed": done.tenant_keys,
+        "data_keys_made": done.data_keys,
+        "credentials_resealed": done.credentials,
+    })])
 }
 
 fn checked(reason: String) -> Result<String, CliError> {

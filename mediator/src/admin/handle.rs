@@ -19,16 +19,18 @@ use super::{
 use crate::{
     authz::Spot,
     config::AccountSettings,
-    core::{ending::CLIENT_ERASED, types::Affected},
+    core::types::Affected,
     init::HOME_PARTNER,
     names,
     place::store_error,
     roles::{Act, Object, Permission},
     serve::{BrokerHandle, review::Rules},
     store::{
-        Store, StoreError, WriteTx, Writer, access::filter, computers, locks, sessions, tenants,
+        LogSigner, Store, StoreError, WriteTx, Writer, access::filter, computers, locks, sessions,
+        tenants,
     },
-    vault::wrap::WrappingKeys,
+    tenancy::erase,
+    vault::{Vault, wrap::WrappingKeys},
 };
 
 /// Sessions in one list.
@@ -51,6 +53,9 @@ pub(crate) struct AdminContext {
     /// How long contents of the audit log are kept if nothing else is said.
     pub(crate) retention_ms: u64,
     pub(crate) keys: WrappingKeys,
+    pub(crate) vault: Vault,
+    /// Signs certificates of destruction.
+    pub(crate) signer: LogSigner,
     pub(crate) dir: DataDir,
 }
 
@@ -105,7 +110,15 @@ pub(crate) async fn handle(
     match request {
         AdminRequest::ClientAdd { path } => client_add(who, path).await,
         AdminRequest::ClientList => client_list(who).await,
-        AdminRequest::ClientErase { path } => client_erase(who, path).await,
+        AdminRequest::ClientErase { path } => {
+            erase::client(who, &path).await.map(|told| vec![told])
+        }
+        AdminRequest::PartnerErase { partner } => {
+            erase::partner(who, &partner).await.map(|told| vec![told])
+        }
+        AdminRequest::Compact => erase::compact(who).await.map(|told| vec![told]),
+        AdminRequest::CertificateList => erase::certificates(who).await,
+        AdminRequest::Credentials(act) => super::credentials::handle(who, act).await,
         AdminRequest::TokenAgent { client, uses, ttl_ms } => {
             tokens::agent(who, client, uses, ttl_ms).await
         }
@@ -142,7 +155,7 @@ pub(crate) async fn handle(
     }
 }
 
-pub(super) fn bad_name(error: names::InvalidName) -> CliError {
+pub(crate) fn bad_name(error: names::InvalidName) -> CliError {
     CliError::usage("usage", error.to_string())
 }
 
@@ -242,40 +255,6 @@ async fn client_list((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> 
         }));
     }
     Ok(told)
-}
-
-async fn client_erase((context, actor): Who<'_>, path: String) -> Result<Vec<Value>, CliError> {
-    let found = client(context, actor, &path).await?;
-    actor.may_client(context, &found, &[Permission::ManagePolicy]).await?;
-    // Nothing may go on at the client's computers while their data go.
-    let affected = Affected::Client(found.id.clone());
-    let ended = context.end_sessions(affected.clone(), CLIENT_ERASED).await;
-    let by = actor.clone();
-    let (erased, computers) = context
-        .writer
-        .write(move |tx| {
-            Box::pin(async move {
-                let client = tenants::client_by_id(tx, &found.id).await?;
-                let (entries, computers) = tenants::erase_client(tx, &client).await?;
-                let done = by
-                    .event("client.erased", &client.partner)
-                    .client(client.path())
-                    .extra("entries_erased", entries);
-                tx.append(&client.partner_id, done).await?;
-                Ok((entries, computers))
-            })
-        })
-        .await
-        .map_err(store_error)?;
-    // What was permitted before, and recorded behind the erasure.
-    context.end_sessions(affected, CLIENT_ERASED).await;
-    let deleted = computers.len();
-    if let Some(broker) = &context.broker {
-        broker.act(move |driver, _| driver.broker.handle_unenrolled(&computers)).await;
-    }
-    Ok(vec![
-        json!({"client": path, "computers_deleted": deleted, "entries_erased": erased, "sessions_ended": ended}),
-    ])
 }
 
 async fn session_end((context, actor): Who<'_>, session: &str) -> Result<Vec<Value>, CliError> {

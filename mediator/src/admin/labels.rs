@@ -154,7 +154,7 @@ pub(super) async fn label(
                         .client(row.client_path())
                         .computer(&row.name)
                         .computer_id(&computer)
-                        .extra(kind.name(), label);
+                        .extra_personal(kind.name(), label);
                     tx.append(&row.partner_id, done).await?;
                 }
                 Ok(changed)
@@ -215,7 +215,7 @@ pub(super) async fn user_group(
                     let what = if remove { "user.ungrouped" } else { "user.grouped" };
                     let done = by
                         .event(what, &account.partner)
-                        .extra("group", label)
+                        .extra_personal("group", label)
                         .extra_personal("user", account.name);
                     tx.append(&account.partner_id, done).await?;
                 }

@@ -8,6 +8,7 @@ pub(crate) mod access;
 pub(crate) mod accounts;
 pub(crate) mod actor;
 pub(crate) mod api_keys;
+pub(crate) mod credentials;
 pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod handle;
@@ -64,6 +65,12 @@ pub(crate) enum AdminRequest {
     ClientList,
     /// Deletes a client and its personal data.
     ClientErase { path: String },
+    /// Deletes a partner with all of its clients and users.
+    PartnerErase { partner: String },
+    /// Rewrites the database without traces of what was deleted.
+    Compact,
+    /// Lists erasures with their certificates.
+    CertificateList,
     /// Makes a token for agents of a client.
     TokenAgent { client: String, uses: u64, ttl_ms: u64 },
     /// Makes a token for a relay.
@@ -101,6 +108,8 @@ pub(crate) enum AdminRequest {
     UserPassword { user: String, password: Option<Secret> },
     /// Manages second factors, logins and kill switches.
     Accounts(accounts::AccountAct),
+    /// Manages credentials of clients.
+    Credentials(credentials::CredentialAct),
     /// Manages roles, labels and requests, or explains a decision.
     Access(access::AccessAct),
     /// Ends a session.

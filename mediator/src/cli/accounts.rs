@@ -91,13 +91,17 @@ pub(super) enum VaultCommand {
         after_help = "Example: mediator vault rotate\n\nKeys of before stay in wrapping.keys: \
         restored backups need them."
     )]
-    Rotate,
+    Rotate {
+        /// Also make new keys over the credentials of each client
+        #[arg(long)]
+        data_keys: bool,
+    },
 }
 
 impl From<VaultCommand> for AccountAct {
     fn from(command: VaultCommand) -> Self {
         match command {
-            VaultCommand::Rotate => Self::VaultRotate,
+            VaultCommand::Rotate { data_keys } => Self::VaultRotate { data_keys },
         }
     }
 }

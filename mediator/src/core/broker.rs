@@ -664,6 +664,14 @@ impl Broker {
         self.sessions.get(&id).is_some_and(|session| session.console == Some(connection))
     }
 
+    /// The Noise key that a console's identity certified.
+    pub(crate) fn console_noise(&self, connection: ConnectionId) -> Option<[u8; 32]> {
+        match self.devices.get(&connection)? {
+            Device::Console { noise, .. } => Some(*noise),
+            _ => None,
+        }
+    }
+
     fn is_open(&self, id: SessionId) -> bool {
         self.sessions.get(&id).is_some_and(Session::is_open)
     }

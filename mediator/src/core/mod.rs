@@ -15,6 +15,7 @@ pub(crate) mod broker;
 pub(crate) mod ending;
 mod events;
 mod fold;
+mod forget;
 pub(crate) mod refusals;
 pub(crate) mod relays;
 pub(crate) mod report;

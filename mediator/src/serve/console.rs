@@ -11,7 +11,9 @@ use adit_protocol::{
 use adit_runtime::time::unix_ms;
 use prost::Message;
 
-use super::{agent, connection::Line, logins, logins::Use, mfa, open, refusals, requests};
+use super::{
+    agent, connection::Line, credentials, logins, logins::Use, mfa, open, refusals, requests,
+};
 use crate::{
     authz::{Decision, Holder, Spot},
     core::{
@@ -152,6 +154,9 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
         },
         Body::RequestAccess(_) | Body::ListRequests(_) | Body::DecideRequest(_) => {
             requests::handle(line, &row, body, responder).await;
+        }
+        Body::UseCredential(wish) => {
+            credentials::use_in_session(line, &row, wish, responder).await;
         }
         Body::EndSession(wish) => end(line, &row, &wish, responder).await,
         Body::ApiTokenRequest(_) => match shared.api_tokens.issue(row.id, line.identity) {

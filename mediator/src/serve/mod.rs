@@ -8,6 +8,7 @@ mod agent;
 mod allowance;
 mod connection;
 mod console;
+mod credentials;
 mod driver;
 mod enroll;
 mod half_open;

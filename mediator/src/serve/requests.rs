@@ -50,7 +50,7 @@ pub(super) async fn handle(line: &Line, row: &LoginRow, body: Body, responder: R
     }
 }
 
-fn actor(line: &Line, row: &LoginRow) -> Actor {
+pub(super) fn actor(line: &Line, row: &LoginRow) -> Actor {
     Actor {
         name: row.account.name.clone(),
         device: Some(line.identity.fingerprint().to_string()),

@@ -39,7 +39,8 @@ use crate::{
     store::{
         Mode, Store, Writer, access::labels, factors, integrity::CHECK_WAIT, sessions, tenants,
     },
-    vault::wrap::WrappingKeys,
+    tenancy::erase,
+    vault::{Vault, tenant::TenantKeys},
 };
 
 /// Time for connections to end when the server stops.
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) broker: BrokerHandle,
     pub(crate) rules: Rules,
     pub(crate) logins: Logins,
+    pub(crate) vault: Vault,
     /// Partner whose log holds the installation's own events.
     pub(crate) home: String,
     pub(crate) stun_ports: Vec<u16>,
@@ -194,7 +196,12 @@ impl Server {
         let settings = &place.settings;
         let crypto = || CliError::failed("crypto_failed", "the system gives no randomness");
         let keys = place.wrapping_keys()?;
-        check_keys(&store, &keys).await?;
+        let vault = Vault {
+            store: store.clone(),
+            writer: writer.clone(),
+            keys: TenantKeys::new(keys.clone(), place.dir.clone()),
+        };
+        check_keys(&store, &vault.keys).await?;
         let logins = Logins::new(
             (store.clone(), writer.clone()),
             home.clone(),
@@ -219,9 +226,12 @@ impl Server {
             accounts: settings.accounts,
             retention_ms: settings.audit.retention_ms,
             keys,
+            vault: vault.clone(),
+            signer: installation.log_signer(),
             dir: place.dir.clone(),
         });
         serve_admin(place, Arc::clone(&admin), &essential)?;
+        go_on_erasing(Arc::clone(&admin), &essential);
         let shared = Arc::new(Shared {
             store: store.clone(),
             writer,
@@ -229,6 +239,7 @@ impl Server {
             broker,
             rules,
             logins,
+            vault,
             home,
             stun_ports: stun.0,
             stun_addrs: stun.1,
@@ -310,11 +321,22 @@ impl Server {
     }
 }
 
+/// What was being erased when the mediator stopped.
+fn go_on_erasing(admin: Arc<AdminContext>, tasks: &Tasks) {
+    tasks.spawn_until_stopped("erasures", async move {
+        match erase::resume(&admin).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "interrupted erasures are done"),
+            Err(error) => tracing::error!(%error, "an erasure could not go on"),
+        }
+    });
+}
+
 /// Refuses to run without the keys of what is sealed: everybody with a second factor would be kept
 /// out.
-pub(crate) async fn check_keys(store: &Store, keys: &WrappingKeys) -> Result<(), CliError> {
+pub(crate) async fn check_keys(store: &Store, keys: &TenantKeys) -> Result<(), CliError> {
     let needed = factors::key_names(&store.readers).await.map_err(store_error)?;
-    if needed.iter().all(|name| keys.knows(name)) {
+    if needed.iter().all(|name| keys.wrapping().knows(name)) && keys.check()? {
         return Ok(());
     }
     let text = "stored secrets are sealed with a key that is not here";

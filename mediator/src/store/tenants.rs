@@ -1,9 +1,8 @@
 //! Partners and clients, and the settings of the installation.
 
-use adit_protocol::ids::ComputerId;
 use sqlx::AnyPool;
 
-use super::{Columns, StoreError, WriteTx, access, bigint, fresh_id};
+use super::{Columns, StoreError, WriteTx, bigint, fresh_id};
 
 /// A client with its partner.
 #[derive(Clone, Debug)]
@@ -153,6 +152,24 @@ pub(crate) async fn partners(pool: &AnyPool) -> Result<Vec<Partner>, StoreError>
     rows.iter().map(|row| Ok(Partner { id: row.text("id")?, name: row.text("name")? })).collect()
 }
 
+/// Id and name of a client's computer, by either.
+pub(crate) async fn computer_of(
+    pool: &AnyPool,
+    client: &str,
+    text: &str,
+) -> Result<Option<(String, String)>, StoreError> {
+    let row = sqlx::query(
+        "SELECT id, name FROM computer WHERE client_id = $1 AND (id = $2 OR name_key = $3) \
+         ORDER BY CASE WHEN id = $2 THEN 0 ELSE 1 END LIMIT 1",
+    )
+    .bind(client.to_owned())
+    .bind(text.to_owned())
+    .bind(name_key(text))
+    .fetch_optional(pool)
+    .await?;
+    row.map(|row| Ok((row.text("id")?, row.text("name")?))).transpose()
+}
+
 /// A client that must be there.
 pub(crate) async fn client_by_id(tx: &mut WriteTx, id: &str) -> Result<Client, StoreError> {
     let row = sqlx::query(
@@ -191,53 +208,6 @@ pub(crate) async fn clients(pool: &AnyPool) -> Result<Vec<(Client, u64)>, StoreE
             Ok((client, row.number("computers")?))
         })
         .collect()
-}
-
-/// Deletes a client with computers and tokens, and the personal fields of its audit entries,
-/// whose hashes stay. Gives the number of entries erased and the computers deleted.
-pub(crate) async fn erase_client(
-    tx: &mut WriteTx,
-    client: &Client,
-) -> Result<(u64, Vec<ComputerId>), StoreError> {
-    let rows = sqlx::query("SELECT id FROM computer WHERE client_id = $1")
-        .bind(client.id.clone())
-        .fetch_all(tx.sql())
-        .await?;
-    let computers: Vec<ComputerId> =
-        rows.iter().map(|row| row.parsed("id")).collect::<Result<_, _>>()?;
-    access::labels::forget_client(tx, &client.id).await?;
-    access::requests::forget_client(tx, &client.id).await?;
-    access::bindings::close_of_client(tx, &client.id).await?;
-    for statement in [
-        "DELETE FROM computer WHERE client_id = $1",
-        "DELETE FROM enroll_token WHERE client_id = $1",
-        "DELETE FROM session WHERE client_id = $1 AND ended_ms IS NOT NULL",
-        "DELETE FROM client_lock WHERE client_id = $1",
-        "DELETE FROM client WHERE id = $1",
-    ] {
-        sqlx::query(statement).bind(client.id.clone()).execute(tx.sql()).await?;
-    }
-    let path = client.path();
-    let rows = sqlx::query(
-        "SELECT e.tree AS tree, e.seq AS seq, e.line AS line FROM audit_entry e \
-         JOIN audit_tree t ON t.id = e.tree WHERE t.partner_id = $1 AND e.line LIKE $2 ESCAPE '\\'",
-    )
-    .bind(client.partner_id.clone())
-    .bind(super::like_contains(&serde_json::Value::from(path.as_str()).to_string()))
-    .fetch_all(tx.sql())
-    .await?;
-    let mut erased = 0;
-    for row in rows {
-        let mut entry = adit_ledger::Entry::parse(row.text("line")?.as_bytes())
-            .map_err(|error| StoreError::Corrupt(format!("audit entry: {error}")))?;
-        if entry.event().client.as_deref() != Some(&path) || entry.is_erased() {
-            continue;
-        }
-        entry.erase();
-        super::audit::replace_entry(tx, &row.text("tree")?, &entry).await?;
-        erased += 1;
-    }
-    Ok((erased, computers))
 }
 
 /// Reads a setting.

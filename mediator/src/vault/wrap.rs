@@ -18,7 +18,7 @@ pub(crate) const WRAPPING_KEYS: &str = "wrapping.keys";
 /// Configuration key, and so the variable `ADIT_MEDIATOR_WRAPPING_KEY`.
 pub(crate) const WRAPPING_KEY: &str = "wrapping.key";
 /// Bytes of a key (AES-256).
-const KEY_LEN: usize = 32;
+pub(super) const KEY_LEN: usize = 32;
 /// Bytes of an authentication tag.
 const TAG_LEN: usize = 16;
 /// First byte of an envelope.
@@ -65,7 +65,7 @@ pub(crate) struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn bytes(self) -> Vec<u8> {
+    pub(super) fn bytes(self) -> Vec<u8> {
         let mut bytes = CONTEXT_LABEL.to_vec();
         for part in [self.table, self.row, self.tenant] {
             let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
@@ -234,7 +234,11 @@ impl WrappingKeys {
 }
 
 /// nonce ‖ ciphertext ‖ tag
-fn encrypt(key: &[u8; KEY_LEN], context: &[u8], secret: &[u8]) -> Result<Vec<u8>, WrapError> {
+pub(super) fn encrypt(
+    key: &[u8; KEY_LEN],
+    context: &[u8],
+    secret: &[u8],
+) -> Result<Vec<u8>, WrapError> {
     let mut nonce = [0; NONCE_LEN];
     fill_random(&mut nonce).map_err(|_| WrapError::Random)?;
     // Room for the tag as well: a buffer that moved would leave the secret behind.
@@ -249,7 +253,7 @@ fn encrypt(key: &[u8; KEY_LEN], context: &[u8], secret: &[u8]) -> Result<Vec<u8>
     Ok(sealed)
 }
 
-fn decrypt(
+pub(super) fn decrypt(
     key: &[u8; KEY_LEN],
     context: &[u8],
     sealed: &[u8],

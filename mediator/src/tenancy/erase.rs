@@ -1,0 +1,457 @@
+//! The steps of an erasure.
+//!
+//! What was begun is a row of the table `erasure`; the next start, or the same command again, goes
+//! on with whatever is not finished. Each step finds out by itself what is left to be done.
+
+use std::time::{Duration, Instant};
+
+use adit_ledger::Event;
+use adit_runtime::{
+    cli::{CliError, Exit},
+    time::{format_ms, unix_ms},
+};
+use serde_json::{Value, json};
+
+use super::{
+    certificate,
+    ledger::{self, Erased},
+};
+use crate::{
+    admin::{
+        AdminContext,
+        actor::{Actor, not_found},
+        handle::{self, bad_name},
+    },
+    core::{ending::CLIENT_ERASED, types::Affected},
+    names,
+    place::store_error,
+    roles::Permission,
+    store::{
+        Store, StoreError, Writer, compact,
+        erasures::{self, Counts, Erasure, Kind},
+        fresh_id, locks, tenants,
+    },
+    vault::VaultError,
+};
+
+/// Time for live sessions to be ended and recorded.
+const SESSIONS_DEADLINE: Duration = Duration::from_secs(10);
+/// Time for devices to acknowledge those ends; who has not is cut off from what is erased.
+const ACKNOWLEDGE_DEADLINE: Duration = Duration::from_secs(5);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// Passes over the log: what was written while it was erased is found by the next.
+const MAX_PASSES: usize = 5;
+/// What stays, in every certificate.
+const REMAINS: &str = "of entries of the audit log: sequence, time, kind of event, names of \
+     partner and client, ids, outcome, numbers, and hashes of what was deleted";
+/// What old backups are worth, in every certificate.
+const BACKUPS: &str = "copies of the database made before hold no key that opens the credentials \
+     of the subject; only a copy of its files under \"tenants\" in the data directory made before \
+     would, together with the wrapping key. Other data of the subject are in such copies until \
+     they are deleted; restoring one with this mediator erases them again";
+
+/// What acts get.
+type Who<'a> = (&'a AdminContext, &'a Actor);
+
+/// Erases a client by its path.
+pub(crate) async fn client((context, actor): Who<'_>, path: &str) -> Result<Value, CliError> {
+    let client = match handle::client(context, actor, path).await {
+        Err(error) if error.exit == Exit::NotThere => {
+            return go_on((context, actor), Kind::Client, path, error).await;
+        }
+        found => found?,
+    };
+    actor.may_client(context, &client, &[Permission::ManagePolicy]).await?;
+    let new = Erasure {
+        id: fresh_id().map_err(store_error)?,
+        kind: Kind::Client,
+        partner_id: client.partner_id.clone(),
+        client_id: client.id.clone(),
+        subject: client.path(),
+        begun_ms: unix_ms(),
+        finished_ms: None,
+        counts: Counts::default(),
+        certificate: String::new(),
+    };
+    let begun = begin((context, actor), new).await?;
+    run((context, actor), begun).await
+}
+
+/// Erases a partner with all of its clients.
+pub(crate) async fn partner((context, actor): Who<'_>, name: &str) -> Result<Value, CliError> {
+    actor.local_only()?;
+    names::check(name).map_err(bad_name)?;
+    let wanted = name.to_owned();
+    let found = context
+        .writer
+        .write(move |tx| Box::pin(async move { tenants::partner(tx, &wanted).await }))
+        .await
+        .map_err(store_error)?;
+    let Some(partner) = found else {
+        return go_on((context, actor), Kind::Partner, name, not_found("partner")).await;
+    };
+    if context.home().await.map_err(store_error)? == partner.id {
+        let text = "the first partner holds the installation's own log and cannot be erased";
+        return Err(CliError::refused("home_partner", text)
+            .hint("erase its clients one by one, or destroy the whole data directory"));
+    }
+    let new = Erasure {
+        id: fresh_id().map_err(store_error)?,
+        kind: Kind::Partner,
+        partner_id: partner.id,
+        client_id: String::new(),
+        subject: partner.name,
+        begun_ms: unix_ms(),
+        finished_ms: None,
+        counts: Counts::default(),
+        certificate: String::new(),
+    };
+    let begun = begin((context, actor), new).await?;
+    run((context, actor), begun).await
+}
+
+/// Goes on with all erasures that were interrupted.
+pub(crate) async fn resume(context: &AdminContext) -> Result<usize, CliError> {
+    let all = erasures::all(&context.store.readers).await.map_err(store_error)?;
+    let left: Vec<Erasure> = all.into_iter().filter(|one| one.finished_ms.is_none()).collect();
+    let count = left.len();
+    for erasure in left {
+        tracing::info!(subject = erasure.subject, "going on with an erasure");
+        run((context, &Actor::Local), erasure).await?;
+    }
+    Ok(count)
+}
+
+/// Rewrites the database without traces of what was deleted.
+pub(crate) async fn compact((context, actor): Who<'_>) -> Result<Value, CliError> {
+    actor.local_only()?;
+    let alone = context.broker.is_none();
+    let done = compact::run(&context.store, alone).await.map_err(store_error)?;
+    Ok(json!({"compacted": done}))
+}
+
+/// All certificates, newest first.
+pub(crate) async fn certificates((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
+    actor.local_only()?;
+    let all = erasures::all(&context.store.readers).await.map_err(store_error)?;
+    Ok(all
+        .iter()
+        .map(|one| {
+            json!({
+                "erasure": one.id,
+                "kind": one.kind.name(),
+                "subject": one.subject,
+                "begun": format_ms(one.begun_ms),
+                "finished": one.finished_ms.map(format_ms),
+                "certificate": serde_json::from_str::<Value>(&one.certificate).ok(),
+            })
+        })
+        .collect())
+}
+
+/// Erases in a restored database what was erased since the backup was made.
+pub(crate) async fn again(
+    store: &Store,
+    writer: &Writer,
+    erased: &[Erased],
+) -> Result<u64, StoreError> {
+    let mut count = 0;
+    for one in erased {
+        let is_client = one.kind == Kind::Client.name();
+        let clients = match is_client {
+            true => vec![one.client_id.clone()],
+            false => erasures::clients(&store.readers, &one.partner_id).await?,
+        };
+        let (partner, subject) = (one.partner_id.clone(), one.subject.clone());
+        let rows = writer.write(move |tx| {
+            Box::pin(async move {
+                let mut counts = Counts::default();
+                for client in clients {
+                    erasures::delete_client(tx, &client, &mut counts).await?;
+                }
+                if !is_client {
+                    erasures::delete_partner(tx, &partner, &mut counts).await?;
+                }
+                Ok(counts)
+            })
+        });
+        let rows = rows.await?;
+        let path = is_client.then_some(subject.as_str());
+        let entries = forget_entries(store, writer, &one.partner_id, path).await?;
+        count += u64::from(rows != Counts::default() || entries > 0);
+    }
+    Ok(count)
+}
+
+/// An erasure of that subject which was interrupted after its rows were gone; else what was found
+/// instead.
+async fn go_on(
+    (context, actor): Who<'_>,
+    kind: Kind,
+    subject: &str,
+    missing: CliError,
+) -> Result<Value, CliError> {
+    if actor.local_only().is_err() {
+        return Err(missing);
+    }
+    let all = erasures::all(&context.store.readers).await.map_err(store_error)?;
+    let found = all.into_iter().find(|one| {
+        one.finished_ms.is_none()
+            && one.kind == kind
+            && tenants::name_key(&one.subject) == tenants::name_key(subject)
+    });
+    match found {
+        Some(erasure) => run((context, actor), erasure).await,
+        None => Err(missing),
+    }
+}
+
+/// Notes it in the database; nobody gets to the tenant's computers any more.
+async fn begin((context, actor): Who<'_>, new: Erasure) -> Result<Erasure, CliError> {
+    let all = erasures::all(&context.store.readers).await.map_err(store_error)?;
+    let same = |one: &Erasure| {
+        one.finished_ms.is_none()
+            && one.partner_id == new.partner_id
+            && one.client_id == new.client_id
+    };
+    if let Some(known) = all.into_iter().find(same) {
+        return Ok(known);
+    }
+    let (clients, by) = (clients_of(context, &new).await?, actor.clone());
+    let begun = context.writer.write(move |tx| {
+        Box::pin(async move {
+            erasures::begin(tx, &new).await?;
+            for client in clients {
+                locks::lock_client(tx, &client, CLIENT_ERASED).await?;
+            }
+            if new.kind == Kind::Partner {
+                erasures::close_accounts(tx, &new.partner_id).await?;
+            }
+            tx.append(&new.partner_id, of(&by, &new, "erasure_begun")).await?;
+            Ok(new)
+        })
+    });
+    begun.await.map_err(store_error)
+}
+
+async fn clients_of(context: &AdminContext, erasure: &Erasure) -> Result<Vec<String>, CliError> {
+    match erasure.kind {
+        Kind::Client => Ok(vec![erasure.client_id.clone()]),
+        Kind::Partner => erasures::clients(&context.store.readers, &erasure.partner_id)
+            .await
+            .map_err(store_error),
+    }
+}
+
+fn of(actor: &Actor, erasure: &Erasure, what: &str) -> Event {
+    let name = format!("{}.{what}", erasure.kind.name());
+    let partner = erasure.subject.split('/').next().unwrap_or_default();
+    let event = actor.event(&name, partner).extra("erasure", erasure.id.as_str());
+    match erasure.kind {
+        Kind::Client => event.client(&erasure.subject),
+        Kind::Partner => event.extra("partner_id", erasure.partner_id.as_str()),
+    }
+}
+
+async fn run((context, actor): Who<'_>, mut erasure: Erasure) -> Result<Value, CliError> {
+    let clients = clients_of(context, &erasure).await?;
+    let ended = end_sessions(context, &erasure, &clients).await?;
+    let noted = Erased {
+        kind: erasure.kind.name().to_owned(),
+        partner_id: erasure.partner_id.clone(),
+        client_id: erasure.client_id.clone(),
+        subject: erasure.subject.clone(),
+        erasure: erasure.id.clone(),
+        begun_ms: erasure.begun_ms,
+    };
+    ledger::note(&context.dir, &noted)?;
+    for client in &clients {
+        let destroyed = context.vault.keys.destroy(client).map_err(VaultError::from);
+        erasure.counts.tenant_keys += u64::from(destroyed.map_err(VaultError::cli)?);
+    }
+    erasure.counts = delete_rows(context, &erasure, clients.clone()).await?;
+    // What was permitted before, and recorded behind the rows.
+    end_sessions(context, &erasure, &clients).await?;
+    let path = (erasure.kind == Kind::Client).then_some(erasure.subject.as_str());
+    for _ in 0..MAX_PASSES {
+        let (store, writer) = (&context.store, &context.writer);
+        let more = forget_entries(store, writer, &erasure.partner_id, path).await;
+        let more = more.map_err(store_error)?;
+        erasure.counts.entries += more;
+        if more == 0 {
+            break;
+        }
+    }
+    finish((context, actor), erasure, ended).await
+}
+
+/// Live sessions end, their ends are recorded, and the broker forgets them.
+async fn end_sessions(
+    context: &AdminContext,
+    erasure: &Erasure,
+    clients: &[String],
+) -> Result<usize, CliError> {
+    let mut ended = 0;
+    for client in clients {
+        ended += context.end_sessions(Affected::Client(client.clone()), CLIENT_ERASED).await;
+    }
+    if erasure.kind == Kind::Partner {
+        let accounts = erasures::accounts(&context.store.readers, &erasure.partner_id).await;
+        for account in accounts.map_err(store_error)? {
+            ended += context.end_sessions(Affected::Account(account), CLIENT_ERASED).await;
+        }
+    }
+    let Some(broker) = &context.broker else { return Ok(ended) };
+    let begun = Instant::now();
+    loop {
+        let (clients, partner) = (clients.to_vec(), erasure.partner_id.clone());
+        let whole = erasure.kind == Kind::Partner;
+        let patient = begun.elapsed() < ACKNOWLEDGE_DEADLINE;
+        let left = broker.ask(move |driver, _| {
+            driver.broker.forget_tenant(&clients, whole.then_some(partner.as_str()), patient)
+        });
+        match left.await {
+            Some(0) | None => return Ok(ended),
+            Some(_) if begun.elapsed() > SESSIONS_DEADLINE => {
+                let text = "the ends of live sessions could not be recorded";
+                return Err(CliError::failed("audit_unavailable", text)
+                    .hint("nothing was erased; give the same command again"));
+            }
+            Some(_) => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
+async fn delete_rows(
+    context: &AdminContext,
+    erasure: &Erasure,
+    clients: Vec<String>,
+) -> Result<Counts, CliError> {
+    let (one, mut counts) = (erasure.clone(), erasure.counts.clone());
+    let deleted = context.writer.write(move |tx| {
+        Box::pin(async move {
+            let mut computers = Vec::new();
+            for client in clients {
+                computers.extend(erasures::delete_client(tx, &client, &mut counts).await?);
+            }
+            if one.kind == Kind::Partner {
+                erasures::delete_partner(tx, &one.partner_id, &mut counts).await?;
+            }
+            erasures::note(tx, &one.id, &counts).await?;
+            Ok((counts, computers))
+        })
+    });
+    let (counts, computers) = deleted.await.map_err(store_error)?;
+    if let Some(broker) = &context.broker {
+        broker.act(move |driver, _| driver.broker.handle_unenrolled(&computers)).await;
+    }
+    context.rules_changed().await;
+    Ok(counts)
+}
+
+/// One pass over a partner's logs; how many entries lost what was personal.
+async fn forget_entries(
+    store: &Store,
+    writer: &Writer,
+    partner: &str,
+    client: Option<&str>,
+) -> Result<u64, StoreError> {
+    let mut erased = 0;
+    for tree in erasures::logs(&store.readers, partner).await? {
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let (entries, more) = erasures::telling(&store.readers, &tree, from, client).await?;
+            next = more;
+            if entries.is_empty() {
+                continue;
+            }
+            let (tree, client) = (tree.clone(), client.map(str::to_owned));
+            let step = writer.write(move |tx| {
+                Box::pin(async move {
+                    erasures::forget_entries(tx, &tree, &entries, client.as_deref()).await
+                })
+            });
+            erased += step.await?;
+        }
+    }
+    Ok(erased)
+}
+
+/// Records it, takes the traces out of the files, certifies it.
+async fn finish(
+    (context, actor): Who<'_>,
+    erasure: Erasure,
+    sessions_ended: usize,
+) -> Result<Value, CliError> {
+    let home = context.home().await.map_err(store_error)?;
+    let compacted =
+        compact::run(&context.store, context.broker.is_none()).await.map_err(store_error)?;
+    let finished_ms = unix_ms();
+    let Counts { clients, computers, accounts, credentials, sessions, tenant_keys, entries } =
+        erasure.counts.clone();
+    let told = json!({
+        "kind": erasure.kind.name(),
+        "subject": erasure.subject,
+        "erasure": erasure.id,
+        "partner_id": erasure.partner_id,
+        "client_id": erasure.client_id,
+        "begun": format_ms(erasure.begun_ms),
+        "finished": format_ms(finished_ms),
+        "finished_ms": finished_ms,
+        "clients_deleted": clients,
+        "computers_deleted": computers,
+        "accounts_deleted": accounts,
+        "credentials_destroyed": credentials,
+        "tenant_keys_destroyed": tenant_keys,
+        "sessions_deleted": sessions,
+        "entries_erased": entries,
+        "compacted": compacted,
+        "copies_kept": kept_copies(context),
+        "remains": REMAINS,
+        "backups": BACKUPS,
+    });
+    let (signer, one, record) = (context.signer.clone(), erasure.clone(), told.clone());
+    let by = actor.clone();
+    let done = context.writer.write(move |tx| {
+        Box::pin(async move {
+            // In the log that goes on: an erased partner's is closed with it.
+            let log = if one.kind == Kind::Partner { home } else { one.partner_id.clone() };
+            let event = of(&by, &one, "erased")
+                .extra("entries_erased", entries)
+                .extra("credentials_destroyed", credentials)
+                .extra("computers_deleted", computers);
+            let entry = tx.append(&log, event).await?;
+            let mut inner = record.as_object().cloned().unwrap_or_default();
+            inner.insert("recorded_seq".to_owned(), entry.seq.into());
+            inner.insert("recorded_leaf".to_owned(), entry.leaf.to_string().into());
+            let text = certificate::sign(&signer, inner);
+            let print = adit_ledger::Hash(adit_protocol::keys::sha256(text.as_bytes()));
+            let issued = of(&by, &one, "certified").extra("certificate_sha256", print.to_string());
+            tx.append(&log, issued).await?;
+            erasures::finish(tx, &one.id, finished_ms, &text).await?;
+            Ok(text)
+        })
+    });
+    let text = done.await.map_err(store_error)?;
+    let mut reply = told;
+    if let Some(object) = reply.as_object_mut() {
+        // What earlier versions told.
+        object.insert("sessions_ended".to_owned(), sessions_ended.into());
+        let key = erasure.kind.name().to_owned();
+        object.insert(key, erasure.subject.into());
+        let certificate = serde_json::from_str::<Value>(&text).unwrap_or_default();
+        object.insert("certificate".to_owned(), certificate);
+    }
+    Ok(reply)
+}
+
+/// Databases that `restore` has put aside still hold what was erased.
+fn kept_copies(context: &AdminContext) -> Vec<String> {
+    let prefix = format!("{}.before-restore", crate::place::DATABASE);
+    let entries = std::fs::read_dir(context.dir.path()).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut found: Vec<String> = names.filter(|name| name.starts_with(&prefix)).collect();
+    found.sort();
+    found
+}
