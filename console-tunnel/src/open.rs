@@ -27,7 +27,7 @@ use crate::{
     events::Reporter,
     failure,
     forward::{Local, Protocol},
-    link::{Caller, list_request, matching, only_one, tell_refusal},
+    link::{Caller, REQUEST_TIMEOUT, list_request, matching, only_one, tell_refusal},
     session::{Enrolment, OpenRequest, Session, Sessions, Wanted, wish},
     state::{
         KnownAgents, KnownComputer, KnownRedirector, Selector, Verdict, described,
@@ -224,12 +224,13 @@ fn remembered(context: &Context, installation: &str, selector: &Selector) -> Opt
 async fn look_up(
     sessions: &mut Sessions,
     caller: &Caller,
-    selector: &Selector,
-    given: &str,
+    question: Body,
+    (selector, given): (&Selector, &str),
 ) -> Result<KnownComputer, CliError> {
     let answer = match sessions.answer.take() {
         Some(answer) => answer.await,
-        None => return Err(failure::unexpected()),
+        // The connection was made in a second attempt.
+        None => sessions.peer.request(question, REQUEST_TIMEOUT).await,
     };
     let first = match answer {
         Ok(Body::Computers(page)) => page,
@@ -306,8 +307,9 @@ impl<'a> Opening<'a> {
         let wish = remembered(context, &installation, &selector).as_ref().and_then(guess);
         let question = list_request(&selector.query(), "", false, "");
         let mut sessions =
-            Sessions::start(context, &caller, options.carrier, wish, question).await?;
-        let computer = match look_up(&mut sessions, &caller, &selector, given).await {
+            Sessions::start(context, &caller, options.carrier, wish, question.clone()).await?;
+        let found = look_up(&mut sessions, &caller, question, (&selector, given));
+        let computer = match found.await {
             Ok(computer) => computer,
             Err(error) => {
                 sessions.abandon().await;

@@ -38,7 +38,7 @@ pub struct Sessions {
     endpoint: Arc<Endpoint>,
     /// For requests of commands.
     pub peer: Peer,
-    /// The answer to the question that followed `Hello`.
+    /// The answer to the question that followed `Hello`, if it went with it.
     pub answer: Option<AheadReply>,
     /// A session that was asked for in the same flight.
     asked: Option<(Prepared, AheadReply)>,

@@ -6,11 +6,17 @@ mod audit;
 mod credentials;
 mod erasure;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use adit_runtime::{
     cli::{CliError, Generate, GlobalArgs, parse, report},
     config::{Config, ConfigCommand, Sources, parse_duration},
+    datadir::FileLock,
     local::{LocalClient, LocalError, socket_path},
     secretio,
 };
@@ -27,6 +33,11 @@ use crate::{
     store::{Mode, Writer},
     vault::{Vault, tenant::TenantKeys},
 };
+
+/// Time for a server that was just started to listen on its local socket.
+const STARTING: Duration = Duration::from_secs(5);
+/// How often that is looked at.
+const STARTING_LOOK: Duration = Duration::from_millis(100);
 
 /// Authorises and audits sessions, and brokers them between console and agent
 #[derive(Parser)]
@@ -452,14 +463,28 @@ async fn call(global: &GlobalArgs, request: AdminRequest) -> Result<Vec<Value>, 
     let value = serde_json::to_value(&request)
         .map_err(|error| CliError::failed("internal", error.to_string()))?;
     let socket = socket_path(place.dir.path(), PROGRAM.name);
-    match LocalClient::call(&socket, value).await {
-        Err(LocalError::NotRunning(_)) => directly(&place, request).await,
-        answer => answer.map_err(CliError::from),
+    let deadline = Instant::now() + STARTING;
+    loop {
+        match LocalClient::call(&socket, value.clone()).await {
+            Err(LocalError::NotRunning(_)) => {}
+            answer => return answer.map_err(CliError::from),
+        }
+        match place.dir.lock(PROGRAM.name) {
+            Ok(lock) => return directly(&place, request, lock).await,
+            // Somebody holds the lock and does not listen yet: the server is just starting.
+            Err(error) if error.code == "already_running" && Instant::now() < deadline => {
+                tokio::time::sleep(STARTING_LOOK).await;
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 
-async fn directly(place: &MediatorDir, request: AdminRequest) -> Result<Vec<Value>, CliError> {
-    let _lock = place.dir.lock(PROGRAM.name)?;
+async fn directly(
+    place: &MediatorDir,
+    request: AdminRequest,
+    _lock: FileLock,
+) -> Result<Vec<Value>, CliError> {
     let installation = place.installation()?;
     let store = place.store(Mode::Write).await?;
     let stop = tokio_util::sync::CancellationToken::new();

@@ -152,8 +152,13 @@ impl Driver {
             self.punching.connected(pair);
         }
         if self.p.role == Role::Agent {
-            self.in_use = self.p.shared.with(|resume, _| resume.in_use());
+            self.note_in_use();
             self.update_totals();
+        } else if self.carriers.get(&number).is_some_and(|c| c.up.relay.is_some())
+            && let Some(used) = self.in_use
+        {
+            // The peer joined anew: perhaps it moved, and the path in use is dead.
+            self.ping(used, now);
         }
         self.follow_chooser();
         if self.in_use != Some(number) {
@@ -186,6 +191,7 @@ impl Driver {
         self.report_carrier(&carrier, if carrier.silent.is_some() { "silent" } else { why.0 });
         self.emit(carrier_event(&carrier));
         self.in_use.take_if(|n| *n == number);
+        self.note_in_use();
         // Perhaps it was replaced on the same pair.
         let replaced = self.carriers.values().any(|c| c.up.pair() == carrier.up.pair());
         if let Some(pair) = carrier.up.pair().filter(|_| !replaced) {
@@ -329,6 +335,7 @@ impl Driver {
             }
         }
         self.pace_bulk(now);
+        self.note_in_use();
         self.update_totals();
     }
 
@@ -381,12 +388,24 @@ impl Driver {
         }
     }
 
+    /// Agent: what the console uses is what brought something last. Where nothing moves it would
+    /// use a direct carrier if there is one.
+    fn note_in_use(&mut self) {
+        if self.p.role != Role::Agent {
+            return;
+        }
+        let (last, idle) =
+            self.p.shared.with(|resume, _| (resume.in_use(), resume.live_channels() == 0));
+        let lives = |c: &Carrier| c.up.direct.is_some() && c.silent.is_none() && !c.retiring;
+        let direct = self.carriers.iter().rev().find(|(_, c)| lives(c)).map(|(n, _)| *n);
+        self.in_use = direct.filter(|_| idle).or(last).filter(|n| self.carriers.contains_key(n));
+    }
+
     /// After a change of network: connections from an address that is gone are dead, the others
-    /// are asked.
-    pub(crate) fn doubt_relayed(&mut self, now: Instant) {
-        let relayed: Vec<_> =
-            self.carriers.iter().filter(|(_, c)| c.up.direct.is_none()).map(|(n, _)| *n).collect();
-        for number in relayed {
+    /// are asked, however idle they are.
+    pub(crate) fn doubt_carriers(&mut self, now: Instant) {
+        let all: Vec<_> = self.carriers.keys().copied().collect();
+        for number in all {
             let Some(carrier) = self.carriers.get_mut(&number) else { continue };
             let gone = |local: SocketAddr| std::net::UdpSocket::bind((local.ip(), 0)).is_err();
             if carrier.up.local.is_some_and(gone) {

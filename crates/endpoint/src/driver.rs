@@ -298,7 +298,7 @@ impl Driver {
                 self.chooser.handle_network_change(now);
                 self.relays.handle_network_change(now);
                 self.p.joiner.hurry.send_modify(|n| *n += 1);
-                self.doubt_relayed(now);
+                self.doubt_carriers(now);
             }
             Message::End(reason) => return Some(reason),
         }

@@ -222,7 +222,12 @@ impl Joiner {
             let began = Instant::now();
             let end = self.attempt(&relay, slot, begun.take(), cancel, &mut hurry).await;
             debug!(session = %self.session, relay = relay.name, slot, %end, "relayed carrier over");
-            failures = if began.elapsed() > LASTED { 1 } else { failures + 1 };
+            failures = match &end {
+                // What worked is begun anew at once.
+                AttemptEnd::Carrier(_) if began.elapsed() > LASTED => 0,
+                _ if began.elapsed() > LASTED => 1,
+                _ => failures + 1,
+            };
             let refused = matches!(&end, AttemptEnd::Reach(error) if error.is_refusal());
             if (failures > RENEW_AFTER || refused)
                 && let Some(relays) = self.tickets.ask(false).await

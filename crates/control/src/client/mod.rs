@@ -37,6 +37,9 @@ use crate::{CloseReason, Incoming, MediatorClock, Options, Peer, RequestError, s
 pub const DEFAULT_PORT: u16 = 443;
 /// Time for one host: dialling, TLS, and the answer to `Hello`.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time to dial without a proxy. Short: when a network comes back, a new attempt is quicker than
+/// the next retransmission of an old one.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time to look who ends TLS.
 const INSPECT: Duration = Duration::from_secs(3);
 /// It is looked at this often: a mediator that is overloaded must not be dialled twice as much.
@@ -313,9 +316,11 @@ async fn connect_one(
     host: &str,
 ) -> Result<(Connected, Driver), ConnectError> {
     let (name, port) = parse_host_port(host, DEFAULT_PORT)?;
+    let via_proxy = config.dialer.uses_proxy(&name, port);
+    let limit = if via_proxy { config.timeout } else { config.timeout.min(DIAL_TIMEOUT) };
     let dialed = config
         .dialer
-        .dial(&name, port, config.timeout)
+        .dial(&name, port, limit)
         .await
         .map_err(|error| ConnectError::Dial { host: host.to_owned(), error })?;
     let local = dialed.stream.local_addr().ok();

@@ -92,7 +92,12 @@ async fn keep_up<F: FnMut() -> ConnectConfig + Send>(
     loop {
         let started = Instant::now();
         let attempt = config();
-        let error = match connect(&attempt).await {
+        let connected = tokio::select! {
+            connected = connect(&attempt) => connected,
+            // On another network this attempt would hang until it is given up.
+            () = poke.notified() => continue,
+        };
+        let error = match connected {
             Ok((connected, driver)) => {
                 let (peer, local) = (connected.peer.clone(), connected.local);
                 let up = events.send(Event::Up(Box::new(connected)));
