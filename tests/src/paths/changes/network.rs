@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use super::{AGAIN, STALL, Scene, Seen, scene};
 use crate::{
     paths::world::{Felt, Place, RATE, World, during_flow},
+    peer,
     process::{pause, text},
 };
 
@@ -14,6 +15,10 @@ use crate::{
 const DIRECT: Duration = Duration::from_secs(5);
 /// Transfer goes on for this long after the change was digested.
 const REST: Duration = Duration::from_secs(2);
+/// After this time an idle session has digested that an end moved.
+const ROAMED: Duration = Duration::from_millis(1500);
+/// What somebody who uses it then does not notice.
+const AT_ONCE: Duration = Duration::from_millis(300);
 /// Networks of most scenes.
 pub(super) const PAIR: &str = "port-restricted+port-restricted";
 
@@ -31,6 +36,8 @@ pub(super) fn scenes() -> Vec<Scene> {
         scene("rebind-ip-console", "the same at the console", |p| rebind(p, "console", &["--ip"])),
         scene("roam-agent", "the agent moves to another network", |p| roam(p, "agent")),
         scene("roam-console", "the console moves to another network", |p| roam(p, "console")),
+        scene("roam-idle-agent", "the agent moves, while nothing flows", |p| roam_idle(p, "agent")),
+        scene("roam-idle-console", "the same at the console", |p| roam_idle(p, "console")),
         scene("short-timeout", "NATs forget after 3 s of silence; idle for 8 s", short_timeout),
         scene("v6-to-v4", "IPv6 dies under a session on it, since IPv4 is 60 ms slower", |p| {
             family(p, "v6", "dual:delay4=15+dual:delay4=15")
@@ -92,6 +99,24 @@ fn roam(place: &Place<'_>, who: &'static str) -> Result<Seen> {
     let felt = during_flow(&mut world, change, AGAIN * 3, REST)?;
     world.close()?;
     Ok(Seen::felt(&felt, STALL, Some(AGAIN)))
+}
+
+/// Nobody's data shows that the path is dead: it must be found out all the same, before somebody
+/// waits for it.
+fn roam_idle(place: &Place<'_>, who: &'static str) -> Result<Seen> {
+    let mut world = direct_world(place, PAIR)?;
+    pause(REST);
+    world.lab()?.natlab(&["roam", who]).map(drop)?;
+    pause(ROAMED);
+    let before = Instant::now();
+    world.beside_console(|local| peer::echo(local, 1, 16))?;
+    let took = before.elapsed();
+    let mut seen = Seen::note(format!("first use {ROAMED:?} after it: {} ms", took.as_millis()));
+    if took > AT_ONCE {
+        seen.problems.push(format!("first use took {took:?}"));
+    }
+    world.close()?;
+    Ok(seen)
 }
 
 fn short_timeout(place: &Place<'_>) -> Result<Seen> {
