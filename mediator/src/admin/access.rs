@@ -357,7 +357,11 @@ async fn create(
     actor.may_at_home(context, MANAGE).await?;
     let partner = partner(context, actor, name).await?;
     let scope = Scope::Partner(partner.id.clone());
-    if replace && self::role(context, &partner.id, &role.name).await.is_ok() {
+    let there = self::role(context, &partner.id, &role.name).await;
+    if replace && there.is_err() && actor.remote().is_some() {
+        return Err(not_found("role"));
+    }
+    if replace && there.is_ok() {
         // Whoever has the role, wherever it is bound, gets what it now holds.
         let conditions = &Conditions::default();
         let gift = Gift { role: &role, scope: &scope, conditions, expires_ms: None, binds: true };

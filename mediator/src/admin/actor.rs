@@ -60,6 +60,8 @@ pub(crate) struct Remote {
     /// How the second factor was shown, and when.
     pub(crate) mfa: String,
     pub(crate) mfa_ms: Option<u64>,
+    /// All that a login takes was shown not long ago; keys prove themselves each time.
+    pub(crate) fresh: bool,
     /// What is asked: the operation's id.
     pub(crate) operation: &'static str,
 }
@@ -280,6 +282,18 @@ impl Actor {
             .extra("operation", remote.operation)
             .extra("object", kind(object));
         context.record(&remote.holder.partner, self.sign(event)).await
+    }
+
+    /// Refuses whoever has not proved lately who they are (R27).
+    pub(crate) async fn must_be_fresh(&self, context: &AdminContext) -> Result<(), CliError> {
+        if self.remote().is_none_or(|remote| remote.fresh) {
+            return Ok(());
+        }
+        let code = failure::REAUTHENTICATION_REQUIRED;
+        let object = Object::Partner(self.partner_id().unwrap_or_default().to_owned());
+        self.denied(context, ("fresh-proof", code), &object).await?;
+        Err(CliError::refused(code, "show password and second factor again")
+            .hint("console-tunnel mfa verify"))
     }
 
     /// Refuses what lies outside the own rules, and records it.

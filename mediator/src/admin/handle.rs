@@ -17,6 +17,7 @@ use super::{
     tokens, users,
 };
 use crate::{
+    audit::acts::AuditAct,
     authz::Spot,
     config::AccountSettings,
     core::types::Affected,
@@ -145,13 +146,25 @@ pub(crate) async fn handle(
         AdminRequest::SessionList => session_list(who).await,
         AdminRequest::AuditRead { how } => audit_read(who, how).await,
         AdminRequest::Audit(act) => {
-            // Routes with permissions of their own call `acts` themselves.
-            actor.local_only()?;
+            may_change_audit(who, &act).await?;
             let (store, writer) = (&context.store, &context.writer);
             crate::audit::acts::handle(store, writer, context.retention_ms, actor.name(), act).await
         }
         AdminRequest::Backup { file } => backup(who, file).await,
         AdminRequest::Status => status(who).await,
+    }
+}
+
+/// Retention, holds and levels are the partner's own; receivers the installation's.
+async fn may_change_audit((context, actor): Who<'_>, act: &AuditAct) -> Result<(), CliError> {
+    match act {
+        // Lists of all partners.
+        AuditAct::Retention | AuditAct::Forwarding => actor.local_only(),
+        AuditAct::SetRetention { partner, .. } | AuditAct::Hold { partner, .. } => {
+            actor.may_at_home(context, &[Permission::ManagePolicy]).await?;
+            super::access::partner(context, actor, Some(partner.clone())).await.map(|_| ())
+        }
+        AuditAct::SetLevel { user, .. } => users::managed(context, actor, user).await.map(|_| ()),
     }
 }
 

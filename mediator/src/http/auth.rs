@@ -33,6 +33,8 @@ use crate::{
 
 /// Failures of one source are recorded this often at most.
 const RECORD_EVERY: Duration = Duration::from_secs(60);
+/// How long ago a person may have proved itself for what takes evidence or secrets away (R27).
+const FRESH_MS: u64 = 10 * 60_000;
 /// Sources whose failures are counted.
 const MAX_SOURCES: usize = 4_096;
 const CHALLENGE: &str = "DPoP algs=\"EdDSA\"";
@@ -206,6 +208,7 @@ async fn of_console(
         source,
         mfa: row.proof.mfa.clone(),
         mfa_ms: row.proof.mfa_ms,
+        fresh: row.is_fresh(FRESH_MS, unix_ms()),
         operation,
     })
 }
@@ -240,6 +243,7 @@ async fn of_key(
         source,
         mfa: mfa::NONE.to_owned(),
         mfa_ms: None,
+        fresh: true,
         operation,
     })
 }

@@ -69,7 +69,7 @@ pub(crate) type WebState = State<Arc<Web>>;
 /// Everything that is answered.
 pub(crate) fn router(web: Arc<Web>) -> Router {
     Router::new()
-        .nest("/api/v1", api::all().router())
+        .merge(api::all().router())
         // Pages are merged here.
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())

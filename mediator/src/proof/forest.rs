@@ -230,7 +230,7 @@ impl Forest {
     }
 
     /// That entry `seq` is in the partner's tree of `size` leaves.
-    pub(super) async fn inclusion(
+    pub(crate) async fn inclusion(
         &self,
         (partner, tree): (&str, &str),
         seq: u64,
@@ -242,7 +242,7 @@ impl Forest {
     }
 
     /// That the tree of `old` leaves is the beginning of that of `new`.
-    pub(super) async fn consistency(
+    pub(crate) async fn consistency(
         &self,
         (partner, tree): (&str, &str),
         old: u64,

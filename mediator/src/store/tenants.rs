@@ -96,30 +96,6 @@ pub(crate) async fn create_client(
 }
 
 /// Finds a client by the names in `partner/client`.
-pub(crate) async fn client(
-    tx: &mut WriteTx,
-    partner: &str,
-    name: &str,
-) -> Result<Client, StoreError> {
-    let row = sqlx::query(
-        "SELECT c.id AS id, c.name AS name, p.id AS partner_id, p.name AS partner \
-         FROM client c JOIN partner p ON p.id = c.partner_id \
-         WHERE p.name_key = $1 AND c.name_key = $2",
-    )
-    .bind(name_key(partner))
-    .bind(name_key(name))
-    .fetch_optional(tx.sql())
-    .await?
-    .ok_or(StoreError::Missing("client"))?;
-    Ok(Client {
-        id: row.text("id")?,
-        name: row.text("name")?,
-        partner_id: row.text("partner_id")?,
-        partner: row.text("partner")?,
-    })
-}
-
-/// A client by its names, read outside a transaction.
 pub(crate) async fn find_client(
     pool: &AnyPool,
     partner: &str,

@@ -116,7 +116,7 @@ async fn bindings(call: Call<Paging, Nothing>) -> Result<Page<Binding>, Problem>
 }
 
 /// Milliseconds since 1970.
-fn time(name: &str, text: Option<&str>) -> Result<Option<u64>, Problem> {
+pub(super) fn time(name: &str, text: Option<&str>) -> Result<Option<u64>, Problem> {
     let bad = || Problem::bad_request(format!("{name}: a time as in RFC 3339 is expected"));
     let Some(text) = text else { return Ok(None) };
     let time: jiff::Timestamp = text.parse().map_err(|_| bad())?;

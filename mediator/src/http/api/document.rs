@@ -93,7 +93,7 @@ impl Document {
             object.insert("requestBody".to_owned(), body);
         }
         self.schemas.extend(named.iter().map(|(name, schema)| (name.clone(), value(schema))));
-        let path = format!("/api/v1{}", operation.path);
+        let path = format!("{}{}", super::BASE, operation.path);
         self.paths.entry(path).or_default().insert(operation.method.name().to_owned(), told);
     }
 

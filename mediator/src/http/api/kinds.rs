@@ -92,6 +92,94 @@ pub(crate) struct ExplainQuery {
     pub(crate) source: Option<IpAddr>,
 }
 
+/// What is searched for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AuditQuery {
+    /// Who acted, or whom it was about.
+    pub(crate) person: Option<String>,
+    /// Name or id.
+    pub(crate) computer: Option<String>,
+    /// PARTNER/CLIENT.
+    pub(crate) client: Option<String>,
+    pub(crate) redirector: Option<String>,
+    pub(crate) session: Option<String>,
+    /// Like `session.granted`.
+    pub(crate) event: Option<String>,
+    /// RFC 3339.
+    pub(crate) since: Option<String>,
+    /// RFC 3339.
+    pub(crate) until: Option<String>,
+    /// Items at most: 1 to 500; else 100.
+    pub(crate) limit: Option<u32>,
+    /// `next` of the page before.
+    pub(crate) cursor: Option<String>,
+}
+
+/// What is taken away.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ExportQuery {
+    /// `jsonl` (can be verified), `csv`, `cef` or `ocsf`.
+    pub(crate) format: Option<String>,
+    /// Who acted, or whom it was about.
+    pub(crate) person: Option<String>,
+    /// Name or id.
+    pub(crate) computer: Option<String>,
+    /// PARTNER/CLIENT.
+    pub(crate) client: Option<String>,
+    pub(crate) redirector: Option<String>,
+    pub(crate) session: Option<String>,
+    /// Like `session.granted`.
+    pub(crate) event: Option<String>,
+    /// RFC 3339.
+    pub(crate) since: Option<String>,
+    /// RFC 3339.
+    pub(crate) until: Option<String>,
+}
+
+/// Two sizes of the log.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConsistencyQuery {
+    pub(crate) tree: String,
+    pub(crate) old_size: u64,
+    pub(crate) new_size: u64,
+}
+
+/// An entry and a size of the log.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct InclusionQuery {
+    pub(crate) tree: String,
+    pub(crate) seq: u64,
+    pub(crate) size: u64,
+}
+
+/// How long the log is kept.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Keep {
+    /// Absent: as configured.
+    pub(crate) days: Option<u64>,
+}
+
+/// A legal hold.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Hold {
+    pub(crate) hold: bool,
+    #[serde(default)]
+    pub(crate) reason: String,
+}
+
+/// A level, 0 to 5.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AuditLevel {
+    pub(crate) level: u8,
+}
+
 /// Why.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -498,6 +586,18 @@ kinds! {
     }
     /// A key that was revoked.
     RevokedKey { key_id: String, revoked: bool, }
+    /// An entry of the log.
+    AuditEntry { tree: String, seq: u64, entry: Value, }
+    /// A signed head: the line as exports end with it.
+    AuditHead { tree: String, size: u64, line: String, }
+    /// A proof of the log (RFC 9162): hashes in hex.
+    AuditProof { tree: String, path: Vec<String>, }
+    /// How long the log is kept.
+    Kept { partner: String, days: Option<u64>, }
+    /// A legal hold.
+    Held { partner: String, hold: bool, }
+    /// A level.
+    SetLevel { user: String, level: u8, name: String, }
     /// How one rule came out.
     RuleOutcome {
         rule: String,

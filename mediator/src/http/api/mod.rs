@@ -6,6 +6,7 @@
 //! into the acts of [`crate::admin`], which decide and record. Must never do an act by itself.
 
 mod access;
+mod audit;
 mod document;
 mod kinds;
 mod people;
@@ -41,6 +42,8 @@ use super::{
 };
 use crate::admin::{AdminRequest, actor::Actor, handle};
 
+/// Where operations are. Not nested: proofs are for the whole path.
+pub(crate) const BASE: &str = "/api/v1";
 /// Items of a page, unless fewer are asked for.
 const DEFAULT_PAGE: u32 = 100;
 /// Most items of a page.
@@ -203,6 +206,7 @@ pub(crate) fn all() -> Api {
     people::mount(&mut api);
     places::mount(&mut api);
     access::mount(&mut api);
+    audit::mount(&mut api);
     api
 }
 
@@ -210,8 +214,9 @@ impl Api {
     /// Routes, with the ones that everybody may ask.
     pub(super) fn router(self) -> Router<Arc<Web>> {
         self.router
-            .route("/openapi.json", routing::get(openapi))
-            .route("/version", routing::get(version))
+            .route(audit::EXPORT, routing::get(audit::export))
+            .route("/api/v1/openapi.json", routing::get(openapi))
+            .route("/api/v1/version", routing::get(version))
     }
 
     /// The description of all operations.
@@ -241,7 +246,8 @@ impl Api {
             response
         };
         let router = std::mem::take(&mut self.router);
-        self.router = router.route(operation.path, routing::on(operation.method.filter(), route));
+        let path = format!("{BASE}{}", operation.path);
+        self.router = router.route(&path, routing::on(operation.method.filter(), route));
     }
 }
 
@@ -263,9 +269,7 @@ where
     let Some(remote) = actor.remote() else { return Err(Problem::internal()) };
     let principal = remote.holder.account.clone();
     let partner = remote.holder.partner.clone();
-    web.principals
-        .take(principal.clone())
-        .map_err(|wait| Problem::rate_limited(wait.as_secs() + 1))?;
+    take_turn(&web, &actor)?;
     let path = RawPathParams::from_request_parts(&mut parts, &())
         .await
         .map_err(|_| Problem::not_found())?
@@ -302,6 +306,13 @@ where
         web.reads.note(&web, &actor, operation.id).await?;
     }
     Ok(json(StatusCode::OK, answer))
+}
+
+/// Whoever asks too much waits.
+fn take_turn(web: &Web, actor: &Actor) -> Result<(), Problem> {
+    let principal = actor.remote().map(|remote| remote.holder.account.clone());
+    let principal = principal.ok_or_else(Problem::internal)?;
+    web.principals.take(principal).map_err(|wait| Problem::rate_limited(wait.as_secs() + 1))
 }
 
 fn json(status: StatusCode, body: Vec<u8>) -> Response {

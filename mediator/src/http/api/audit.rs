@@ -1,0 +1,286 @@
+//! The audit log: search, export, heads and proofs, retention.
+//!
+//! Searches and exports stay within what the rules cover, and are recorded each.
+
+use std::sync::Arc;
+
+use adit_protocol::code::failure;
+use adit_runtime::cli::CliError;
+use axum::{
+    body::{Body, Bytes},
+    extract::State,
+    http::{HeaderValue, Request, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::{
+    Api, Call,
+    Method::{Get, Put},
+    Nothing, One, Operation, Page,
+    access::time,
+    kinds::*,
+    page_size,
+};
+use crate::{
+    admin::{
+        AdminRequest,
+        actor::Actor,
+        export::{self, Format, Selection},
+    },
+    audit::{
+        acts::AuditAct,
+        search::{self, BadSearch, Filter, Reach},
+    },
+    http::{Problem, Web, WebState, auth::authenticate},
+    place::store_error,
+    roles::Permission,
+    store::StoreError,
+};
+
+type Answer<T> = Result<One<T>, Problem>;
+
+/// Where exports are.
+pub(super) const EXPORT: &str = "/api/v1/audit/export";
+/// Pieces of an export that wait for the reader.
+const PIECES: usize = 16;
+
+const READ: &[&str] = &["audit.read"];
+const POLICY: &[&str] = &["policy.manage"];
+const USERS: &[&str] = &["users.manage"];
+
+pub(super) fn mount(api: &mut Api) {
+    let op = |method, path, id, summary, needs| Operation { method, path, id, summary, needs };
+    let text = "Search the log, newest first, within what the rules cover";
+    api.operation(op(Get, "/audit/events", "audit.search", text, READ), events);
+    let text = "Heads of the log's trees as they are signed";
+    api.operation(op(Get, "/audit/heads", "audit.heads", text, READ), heads);
+    let text = "Prove that one size of the log goes on from another";
+    api.operation(op(Get, "/audit/consistency", "audit.consistency", text, READ), consistency);
+    let text = "Prove that an entry is in the log";
+    api.operation(op(Get, "/audit/inclusion", "audit.inclusion", text, READ), inclusion);
+    let text = "Set how long the log is kept";
+    api.operation(op(Put, "/audit/retention", "audit.retention", text, POLICY), retention);
+    let text = "Begin or end a legal hold";
+    api.operation(op(Put, "/audit/hold", "audit.hold", text, POLICY), hold);
+    let text = "Set up to which level a user's events are kept";
+    api.operation(op(Put, "/users/{user}/audit-level", "audit.level", text, USERS), level);
+}
+
+fn bad(error: BadSearch) -> Problem {
+    Problem::bad_request(error.to_string())
+}
+
+fn filter(query: AuditQuery) -> Result<Filter, Problem> {
+    let list = |value: Option<String>| value.into_iter().collect::<Vec<_>>();
+    let filter = Filter {
+        persons: list(query.person),
+        computers: list(query.computer),
+        clients: list(query.client),
+        redirectors: list(query.redirector),
+        sessions: list(query.session),
+        events: list(query.event),
+        since_ms: time("since", query.since.as_deref())?,
+        until_ms: time("until", query.until.as_deref())?,
+    };
+    filter.check().map_err(bad)?;
+    Ok(filter)
+}
+
+/// What the asker may read, or the recorded denial.
+async fn reach(web: &Web, actor: &Actor, permission: Permission) -> Result<Reach, Problem> {
+    let Some(remote) = actor.remote() else { return Err(Problem::internal()) };
+    let pool = &web.admin.store.readers;
+    let reach = Reach::of(pool, &remote.holder, permission, remote.facts()).await;
+    if let Ok(reach) = reach.map_err(store_error)? {
+        return Ok(reach);
+    }
+    actor.may_at_home(&web.admin, &[permission]).await?;
+    Err(Problem::internal())
+}
+
+/// Records that the log was read.
+async fn note(web: &Web, actor: &Actor, how: &str) -> Result<(), Problem> {
+    let Some(remote) = actor.remote() else { return Err(Problem::internal()) };
+    let event = actor.event("audit.read", &remote.partner).extra("how", how);
+    web.admin.record(&remote.holder.partner, event).await.map_err(Problem::from)
+}
+
+async fn events(call: Call<AuditQuery, Nothing>) -> Result<Page<AuditEntry>, Problem> {
+    let (web, query) = (&call.web, call.query.clone());
+    let limit = page_size(query.limit)?.min(search::MAX_PAGE);
+    let after = query.cursor.as_deref().map(str::parse).transpose().map_err(bad)?;
+    let filter = filter(query)?;
+    let reach = reach(web, &call.actor, Permission::ReadAudit).await?;
+    note(web, &call.actor, "search").await?;
+    let page = search::Page { after, limit };
+    let found = search::search(&web.admin.store.readers, &reach, &filter, page).await;
+    let found = found.map_err(store_error)?;
+    let entry = |hit: search::Hit| {
+        let entry = serde_json::from_str::<Value>(&hit.line).map_err(|_| {
+            Problem::from(store_error(StoreError::Corrupt("audit entry".to_owned())))
+        })?;
+        Ok::<_, Problem>(AuditEntry { tree: hit.tree, seq: hit.seq, entry })
+    };
+    let items = found.hits.into_iter().map(entry).collect::<Result<_, _>>()?;
+    Ok(Page { items, next: found.next.map(|next| next.to_string()) })
+}
+
+/// The trees of the asker's partner.
+async fn trees<Q>(call: &Call<Q, Nothing>) -> Result<Vec<AuditHead>, Problem> {
+    let Some(remote) = call.actor.remote() else { return Err(Problem::internal()) };
+    call.actor.may_at_home(&call.web.admin, &[Permission::ReadAudit]).await?;
+    let pool = &call.web.admin.store.readers;
+    let all = crate::store::audit::trees(pool).await.map_err(store_error)?;
+    let own = all.into_iter().filter(|tree| tree.partner == remote.partner);
+    Ok(own
+        .map(|tree| AuditHead { tree: tree.id, size: tree.head.size, line: tree.head.to_line() })
+        .collect())
+}
+
+async fn heads(call: Call<Nothing, Nothing>) -> Result<Page<AuditHead>, Problem> {
+    Ok(Page { items: trees(&call).await?, next: None })
+}
+
+/// The tree, if it is the asker's partner's and has that size.
+async fn own_tree<Q>(call: &Call<Q, Nothing>, id: &str, size: u64) -> Result<String, Problem> {
+    let own = trees(call).await?;
+    let found = own.into_iter().find(|tree| tree.tree == id && size <= tree.size);
+    found.map(|tree| tree.tree).ok_or_else(Problem::not_found)
+}
+
+fn proof(tree: String, path: &[adit_ledger::Hash]) -> AuditProof {
+    AuditProof { tree, path: path.iter().map(ToString::to_string).collect() }
+}
+
+async fn consistency(call: Call<ConsistencyQuery, Nothing>) -> Answer<AuditProof> {
+    let ConsistencyQuery { tree, old_size, new_size } = call.query.clone();
+    let tree = own_tree(&call, &tree, new_size).await?;
+    let partner = call.actor.partner_id().unwrap_or_default();
+    let forest = call.web.admin.writer.forest();
+    let found = forest.consistency((partner, &tree), old_size, new_size).await;
+    let found = found.map_err(store_error)?;
+    Ok(One(proof(tree, &found.path)))
+}
+
+async fn inclusion(call: Call<InclusionQuery, Nothing>) -> Answer<AuditProof> {
+    let InclusionQuery { tree, seq, size } = call.query.clone();
+    let tree = own_tree(&call, &tree, size).await?;
+    let partner = call.actor.partner_id().unwrap_or_default();
+    let forest = call.web.admin.writer.forest();
+    let found = forest.inclusion((partner, &tree), seq, size).await.map_err(store_error)?;
+    Ok(One(proof(tree, &found.path)))
+}
+
+fn own_partner<Q, B>(call: &Call<Q, B>) -> Result<String, Problem> {
+    call.actor.remote().map(|remote| remote.partner.clone()).ok_or_else(Problem::internal)
+}
+
+async fn retention(call: Call<Nothing, Keep>) -> Answer<Kept> {
+    let (partner, days) = (own_partner(&call)?, call.body.days);
+    call.one(AdminRequest::Audit(AuditAct::SetRetention { partner, days })).await.map(One)
+}
+
+async fn hold(call: Call<Nothing, Hold>) -> Answer<Held> {
+    let (partner, Hold { hold, reason }) = (own_partner(&call)?, call.body.clone());
+    call.one(AdminRequest::Audit(AuditAct::Hold { partner, hold, reason })).await.map(One)
+}
+
+async fn level(call: Call<Nothing, AuditLevel>) -> Answer<SetLevel> {
+    let (user, level) = (call.part("user"), call.body.level);
+    call.one(AdminRequest::Audit(AuditAct::SetLevel { user, level })).await.map(One)
+}
+
+/// An export, piece by piece: no JSON document, so not among the declared operations.
+pub(super) async fn export(State(web): WebState, request: Request<Body>) -> Response {
+    match begin(web, request).await {
+        Ok(response) => response,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn begin(web: Arc<Web>, request: Request<Body>) -> Result<Response, Problem> {
+    let (parts, _) = request.into_parts();
+    let actor = authenticate(&web, &parts, "audit.export").await?;
+    super::take_turn(&web, &actor)?;
+    let query: ExportQuery = serde_urlencoded::from_str(parts.uri.query().unwrap_or_default())
+        .map_err(|error| Problem::bad_request(format!("query: {error}")))?;
+    let ExportQuery { format, person, computer, client, redirector, session, event, since, until } =
+        query;
+    let (format, kind) = match format.as_deref().unwrap_or("jsonl") {
+        "jsonl" => (Format::Jsonl, "application/x-ndjson"),
+        "csv" => (Format::Csv, "text/csv; charset=utf-8"),
+        "cef" => (Format::Cef, "text/plain; charset=utf-8"),
+        "ocsf" => (Format::Ocsf, "application/x-ndjson"),
+        _ => return Err(Problem::bad_request("format: jsonl, csv, cef or ocsf")),
+    };
+    let query = AuditQuery {
+        person,
+        computer,
+        client,
+        redirector,
+        session,
+        event,
+        since,
+        until,
+        ..AuditQuery::default()
+    };
+    let filter = filter(query)?;
+    let reach = reach(&web, &actor, Permission::ExportAudit).await?;
+    actor.must_be_fresh(&web.admin).await?;
+    let Some(filter) = reach.narrow(filter) else {
+        let text = "your roles do not cover that part of the log".to_owned();
+        return Err(actor.refuse(&web.admin, "default-deny", text).await?.into());
+    };
+    note(&web, &actor, "export").await?;
+    let partner = actor.remote().map(|remote| remote.partner.clone());
+    let selection = Selection { format, filter, partner, heads: Vec::new() };
+    let mut response = Body::from_stream(pieces(web, selection)).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    Ok(response)
+}
+
+struct Unpark(std::thread::Thread);
+
+impl std::task::Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Drives a future on this thread. The runtime's own way would not let it wait for a reader.
+fn wait<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut context = std::task::Context::from_waker(&waker);
+    loop {
+        if let std::task::Poll::Ready(done) = future.as_mut().poll(&mut context) {
+            return done;
+        }
+        std::thread::park();
+    }
+}
+
+type Piece = Result<Bytes, std::io::Error>;
+
+/// Reads on a thread of its own as fast as the reader takes it; ends when that is gone.
+fn pieces(web: Arc<Web>, selection: Selection) -> impl stream::Stream<Item = Piece> {
+    let (sender, receiver) = mpsc::channel::<Piece>(PIECES);
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let gone = || CliError::failed(failure::INTERNAL, "the reader has gone");
+        let out = |text: String| sender.blocking_send(Ok(text.into())).map_err(|_| gone());
+        let _entered = runtime.enter();
+        let done = wait(export::export(&web.admin.store, &selection, out));
+        if let Err(error) = done {
+            tracing::warn!(%error, "an export was cut off");
+            // A cut answer must not look complete.
+            let _ = sender.blocking_send(Err(std::io::Error::other("cut off")));
+        }
+    });
+    stream::unfold(receiver, async |mut receiver| {
+        receiver.recv().await.map(|piece| (piece, receiver))
+    })
+}

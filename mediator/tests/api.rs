@@ -1,0 +1,785 @@
+//! The HTTPS API at a running mediator: every cell of role × tenant × route × object, proofs,
+//! repeated requests, headers.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use adit_protocol::{
+    code::failure,
+    dpop::{Claims, prove},
+    wire::{self, frame::Body},
+};
+use common::{
+    Mediator,
+    api::{Answer, Web, Who, key_pair, now_s, register},
+    hello, identity,
+};
+use serde_json::{Value, json};
+
+impl Mediator {
+    /// A logged-in user, with a token for the API.
+    async fn person(&self, name: &str, password: &str) -> (Who, common::Device) {
+        let me = identity();
+        let device = self.connect(&me, hello(2, &me, &[])).await.unwrap();
+        device.login(name, password).await.unwrap();
+        let token = match device.ask(Body::ApiTokenRequest(wire::ApiTokenRequest {})).await {
+            Ok(Body::ApiToken(told)) => told.token,
+            other => panic!("{other:?}"),
+        };
+        let key = adit_protocol::keys::SigningKey::from_seed(&me.signing.seed()[..]).unwrap();
+        (Who { token, key }, device)
+    }
+
+    /// The first administrator, who may manage the installation, too.
+    async fn admin_of_all(&self) -> (Who, common::Device) {
+        self.admin(&["role", "bind", "owner", "--user", "admin", "--installation"]);
+        self.person("admin", &self.password).await
+    }
+}
+
+fn document(answer: &Answer) -> BTreeMap<String, (String, String, Value)> {
+    let mut operations = BTreeMap::new();
+    for (path, methods) in answer.body["paths"].as_object().unwrap() {
+        for (method, told) in methods.as_object().unwrap() {
+            let id = told["operationId"].as_str().unwrap().to_owned();
+            let known = (method.to_uppercase(), path.clone(), told.clone());
+            assert!(operations.insert(id.clone(), known).is_none(), "{id} twice");
+        }
+    }
+    operations
+}
+
+/// What an operation needs, and where.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    /// Any of these, on the partner.
+    Home(&'static [&'static str]),
+    /// Any of these, on the client or computer.
+    Client(&'static [&'static str]),
+    /// Any of these, on the installation.
+    Everywhere(&'static [&'static str]),
+    /// Whoever is known; lists show what is one's own.
+    Anybody,
+}
+
+/// For each operation: what it needs, how it is asked about a tenant's own object, and whether
+/// objects of another tenant can be named at all.
+struct Expectation {
+    id: &'static str,
+    place: Place,
+    /// Path parts, with `{}` names of [`World::names`].
+    parts: &'static [(&'static str, &'static str)],
+    body: Option<&'static str>,
+    query: &'static str,
+    /// The answer for those who may: 200, or the status of an object that is not in that state.
+    done: &'static [u16],
+    /// It names something that belongs to a tenant.
+    names: bool,
+}
+
+const SEE_USERS: Place = Place::Home(&["users.manage", "roles.manage", "audit.read"]);
+const USERS: Place = Place::Home(&["users.manage"]);
+const ROLES: Place = Place::Home(&["roles.manage"]);
+const POLICY: Place = Place::Home(&["policy.manage"]);
+const LOCK: Place = Place::Client(&["policy.manage", "sessions.end"]);
+const LABEL: Place = Place::Client(&["policy.manage", "roles.manage"]);
+const TOKENS: Place = Place::Client(&["tokens.manage"]);
+const RELAYS: Place = Place::Everywhere(&["relays.manage"]);
+const CLIENT: &[(&str, &str)] = &[("partner", "{partner}"), ("client", "{hq}")];
+const USER: &[(&str, &str)] = &[("user", "{user}")];
+const PC: &[(&str, &str)] = &[("computer", "{pc}")];
+
+const fn expect(id: &'static str, place: Place) -> Expectation {
+    Expectation { id, place, parts: &[], body: None, query: "", done: &[200], names: false }
+}
+
+const fn on(
+    id: &'static str,
+    place: Place,
+    parts: &'static [(&'static str, &'static str)],
+) -> Expectation {
+    Expectation { parts, names: true, ..expect(id, place) }
+}
+
+fn expectations() -> Vec<Expectation> {
+    let with = |body, expectation| Expectation { body: Some(body), ..expectation };
+    let names = |expectation| Expectation { names: true, ..expectation };
+    let or = |done, expectation| Expectation { done, ..expectation };
+    let ask = |query, expectation| Expectation { query, ..expectation };
+    const OWN_ROLE: &[(&str, &str)] = &[("role", "{role}")];
+    const GROUP: &[(&str, &str)] = &[("user", "{user}"), ("group", "night")];
+    const PC_GROUP: &[(&str, &str)] = &[("computer", "{pc}"), ("group", "servers")];
+    const PC_TAG: &[(&str, &str)] = &[("computer", "{pc}"), ("tag", "os=linux")];
+    const RELAY: &[(&str, &str)] = &[("relay", "{relay}")];
+    vec![
+        expect("me", Place::Anybody),
+        expect("permissions.list", Place::Anybody),
+        expect("partners.list", Place::Anybody),
+        expect("clients.list", Place::Anybody),
+        expect("computers.list", Place::Anybody),
+        expect("requests.list", Place::Anybody),
+        expect("sessions.list", Place::Anybody),
+        expect("tokens.list", Place::Anybody),
+        expect("users.list", SEE_USERS),
+        with(r#"{"user":"{new}","role":"none"}"#, expect("users.add", USERS)),
+        on("users.show", SEE_USERS, USER),
+        on("users.disable", USERS, USER),
+        on("users.enable", USERS, USER),
+        on("users.password", USERS, USER),
+        on("users.logout", USERS, USER),
+        on("users.sessions", USERS, USER),
+        on("users.mfa", USERS, USER),
+        with(r#"{"required":true}"#, on("users.mfa_policy", USERS, USER)),
+        on("users.mfa_reset", USERS, USER),
+        on("users.group", USERS, GROUP),
+        on("users.ungroup", USERS, GROUP),
+        expect("devices.list", USERS),
+        on("devices.disable", USERS, &[("device", "{device}")]),
+        or(&[200, 404], on("devices.enable", USERS, &[("device", "{device}")])),
+        expect("api_keys.list", USERS),
+        with(
+            r#"{"name":"{new}","public_key":"{key}","role":"{role}"}"#,
+            expect("api_keys.create", Place::Home(&["users.manage roles.manage"])),
+        ),
+        on("api_keys.revoke", USERS, &[("key", "{api_key}")]),
+        with(
+            r#"{"partner":"{new}","owner":"{new}"}"#,
+            expect("partners.add", Place::Everywhere(&["policy.manage"])),
+        ),
+        with(r#"{"client":"{partner}/{new}"}"#, names(expect("clients.add", POLICY))),
+        on(
+            "clients.erase",
+            Place::Client(&["policy.manage"]),
+            &[("partner", "{partner}"), ("client", "{doomed}")],
+        ),
+        on("clients.lock", LOCK, CLIENT),
+        or(&[200, 404], on("clients.unlock", LOCK, CLIENT)),
+        on("computers.show", Place::Client(&["computers.see", "launch"]), PC),
+        on("computers.group", LABEL, PC_GROUP),
+        on("computers.ungroup", LABEL, PC_GROUP),
+        on("computers.tag", LABEL, PC_TAG),
+        on("computers.untag", LABEL, PC_TAG),
+        with(r#"{"client":"{partner}/{hq}"}"#, names(expect("tokens.agent", TOKENS))),
+        expect("tokens.relay", RELAYS),
+        on("tokens.revoke", TOKENS, &[("token", "{token}")]),
+        or(
+            &[404],
+            on(
+                "sessions.end",
+                Place::Client(&[]),
+                &[("session", "00000000-0000-7000-8000-000000000001")],
+            ),
+        ),
+        expect("relays.list", RELAYS),
+        on("relays.drain", RELAYS, RELAY),
+        on("relays.resume", RELAYS, RELAY),
+        on("relays.disable", RELAYS, RELAY),
+        on("relays.enable", RELAYS, RELAY),
+        expect("roles.list", SEE_USERS),
+        with(r#"{"role":"{new}","permissions":["computers.see"]}"#, expect("roles.create", ROLES)),
+        on("roles.show", SEE_USERS, OWN_ROLE),
+        with(
+            r#"{"permissions":["computers.see"]}"#,
+            on("roles.replace", ROLES, &[("role", "{replaced}")]),
+        ),
+        on("roles.delete", ROLES, &[("role", "{spare}")]),
+        expect("bindings.list", SEE_USERS),
+        with(r#"{"role":"{role}","user":"{user}"}"#, names(expect("bindings.create", ROLES))),
+        on("bindings.delete", ROLES, &[("binding", "{binding}")]),
+        // Keys ask for no access; consoles do.
+        or(
+            &[403],
+            with(
+                r#"{"computer":"{pc}","redirector":"ssh","reason":"why"}"#,
+                expect("requests.make", Place::Client(&[])),
+            ),
+        ),
+        expect("audit.search", Place::Client(&["audit.read"])),
+        expect("audit.heads", Place::Home(&["audit.read"])),
+        or(
+            &[404],
+            ask(
+                "tree=x&old_size=1&new_size=2",
+                expect("audit.consistency", Place::Home(&["audit.read"])),
+            ),
+        ),
+        or(
+            &[404],
+            ask("tree=x&seq=1&size=2", expect("audit.inclusion", Place::Home(&["audit.read"]))),
+        ),
+        with(r#"{"days":200}"#, expect("audit.retention", POLICY)),
+        with(r#"{"hold":false}"#, expect("audit.hold", POLICY)),
+        with(r#"{"level":3}"#, on("audit.level", USERS, USER)),
+        or(&[404], on("requests.approve", Place::Client(&[]), &[("request", "{request}")])),
+        or(&[404], on("requests.deny", Place::Client(&[]), &[("request", "{request}")])),
+        ask("user={user}&computer={pc}&redirector=ssh", names(expect("explain", SEE_USERS))),
+    ]
+}
+
+/// Objects of one tenant, and fresh ones where an operation uses them up.
+struct World {
+    fixed: BTreeMap<&'static str, String>,
+    count: u32,
+}
+
+fn granted(role: &str) -> BTreeSet<&'static str> {
+    // As docs/access.md tells it.
+    let administrator = [
+        "computers.see",
+        "launch",
+        "sessions.see",
+        "sessions.join",
+        "sessions.end",
+        "credentials.edit",
+        "credentials.delete",
+        "credentials.use",
+        "audit.read",
+        "audit.export",
+        "users.manage",
+        "roles.manage",
+        "tokens.manage",
+        "policy.manage",
+        "requests.approve",
+    ];
+    match role {
+        "owner" => administrator.into_iter().chain(["credentials.read", "relays.manage"]).collect(),
+        "administrator" => administrator.into_iter().collect(),
+        "technician" => ["computers.see", "launch", "credentials.use"].into(),
+        "auditor" => ["computers.see", "sessions.see", "audit.read", "audit.export"].into(),
+        "client-representative" => {
+            ["computers.see", "sessions.see", "sessions.end", "audit.read", "requests.approve"]
+                .into()
+        }
+        _ => ["relays.manage"].into(),
+    }
+}
+
+/// The status that a principal must get; several where the object's state decides.
+fn wanted(e: &Expectation, role: &str, scope: &str, foreign: bool) -> Vec<u16> {
+    let has = |needs: &[&str]| {
+        let held = granted(role);
+        needs.iter().any(|any| any.split(' ').all(|need| held.contains(need)))
+    };
+    let done = e.done.to_vec();
+    match e.place {
+        Place::Anybody => done,
+        // Whoever may bind somewhere is told what is there, not where it may not be bound.
+        Place::Home(needs) if scope == "client" && has(needs) && e.id.starts_with("bindings.c") => {
+            vec![if foreign { 404 } else { 403 }]
+        }
+        Place::Home(needs) if scope == "client" && has(needs) && e.id == "bindings.delete" => {
+            vec![if foreign { 404 } else { 403 }]
+        }
+        // Another client of the own partner is not there for those of one client.
+        Place::Client(_) if scope == "client" && e.id == "clients.erase" => vec![404],
+        Place::Home(needs) if !has(needs) || scope == "client" => match (e.id, foreign) {
+            // Another tenant's name is not known, before any right is asked for.
+            ("clients.add", true) => vec![404],
+            _ => vec![403],
+        },
+        Place::Everywhere(needs) if !has(needs) || scope != "installation" => vec![403],
+        _ if foreign && e.names => vec![404],
+        Place::Home(_) | Place::Everywhere(_) => done,
+        // No state of these objects is made here: only who may know of them is.
+        Place::Client([]) => done,
+        Place::Client(needs) if has(needs) => done,
+        // What one may not see is not there.
+        Place::Client(_) if !has(&["computers.see"]) && e.id.starts_with("computers") => vec![404],
+        Place::Client(_) => vec![403],
+    }
+}
+
+struct Tenant {
+    owner: Who,
+    world: World,
+}
+
+async fn tenant(
+    mediator: &Mediator,
+    web: &mut Web,
+    partner: &str,
+    password: Option<String>,
+) -> Tenant {
+    let owner_name =
+        if partner == "main" { "admin".to_owned() } else { format!("{partner}-owner") };
+    let password = password.unwrap_or_else(|| mediator.password.clone());
+    let (owner, device) = mediator.person(&owner_name, &password).await;
+    drop(device);
+    let mut fixed = BTreeMap::from([("partner", partner.to_owned()), ("hq", "hq".to_owned())]);
+    if partner != "main" {
+        mediator.admin(&["client", "add", &format!("{partner}/hq")]);
+    }
+    let token = mediator.token(&["agent", "--client", &format!("{partner}/hq")]);
+    let agent = identity();
+    let enrolled = mediator.enroll(&agent, &token, 1, "pc").await.unwrap();
+    let id = adit_protocol::ids::ComputerId::from_slice(&enrolled.device_id).unwrap();
+    fixed.insert("pc", id.to_string());
+    // A user with a device that logged in.
+    let user = format!("{partner}-jane");
+    let added = mediator.admin(&["user", "add", &user, "--partner", partner, "--role", "none"]);
+    let jane = identity();
+    let console = mediator.connect(&jane, hello(2, &jane, &[])).await.unwrap();
+    console.login(&user, added[0]["password"].as_str().unwrap()).await.unwrap();
+    fixed.insert("device", jane.signing.public().fingerprint().to_string());
+    fixed.insert("user", user);
+    let role = json!({"role": format!("{partner}-see"), "permissions": ["computers.see"]});
+    let made = web.ask(&owner, "POST", "/api/v1/roles", Some(&role)).await;
+    assert_eq!(made.status, 200, "{made:?}");
+    fixed.insert("role", format!("{partner}-see"));
+    fixed.insert("request", "00000000-0000-7000-8000-000000000002".to_owned());
+    Tenant { owner, world: World { fixed, count: 0 } }
+}
+
+impl Tenant {
+    /// Fills `{names}`; makes what is used up.
+    async fn fill(&mut self, mediator: &Mediator, web: &mut Web, text: &str) -> String {
+        let mut text = text.to_owned();
+        for (name, value) in &self.world.fixed {
+            text = text.replace(&format!("{{{name}}}"), value);
+        }
+        self.world.count += 1;
+        let fresh = format!("{}-{}", self.world.fixed["partner"], self.world.count);
+        text = text.replace("{new}", &fresh);
+        if text.contains("{key}") {
+            text = text.replace("{key}", &key_pair().1);
+        }
+        if text.contains("{doomed}") {
+            mediator.admin(&["client", "add", &format!("{}/{fresh}", self.world.fixed["partner"])]);
+            text = text.replace("{doomed}", &fresh);
+        }
+        let see = json!({"role": fresh, "permissions": ["computers.see"]});
+        for name in ["{spare}", "{replaced}"] {
+            if text.contains(name) {
+                let made = web.ask(&self.owner, "POST", "/api/v1/roles", Some(&see)).await;
+                assert_eq!(made.status, 200, "{made:?}");
+                text = text.replace(name, &fresh);
+            }
+        }
+        if text.contains("{binding}") {
+            let wish = json!({"role": self.world.fixed["role"], "group": fresh});
+            let made = web.ask(&self.owner, "POST", "/api/v1/bindings", Some(&wish)).await;
+            text = text.replace("{binding}", made.body["binding"].as_str().unwrap());
+        }
+        if text.contains("{api_key}") {
+            let role = self.world.fixed["role"].clone();
+            let who = register(web, &self.owner, &fresh, &role, &json!({})).await;
+            text = text.replace("{api_key}", who.token.strip_prefix("adit-key-").unwrap());
+        }
+        if text.contains("{token}") {
+            let wish = json!({"client": format!("{}/hq", self.world.fixed["partner"])});
+            let made = web.ask(&self.owner, "POST", "/api/v1/tokens/agent", Some(&wish)).await;
+            text = text.replace("{token}", made.body["token_id"].as_str().unwrap());
+        }
+        text
+    }
+
+    /// Puts back what an operation changed, as the machine's administrator.
+    fn restore(&self, mediator: &Mediator, id: &str) {
+        let user = &self.world.fixed["user"];
+        let client = format!("{}/hq", self.world.fixed["partner"]);
+        match id {
+            "users.disable" => drop(mediator.admin(&["user", "enable", user])),
+            "clients.lock" => drop(mediator.try_admin(&["client", "unlock", &client], "")),
+            _ => {}
+        }
+    }
+}
+
+/// Every answer is of the declared form.
+fn conforms(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.rsplit('/').next().unwrap();
+        return conforms(&root["components"]["schemas"][name], root, value);
+    }
+    if let Some(any) = schema["oneOf"].as_array().or_else(|| schema["anyOf"].as_array()) {
+        let fits = any.iter().any(|one| conforms(one, root, value).is_ok());
+        return if fits { Ok(()) } else { Err(format!("{value} is none of {any:?}")) };
+    }
+    let kinds: Vec<&str> = match &schema["type"] {
+        Value::String(kind) => vec![kind],
+        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+        _ => return Ok(()),
+    };
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    if !kinds.contains(&kind) {
+        return Err(format!("{value} is no {kinds:?}"));
+    }
+    if let Some(items) = value.as_array() {
+        return items.iter().try_for_each(|item| conforms(&schema["items"], root, item));
+    }
+    let Some(fields) = value.as_object() else { return Ok(()) };
+    for name in schema["required"].as_array().into_iter().flatten() {
+        if !fields.contains_key(name.as_str().unwrap()) {
+            return Err(format!("{name} is missing in {value}"));
+        }
+    }
+    for (name, field) in fields {
+        match schema["properties"].get(name) {
+            Some(schema) => conforms(schema, root, field)?,
+            None => return Err(format!("{name} is not declared: {value}")),
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_cell_of_role_tenant_route_and_object_is_as_declared() {
+    let mediator = Mediator::start();
+    let (root, _device) = mediator.admin_of_all().await;
+    let mut web = Web::connect(&mediator).await;
+    let described = web.send("GET", "/api/v1/openapi.json", &[], None).await;
+    let operations = document(&described);
+    let expected = expectations();
+    let known: BTreeSet<&str> = expected.iter().map(|e| e.id).collect();
+    let there: BTreeSet<&str> = operations.keys().map(String::as_str).collect();
+    let delegated: BTreeSet<&str> =
+        there.iter().copied().filter(|id| DELEGATED.iter().any(|p| id.starts_with(p))).collect();
+    let lacking: Vec<_> = there.difference(&known).filter(|id| !delegated.contains(**id)).collect();
+    assert!(lacking.is_empty(), "without an expectation: {lacking:?}");
+    assert!(known.is_subset(&there), "{:?}", known.difference(&there));
+
+    let wish = json!({"partner": "other", "owner": "other-owner"});
+    let other = web.ask(&root, "POST", "/api/v1/partners", Some(&wish)).await;
+    assert_eq!(other.status, 200, "{other:?}");
+    let password = other.body["password"].as_str().unwrap().to_owned();
+    let mut tenants = [
+        tenant(&mediator, &mut web, "main", None).await,
+        tenant(&mediator, &mut web, "other", Some(password)).await,
+    ];
+    // A relay, which belongs to nobody's partner.
+    let relay = identity();
+    let token = mediator.token(&["relay"]);
+    let enrolled = mediator.enroll(&relay, &token, 3, "r").await.unwrap();
+    let relay = adit_protocol::ids::RelayId::from_slice(&enrolled.device_id).unwrap().to_string();
+    for tenant in &mut tenants {
+        tenant.world.fixed.insert("relay", relay.clone());
+    }
+
+    // Who asks: each built-in role on the partner, on a client, and of the other tenant.
+    let mut principals: Vec<(usize, &str, &str, Who)> = Vec::new();
+    for (tenant, partner) in [(0, "main"), (1, "other")] {
+        for role in ["owner", "administrator", "technician", "auditor", "client-representative"] {
+            for (scope, arg) in
+                [("partner", json!({})), ("client", json!({"client": format!("{partner}/hq")}))]
+            {
+                let name = format!("{partner}-{role}-{scope}");
+                let who = register(&mut web, &tenants[tenant].owner, &name, role, &arg).await;
+                principals.push((tenant, role, scope, who));
+            }
+        }
+    }
+    let arg = json!({"installation": true});
+    for role in ["relay-operator", "owner"] {
+        let who = register(&mut web, &root, &format!("all-{role}"), role, &arg).await;
+        principals.push((0, role, "installation", who));
+    }
+
+    let mut cells = 0;
+    let mut wrong = Vec::new();
+    for e in &expected {
+        let (method, path, told) = operations[e.id].clone();
+        let schema = &told["responses"]["200"]["content"]["application/json"]["schema"];
+        for (own, role, scope, who) in &principals {
+            for about in 0..2 {
+                let foreign = about != *own;
+                if foreign && !e.names {
+                    continue;
+                }
+                let mut target = path.clone();
+                for (name, value) in e.parts {
+                    target = target.replace(&format!("{{{name}}}"), value);
+                }
+                let text = format!("{target}?{}\n{}", e.query, e.body.unwrap_or(""));
+                let text = tenants[about].fill(&mediator, &mut web, &text).await;
+                let (target, body) = text.split_once('\n').unwrap();
+                let target = target.trim_end_matches('?');
+                let body: Option<Value> =
+                    (!body.is_empty()).then(|| serde_json::from_str(body).unwrap());
+                let answer = web.ask(who, &method, target, body.as_ref()).await;
+                tenants[about].restore(&mediator, e.id);
+                cells += 1;
+                let is_relay = e.id.starts_with("relays.") || e.id.starts_with("tokens.relay");
+                let wanted = wanted(e, role, scope, foreign && !is_relay);
+                let cell = format!("{} by {role} on {scope} of {own} about {about}", e.id);
+                if !wanted.contains(&answer.status) {
+                    wrong.push(format!(
+                        "{cell}: {} instead of {wanted:?}: {}",
+                        answer.status, answer.body
+                    ));
+                }
+                if answer.status == 200
+                    && let Err(error) = conforms(schema, &described.body, &answer.body)
+                {
+                    wrong.push(format!("{cell}: {error}"));
+                }
+                // Whatever is answered tells nothing of the other tenant.
+                let hidden = if *own == 0 { "other" } else { "main" };
+                let shown = answer.body.to_string();
+                if *own != about && answer.status != 404 && answer.status != 403 && !is_relay {
+                    wrong.push(format!("{cell}: reached"));
+                }
+                if !foreign && *scope != "installation" && shown.contains(&format!("\"{hidden}/")) {
+                    wrong.push(format!("{cell}: shows {shown}"));
+                }
+            }
+        }
+        // Nobody at all.
+        let answer = web.send(&method, &path.replace(['{', '}'], "x"), &[], None).await;
+        if answer.status != 401 || answer.code() != failure::NOT_LOGGED_IN {
+            wrong.push(format!("{} without a token: {answer:?}", e.id));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {cells} cells:\n{}", wrong.len(), wrong.join("\n"));
+    let refused = mediator.events_named("act.refused");
+    assert!(refused.len() > 100, "{}", refused.len());
+    assert!(refused.iter().all(|event| event["rule"].is_string() && event["device"].is_string()));
+}
+
+/// Operations of other parts, which have matrices of their own.
+const DELEGATED: [&str; 1] = ["credentials."];
+
+#[tokio::test]
+async fn only_a_fresh_proof_by_the_right_key_for_this_very_request_is_taken() {
+    let mediator = Mediator::start();
+    let (me, device) = mediator.admin_of_all().await;
+    let mut web = Web::connect(&mediator).await;
+    let target = "/api/v1/users";
+    let good = web.proof(&me, "GET", target);
+    let send = async |web: &mut Web, token: &str, proof: Option<String>| {
+        let mut headers = vec![("authorization", format!("DPoP {token}"))];
+        headers.extend(proof.map(|proof| ("dpop", proof)));
+        web.send("GET", target, &headers, None).await.status
+    };
+    assert_eq!(send(&mut web, &me.token, Some(good.clone())).await, 200);
+    assert_eq!(send(&mut web, &me.token, Some(good)).await, 401, "replayed");
+    assert_eq!(send(&mut web, &me.token, None).await, 401, "a stolen token alone");
+    let thief = Who { token: me.token.clone(), key: key_pair().0 };
+    let proof = web.proof(&thief, "GET", target);
+    assert_eq!(send(&mut web, &me.token, Some(proof)).await, 401, "a thief's own key");
+    for (method, path) in [("POST", target), ("GET", "/api/v1/roles")] {
+        let proof = web.proof(&me, method, path);
+        assert_eq!(send(&mut web, &me.token, Some(proof)).await, 401, "{method} {path}");
+    }
+    let stale = prove(
+        &me.key,
+        &Claims {
+            method: "GET",
+            url: "https://127.0.0.1/api/v1/users",
+            token: &me.token,
+            nonce: "",
+            id: [9; 16],
+            issued_s: now_s(),
+        },
+    );
+    let headers = [("authorization", format!("DPoP {}", me.token)), ("dpop", stale)];
+    let answer = web.send("GET", target, &headers, None).await;
+    assert_eq!(answer.status, 401);
+    assert!(answer.headers["www-authenticate"].to_str().unwrap().contains("use_dpop_nonce"));
+    let bearer = [("authorization", format!("Bearer {}", me.token))];
+    assert_eq!(web.send("GET", target, &bearer, None).await.status, 401);
+    // Failures are recorded, without a flood of them.
+    let failed = mediator.events_named("api.authentication_failed");
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    // The token ends with its login.
+    assert_eq!(web.ask(&me, "GET", "/api/v1/me", None).await.status, 200);
+    device.ask(Body::Logout(wire::Logout {})).await.unwrap();
+    assert_eq!(web.ask(&me, "GET", "/api/v1/me", None).await.status, 401);
+}
+
+#[tokio::test]
+async fn api_keys_end_with_their_time_their_network_and_their_revocation() {
+    let mediator = Mediator::start();
+    let (me, _device) = mediator.admin_of_all().await;
+    let mut web = Web::connect(&mediator).await;
+    let make = async |web: &mut Web, more: Value| {
+        let (key, public_key) = key_pair();
+        let mut wish = json!({"name": "k", "public_key": public_key, "role": "auditor"});
+        wish.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let made = web.ask(&me, "POST", "/api/v1/api-keys", Some(&wish)).await;
+        assert_eq!(made.status, 200, "{made:?}");
+        Who { token: made.body["token"].as_str().unwrap().to_owned(), key }
+    };
+    let short = make(&mut web, json!({"ttl_ms": 1})).await;
+    assert_eq!(web.ask(&short, "GET", "/api/v1/me", None).await.status, 401);
+    let elsewhere = make(&mut web, json!({"networks": ["192.0.2.0/24"]})).await;
+    let answer = web.ask(&elsewhere, "GET", "/api/v1/me", None).await;
+    assert_eq!((answer.status, answer.code()), (403, failure::SOURCE_NOT_ALLOWED));
+    let key = make(&mut web, json!({"networks": ["127.0.0.0/8"]})).await;
+    assert_eq!(web.ask(&key, "GET", "/api/v1/users", None).await.status, 200);
+    let id = key.token.strip_prefix("adit-key-").unwrap();
+    let revoked = web.ask(&me, "DELETE", &format!("/api/v1/api-keys/{id}"), None).await;
+    assert_eq!(revoked.status, 200, "{revoked:?}");
+    assert_eq!(web.ask(&key, "GET", "/api/v1/users", None).await.status, 401);
+    let names = ["api_key.created", "api_key.revoked"];
+    assert_eq!(names.map(|name| mediator.events_named(name).len()), [3, 1]);
+}
+
+#[tokio::test]
+async fn nobody_gives_others_or_takes_over_what_they_do_not_hold() {
+    let mediator = Mediator::start();
+    let (root, _device) = mediator.admin_of_all().await;
+    let mut web = Web::connect(&mediator).await;
+    let admin = register(&mut web, &root, "administrator", "administrator", &json!({})).await;
+    mediator.admin(&["user", "add", "owner-2", "--role", "owner"]);
+    mediator.admin(&["user", "add", "jane", "--role", "none"]);
+    mediator.admin(&["role", "bind", "owner", "--user-group", "bosses"]);
+    for (method, path, body) in [
+        // An administrator lacks credentials.read and relays.manage.
+        ("POST", "/api/v1/bindings", json!({"role": "owner", "user": "jane"})),
+        ("POST", "/api/v1/users", json!({"user": "mole", "role": "owner"})),
+        ("PUT", "/api/v1/users/jane/groups/bosses", Value::Null),
+        ("POST", "/api/v1/users/owner-2/password", json!({})),
+        ("POST", "/api/v1/users/owner-2/mfa/reset", Value::Null),
+        ("PUT", "/api/v1/users/owner-2/mfa/policy", json!({"required": false})),
+    ] {
+        let body = (!body.is_null()).then_some(&body);
+        let answer = web.ask(&admin, method, path, body).await;
+        assert_eq!((answer.status, answer.code()), (403, failure::NOT_PERMITTED), "{path}");
+    }
+    let (key, public_key) = key_pair();
+    drop(key);
+    let wish = json!({"name": "k", "public_key": public_key, "role": "owner"});
+    assert_eq!(web.ask(&admin, "POST", "/api/v1/api-keys", Some(&wish)).await.status, 403);
+    let refused = mediator.events_named("act.refused");
+    assert_eq!(refused.len(), 7);
+}
+
+#[tokio::test]
+async fn a_repeated_post_is_done_once_and_unknown_fields_are_refused() {
+    let mediator = Mediator::start();
+    let (me, _device) = mediator.admin_of_all().await;
+    let mut web = Web::connect(&mediator).await;
+    let add = json!({"user": "jane"});
+    let once = [("idempotency-key", "0123456789".to_owned())];
+    let first = web.ask_with(&me, "POST", "/api/v1/users", Some(&add), &once).await;
+    let again = web.ask_with(&me, "POST", "/api/v1/users", Some(&add), &once).await;
+    assert_eq!((first.status, &first.body), (200, &again.body), "{first:?}");
+    assert_eq!(again.headers["idempotency-replayed"], "true");
+    assert_eq!(mediator.events_named("user.added").len(), 2);
+    // The password that was shown once is nowhere in the clear.
+    let password = first.body["password"].as_str().unwrap().as_bytes();
+    for entry in std::fs::read_dir(mediator.dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            let bytes = std::fs::read(&path).unwrap();
+            let there = bytes.windows(password.len()).any(|window| window == password);
+            assert!(!there, "{}", path.display());
+        }
+    }
+    let other = json!({"user": "joe"});
+    let answer = web.ask_with(&me, "POST", "/api/v1/users", Some(&other), &once).await;
+    assert_eq!((answer.status, answer.code()), (409, failure::IDEMPOTENCY_CONFLICT));
+    let answer = web.ask(&me, "POST", "/api/v1/users", Some(&add)).await;
+    assert_eq!((answer.status, answer.code()), (409, failure::NAME_TAKEN));
+    for (method, path, body) in [
+        ("POST", "/api/v1/users", json!({"user": "x", "admin": true})),
+        ("POST", "/api/v1/users", json!({"user": ["x"]})),
+        ("POST", "/api/v1/users/jane/disable", json!({"also": "joe"})),
+        ("GET", "/api/v1/users?limit=1&limit=2", Value::Null),
+        ("GET", "/api/v1/users?user=jane", Value::Null),
+        ("GET", "/api/v1/users?cursor=%00", Value::Null),
+        ("GET", "/api/v1/users?limit=0", Value::Null),
+    ] {
+        let body = (!body.is_null()).then_some(&body);
+        let answer = web.ask(&me, method, path, body).await;
+        assert_eq!(
+            (answer.status, answer.code()),
+            (400, failure::BAD_REQUEST),
+            "{path}: {answer:?}"
+        );
+    }
+    // Text that is no SQL to anybody.
+    let hostile =
+        "/api/v1/computers?query=%27%20OR%201%3D1--&group=%27%29%3B%20DROP%20TABLE%20computer";
+    let answer = web.ask(&me, "GET", hostile, None).await;
+    assert_eq!((answer.status, &answer.body["items"]), (200, &json!([])));
+    // Pages.
+    let all = web.ask(&me, "GET", "/api/v1/users", None).await;
+    let first = web.ask(&me, "GET", "/api/v1/users?limit=1", None).await;
+    let next = first.body["next"].as_str().unwrap();
+    let second = web.ask(&me, "GET", &format!("/api/v1/users?limit=1&cursor={next}"), None).await;
+    let paged = [&first.body["items"][0], &second.body["items"][0]];
+    assert_eq!(paged, [&all.body["items"][0], &all.body["items"][1]]);
+    assert_eq!(second.body["next"], Value::Null);
+}
+
+#[tokio::test]
+async fn every_answer_has_the_headers_and_nothing_else_is_served() {
+    let mediator = Mediator::start();
+    let mut web = Web::connect(&mediator).await;
+    for (method, path, status) in [
+        ("GET", "/", 404),
+        ("HEAD", "/", 404),
+        ("POST", "/setup", 404),
+        ("GET", "/api/v1/nothing", 404),
+        ("PATCH", "/api/v1/users", 405),
+        ("GET", "/api/v1/users", 401),
+        ("GET", "/api/v1/version", 200),
+        ("GET", "/api/v1/users/..%2f..%2fetc", 401),
+    ] {
+        let answer = web.send(method, path, &[], None).await;
+        assert_eq!(answer.status, status, "{method} {path}");
+        for (name, value) in [
+            ("content-security-policy", "frame-ancestors 'none'"),
+            ("strict-transport-security", "max-age="),
+            ("x-content-type-options", "nosniff"),
+            ("cache-control", "no-store"),
+            ("x-request-id", ""),
+        ] {
+            assert!(answer.headers[name].to_str().unwrap().contains(value), "{path}: {name}");
+        }
+        if status >= 400 && method != "HEAD" {
+            assert_eq!(answer.headers["content-type"], "application/problem+json");
+        }
+    }
+    let long = format!("/api/v1/users?query={}", "x".repeat(5_000));
+    assert_eq!(web.send("GET", &long, &[], None).await.status, 400);
+}
+
+#[tokio::test]
+async fn the_log_is_searched_proved_and_taken_away_within_ones_rules() {
+    let mediator = Mediator::start();
+    let (me, _device) = mediator.admin_of_all().await;
+    let mut web = Web::connect(&mediator).await;
+    mediator.admin(&["user", "add", "jane", "--partner", "main"]);
+    let target = "/api/v1/audit/events?event=user.added&limit=1";
+    let found = web.ask(&me, "GET", target, None).await;
+    assert_eq!(found.status, 200, "{found:?}");
+    assert_eq!(found.body["items"][0]["entry"]["event"], "user.added");
+    let (tree, seq) = (&found.body["items"][0]["tree"], &found.body["items"][0]["seq"]);
+    let heads = web.ask(&me, "GET", "/api/v1/audit/heads", None).await;
+    let size = &heads.body["items"][0]["size"];
+    let tree = tree.as_str().unwrap();
+    for proof in [
+        format!("/api/v1/audit/inclusion?tree={tree}&seq={seq}&size={size}"),
+        format!("/api/v1/audit/consistency?tree={tree}&old_size=1&new_size={size}"),
+    ] {
+        let proved = web.ask(&me, "GET", &proof, None).await;
+        assert_eq!(proved.status, 200, "{proved:?}");
+        assert!(!proved.body["path"].as_array().unwrap().is_empty());
+    }
+    let taken = web.ask(&me, "GET", "/api/v1/audit/export", None).await;
+    assert_eq!(taken.status, 200);
+    let text = taken.body.as_str().unwrap();
+    assert!(text.lines().count() > 3 && text.contains("user.added"), "{text}");
+    let technician = register(&mut web, &me, "t", "technician", &json!({})).await;
+    for target in ["/api/v1/audit/events", "/api/v1/audit/export", "/api/v1/audit/heads"] {
+        assert_eq!(web.ask(&technician, "GET", target, None).await.status, 403, "{target}");
+    }
+    assert!(mediator.events_named("audit.read").len() >= 2);
+}
