@@ -32,8 +32,11 @@ const LIFE: Duration = RELAY_UNJOINED.saturating_sub(Duration::from_millis(1500)
 
 type Where = (String, u16);
 
+/// A connection that may be there already, and since when.
+type Made = oneshot::Receiver<(RelayStream, Instant)>;
+
 /// Connections to relays, made before there was a ticket for them.
-pub(crate) struct Warm(Mutex<Vec<(Where, Way, oneshot::Receiver<(RelayStream, Instant)>)>>);
+pub(crate) struct Warm(Mutex<Vec<(Where, Way, Made)>>);
 
 impl Warm {
     fn start(reach: &Reach, tasks: &TaskTracker, cancel: &CancellationToken) -> Self {

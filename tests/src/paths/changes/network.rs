@@ -104,9 +104,9 @@ fn roam(place: &Place<'_>, who: &'static str) -> Result<Seen> {
 /// Nobody's data shows that the path is dead: it must be found out all the same, before somebody
 /// waits for it.
 fn roam_idle(place: &Place<'_>, who: &'static str) -> Result<Seen> {
-    let mut world = direct_world(place, PAIR)?;
+    let world = direct_world(place, PAIR)?;
     pause(REST);
-    world.lab()?.natlab(&["roam", who]).map(drop)?;
+    world.lab()?.natlab(&["roam", who])?;
     pause(ROAMED);
     let before = Instant::now();
     world.beside_console(|local| peer::echo(local, 1, 16))?;
