@@ -10,6 +10,7 @@ use adit_runtime::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    admin::AdminCommand,
     commands::mfa::MfaCommand,
     forward::spec::{ForwardSpec, ListenSpec},
     viewer::UserName,
@@ -93,6 +94,15 @@ The fingerprint is what `agent-tunnel enroll` and `agent-tunnel status` show on 
         after_help = "Example:\n  console-tunnel audit verify audit.jsonl --key sha256:9f86…"
     )]
     Audit(AuditCommand),
+    /// Administer the mediator: users, roles, clients, tokens, sessions, keys
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  console-tunnel admin user add jane --role technician
+  console-tunnel admin role bind technician --user jane --client acme/berlin
+  console-tunnel admin explain jane acme/berlin/web01 rdp"
+    )]
+    Admin(AdminCommand),
     /// Check or show the configuration
     #[command(subcommand, after_help = "Example:\n  console-tunnel config show")]
     Config(ConfigCommand),

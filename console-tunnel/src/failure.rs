@@ -46,6 +46,13 @@ const FAILURES: &[(&str, Exit, &str)] = &[
     (codes::NO_SUCH_SESSION, Exit::NotThere, "console-tunnel sessions"),
     (codes::BAD_REQUEST, Exit::Failed, "console and mediator may be of different versions"),
     (codes::BUSY, Exit::Failed, "try again in a moment"),
+    (codes::RATE_LIMITED, Exit::Failed, "wait a moment and try again"),
+    (codes::IDEMPOTENCY_CONFLICT, Exit::Failed, "look whether it was done, and try again"),
+    (codes::NAME_TAKEN, Exit::Failed, "choose another name"),
+    ("not_found", Exit::NotThere, "see the list commands"),
+    ("usage", Exit::Usage, "see --help"),
+    ("tag_invalid", Exit::Usage, "a tag is written KEY=VALUE"),
+    ("weak_password", Exit::Usage, "15 characters or more, several words"),
     (codes::AUDIT_UNAVAILABLE, Exit::Failed, "the mediator's administrator must see to its disk"),
     (codes::AUDIT_UNPROVEN, Exit::Refused, DISTRUST),
     (codes::AUDIT_FORKED, Exit::Refused, DISTRUST),
@@ -123,7 +130,7 @@ pub fn connect(error: &ConnectError) -> CliError {
     }
 }
 
-fn dial(error: &DialError, text: String) -> CliError {
+pub(crate) fn dial(error: &DialError, text: String) -> CliError {
     match error {
         DialError::ProxyAuth(_) | DialError::ProxyRefused { .. } | DialError::Proxy(_) => {
             CliError::no_path("proxy_failed", text).hint("check --proxy, HTTPS_PROXY and NO_PROXY")
@@ -133,7 +140,7 @@ fn dial(error: &DialError, text: String) -> CliError {
     }
 }
 
-fn tls(error: &TlsError, text: String) -> CliError {
+pub(crate) fn tls(error: &TlsError, text: String) -> CliError {
     match error {
         TlsError::UnknownRoot { .. } => CliError::refused("mediator_key_changed", text).hint(
             "if the mediator was set up anew, compare the fingerprint with its administrator and \

@@ -7,6 +7,7 @@
 //! - [`cli`], [`config`]: arguments and configuration
 //! - [`commands`]: what is over quickly; [`open`]: `open` and `forward`
 //! - [`link`]: the control connection; [`session`]: sessions, the only user of the endpoint
+//! - [`admin`]: what administrators do; [`api`]: the HTTPS API
 //! - [`picker`]: what `console-tunnel` alone shows on a terminal
 //! - [`explain`]: why a session's path is what it is; [`advice`]: in words
 //! - [`forward`]: local ports and SOCKS; [`viewer`]: programs that show a redirector
@@ -17,7 +18,9 @@
 //! started come from the build or this console's configuration, never from a server; nothing but
 //! the asked-for output on stdout.
 
+pub mod admin;
 pub mod advice;
+pub mod api;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -132,6 +135,7 @@ async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
             commands::trust::trust(context, &computer, fingerprint).await
         }
         Command::Netcheck(args) => commands::netcheck::run(context, &args).await,
+        Command::Admin(command) => admin::run(context, command).await,
         Command::Requests(command) => commands::requests::run(context, command).await,
         Command::Sessions(args) => match args.command {
             None => commands::sessions::list(context).await,

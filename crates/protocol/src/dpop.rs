@@ -5,7 +5,10 @@
 //! reader sees no JSON that the key's holder did not sign. What the JSON says is for the reader
 //! to judge: this crate knows no clock and no JSON.
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 
 use crate::keys::{PublicKey, SigningKey, sha256};
 
@@ -48,6 +51,16 @@ pub fn base64url(bytes: &[u8]) -> String {
 /// Reads base64url without padding.
 pub fn from_base64url(text: &str) -> Result<Vec<u8>, ProofError> {
     URL_SAFE_NO_PAD.decode(text).map_err(|_| ProofError::Malformed)
+}
+
+/// Base64 with padding (RFC 4648 §4), as PEM has it.
+pub fn base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+/// Reads base64 with padding.
+pub fn from_base64(text: &str) -> Result<Vec<u8>, ProofError> {
+    STANDARD.decode(text).map_err(|_| ProofError::Malformed)
 }
 
 /// `ath`: the hash of an access token (RFC 9449 §4.2).
