@@ -188,6 +188,7 @@ pub struct SessionArgs {
 #[command(after_help = "Examples:
   console-tunnel open web01 rdp
   console-tunnel open acme/berlin/web01 ssh --user root --reason 'disk full' --ticket T-17
+  console-tunnel open web01 rdp --credential admin
   console-tunnel open web01 http --no-launch --local 127.0.0.1:8080
 
 Runs until the viewer exits, Ctrl-C, or the end of the grant. Viewers are configured in
@@ -210,6 +211,12 @@ pub struct OpenArgs {
     /// User at the computer, given to the viewer
     #[arg(long)]
     pub user: Option<UserName>,
+    /// Give the viewer this stored credential, without showing it
+    #[arg(long, value_name = "NAME", value_parser = text)]
+    pub credential: Option<String>,
+    /// Give the viewer no stored credential, not even one that is used by itself
+    #[arg(long, conflicts_with = "credential")]
+    pub no_credential: bool,
     #[command(flatten)]
     pub session: SessionArgs,
 }

@@ -11,6 +11,7 @@
 //! - [`picker`]: what `console-tunnel` alone shows on a terminal
 //! - [`explain`]: why a session's path is what it is; [`advice`]: in words
 //! - [`forward`]: local ports and SOCKS; [`viewer`]: programs that show a redirector
+//! - [`credentials`]: what a viewer is given without anybody reading it
 //! - [`state`]: account, known agents, computers
 //! - [`events`], [`writer`], [`failure`]: what is told, and how
 //!
@@ -24,6 +25,7 @@ pub mod api;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod credentials;
 pub mod events;
 pub mod explain;
 pub mod failure;
@@ -54,6 +56,11 @@ const BACKGROUND: Duration = Duration::from_millis(50);
 
 /// Runs the program with this process's arguments.
 pub fn run() -> ExitCode {
+    // Started by a viewer of ours, to be told a password.
+    #[cfg(unix)]
+    if let Some(code) = viewer::handover::run_askpass() {
+        return code;
+    }
     let started = Instant::now();
     let cli: Cli = match parse() {
         Ok(cli) => cli,

@@ -9,8 +9,11 @@ mod run;
 
 use std::time::Instant;
 
+use adit_control::Peer;
+use adit_net::identity::DeviceIdentity;
 use adit_protocol::{
     code::failure as codes,
+    ids::SessionId,
     limits::MAX_TEXT,
     target::{Target, Transport},
     wire::{self, frame::Body},
@@ -24,6 +27,7 @@ use adit_runtime::{
 use crate::{
     cli::{ForwardArgs, OpenArgs, SessionArgs},
     config::Context,
+    credentials,
     events::Reporter,
     failure,
     forward::{Local, Protocol},
@@ -33,7 +37,10 @@ use crate::{
         KnownAgents, KnownComputer, KnownRedirector, Selector, Verdict, described,
         recent::{self, Recent},
     },
-    viewer::{self, Choice, Values},
+    viewer::{
+        self, Choice, Values,
+        credential::{Handover, Usable, Way},
+    },
 };
 
 pub use run::Running;
@@ -53,6 +60,7 @@ pub async fn open(
     started: Instant,
 ) -> Result<(), CliError> {
     let caller = Caller::load(context)?;
+    let identity = caller.identity();
     let local = Local::tcp(args.local, None).await?;
     let mut reporter = Reporter::new(context.global.output(), started)?;
     warn_if_open(&reporter, &local);
@@ -81,10 +89,61 @@ pub async fn open(
     let wanted = wanted_of(&redirector, viewer.as_ref(), args);
     let mut running = Running::new(args.session.carrier);
     let mut begun = opening.begin(&wanted, vec![local], &mut running, &mut reporter).await;
-    if let (Some(choice), Some(values)) = (viewer, values) {
-        begun = begun.and_then(|()| running.launch(&choice, &values, args.keep, &mut reporter));
+    if let (Ok(()), Some(choice), Some(values)) = (&begun, viewer, values) {
+        let session = running.first_session();
+        let given = give(&opening.sessions.peer, &identity, session, &choice, values, args);
+        let given = running.meanwhile(given, &mut reporter).await;
+        begun = given.and_then(|(values, handover)| {
+            running.launch(&choice, &values, handover, args.keep, &mut reporter)
+        });
     }
     running.run(opening.sessions, begun, shutdown, &mut reporter).await
+}
+
+/// The credential for a viewer: the one that was named, else the one that is used by itself.
+async fn give(
+    peer: &Peer,
+    identity: &DeviceIdentity,
+    session: SessionId,
+    choice: &Choice,
+    mut values: Values,
+    args: &OpenArgs,
+) -> Result<(Values, Option<Handover>), CliError> {
+    let name = args.credential.as_deref();
+    if args.no_credential || !choice.takes_secrets() {
+        return match name {
+            Some(_) => Err(choice.unsupported("credential")),
+            None => Ok((values, None)),
+        };
+    }
+    let Some(usable) = credentials::fetch(peer, identity, session, name).await? else {
+        return Ok((values, None));
+    };
+    // Somebody who says who to be is not somebody else's credential.
+    let other = args.user.is_some() && usable.user.is_some() && args.user != usable.user;
+    let Some(way) = choice.way(&usable.kind).filter(|_| !other) else {
+        return match name {
+            Some(_) if other => {
+                let text = "--user is not the user of that credential";
+                Err(CliError::usage("usage", text).hint("leave --user out"))
+            }
+            Some(_) => Err(choice.unsupported(&usable.kind)),
+            None => Ok((values, None)),
+        };
+    };
+    values.user = values.user.or_else(|| usable.user.clone());
+    Ok((values, Some(hand_over(way, usable).await?)))
+}
+
+#[cfg(unix)]
+async fn hand_over(way: Way, usable: Usable) -> Result<Handover, CliError> {
+    viewer::handover::prepare(way, usable).await
+}
+
+#[cfg(not(unix))]
+async fn hand_over(_: Way, usable: Usable) -> Result<Handover, CliError> {
+    let text = format!("on this system no viewer can be given a stored {}", usable.kind);
+    Err(CliError::failed("credential_unsupported", text))
 }
 
 /// `forward COMPUTER (-L|-U|-D)…`: a session for each kind, since each is permitted on its own.

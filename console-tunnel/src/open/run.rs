@@ -20,7 +20,7 @@ use crate::{
     forward::Local,
     session::{Enrolment, Explanation, Session, SessionEvent, SessionHandle, Sessions},
     state::KnownComputer,
-    viewer::{self, Choice, Ended, Launched, Values, Viewer},
+    viewer::{self, Choice, Ended, Launched, Values, Viewer, credential::Handover},
 };
 
 /// Events of all sessions that wait to be told.
@@ -169,11 +169,15 @@ impl Running {
         &mut self,
         choice: &Choice,
         values: &Values,
+        handover: Option<Handover>,
         keep: bool,
         reporter: &mut Reporter,
     ) -> Result<(), CliError> {
-        let command = choice.command(values)?;
-        let launched = viewer::launch(choice, command.clone());
+        let mut command = choice.command(values)?;
+        if let Some(handover) = &handover {
+            handover.extend(&mut command);
+        }
+        let launched = viewer::launch(choice, command.clone(), handover);
         let pid = launched.as_ref().ok().map(|launched| launched.pid);
         let state = if launched.is_ok() { "started" } else { "failed" };
         let event = Event::Viewer { command: &command, pid, state, exit_status: None };
@@ -186,7 +190,7 @@ impl Running {
     }
 
     /// The only one if there is a viewer.
-    fn first_session(&self) -> SessionId {
+    pub fn first_session(&self) -> SessionId {
         self.handles.first().map_or(SessionId([0; 16]), SessionHandle::id)
     }
 

@@ -10,9 +10,10 @@ use std::{
 };
 
 use adit_runtime::cli::CliError;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
+use zeroize::Zeroizing;
 
-use super::{Choice, Shell, table};
+use super::{Choice, Shell, credential::Handover, table};
 
 /// Time for a viewer in this terminal to notice that its connection is gone.
 const LEAVE_TERMINAL: Duration = Duration::from_secs(3);
@@ -44,6 +45,8 @@ pub struct Viewer {
     pid: u32,
     started: Instant,
     output: Option<Arc<Mutex<Tail>>>,
+    /// What handed it its credential: ends with it.
+    _handover: Option<Handover>,
 }
 
 /// How a viewer ended.
@@ -62,7 +65,12 @@ pub struct Ended {
 }
 
 /// Starts the viewer of a command that [`Choice::command`] made.
-pub fn launch(choice: &Choice, command: Vec<String>) -> Result<Launched, CliError> {
+/// The credential, if there is one, goes neither into its arguments nor into its environment.
+pub fn launch(
+    choice: &Choice,
+    command: Vec<String>,
+    mut handover: Option<Handover>,
+) -> Result<Launched, CliError> {
     let (program, arguments) = command
         .split_first()
         .ok_or_else(|| CliError::failed("internal", "a viewer's command is empty"))?;
@@ -87,10 +95,39 @@ pub fn launch(choice: &Choice, command: Vec<String>) -> Result<Launched, CliErro
             process.stdin(Stdio::null()).stdout(Stdio::from(std::io::stderr()));
         }
     }
-    let child = process.spawn().map_err(failed)?;
+    let mut secret = None;
+    if let Some(handover) = &mut handover {
+        process.envs(handover.variables.drain(..));
+        secret = handover.stdin.take();
+    }
+    if secret.is_some() {
+        process.stdin(Stdio::piped());
+    }
+    let mut child = process.spawn().map_err(failed)?;
+    if let (Some(secret), Some(stdin)) = (secret, child.stdin.take()) {
+        write_secret(stdin, secret).map_err(failed)?;
+    }
     let pid = child.id().unwrap_or(0);
     let (shell, started) = (choice.shell, Instant::now());
-    Ok(Launched { pid, viewer: Viewer { child, shell, command, pid, started, output } })
+    Ok(Launched {
+        pid,
+        viewer: Viewer { child, shell, command, pid, started, output, _handover: handover },
+    })
+}
+
+/// In a thread of its own: a viewer that does not read must keep nobody waiting.
+fn write_secret(stdin: ChildStdin, secret: Zeroizing<String>) -> std::io::Result<()> {
+    #[cfg(unix)]
+    let mut stdin = std::fs::File::from(stdin.into_owned_fd()?);
+    #[cfg(windows)]
+    let mut stdin = std::fs::File::from(stdin.into_owned_handle()?);
+    #[cfg(unix)]
+    rustix::io::ioctl_fionbio(&stdin, false)?;
+    std::thread::Builder::new().name("viewer input".to_owned()).spawn(move || {
+        // One that ended already says so by its exit.
+        let _ = stdin.write_all(secret.as_bytes());
+    })?;
+    Ok(())
 }
 
 impl Viewer {
@@ -225,7 +262,7 @@ mod tests {
             template: command.clone(),
             shell,
         };
-        launch(&choice, command).unwrap()
+        launch(&choice, command, None).unwrap()
     }
 
     #[tokio::test]

@@ -3,9 +3,14 @@
 //! Programs and argument templates come from the build or the console's own configuration,
 //! never from a server; argument vectors, never a shell.
 
+pub mod credential;
+#[cfg(unix)]
+pub mod handover;
 mod launch;
 pub mod table;
 pub mod template;
+#[cfg(unix)]
+mod vncfile;
 
 use std::{
     io::IsTerminal,
