@@ -25,7 +25,13 @@ pub(crate) enum CredentialAct {
     /// Deletes one.
     Delete { credential: String },
     /// Shows one with its secret.
-    Reveal { credential: String },
+    Reveal {
+        credential: String,
+        #[serde(default)]
+        reason: Option<String>,
+        #[serde(default)]
+        ticket: Option<String>,
+    },
 }
 
 /// A credential to be added.
@@ -67,7 +73,7 @@ pub(super) async fn handle(
     (context, actor): (&AdminContext, &Actor),
     act: CredentialAct,
 ) -> Result<Vec<Value>, CliError> {
-    let (vault, asker) = (&context.vault, Asker::from(actor));
+    let (vault, mut asker) = (&context.vault, Asker::from(actor));
     let done = match act {
         CredentialAct::List { client } => {
             let wish = Wish { client, after: None };
@@ -79,7 +85,10 @@ pub(super) async fn handle(
             vault.edit(&asker, &which, (*edit).into()).await
         }
         CredentialAct::Delete { credential } => vault.delete(&asker, &credential).await,
-        CredentialAct::Reveal { credential } => vault.reveal(&asker, &credential).await,
+        CredentialAct::Reveal { credential, reason, ticket } => {
+            asker.give(reason, ticket);
+            vault.reveal(&asker, &credential).await
+        }
     };
     done.map(|told| vec![told]).map_err(VaultError::cli)
 }

@@ -63,6 +63,9 @@ pub(super) enum CredentialCommand {
     Reveal {
         /// Id, or PARTNER/CLIENT[/COMPUTER]/NAME
         credential: String,
+        /// Why; for the audit record
+        #[arg(long)]
+        reason: Option<String>,
     },
 }
 
@@ -130,7 +133,9 @@ impl CredentialCommand {
         Ok(match self {
             Self::List { client } => CredentialAct::List { client },
             Self::Delete { credential } => CredentialAct::Delete { credential },
-            Self::Reveal { credential } => CredentialAct::Reveal { credential },
+            Self::Reveal { credential, reason } => {
+                CredentialAct::Reveal { credential, reason, ticket: None }
+            }
             Self::Add(AddArgs { client, name, about, kind }) => {
                 let secret = Some(secret_from_stdin(&kind)?);
                 add(client, name, kind, about, (secret, None))?

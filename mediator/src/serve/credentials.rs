@@ -11,7 +11,6 @@ use super::{connection::Line, console, mfa, requests};
 use crate::{
     authz::Spot,
     core::types::Refusal,
-    roles::conditions::Facts,
     store::accounts::LoginRow,
     vault::{Asker, VaultError, launch::For},
 };
@@ -47,14 +46,16 @@ async fn find(
         return Err(Refusal::new(failure::BAD_REQUEST, text).into());
     }
     let of = of_session(line, row, session).await.ok_or_else(no_session)?;
-    let facts =
-        Facts { reason: of.reason.is_some(), ticket: of.ticket.is_some(), ..mfa::facts(line, row) };
-    let asker = Asker {
+    let mut asker = Asker {
         actor: requests::actor(line, row),
         holder: Some(console::holder(line, row).await?),
-        facts,
+        facts: mfa::facts(line, row),
         mfa: Some(row.proof.mfa.clone()),
+        reason: None,
+        ticket: None,
     };
+    // As the session was asked for.
+    asker.give(of.reason.clone(), of.ticket.clone());
     let usable = line.shared.vault.use_in(&asker, &of, &wish.name).await?;
     // It may have ended while the record was written.
     of_session(line, row, session).await.ok_or_else(no_session)?;

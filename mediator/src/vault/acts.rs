@@ -108,6 +108,8 @@ impl Asker {
             event = event.computer_id(&row.computer_id).computer(&row.computer);
         }
         event.mfa.clone_from(&self.mfa);
+        event.reason.clone_from(&self.reason);
+        event.ticket.clone_from(&self.ticket);
         event
     }
 

@@ -106,16 +106,13 @@ async fn record(
 }
 
 fn used(asker: &Asker, of: &For, row: &CredentialRow, rule: &str) -> Event {
-    let mut event = asker
+    asker
         .event("credential.used", row)
         .outcome("granted")
         .rule(rule)
         .session_id(of.session.to_string())
         .redirector(&of.redirector)
-        .computer_id(&of.spot.computer);
-    event.reason.clone_from(&of.reason);
-    event.ticket.clone_from(&of.ticket);
-    event
+        .computer_id(&of.spot.computer)
 }
 
 /// One of the computer's own comes before one of its client.

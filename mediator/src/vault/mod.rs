@@ -18,7 +18,7 @@ pub(crate) mod rotate;
 pub(crate) mod tenant;
 pub(crate) mod wrap;
 
-use adit_protocol::code::failure;
+use adit_protocol::{code::failure, limits::MAX_TEXT};
 use adit_runtime::cli::CliError;
 
 use crate::{
@@ -46,6 +46,21 @@ pub(crate) struct Asker {
     pub(crate) facts: Facts,
     /// How the second factor was shown, for the log.
     pub(crate) mfa: Option<String>,
+    /// Why, as given.
+    pub(crate) reason: Option<String>,
+    /// Ticket number, as given.
+    pub(crate) ticket: Option<String>,
+}
+
+impl Asker {
+    /// Why it is asked; what is too long or empty counts as not given.
+    pub(crate) fn give(&mut self, reason: Option<String>, ticket: Option<String>) {
+        let given = |text: &String| !text.trim().is_empty() && text.len() <= MAX_TEXT;
+        self.reason = reason.filter(given);
+        self.ticket = ticket.filter(given);
+        self.facts.reason = self.reason.is_some();
+        self.facts.ticket = self.ticket.is_some();
+    }
 }
 
 impl From<&admin::actor::Actor> for Asker {
@@ -56,11 +71,20 @@ impl From<&admin::actor::Actor> for Asker {
                 holder: Some(remote.holder.clone()),
                 facts: remote.facts(),
                 mfa: Some(remote.mfa.clone()),
+                reason: None,
+                ticket: None,
             },
             None => {
                 let name = actor.name().to_owned();
                 let actor = Actor { name, device: None, source: None };
-                Self { actor, holder: None, facts: Facts::default(), mfa: None }
+                Self {
+                    actor,
+                    holder: None,
+                    facts: Facts::default(),
+                    mfa: None,
+                    reason: None,
+                    ticket: None,
+                }
             }
         }
     }

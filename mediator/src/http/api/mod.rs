@@ -7,6 +7,7 @@
 
 mod access;
 mod audit;
+mod credentials;
 mod document;
 mod kinds;
 mod people;
@@ -207,6 +208,7 @@ pub(crate) fn all() -> Api {
     places::mount(&mut api);
     access::mount(&mut api);
     audit::mount(&mut api);
+    credentials::mount(&mut api);
     api
 }
 

@@ -1,0 +1,187 @@
+//! R31, R32: of a thousand stored secrets none is found where it must not be: database,
+//! write-ahead log, logs at the finest level, backup, exports, metrics, memory.
+
+#![cfg(unix)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
+
+mod common;
+
+use std::{
+    collections::HashSet,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use adit_protocol::{
+    keys::random,
+    wire::{self, frame::Body},
+};
+use common::{Mediator, open};
+use serde_json::{Value, json};
+
+const COUNT: usize = 1000;
+/// Bytes of each secret.
+const LENGTH: usize = 24;
+
+/// A secret that nothing else looks like.
+fn secret() -> String {
+    let bytes: [u8; 12] = random().unwrap();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The secrets that these bytes hold, as text or in UTF-16.
+fn found(bytes: &[u8], secrets: &HashSet<Vec<u8>>) -> Vec<String> {
+    let wide: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
+    [bytes, &wide].into_iter().flat_map(|bytes| found_in_text(bytes, secrets)).collect()
+}
+
+fn found_in_text(bytes: &[u8], secrets: &HashSet<Vec<u8>>) -> Vec<String> {
+    // Secrets are hexadecimal: everything else parts what may be one.
+    let runs = bytes.split(|byte| !byte.is_ascii_hexdigit());
+    let windows = runs.flat_map(|run| run.windows(LENGTH));
+    windows.filter(|window| secrets.contains(*window)).map(text).collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn nothing_in(folder: &Path, secrets: &HashSet<Vec<u8>>) {
+    let mut left = vec![folder.to_path_buf()];
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if let Ok(bytes) = std::fs::read(&path) {
+            let found = found(&bytes, secrets);
+            assert!(found.is_empty(), "{} secrets in {}", found.len(), path.display());
+        }
+    }
+}
+
+/// Asks the running mediator as its command does, without starting a program a thousand times.
+fn ask(dir: &Path, request: &Value) -> Vec<Value> {
+    let mut stream = UnixStream::connect(dir.join("mediator.sock")).unwrap();
+    stream.write_all(format!("{request}\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn none_of_a_thousand_secrets_is_found_anywhere() {
+    let mut mediator = Mediator::init();
+    let config = mediator.dir.path().join("mediator.toml");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut text = std::fs::read_to_string(&config).unwrap();
+    text.push_str(&format!("\n[metrics]\nlisten = \"127.0.0.1:{port}\"\n"));
+    std::fs::write(&config, text).unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    let log = outside.path().join("log");
+    mediator.serve_logging("trace", Stdio::from(std::fs::File::create(&log).unwrap()));
+    mediator.admin(&["client", "add", "main/hq"]);
+    let (mut agent, enrolled, key) = mediator.agent("pc-1").await;
+
+    let mut secrets = HashSet::new();
+    let mut ids = Vec::new();
+    for number in 0..COUNT {
+        let (secret, notes, user) = (secret(), secret(), secret());
+        let told = ask(
+            mediator.dir.path(),
+            &json!({
+                "act": "credentials", "what": "add", "client": "main/hq", "computer": null,
+                "name": format!("c{number}"), "kind": "password", "user": user,
+                "secret": secret, "length": null, "notes": notes, "redirectors": [],
+                "automatic": false,
+            }),
+        );
+        let id = told[0]["reply"]["credential_id"].as_str();
+        ids.push(id.unwrap_or_else(|| panic!("{told:?}")).to_owned());
+        secrets.extend([secret, notes, user].map(String::into_bytes));
+    }
+    // Everything that is done with some of them.
+    for id in ids.iter().take(50) {
+        let shown = ask(
+            mediator.dir.path(),
+            &json!({"act": "credentials", "what": "reveal", "credential": id}),
+        );
+        let secret = shown[0]["reply"]["secret"].as_str().unwrap();
+        assert!(secrets.contains(secret.as_bytes()));
+    }
+    let (console, _, _) = mediator.console().await;
+    {
+        let opened = console.ask(Body::Open(open(1, &enrolled, &key)));
+        tokio::pin!(opened);
+        loop {
+            tokio::select! {
+                done = &mut opened => { done.unwrap(); break; }
+                request = agent.next() => {
+                    let (_, responder) = request.into_parts();
+                    let noise_msg2 = vec![8; 100].into();
+                    responder.reply(Body::Answer(wire::Answer { noise_msg2 }));
+                }
+            }
+        }
+    }
+    for number in 0..50 {
+        let wish =
+            wire::UseCredential { session_id: vec![1; 16].into(), name: format!("c{number}") };
+        console.ask(Body::UseCredential(wish)).await.unwrap();
+    }
+    mediator.admin(&["vault", "rotate", "--data-keys"]);
+    mediator.admin(&["credential", "list"]);
+    let (code, _) = mediator.try_admin(&["credential", "add", "main/hq", "c1"], "taken");
+    assert_eq!(code, 1);
+    let backup = outside.path().join("backup.db");
+    mediator.admin(&["backup", backup.to_str().unwrap()]);
+    let export = outside.path().join("export");
+    mediator.admin(&["audit", "export", "--output", export.to_str().unwrap()]);
+    let mut metrics = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    metrics.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut told = Vec::new();
+    metrics.read_to_end(&mut told).unwrap();
+    assert!(told.windows(8).any(|window| window == b"sessions"));
+    assert!(found(&told, &secrets).is_empty());
+
+    // With the write-ahead log as it is while it runs.
+    nothing_in(mediator.dir.path(), &secrets);
+    nothing_in(outside.path(), &secrets);
+    assert!(std::fs::metadata(&log).unwrap().len() > 10_000, "the log says nothing");
+
+    // At rest: what was under way is done.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    if let Some(core) = dump(mediator.pid(), outside.path()) {
+        let bytes = std::fs::read(core).unwrap();
+        let known = b"mediator.db";
+        assert!(bytes.windows(known.len()).any(|window| window == known), "no memory in the dump");
+        let found = found(&bytes, &secrets);
+        assert!(found.is_empty(), "{} secrets in memory", found.len());
+    }
+    mediator.stop();
+    nothing_in(mediator.dir.path(), &secrets);
+}
+
+/// The memory of a process, if this machine has a debugger that may look.
+fn dump(pid: u32, folder: &Path) -> Option<std::path::PathBuf> {
+    let core = folder.join("core");
+    let made = Command::new("gcore")
+        .arg("-o")
+        .arg(&core)
+        .arg(pid.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    let path = folder.join(format!("core.{pid}"));
+    let seen = made.is_ok_and(|status| status.success()) && path.exists();
+    if !seen {
+        eprintln!("no memory was looked at: gcore is missing or may not");
+    }
+    seen.then_some(path)
+}
