@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     admin::AdminCommand,
-    commands::mfa::MfaCommand,
+    commands::{credentials::CredentialsCommand, mfa::MfaCommand},
     forward::spec::{ForwardSpec, ListenSpec},
     viewer::UserName,
 };
@@ -94,6 +94,14 @@ The fingerprint is what `agent-tunnel enroll` and `agent-tunnel status` show on 
         after_help = "Example:\n  console-tunnel audit verify audit.jsonl --key sha256:9f86…"
     )]
     Audit(AuditCommand),
+    /// Stored credentials: list, add, change, show, delete
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  console-tunnel credentials list --client acme/berlin
+  console-tunnel open web01 rdp --credential admin"
+    )]
+    Credentials(CredentialsCommand),
     /// Administer the mediator: users, roles, clients, tokens, sessions, keys
     #[command(
         subcommand,

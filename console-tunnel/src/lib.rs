@@ -142,6 +142,7 @@ async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
             commands::trust::trust(context, &computer, fingerprint).await
         }
         Command::Netcheck(args) => commands::netcheck::run(context, &args).await,
+        Command::Credentials(command) => commands::credentials::run(context, command).await,
         Command::Admin(command) => admin::run(context, command).await,
         Command::Requests(command) => commands::requests::run(context, command).await,
         Command::Sessions(args) => match args.command {

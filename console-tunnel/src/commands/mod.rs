@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod computers;
+pub mod credentials;
 pub mod login;
 pub mod mfa;
 pub mod netcheck;

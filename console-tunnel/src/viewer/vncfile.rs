@@ -8,7 +8,7 @@
 const KEY: [u8; 8] = [0xe8, 0x4a, 0xd6, 0x60, 0xc4, 0x72, 0x1a, 0xe0];
 
 /// A password as a password file holds it: its first eight bytes, as VNC uses no more.
-pub fn obfuscate(password: &str) -> [u8; 8] {
+pub(super) fn obfuscate(password: &str) -> [u8; 8] {
     let mut block = [0_u8; 8];
     block.iter_mut().zip(password.bytes()).for_each(|(to, from)| *to = from);
     encrypt(u64::from_be_bytes(KEY), u64::from_be_bytes(block)).to_be_bytes()

@@ -477,3 +477,32 @@ pub(super) fn told_of(row: &CredentialRow, user: Option<&str>) -> Value {
 pub(super) fn corrupt(error: impl std::fmt::Display) -> StoreError {
     StoreError::Corrupt(format!("credential: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{authz::Holder, requests::Actor};
+
+    #[test]
+    fn a_secret_is_shown_to_people_only_with_a_second_factor_shown_just_now() {
+        let asker = |person: bool, mfa_ms: Option<u64>| Asker {
+            actor: Actor { name: "a".into(), device: None, source: None },
+            holder: person.then(|| Holder {
+                account: "a".into(),
+                partner: "p".into(),
+                disabled: false,
+                rules: Vec::new(),
+            }),
+            facts: Facts { now_ms: 2 * FRESH_MS, mfa_ms, ..Facts::default() },
+            mfa: None,
+            reason: None,
+            ticket: None,
+        };
+        let code = |person, mfa_ms| stale(&asker(person, mfa_ms)).map(|refusal| refusal.code);
+        assert_eq!(code(true, None), Some(failure::MFA_REQUIRED));
+        assert_eq!(code(true, Some(FRESH_MS - 1)), Some(failure::REAUTHENTICATION_REQUIRED));
+        assert_eq!(code(true, Some(FRESH_MS)), None);
+        // The machine's administrator, who holds the keys anyway.
+        assert_eq!(code(false, None), None);
+    }
+}

@@ -1,0 +1,164 @@
+//! Stored credentials at real viewers: OpenSSH with a password and with a key, while every command
+//! line and environment of the machine is looked at. Needs root, for users and an SSH server on
+//! port 22 of the loopback address.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::indexing_slicing, reason = "JSON values give null for what is not there")]
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use adit_tests::{
+    process::text,
+    site::{POLICY_LOOPBACK, READY, Site},
+};
+use anyhow::{Context as _, Result, ensure};
+
+/// A user of this machine, for the time of the test.
+struct User(&'static str);
+
+impl User {
+    fn add(name: &'static str, password: &str) -> Result<Self> {
+        let _ = Command::new("useradd").args(["-m", "-s", "/bin/sh", name]).output()?;
+        let mut child = Command::new("chpasswd").stdin(Stdio::piped()).spawn()?;
+        let mut stdin = child.stdin.take().context("stdin")?;
+        std::io::Write::write_all(&mut stdin, format!("{name}:{password}\n").as_bytes())?;
+        drop(stdin);
+        ensure!(child.wait()?.success(), "the test's user cannot be made");
+        Ok(Self(name))
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let _ = Command::new("userdel").args(["-r", "-f", self.0]).output();
+    }
+}
+
+/// A server that ends with the test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn sshd(site: &Site, key: &str) -> Result<Server> {
+    let folder = site.artifacts();
+    let (host_key, keys) = (folder.join("host_key"), folder.join("authorized"));
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]);
+    let _ = fs::remove_file(&host_key);
+    ensure!({ made }.arg(&host_key).status()?.success());
+    fs::write(&keys, key)?;
+    fs::create_dir_all("/run/sshd")?;
+    let config = folder.join("sshd_config");
+    let lines = format!(
+        "Port 22\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\n\
+         PidFile none\nPasswordAuthentication yes\nKbdInteractiveAuthentication no\nUsePAM no\n",
+        host_key.display(),
+        keys.display()
+    );
+    fs::write(&config, lines)?;
+    let log = fs::File::create(folder.join("sshd.log"))?;
+    let child = Command::new("/usr/sbin/sshd").args(["-D", "-e", "-f"]).arg(&config);
+    Ok(Server({ child }.stderr(log).stdin(Stdio::null()).spawn()?))
+}
+
+/// Processes whose command line or environment holds the text.
+fn told_by_processes(secret: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        for file in ["cmdline", "environ"] {
+            let path = entry.path().join(file);
+            let Ok(bytes) = fs::read(&path) else { continue };
+            if bytes.windows(secret.len()).any(|window| window == secret.as_bytes()) {
+                found.push(path.display().to_string());
+            }
+        }
+    }
+    found
+}
+
+const PASSWORD: &str = "Adit-e2e-pw-7714";
+
+#[test]
+fn openssh_gets_a_password_and_a_key_that_no_process_list_shows() -> Result<()> {
+    let mut site = Site::local("credentials")?;
+    site.start_mediator()?;
+    site.start_relay("relay")?;
+    site.start_agent("agent", POLICY_LOOPBACK)?;
+    site.login("console")?;
+    let user = User::add("adite2e", PASSWORD)?;
+    let key = site.artifacts().join("key");
+    let _ = fs::remove_file(&key);
+    let make = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]);
+    ensure!({ make }.arg(&key).status()?.success());
+    let _server = sshd(&site, &fs::read_to_string(key.with_extension("pub"))?)?;
+
+    let client = site.client();
+    let add = ["credential", "add", &client, "login", "--user", user.0, "--json"];
+    site.ask("mediator", &add, PASSWORD)?;
+    let secret_key = fs::read_to_string(&key)?;
+    let kind = ["--kind", "ssh_key", "--redirector", "ssh"];
+    let args = ["credential", "add", &client, "key", "--user", user.0, "--json"];
+    site.ask("mediator", &[&args[..], &kind].concat(), &secret_key)?;
+    fs::remove_file(&key)?;
+    // The line of the key file that is the secret itself.
+    let key_line = secret_key.lines().nth(2).context("key")?.to_owned();
+
+    for (name, secret) in [("login", PASSWORD), ("key", key_line.as_str())] {
+        let told = site.artifacts().join(format!("whoami-{name}"));
+        let _ = fs::remove_file(&told);
+        viewer(&site, &told)?;
+        let open = ["open", "agent", "ssh", "--credential", name, "--json"];
+        let mut opened = site.spawn("console", &open)?;
+        opened.wait("the viewer", READY, |e| text(e, "event") == "viewer")?;
+        let begun = Instant::now();
+        let mut looks = 0;
+        while !told.exists() && begun.elapsed() < Duration::from_secs(20) {
+            let found = told_by_processes(secret);
+            ensure!(found.is_empty(), "{name} is told by {found:?}");
+            looks += 1;
+        }
+        ensure!(told.exists() && looks > 3, "{name}: {:?}", opened.events());
+        ensure!(fs::read_to_string(&told)?.trim() == user.0, "{name}");
+        let used = site.audited("the use", |e| text(e, "event") == "credential.used")?;
+        ensure!(!used.to_string().contains(secret), "{used}");
+        opened.wait("the end", READY, |e| text(e, "event") == "closed")?;
+        let events = format!("{:?}", opened.events());
+        ensure!(!events.contains(secret), "the console tells {name}");
+    }
+    // Nothing of the way is left.
+    let rest = fs::read_dir(std::env::temp_dir())?.flatten();
+    let rest = rest.filter(|entry| entry.path().join("answer").exists()).count();
+    ensure!(rest == 0, "a private folder is left");
+    Ok(())
+}
+
+/// The console's viewer: OpenSSH that writes down who it is at the target, and stays a moment.
+fn viewer(site: &Site, told: &std::path::Path) -> Result<()> {
+    let data = site.data_dir("console");
+    let told = told.display();
+    let command = format!(
+        "[viewers.ssh]\ncommand = [\"ssh\", \"-p{{port}}\", \"-oHostKeyAlias={{alias}}\", \
+         \"-oUser={{user}}\", \"-oStrictHostKeyChecking=no\", \"-oUserKnownHostsFile=/dev/null\", \
+         \"{{host}}\", \"sleep 1; umask 0; id -un > {told}.part; mv {told}.part {told}; sleep 1\"]\n"
+    );
+    fs::write(data.join("console-tunnel.toml"), command)?;
+    // The target's user writes there.
+    let mut folder = site.artifacts();
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o777))?;
+    while let Some(parent) = folder.parent().filter(|parent| parent.starts_with("/tmp")) {
+        if fs::metadata(parent)?.permissions().mode() & 0o001 == 0 {
+            fs::set_permissions(parent, fs::Permissions::from_mode(0o755))?;
+        }
+        folder = parent;
+    }
+    Ok(())
+}
