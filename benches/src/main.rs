@@ -9,6 +9,7 @@
 //! The real release programs are measured, with their default settings. Nothing here may make
 //! one contestant's work easier than another's.
 
+mod audit;
 mod children;
 mod cpu;
 mod first_byte;
@@ -33,6 +34,7 @@ adit-bench [--quick] [--rounds N] [--gb N] [--only NAME]… [--programs DIR] [--
   --rounds N   rounds of every measurement
   --gb N       gigabytes (10^9 bytes) each way in each round
   --only NAME  relayed, relay, direct, ping, open; all without it
+  audit [--events N]   openings with durable audit, search and verification of a long log
   --programs   where mediator, relay, agent-tunnel and console-tunnel are
   --report     where to write the report
 ";
@@ -53,6 +55,9 @@ fn run(args: &[String]) -> Result<ExitCode> {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["--help" | "-h", ..] => print!("{USAGE}"),
+        ["audit", rest @ ..] => {
+            return Ok(if audit::run(rest)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         ["load-serve", addr, banner] => load::serve(addr, banner)?,
         ["load", addr, what, amount] => load::run(addr, what, number(amount)?)?,
         ["quinn-serve", addr, target] => quinn_forward::serve(addr, target)?,

@@ -109,6 +109,13 @@ impl Installation {
         Ok(())
     }
 
+    /// Whether the keys' certificates do not count at this time: the clock jumped.
+    pub(crate) fn is_out_of_time(&self, now_ms: u64) -> bool {
+        let cert = self.log_cert.read().unwrap_or_else(PoisonError::into_inner).cert.clone();
+        KeyCert::open(self.root.public(), Purpose::Log, &cert)
+            .is_ok_and(|cert| cert.check_time(now_ms).is_err())
+    }
+
     /// The root's public key.
     pub(crate) fn root(&self) -> PublicKey {
         self.root.public()

@@ -14,7 +14,10 @@ use common::{Mediator, hello, identity};
 async fn killed_at_any_moment_no_acknowledged_record_is_lost() {
     let mut mediator = Mediator::start();
     let mut acknowledged = BTreeSet::new();
-    for round in 0..5_u8 {
+    // `cargo xtask test` asks for more with --long.
+    let rounds: u32 =
+        std::env::var("ADIT_FAULT_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    for round in 0..rounds {
         let me = identity();
         let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
         let told = device.login("admin", &mediator.password).await.unwrap();
@@ -37,9 +40,11 @@ async fn killed_at_any_moment_no_acknowledged_record_is_lost() {
                     .then(|| me.signing.public().fingerprint().to_string())
             });
         }
-        for _ in 0..round {
+        for _ in 0..round % 9 {
             acknowledged.extend(answers.join_next().await.unwrap().unwrap());
         }
+        // Within the milliseconds in which the next batch is made, written and told.
+        tokio::time::sleep(std::time::Duration::from_micros(u64::from(round) * 977 % 9_000)).await;
         mediator.kill();
         acknowledged.extend(answers.join_all().await.into_iter().flatten());
         mediator.serve();

@@ -99,7 +99,12 @@ pub(crate) async fn run(global: &GlobalArgs) -> Result<(), CliError> {
             () = server.essential.token().cancelled() => break,
             () = reloads.next() => reload(global, &server, &log),
             () = renewal.next() => server.renew(&place),
-            () = heads.next() => note_heads(&place, &server.store).await,
+            () = heads.next() => {
+                note_heads(&place, &server.store).await;
+                if server.installation.is_out_of_time(unix_ms()) {
+                    server.renew(&place);
+                }
+            }
         }
     }
     note_heads(&place, &server.store).await;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use adit_ledger::{Entry, Event, Hash, MerkleTree, RootCert, SignedHead};
-use adit_protocol::keys::{SigningKey, random};
+use adit_protocol::keys::{KeyCert, Purpose, SigningKey, random};
 use sqlx::{AnyConnection, AnyPool};
 
 use super::{Columns, StoreError, bigint};
@@ -179,8 +179,10 @@ impl Trees {
     ) -> Result<(), StoreError> {
         for state in self.by_partner.values().filter(|state| state.touched) {
             let (size, root) = (state.tree.size(), state.tree.root());
-            let cert = Some(self.signer.cert());
-            let head = SignedHead::sign(&self.signer.key, &state.id, size, root, now_ms, cert)
+            let cert = self.signer.cert();
+            // A head must verify whatever the clock says: its time is within the certificate's.
+            let time = within(&cert, now_ms);
+            let head = SignedHead::sign(&self.signer.key, &state.id, size, root, time, Some(cert))
                 .map_err(|error| StoreError::Corrupt(error.to_string()))?;
             sqlx::query("UPDATE audit_tree SET frontier = $1, head = $2 WHERE id = $3")
                 .bind(state.tree.to_bytes())
@@ -200,6 +202,14 @@ impl Trees {
             state.touched = false;
             state.blocks.clear();
         }
+    }
+}
+
+/// A time at which the certificate counts: the clock's, if it does then.
+fn within(cert: &RootCert, now_ms: u64) -> u64 {
+    match KeyCert::open(cert.root, Purpose::Log, &cert.cert) {
+        Ok(key) => now_ms.min(key.not_after_ms.saturating_sub(1)).max(key.not_before_ms),
+        Err(_) => now_ms,
     }
 }
 

@@ -52,6 +52,12 @@ impl WriteTx {
         self.now_ms
     }
 
+    /// Another clock for the rest of the batch.
+    #[cfg(test)]
+    pub(crate) fn set_now(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+    }
+
     /// Adds an entry to the log of a partner (id).
     pub(crate) async fn append(
         &mut self,

@@ -83,14 +83,21 @@ impl Mediator {
     }
 
     pub fn serve_logging(&mut self, level: &str, log: Stdio) {
-        let mut child = program()
-            .env("ADIT_LOG", level)
+        self.serve_with(|command| {
+            command.env("ADIT_LOG", level).stderr(log);
+        });
+    }
+
+    /// Serves with a changed command.
+    pub fn serve_with(&mut self, change: impl FnOnce(&mut Command)) {
+        let mut command = program();
+        command
             .args(["serve", "--json", "--data-dir"])
             .arg(self.dir.path())
             .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::null());
+        change(&mut command);
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).expect("mediator did not become ready");

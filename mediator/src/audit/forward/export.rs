@@ -38,7 +38,11 @@ pub(crate) async fn run(
 }
 
 /// One file for each log that grew.
-async fn round(store: &Store, writer: &Writer, dir: &Path) -> Result<usize, ForwardError> {
+pub(in crate::audit) async fn round(
+    store: &Store,
+    writer: &Writer,
+    dir: &Path,
+) -> Result<usize, ForwardError> {
     let mut files = 0;
     for tree in audit::trees(&store.readers).await? {
         let from = cursor(&store.readers, EXPORT, &tree.id).await?;

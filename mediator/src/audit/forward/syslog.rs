@@ -1,8 +1,9 @@
 //! Syslog over TLS: RFC 5424 messages, counted octets (RFC 5425 §4.3), one connection a batch.
 //!
 //! Syslog has no acknowledgement. What tells that a receiver has read everything is the end of
-//! the connection: we close our side after the last message, and the receiver closes its own only
-//! when it has read up to there. A connection that ends otherwise, or earlier, confirms nothing.
+//! the connection: we close our side after the last message, and the receiver closes its own, with
+//! TLS's close_notify, only when it has read up to there. A connection that ends otherwise
+//! confirms nothing.
 
 use std::fmt::Write as _;
 
@@ -78,8 +79,7 @@ impl Receiver for Syslog {
                 Ok(0) => return Ok(()),
                 Ok(count) if said + count <= MAX_SAID => said += count,
                 Ok(_) => return Err(ForwardError::Refused("with too much".to_owned())),
-                // Many close without close_notify; a connection that is cut ends with another error.
-                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+                // Also an end without close_notify: so ends a receiver that was killed.
                 Err(error) => return Err(error.into()),
             }
         }

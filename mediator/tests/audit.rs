@@ -1,0 +1,382 @@
+//! The audit log's commands and receivers, with a real mediator: search, levels, retention,
+//! syslog over TLS and webhook through outages and kill -9.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use common::{Mediator, hello, identity};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinSet,
+};
+use tokio_rustls::{TlsAcceptor, rustls};
+
+type Got = Arc<Mutex<BTreeMap<String, Vec<u64>>>>;
+
+/// What a receiver does to those who come.
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    Takes,
+    /// Cuts the connection after some bytes.
+    Cuts,
+}
+
+/// A receiver that can go away and come back.
+struct Receiver {
+    dir: tempfile::TempDir,
+    port: u16,
+    got: Got,
+    visits: Arc<AtomicUsize>,
+    acceptor: TlsAcceptor,
+    running: Option<JoinSet<()>>,
+    webhook: bool,
+}
+
+impl Receiver {
+    async fn new(webhook: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        std::fs::write(dir.path().join("ca.pem"), made.cert.pem()).unwrap();
+        std::fs::write(dir.path().join("secret"), "0123456789abcdef\n").unwrap();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let config = rustls::ServerConfig::builder_with_provider(adit_net::tls::web_provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        Self {
+            dir,
+            port,
+            got: Got::default(),
+            visits: Arc::default(),
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            running: None,
+            webhook,
+        }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    async fn start(&mut self, manner: Manner) {
+        self.stop().await;
+        let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
+        let (acceptor, got) = (self.acceptor.clone(), Arc::clone(&self.got));
+        let (visits, webhook) = (Arc::clone(&self.visits), self.webhook);
+        let mut running = JoinSet::new();
+        running.spawn(async move {
+            let mut visitors = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (acceptor, got) = (acceptor.clone(), Arc::clone(&got));
+                visits.fetch_add(1, Ordering::Relaxed);
+                visitors.spawn(async move {
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    if webhook {
+                        post(stream, manner, &got).await
+                    } else {
+                        syslog(stream, manner, &got).await
+                    }
+                });
+            }
+        });
+        self.running = Some(running);
+    }
+
+    async fn stop(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            running.shutdown().await;
+        }
+    }
+
+    /// Waits until all entries of the log came, each in its order.
+    async fn has_all_of(&self, mediator: &Mediator) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            // What is looked at now is itself an entry that comes later.
+            let entries = mediator.events();
+            let wanted = entries.last().unwrap()["seq"].as_u64().unwrap();
+            let mut last = None;
+            while Instant::now() < deadline {
+                last = self
+                    .got
+                    .lock()
+                    .unwrap()
+                    .values()
+                    .next()
+                    .and_then(|seqs| seqs.iter().max().copied());
+                if last >= Some(wanted) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            assert!(last >= Some(wanted), "{last:?} of {wanted} came");
+            break;
+        }
+        let got = self.got.lock().unwrap();
+        assert_eq!(got.len(), 1, "one log");
+        for seqs in got.values() {
+            let mut next = 0;
+            for seq in seqs {
+                assert!(*seq <= next, "entry {seq} came where {next} was next");
+                next = next.max(seq + 1);
+            }
+        }
+    }
+}
+
+async fn syslog<S>(mut stream: S, manner: Manner, got: &Got)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let mut bytes = Vec::new();
+    if manner == Manner::Cuts {
+        let mut some = [0; 700];
+        let _ = stream.read_exact(&mut some).await;
+        return;
+    }
+    if stream.read_to_end(&mut bytes).await.is_err() {
+        return;
+    }
+    let mut rest = bytes.as_slice();
+    while let Some(space) = rest.iter().position(|byte| *byte == b' ') {
+        let length: usize = std::str::from_utf8(&rest[..space]).unwrap().parse().unwrap();
+        let message = std::str::from_utf8(&rest[space + 1..space + 1 + length]).unwrap();
+        rest = &rest[space + 1 + length..];
+        assert!(message.starts_with('<') && message.contains(">1 "), "{message}");
+        let value = |key: &str| {
+            let (_, after) = message.split_once(&format!("{key}=\"")).unwrap();
+            after.split_once('"').unwrap().0.to_owned()
+        };
+        let (_, line) = message.split_once("] ").unwrap();
+        // The line verifies by itself.
+        let entry = adit_ledger::Entry::parse(line.as_bytes()).unwrap();
+        assert_eq!(entry.seq().to_string(), value("seq"));
+        got.lock().unwrap().entry(value("tree")).or_default().push(entry.seq());
+    }
+    assert!(rest.is_empty());
+    let _ = stream.shutdown().await;
+}
+
+async fn post<S>(mut stream: S, manner: Manner, got: &Got)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let mut bytes = Vec::new();
+    let (head, mut body) = loop {
+        if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
+            return;
+        }
+        if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+            let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_lowercase();
+            break (head, bytes[end + 4..].to_vec());
+        }
+    };
+    let header = |name: &str| {
+        let (_, after) = head.split_once(&format!("\r\n{name}: ")).unwrap();
+        after.split("\r\n").next().unwrap().to_owned()
+    };
+    let length: usize = header("content-length").parse().unwrap();
+    while body.len() < length {
+        if stream.read_buf(&mut body).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    if manner == Manner::Cuts {
+        let moved =
+            "HTTP/1.1 302 Found\r\nLocation: https://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n";
+        let _ = stream.write_all(moved.as_bytes()).await;
+        return;
+    }
+    let proof = header("adit-signature");
+    let (time, mac) = proof.strip_prefix("t=").unwrap().split_once(",v1=").unwrap();
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, b"0123456789abcdef");
+    let signed = [time.as_bytes(), b".", &body].concat();
+    let expected = aws_lc_rs::hmac::sign(&key, &signed);
+    let expected: String = expected.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(mac, expected);
+    for line in std::str::from_utf8(&body).unwrap().lines() {
+        let entry = adit_ledger::Entry::parse(line.as_bytes()).unwrap();
+        got.lock().unwrap().entry(header("adit-tree")).or_default().push(entry.seq());
+    }
+    let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
+    let _ = stream.shutdown().await;
+}
+
+fn configure(mediator: &Mediator, lines: &str) {
+    let file = mediator.dir.path().join("mediator.toml");
+    let mut text = std::fs::read_to_string(&file).unwrap();
+    text.push_str("\n[audit]\n");
+    text.push_str(lines);
+    std::fs::write(file, text).unwrap();
+}
+
+fn quoted(path: &Path) -> String {
+    format!("{:?}", path.display().to_string())
+}
+
+/// Outages of every kind while entries are made; in the end nothing is missing.
+async fn survives(mut receiver: Receiver, lines: String) {
+    let mut mediator = Mediator::start();
+    mediator.stop();
+    configure(&mediator, &lines);
+    receiver.start(Manner::Takes).await;
+    mediator.serve();
+    let mut client = 0;
+    let mut add = |mediator: &Mediator, count: usize| {
+        for _ in 0..count {
+            client += 1;
+            mediator.admin(&["client", "add", &format!("main/client{client}")]);
+        }
+    };
+    add(&mediator, 5);
+    receiver.has_all_of(&mediator).await;
+    // Away, back but rude, the mediator killed, away, killed while it delivers.
+    receiver.stop().await;
+    add(&mediator, 5);
+    receiver.start(Manner::Cuts).await;
+    let before = receiver.visits.load(Ordering::Relaxed);
+    add(&mediator, 5);
+    while receiver.visits.load(Ordering::Relaxed) == before {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    mediator.kill();
+    mediator.serve();
+    add(&mediator, 5);
+    receiver.start(Manner::Takes).await;
+    for _ in 0..3 {
+        add(&mediator, 2);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        mediator.kill();
+        mediator.serve();
+    }
+    receiver.has_all_of(&mediator).await;
+    let told = mediator.admin(&["audit", "forwarding"]);
+    assert!(told[0]["delivered"].as_u64() > Some(30), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn syslog_has_no_gap_after_outages_and_crashes() {
+    let receiver = Receiver::new(false).await;
+    let lines = format!(
+        "syslog = \"127.0.0.1:{}\"\nsyslog_ca = {}\n",
+        receiver.port,
+        quoted(&receiver.file("ca.pem"))
+    );
+    survives(receiver, lines).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_has_no_gap_after_outages_and_crashes() {
+    let receiver = Receiver::new(true).await;
+    let lines = format!(
+        "webhook = \"https://127.0.0.1:{}/adit?x=1\"\nwebhook_ca = {}\nwebhook_secret = {}\n",
+        receiver.port,
+        quoted(&receiver.file("ca.pem")),
+        quoted(&receiver.file("secret"))
+    );
+    survives(receiver, lines).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn receivers_that_are_not_who_they_should_be_get_nothing() {
+    let (mut receiver, other) = (Receiver::new(false).await, Receiver::new(false).await);
+    let mut mediator = Mediator::start();
+    mediator.stop();
+    let lines = format!(
+        "syslog = \"127.0.0.1:{}\"\nsyslog_ca = {}\n",
+        receiver.port,
+        quoted(&other.file("ca.pem"))
+    );
+    configure(&mediator, &lines);
+    receiver.start(Manner::Takes).await;
+    mediator.serve();
+    while receiver.visits.load(Ordering::Relaxed) < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(receiver.got.lock().unwrap().is_empty());
+    // What does not forward keeps nobody from working.
+    mediator.admin(&["client", "add", "main/works"]);
+    for bad in
+        ["webhook = \"http://127.0.0.1/\"", "webhook = \"https://u:p@h/\"", "retention = \"30d\""]
+    {
+        let before = std::fs::read_to_string(mediator.dir.path().join("mediator.toml")).unwrap();
+        let (_, rest) = bad.split_once(" = ").unwrap();
+        let key = bad.split(' ').next().unwrap();
+        std::fs::write(
+            mediator.dir.path().join("mediator.toml"),
+            format!("{before}{key} = {rest}\nwebhook_secret = \"/nothing\"\n"),
+        )
+        .unwrap();
+        let (code, told) = mediator.try_admin(&["config", "check"], "");
+        assert_eq!(code, 2, "{bad}: {told:?}");
+        std::fs::write(mediator.dir.path().join("mediator.toml"), before).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn search_levels_and_retention_by_command() {
+    let mediator = Mediator::start();
+    let me = identity();
+    let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+    device.login("admin", &mediator.password).await.unwrap();
+    assert!(device.login("admin", "wrong").await.is_err());
+    let names = |args: &[&str]| -> Vec<String> {
+        mediator
+            .admin(&[&["audit", "search"], args].concat())
+            .iter()
+            .filter_map(|event| event["event"].as_str().map(str::to_owned))
+            .collect()
+    };
+    assert_eq!(names(&["--event", "login.failed"]), ["login.failed"]);
+    assert_eq!(names(&["--user", "ADMIN", "--since", "1h", "--limit", "1"]), ["login.failed"]);
+    assert_eq!(names(&["--client", "main/HQ"]), ["client.added"]);
+    assert_eq!(names(&["--user", "nobody"]), [""; 0]);
+    let first = mediator.admin(&["audit", "search", "--limit", "2"]);
+    let next = first[2]["next"].as_str().unwrap();
+    let second = mediator.admin(&["audit", "search", "--limit", "1", "--after", next]);
+    assert!(second[0]["seq"].as_u64() < first[1]["seq"].as_u64());
+    mediator.admin(&["audit", "level", "admin", "2"]);
+    assert_eq!(names(&["--event", "user.audit_level"]), ["user.audit_level"]);
+    let (code, _) = mediator.try_admin(&["audit", "level", "admin", "6"], "");
+    assert_eq!(code, 2);
+    let (code, told) =
+        mediator.try_admin(&["audit", "retention", "set", "main", "--days", "9"], "");
+    assert_eq!(code, 2, "{told:?}");
+    mediator.admin(&["audit", "retention", "set", "main", "--days", "365"]);
+    mediator.admin(&["audit", "retention", "hold", "main", "--reason", "case 7"]);
+    let told = mediator.admin(&["audit", "retention", "show"]);
+    assert_eq!((&told[0]["days"], &told[0]["hold"]), (&365.into(), &true.into()));
+    mediator.admin(&["audit", "retention", "release", "main"]);
+    let recorded = names(&["--event", "audit.retention_set,audit.hold_set,audit.hold_released"]);
+    assert_eq!(recorded.len(), 3);
+    // A part of the log, in a file that is there as a whole or not at all.
+    let file = mediator.dir.path().join("part.jsonl");
+    let path = file.to_str().unwrap();
+    mediator.admin(&["audit", "export", "--user", "admin", "--output", path]);
+    let verified = mediator.admin(&["audit", "verify", "--file", path]);
+    assert!(verified[0]["trees"][0]["omitted"].as_u64() > Some(0), "{verified:?}");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(!text.contains("client.added") && text.contains("login.failed"));
+}
