@@ -15,7 +15,7 @@ use adit_core::{path::PathChooser, punch::Punch, resume::Event};
 use adit_net::noise::signal::SignalCipher;
 use adit_protocol::{
     candidate::Candidate,
-    code::failure,
+    code::{ChannelCode, failure},
     grant::Grant,
     handshake::SessionKeys,
     ids::{CarrierNumber, ChannelId, SessionId},
@@ -38,11 +38,13 @@ use crate::{
     lease::{LeaseEvent, LeaseTimer},
     link::ControlLink,
     memory::Memory,
+    opening::serve_receipts,
     pace::Pace,
     punching::{Punching, Validated},
     relays::{RelayKey, Relays, Rtts},
     report::Reports,
-    shared::{DriverEvent, Progress, Shared},
+    receipts::{Receipts, service_target},
+    shared::{ChannelTap, DriverEvent, Progress, Shared},
     target::{self, Gate},
     udp::{Addresses, Inbox, UdpStack},
 };
@@ -92,6 +94,7 @@ pub(crate) struct Parts {
     pub(crate) relay_rtts: (Rtts, Rtts),
     pub(crate) memory: Arc<Memory>,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) receipts: Arc<Receipts>,
     pub(crate) joiner: Joiner,
     /// Console: joins that were begun before the grant.
     pub(crate) early: Option<Arc<Early>>,
@@ -348,10 +351,26 @@ impl Driver {
         if let Some(tap) = tap {
             let (shared, grant) = (self.p.shared.clone(), self.p.grant.clone());
             let opened = self.p.message_in.clone();
-            let serve = target::serve(shared, gate, grant, target, tap, opened);
+            let receipts = self.p.receipts.clone();
+            if service_target().as_ref() == Some(&target) {
+                return self.connect_receipts(tap);
+            }
+            receipts.begin(id, &target);
+            let serve = target::serve(shared, gate, grant, target, (tap, receipts), opened);
             let cancel = self.p.cancel.clone();
             self.p.tasks.spawn(async move { cancel.run_until_cancelled(serve).await });
         }
+    }
+
+    /// Agent: the channel on which receipts are exchanged, the first of its kind.
+    fn connect_receipts(&self, tap: ChannelTap) {
+        let (shared, id) = (&self.p.shared, tap.id);
+        if !self.p.receipts.set_service(id) {
+            return shared.with(|resume, _| resume.refuse(id, ChannelCode::NotGranted));
+        }
+        shared.with(|resume, now| resume.connected(id, now));
+        let ends = (&self.p.cancel, &self.p.message_in);
+        serve_receipts(&self.p.tasks, &self.p.receipts, shared, tap, ends);
     }
 
     /// The other end does not believe what the mediator showed it.

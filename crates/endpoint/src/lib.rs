@@ -33,12 +33,14 @@ mod opening;
 mod pace;
 mod punching;
 mod reach;
+mod receipts;
 mod relayed;
 mod relaying;
 mod relays;
 mod report;
 mod session;
 mod shared;
+mod spool;
 mod target;
 mod telling;
 mod udp;
@@ -190,6 +192,8 @@ impl Endpoint {
         let token = cancel.child_token();
         tasks.spawn(async move { token.run_until_cancelled(keep).await });
         let witness = Witness::load(keeper.clone())?;
+        let (spool, link, token) = (keeper.clone(), control.clone(), cancel.child_token());
+        tasks.spawn(async move { spool::run(spool, link, token).await });
         let state = State { grace: config.offline_grace, ..State::default() };
         Ok(Arc::new(Self {
             role: config.role,
@@ -332,6 +336,7 @@ impl Endpoint {
                 session.ended().await;
             }
             self.keeper.flush().await;
+            spool::flush(&self.keeper).await;
             self.reports.flush(deadline).await;
         };
         // What does not end in time is cut off.

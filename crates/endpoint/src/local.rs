@@ -26,18 +26,32 @@ const MIN_ROOM: usize = 8 * 1024;
 const MAX_SLICES: usize = 64;
 
 /// Moves bytes between a local connection and its channel until the channel is over.
-pub(crate) async fn run(shared: Arc<Shared>, tap: ChannelTap, mut stream: TcpStream) {
+/// Nothing is written before `ready`.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    tap: ChannelTap,
+    mut stream: TcpStream,
+    ready: impl Future<Output = Result<(), ChannelCode>>,
+) {
     let _ = stream.set_nodelay(true);
     let ChannelTap { id, wake, mut progress } = tap;
     let (read, write) = stream.split();
     let over = wait_over(&mut progress);
+    let mut code = ChannelCode::LocalReset;
     let broken = tokio::select! {
         biased;
         () = over => false,
         () = async {
             // One direction may end regularly long before the other; an error ends both.
             let up = read_local(&shared, id, &wake, read);
-            let down = write_local(&shared, id, &wake, write);
+            let refusal = &mut code;
+            let down = async {
+                ready.await.map_err(|why| {
+                    *refusal = why;
+                    Broken
+                })?;
+                write_local(&shared, id, &wake, write).await
+            };
             if tokio::try_join!(up, down).is_ok() {
                 // Both regular ends are on their way; the machine says when they have arrived.
                 std::future::pending::<()>().await;
@@ -45,7 +59,7 @@ pub(crate) async fn run(shared: Arc<Shared>, tap: ChannelTap, mut stream: TcpStr
         } => true,
     };
     if broken {
-        shared.with(|resume, _| resume.reset(id, ChannelCode::LocalReset));
+        shared.with(|resume, _| resume.reset(id, code));
     }
     if progress.borrow().code().is_some() || broken {
         // RST instead of FIN (SO_LINGER 0). tokio deprecates it for non-zero times only.

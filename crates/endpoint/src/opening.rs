@@ -7,7 +7,10 @@ use std::{
 };
 
 use adit_control::RequestError;
-use adit_core::punch::{CHECK_INTERVAL, Punch, PunchConfig};
+use adit_core::{
+    punch::{CHECK_INTERVAL, Punch, PunchConfig},
+    resume::Resume,
+};
 use adit_ledger::SignedHead;
 use adit_net::identity::DeviceIdentity;
 use adit_protocol::{
@@ -16,7 +19,7 @@ use adit_protocol::{
     grant::Grant,
     handshake::HandshakeContext,
     ids::{ComputerId, SessionId},
-    keys::{Fingerprint, KeyError, PublicKey, SigningKey, random},
+    keys::{Fingerprint, KeyError, PublicKey, SigningKey, random, sha256},
     limits::{LEASE, OPEN_TIMEOUT},
     nat::{NatSummary, ip_from_wire},
     target::Target,
@@ -26,20 +29,21 @@ use adit_protocol::{
 use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
 
 use crate::{
     Endpoint, MAX_SEEN, MAX_SESSIONS,
-    driver::{Driver, MESSAGES, Parts},
+    driver::{Driver, MESSAGES, Message, Parts},
     early::Early,
     events::Totals,
     handshake::{self, Established, HandshakeError, Offer, Own},
     join::{Joiner, Numbers, Relay, Tickets},
     reach::Reach,
+    receipts::{Receipts, service_target},
     relays::Rtts,
     session::{HandleInner, Session, SessionHandle},
-    shared::Shared,
+    shared::{ChannelTap, Shared},
     target::Gate,
     witness::{Doubt, told},
 };
@@ -48,6 +52,8 @@ use crate::{
 const MAX_GRANT: Duration = LEASE.saturating_mul(2);
 /// What the mediator's own answer may take beyond the agent's time.
 const MEDIATOR_SLACK: Duration = Duration::from_secs(5);
+/// Why a session ends whose receipts do not fit.
+pub(crate) const RECEIPT_REFUSED: &str = "receipt_refused";
 /// Events that wait for the program.
 const EVENTS: usize = 512;
 
@@ -308,6 +314,7 @@ impl Endpoint {
             gate: None,
             lease_left: left,
             early,
+            grant_hash: grant_hash(granted.grant.as_ref()),
         })
     }
 
@@ -438,6 +445,7 @@ impl Endpoint {
             gate: Some(gate),
             lease_left: Duration::from_millis(left),
             early: None,
+            grant_hash: grant_hash(offer.grant.as_ref()),
         };
         let session = self.launch(opening).map_err(|e| refuse(failure::BUSY, &e.to_string()))?;
         Ok((wire::Answer { noise_msg2: message2.into() }, session))
@@ -490,8 +498,16 @@ impl Endpoint {
         let (event_in, events) = mpsc::channel(EVENTS);
         let totals = watch::Sender::new(Totals::default());
         let over = CancellationToken::new();
+        let receipts = Receipts::new(
+            self.role,
+            &opening.grant,
+            (opening.grant_hash, opening.established.hash),
+            (self.identity.clone(), self.keeper.clone()),
+            (self.control.clone(), self.tasks.clone()),
+        );
         let handle = SessionHandle(Arc::new(HandleInner {
             grant: opening.grant.clone(),
+            receipts: receipts.clone(),
             shared: shared.clone(),
             messages: message_in.clone(),
             totals: totals.subscribe(),
@@ -514,7 +530,15 @@ impl Endpoint {
         self.share_windows();
         let session =
             Session { handle, grant: opening.grant.clone(), audit: Duration::ZERO, events };
-        let parts = self.parts(opening, shared, cancel, messages, message_in, event_in, totals);
+        if self.role == Role::Console {
+            // The session's first channel, so that it is there before any other.
+            let open = |resume: &mut Resume, now| resume.open(service_target()?, now).ok();
+            if let Some(tap) = shared.register(open) {
+                serve_receipts(&self.tasks, &receipts, &shared, tap, (&cancel, &message_in));
+            }
+        }
+        let parts =
+            self.parts(opening, shared, receipts, cancel, messages, message_in, event_in, totals);
         let endpoint = self.clone();
         self.tasks.spawn(async move {
             // Whatever happens to the driver, its tasks stop and the session is struck off.
@@ -536,6 +560,7 @@ impl Endpoint {
         self: &Arc<Self>,
         opening: Opening,
         shared: Arc<Shared>,
+        receipts: Arc<Receipts>,
         cancel: CancellationToken,
         messages: mpsc::Receiver<crate::driver::Message>,
         message_in: mpsc::Sender<crate::driver::Message>,
@@ -602,6 +627,7 @@ impl Endpoint {
             relay_rtts: (opening.said.relay_rtts, established.relay_rtts),
             memory: self.memory.clone(),
             shared,
+            receipts,
             joiner,
             early: opening.early,
             udp,
@@ -667,6 +693,8 @@ struct Opening {
     lease_left: Duration,
     /// Console: what was begun before the grant.
     early: Option<Arc<Early>>,
+    /// Of the signed grant, for receipts.
+    grant_hash: [u8; 32],
 }
 
 struct OnDrop<F: FnOnce()>(Option<F>);
@@ -677,6 +705,30 @@ impl<F: FnOnce()> Drop for OnDrop<F> {
             f();
         }
     }
+}
+
+/// Exchanges receipts until the session is over; a story that cannot be true ends it.
+pub(crate) fn serve_receipts(
+    tasks: &TaskTracker,
+    receipts: &Arc<Receipts>,
+    shared: &Arc<Shared>,
+    tap: ChannelTap,
+    (cancel, driver): (&CancellationToken, &mpsc::Sender<Message>),
+) {
+    receipts.set_service(tap.id);
+    let serve = receipts.clone().serve(shared.clone(), tap);
+    let (cancel, driver) = (cancel.clone(), driver.clone());
+    tasks.spawn(async move {
+        if let Some(Err(wrong)) = cancel.run_until_cancelled(serve).await {
+            warn!("receipt of the other end: {wrong}");
+            // The driver may be over already: then nobody is served any more.
+            let _ = driver.send(Message::End(RECEIPT_REFUSED.to_owned())).await;
+        }
+    });
+}
+
+fn grant_hash(signed: Option<&wire::Signed>) -> [u8; 32] {
+    signed.map_or([0; 32], |signed| sha256(&signed.payload))
 }
 
 fn head_line(head: &SignedHead) -> Bytes {

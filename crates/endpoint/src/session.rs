@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use adit_core::resume::Resume;
 use adit_protocol::{
     code::ChannelCode,
     grant::Grant,
@@ -24,6 +25,7 @@ use crate::{
     events::{SessionEvent, SessionInfo, Totals},
     explain::Explanation,
     local,
+    receipts::Receipts,
     shared::{ChannelTap, Progress, Shared},
 };
 
@@ -41,6 +43,7 @@ pub struct Session {
 
 pub(crate) struct HandleInner {
     pub(crate) grant: Grant,
+    pub(crate) receipts: Arc<Receipts>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) messages: mpsc::Sender<Message>,
     pub(crate) totals: watch::Receiver<Totals>,
@@ -80,10 +83,10 @@ impl SessionHandle {
         if !self.0.grant.covers(&target) {
             return Err(ChannelCode::NotGranted);
         }
-        self.0
-            .shared
-            .register(|resume, now| resume.open(target, now).ok())
-            .ok_or(ChannelCode::TooMany)
+        let open = |resume: &mut Resume, now| resume.open(target.clone(), now).ok();
+        let tap = self.0.shared.register(open).ok_or(ChannelCode::TooMany)?;
+        self.0.receipts.begin(tap.id, &target);
+        Ok(tap)
     }
 
     /// Ends the session on both sides.
@@ -170,7 +173,9 @@ impl PendingChannel {
     pub fn attach(mut self, stream: TcpStream) {
         let Some(tap) = self.tap.take() else { return };
         let inner = self.session.0.clone();
-        let run = local::run(inner.shared.clone(), tap, stream);
+        let (receipts, id) = (inner.receipts.clone(), tap.id);
+        let ready = async move { receipts.released(id).await };
+        let run = local::run(inner.shared.clone(), tap, stream, ready);
         let cancel = inner.cancel.clone();
         inner.tasks.spawn(async move { cancel.run_until_cancelled(run).await });
     }
@@ -205,6 +210,7 @@ impl UdpFlow {
 
     /// The next datagram; `None` when the flow is over.
     pub async fn recv(&mut self) -> Option<Bytes> {
+        self.session.0.receipts.released(self.tap.id).await.ok()?;
         self.incoming.recv().await
     }
 }

@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     local,
+    receipts::Receipts,
     shared::{ChannelTap, Shared},
 };
 
@@ -44,7 +45,7 @@ pub(crate) async fn serve(
     gate: Arc<dyn Gate>,
     grant: Grant,
     target: Target,
-    tap: ChannelTap,
+    (tap, receipts): (ChannelTap, Arc<Receipts>),
     opened: mpsc::Sender<crate::driver::Message>,
 ) {
     let id = tap.id;
@@ -79,8 +80,14 @@ pub(crate) async fn serve(
             shared.with(|resume, now| resume.connected(id, now));
             let _ = opened.send(crate::driver::Message::Connected(id)).await;
             match connected {
-                Connected::Tcp(stream) => local::run(shared, tap, stream).await,
-                Connected::Udp(socket) => serve_udp(shared, tap, socket, flow).await,
+                Connected::Tcp(stream) => {
+                    let ready = async move { receipts.released(id).await };
+                    local::run(shared, tap, stream, ready).await;
+                }
+                Connected::Udp(socket) => {
+                    let ready = async move { receipts.released(id).await };
+                    serve_udp(shared, tap, (socket, ready), flow).await;
+                }
             }
         }
     }
@@ -121,10 +128,16 @@ async fn connect_udp(addresses: &[SocketAddr]) -> Result<UdpSocket, ChannelCode>
 async fn serve_udp(
     shared: Arc<Shared>,
     tap: ChannelTap,
-    socket: UdpSocket,
+    (socket, ready): (UdpSocket, impl Future<Output = Result<(), ChannelCode>>),
     mut flow: mpsc::Receiver<bytes::Bytes>,
 ) {
     let ChannelTap { id, mut progress, .. } = tap;
+    tokio::select! {
+        () = local::wait_over(&mut progress) => return,
+        ready = ready => if let Err(code) = ready {
+            return shared.with(|resume, _| resume.reset(id, code));
+        },
+    }
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(MAX_DATAGRAM + 1);

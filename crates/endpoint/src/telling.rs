@@ -99,6 +99,9 @@ impl Driver {
     }
 
     pub(crate) fn tell_channel(&mut self, id: ChannelId, lasted: Duration, progress: &Progress) {
+        if self.p.receipts.is_service(id) {
+            return;
+        }
         let Progress::Over(end) = progress else {
             let reason = None;
             let target = self.p.shared.with(|resume, _| resume.target(id).cloned());
@@ -113,6 +116,7 @@ impl Driver {
             });
             return;
         };
+        self.p.receipts.end(id, end);
         let (up, down) = match self.p.role {
             Role::Console => (end.bytes_sent, end.bytes_received),
             Role::Agent => (end.bytes_received, end.bytes_sent),
@@ -167,8 +171,33 @@ impl Driver {
         });
     }
 
+    /// Resets all channels and lets both ends exchange the receipts of it.
+    async fn close_channels(&mut self) {
+        let live = self.p.receipts.live();
+        for id in &live {
+            self.p.shared.with(|resume, _| resume.reset(*id, ChannelCode::SessionEnded));
+        }
+        if live.is_empty() || self.carriers.is_empty() {
+            return;
+        }
+        let receipts = self.p.receipts.clone();
+        let events = async {
+            while !receipts.live().is_empty() {
+                if let DriverEvent::Channel(id, lasted, progress) =
+                    self.p.shared.driver_event().await
+                {
+                    self.tell_channel(id, lasted, &progress);
+                }
+            }
+            receipts.settled().await;
+        };
+        // An end that went without them is told apart by the mediator.
+        let _ = tokio::time::timeout(LAST_WORDS, events).await;
+    }
+
     pub(crate) async fn finish(mut self, reason: &str) {
         info!(session = %self.p.session, reason, "session over");
+        self.close_channels().await;
         self.p.shared.with(|resume, _| resume.close(reason));
         // Resets of channels and the farewell are on their way; more than this is not owed.
         let events = async {

@@ -57,7 +57,7 @@ impl World {
                     served.spawn(async move {
                         let stream = TcpStream::connect(target).await.unwrap();
                         shared.with(|r, now| r.connected(id, now));
-                        local::run(shared, tap, stream).await;
+                        local::run(shared, tap, stream, async { Ok(()) }).await;
                     });
                 }
             }
@@ -121,7 +121,7 @@ impl World {
         let target = Target::parse("127.0.0.1:1", Transport::Tcp).unwrap();
         let tap = self.console.register(|r, now| r.open(target, now).ok()).unwrap();
         let shared = self.console.clone();
-        self.tasks.spawn(local::run(shared, tap, ours));
+        self.tasks.spawn(local::run(shared, tap, ours, async { Ok(()) }));
         app
     }
 }

@@ -204,6 +204,7 @@ impl Resume {
                 target: flow.target,
                 refused,
                 code,
+                bytes_given: flow.bytes_sent,
                 bytes_sent: flow.bytes_sent,
                 bytes_received: flow.bytes_received,
             };
@@ -323,6 +324,7 @@ fn end_of(channel: &Channel, refused: bool, code: Option<ChannelCode>) -> Channe
         target: channel.target.clone(),
         refused,
         code,
+        bytes_given: channel.send.end(),
         bytes_sent: channel.send.acked(),
         bytes_received: channel.recv.delivered(),
     }

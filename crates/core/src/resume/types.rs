@@ -86,6 +86,8 @@ pub struct ChannelEnd {
     pub refused: bool,
     /// `None`: both ways ended regularly.
     pub code: Option<ChannelCode>,
+    /// Bytes that the local socket gave.
+    pub bytes_given: u64,
     /// Bytes of ours that the peer has delivered.
     pub bytes_sent: u64,
     /// Bytes of the peer that were delivered here.
