@@ -80,6 +80,18 @@ pub enum Command {
         #[command(subcommand)]
         answer: Option<ConsentCommand>,
     },
+    /// Show what this agent signed of its sessions, and what the other ends did
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  agent-tunnel receipts export > receipts.jsonl"
+    )]
+    Receipts(ReceiptsCommand),
+    /// Show the heads of the audit log that this agent saw, and what alarmed it
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  agent-tunnel witness show\n  agent-tunnel witness accept"
+    )]
+    Witness(WitnessCommand),
     /// Run the agent as a service of the system
     #[command(
         subcommand,
@@ -113,6 +125,27 @@ pub enum ConsentCommand {
         /// Number from the list
         id: u64,
     },
+}
+
+/// Receipts
+#[derive(Debug, Subcommand)]
+pub enum ReceiptsCommand {
+    /// Write all receipts that are kept, a JSON line for each
+    #[command(after_help = "Examples:\n  agent-tunnel receipts export > receipts.jsonl\n  \
+                      mediator audit verify --receipts receipts.jsonl")]
+    Export,
+}
+
+/// Heads of the audit log
+#[derive(Debug, Subcommand)]
+pub enum WitnessCommand {
+    /// Print the signed heads, as mediator audit verify --head takes them, and alerts
+    #[command(after_help = "Examples:\n  agent-tunnel witness show\n  \
+                      agent-tunnel witness show > heads.jsonl")]
+    Show,
+    /// Believe the next head shown, after a backup was restored on purpose; stop the agent first
+    #[command(after_help = "Examples:\n  agent-tunnel witness accept")]
+    Accept,
 }
 
 /// Show or check the endpoint owner's policy
@@ -173,6 +206,15 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
                     block_on(commands::consent_answer(dir, id, false, output))
                 }
             }
+        }
+        Command::Receipts(ReceiptsCommand::Export) => {
+            commands::receipts_export(&DataDir::open_existing(path)?)
+        }
+        Command::Witness(WitnessCommand::Show) => {
+            commands::witness_show(&DataDir::open_existing(path)?)
+        }
+        Command::Witness(WitnessCommand::Accept) => {
+            commands::witness_accept(&DataDir::open_existing(path)?, output)
         }
         Command::Service(command) => service::run(&command, &path, output),
         Command::Config(command) => {

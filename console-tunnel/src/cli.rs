@@ -111,6 +111,15 @@ The fingerprint is what `agent-tunnel enroll` and `agent-tunnel status` show on 
   console-tunnel admin explain jane acme/berlin/web01 rdp"
     )]
     Admin(AdminCommand),
+    /// Show what this console signed of its sessions, and what the other ends did
+    #[command(
+        subcommand,
+        after_help = "Example:\n  console-tunnel receipts export > receipts.jsonl"
+    )]
+    Receipts(ReceiptsCommand),
+    /// Show the heads of audit logs that this console saw, and what alarmed it
+    #[command(subcommand, after_help = "Example:\n  console-tunnel witness show > heads.jsonl")]
+    Witness(WitnessCommand),
     /// Check or show the configuration
     #[command(subcommand, after_help = "Example:\n  console-tunnel config show")]
     Config(ConfigCommand),
@@ -381,6 +390,28 @@ pub enum RequestsCommand {
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = text)]
         note: String,
     },
+}
+
+/// What to do with receipts.
+#[derive(Debug, Subcommand)]
+pub enum ReceiptsCommand {
+    /// Write all receipts that are kept, a JSON line for each
+    #[command(after_help = "Example:
+  console-tunnel receipts export > receipts.jsonl
+
+For mediator audit verify --receipts. Each line is signed by the end that it speaks for.")]
+    Export,
+}
+
+/// What to do with heads of audit logs.
+#[derive(Debug, Subcommand)]
+pub enum WitnessCommand {
+    /// Print the signed heads, as audit verify --head takes them, and alerts
+    #[command(after_help = "Example:\n  console-tunnel witness show > heads.jsonl")]
+    Show,
+    /// Believe the next head shown, after a backup was restored on purpose
+    #[command(after_help = "Example:\n  console-tunnel witness accept")]
+    Accept,
 }
 
 /// What to do with the audit log.

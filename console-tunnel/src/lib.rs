@@ -45,10 +45,11 @@ use std::{
 
 use adit_runtime::{
     cli::{CliError, GlobalArgs, parse, report},
+    datadir::DataDir,
     shutdown::Shutdown,
 };
 
-use cli::{AuditCommand, Cli, Command, SessionsCommand};
+use cli::{AuditCommand, Cli, Command, ReceiptsCommand, SessionsCommand, WitnessCommand};
 use config::{Context, KEYS, PROGRAM, sources};
 
 /// Time for what still runs in the background, such as a name being resolved, when we are done.
@@ -86,8 +87,22 @@ fn dispatch(cli: Cli, started: Instant) -> Result<(), CliError> {
         Some(Command::Audit(AuditCommand::Verify { file, key, head, complete })) => {
             commands::audit::verify(global.output(), &file, key, &head, complete)
         }
+        Some(Command::Receipts(ReceiptsCommand::Export)) => {
+            commands::receipts::receipts_export(&own_directory(&global)?)
+        }
+        Some(Command::Witness(WitnessCommand::Show)) => {
+            commands::receipts::witness_show(&own_directory(&global)?)
+        }
+        Some(Command::Witness(WitnessCommand::Accept)) => {
+            commands::receipts::witness_accept(&own_directory(&global)?, &global.output())
+        }
         Some(command) => with_runtime(global, command, started),
     }
+}
+
+/// The data directory, without asking for anything else of the configuration.
+fn own_directory(global: &GlobalArgs) -> Result<DataDir, CliError> {
+    DataDir::open_existing(global.data_dir(&PROGRAM)?)
 }
 
 /// Nothing was asked for, on a terminal.
@@ -157,6 +172,8 @@ async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
         | Command::Forward(_)
         | Command::Explain(_)
         | Command::Audit(_)
+        | Command::Receipts(_)
+        | Command::Witness(_)
         | Command::Config(_)
         | Command::Generate(_) => Err(CliError::failed("internal", "command in the wrong place")),
     }

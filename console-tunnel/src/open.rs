@@ -505,11 +505,14 @@ impl<'a> Opening<'a> {
         }
         let enrolment = self.sessions.enrolment(&self.computer);
         let (enrolment, session) = tokio::join!(enrolment, self.ask(wanted));
-        let session = session?;
-        match enrolment {
-            Ok(enrolment) => Ok((session, Some(enrolment))),
-            Err(error) => {
-                session.handle.close(error.code);
+        // What is not proved comes before anything else that may be wrong.
+        match (enrolment, session) {
+            (Ok(enrolment), Ok(session)) => Ok((session, Some(enrolment))),
+            (Ok(_), Err(error)) => Err(error),
+            (Err(error), session) => {
+                if let Ok(session) = session {
+                    session.handle.close(error.code);
+                }
                 Err(error)
             }
         }

@@ -5,6 +5,7 @@ mod accounts;
 mod audit;
 mod credentials;
 mod erasure;
+mod receipts;
 
 use std::{
     path::PathBuf,

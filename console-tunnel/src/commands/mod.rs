@@ -6,6 +6,7 @@ pub mod credentials;
 pub mod login;
 pub mod mfa;
 pub mod netcheck;
+pub mod receipts;
 pub mod requests;
 pub mod sessions;
 pub mod trust;

@@ -306,6 +306,7 @@ impl Receipts {
         tap: ChannelTap,
     ) -> Result<(), &'static str> {
         let ChannelTap { id, wake, mut progress } = tap;
+        let last = progress.clone();
         let mut incoming = BytesMut::new();
         let exchange = async {
             loop {
@@ -328,7 +329,10 @@ impl Receipts {
         };
         tokio::select! {
             biased;
-            () = crate::local::wait_over(&mut progress) => Err("the other end takes none"),
+            () = crate::local::wait_over(&mut progress) => match last.borrow().code() {
+                Some(ChannelCode::SessionEnded) => Ok(()),
+                _ => Err("the other end takes none"),
+            },
             wrong = exchange => wrong,
         }
     }

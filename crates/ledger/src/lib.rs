@@ -23,6 +23,7 @@ pub mod head;
 mod json;
 pub mod proof;
 pub mod receipt;
+pub mod reconcile;
 pub mod time;
 pub mod tree;
 pub mod verify;
@@ -34,6 +35,7 @@ pub use hash::Hash;
 pub use head::{HeadError, RootCert, SignedHead};
 pub use proof::{ConsistencyProof, InclusionProof};
 pub use receipt::{Mismatch, Receipt};
+pub use reconcile::{Finding, Reconciled, Reconciler};
 pub use tree::MerkleTree;
 pub use verify::{Anchor, Report, Trust, VerifyError, verify_export};
 

@@ -210,7 +210,8 @@ fn offsets_agree(console: Option<&Close>, agent: Option<&Close>) -> bool {
 }
 
 impl Role {
-    fn name(self) -> &'static str {
+    /// As written.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Console => "console",
             Self::Agent => "agent",

@@ -12,7 +12,7 @@ use adit_runtime::{
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{ask, call};
+use super::{ask, call, receipts as signed};
 use crate::{
     admin::{
         AdminRequest,
@@ -58,10 +58,10 @@ pub(super) enum AuditCommand {
         key: Vec<Fingerprint>,
         /// File with signed heads seen earlier, one a line
         #[arg(long, value_name = "FILE")]
-        head: Option<PathBuf>,
-        /// Receipts to compare with (not in this version)
+        head: Vec<PathBuf>,
+        /// Receipts of either end or both, to compare with the log and with each other
         #[arg(long, value_name = "FILE")]
-        receipts: Option<PathBuf>,
+        receipts: Vec<PathBuf>,
     },
     /// Write the log, or a part of it, to stdout or a file
     #[command(
@@ -193,12 +193,12 @@ pub(super) async fn run(global: &GlobalArgs, command: AuditCommand) -> Result<()
         AuditCommand::Search { filter, partner, limit, after } => {
             return find(global, filter.filter()?, partner, limit, after).await;
         }
-        AuditCommand::Verify { receipts: Some(_), .. } => {
-            let text = "this version does not compare receipts yet";
-            return Err(CliError::failed("not_implemented", text));
-        }
-        AuditCommand::Verify { file, key, head, receipts: None } => {
-            return verify(global, file, key, head).await;
+        AuditCommand::Verify { file, key, head, receipts } => {
+            verify(global, file.as_deref(), key, &head).await?;
+            if receipts.is_empty() {
+                return Ok(());
+            }
+            return signed::compare(global, file.as_deref(), &receipts).await;
         }
         AuditCommand::Export { format, filter, partner, head, output } => {
             let heads = head.map(|path| read_heads(&path)).transpose()?.unwrap_or_default();
@@ -306,17 +306,20 @@ fn human(line: &str) -> String {
 
 async fn verify(
     global: &GlobalArgs,
-    file: Option<PathBuf>,
+    file: Option<&Path>,
     keys: Vec<Fingerprint>,
-    head: Option<PathBuf>,
+    head: &[PathBuf],
 ) -> Result<(), CliError> {
-    let anchored = !keys.is_empty() || head.is_some();
-    let heads = head.map(|path| read_heads(&path)).transpose()?.unwrap_or_default();
+    let anchored = !keys.is_empty() || !head.is_empty();
+    let mut heads = Vec::new();
+    for path in head {
+        heads.extend(read_heads(path)?);
+    }
     let mut trust = Trust { keys, heads, complete: false };
     let mut place = None;
     let verified = match file {
         Some(path) => {
-            let opened = std::fs::File::open(&path).map_err(|error| {
+            let opened = std::fs::File::open(path).map_err(|error| {
                 CliError::failed("file_unreadable", format!("{}: {error}", path.display()))
             })?;
             verify_export(std::io::BufReader::new(opened), &trust)

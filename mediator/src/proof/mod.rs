@@ -6,9 +6,11 @@
 
 mod evidence;
 mod forest;
+pub(crate) mod receipts;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use evidence::{keep_enrolment, seen_head};
 pub(crate) use forest::{Forest, Grove};
+pub(crate) use receipts::granted;

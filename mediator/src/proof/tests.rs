@@ -126,3 +126,187 @@ async fn old_heads_are_tied_from_stored_nodes() {
     assert_eq!(relate(&old, &now, &links), Ok(Order::Newer));
     running.close().await;
 }
+
+mod receipts {
+    //! What two ends sign, as it arrives.
+
+    use adit_ledger::{
+        Hash, Receipt,
+        receipt::{Close, Role, Statement},
+    };
+    use adit_protocol::{ids::SessionId, keys::SigningKey};
+
+    use super::*;
+    use crate::proof::receipts::{GRACE_MS, Sender, sweep, take};
+
+    struct Ends {
+        console: SigningKey,
+        agent: SigningKey,
+        partner: String,
+    }
+
+    impl Ends {
+        fn receipt(&self, role: Role, channel: u64, delivered: Option<u64>) -> Receipt {
+            let close = delivered.map(|delivered| Close {
+                sent: delivered,
+                acknowledged: delivered,
+                delivered,
+                complete: true,
+                reason: "closed".into(),
+            });
+            let statement = Statement {
+                role,
+                session: [7; 16],
+                grant_hash: Hash::of(b"grant"),
+                handshake_hash: Hash::of(b"handshake"),
+                console: self.console.public().fingerprint(),
+                agent: self.agent.public().fingerprint(),
+                redirector: "tcp".into(),
+                target: "127.0.0.1:22".into(),
+                channel,
+                time_ms: 1,
+                close,
+            };
+            let key = match role {
+                Role::Console => &self.console,
+                Role::Agent => &self.agent,
+            };
+            Receipt::sign(key, statement)
+        }
+
+        async fn send(&self, running: &Running, by: Role, receipts: &[Receipt]) {
+            let key = match by {
+                Role::Console => &self.console,
+                Role::Agent => &self.agent,
+            };
+            let sender = Sender {
+                partner_id: self.partner.clone(),
+                partner: "acme".into(),
+                identity: key.public(),
+            };
+            let lines = receipts.iter().map(|receipt| receipt.to_line().into()).collect();
+            let job = running
+                .writer
+                .write(move |tx| Box::pin(async move { take(tx, sender, lines).await }));
+            job.await.unwrap();
+        }
+    }
+
+    async fn session(running: &Running, ends: &Ends) {
+        use crate::core::types::{Basis, Effect, Place, SessionRow, Who};
+        let row = SessionRow {
+            id: SessionId([7; 16]),
+            who: Who {
+                account_id: "a".into(),
+                account: "jane".into(),
+                partner_id: ends.partner.clone(),
+                partner: "acme".into(),
+                login: [0; 32],
+                device: ends.console.public(),
+                source: "192.0.2.1:5".into(),
+                mfa: String::new(),
+            },
+            place: Place {
+                computer_id: adit_protocol::ids::ComputerId([1; 16]),
+                computer: "pc".into(),
+                client_id: "c".into(),
+                client: "acme/berlin".into(),
+                agent: ends.agent.public(),
+            },
+            redirector: "tcp".into(),
+            target: "127.0.0.1:22".into(),
+            any_target: false,
+            started_ms: 1,
+            lease_ms: 1,
+            basis: Basis::default(),
+        };
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move {
+                let begin = Effect::Begin(Box::new(row));
+                crate::store::sessions::apply(tx, begin).await?;
+                let (session, reason) = (SessionId([7; 16]), "closed".to_owned());
+                let end =
+                    Effect::End { session, reason, bytes_up: 0, bytes_down: 0, relay_bytes: 0 };
+                crate::store::sessions::apply(tx, end).await
+            })
+        });
+        job.await.unwrap();
+    }
+
+    async fn later(running: &Running) -> u64 {
+        let job = running.writer.write(|tx| {
+            let later = tx.now_ms() + GRACE_MS + 60_000;
+            Box::pin(async move { sweep(tx, later).await })
+        });
+        job.await.unwrap()
+    }
+
+    async fn events(running: &Running) -> Vec<(String, Option<String>)> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT line FROM audit_entry WHERE event LIKE 'receipt.%' ORDER BY seq",
+        )
+        .fetch_all(&running.store.readers)
+        .await
+        .unwrap();
+        rows.iter()
+            .map(|line| {
+                let entry = adit_ledger::Entry::parse(line.as_bytes()).unwrap();
+                let said = ["difference", "missing_from"].into_iter().find_map(|key| {
+                    match entry.event().extra.get(key) {
+                        Some(adit_ledger::Value::Text(text)) => Some(text.clone()),
+                        _ => None,
+                    }
+                });
+                (entry.event().name.clone(), said)
+            })
+            .collect()
+    }
+
+    /// The same story from both is silence; another one, a missing one and an invented one are
+    /// events; what is sent twice changes nothing.
+    #[tokio::test]
+    async fn differences_and_gaps_become_events() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let partner = running.partner("acme").await.id;
+        let key = || SigningKey::generate().unwrap();
+        let ends = Ends { console: key(), agent: key(), partner };
+        session(&running, &ends).await;
+        let both = |channel, delivered| {
+            [Role::Console, Role::Agent].map(|role| ends.receipt(role, channel, delivered))
+        };
+        let good: Vec<_> = [both(2, None), both(2, Some(10))].concat();
+        ends.send(&running, Role::Console, &good).await;
+        ends.send(&running, Role::Agent, &good).await;
+        assert_eq!(later(&running).await, 0);
+        assert_eq!(events(&running).await, []);
+
+        // Of a third one nobody but the console tells, and bytes were delivered.
+        let alone = [ends.receipt(Role::Console, 3, None), ends.receipt(Role::Console, 3, Some(5))];
+        ends.send(&running, Role::Console, &alone).await;
+        // Of a fourth one the same, but nothing came of it.
+        let nothing =
+            [ends.receipt(Role::Console, 4, None), ends.receipt(Role::Console, 4, Some(0))];
+        ends.send(&running, Role::Console, &nothing).await;
+        assert_eq!(later(&running).await, 2);
+        let missing = ("receipt.missing".to_owned(), Some("agent".to_owned()));
+        assert_eq!(events(&running).await, [missing.clone(), missing]);
+        assert_eq!(later(&running).await, 0);
+        // The agent was only late.
+        ends.send(&running, Role::Agent, &[ends.receipt(Role::Agent, 3, None)]).await;
+        assert_eq!(events(&running).await[2].0, "receipt.settled");
+        ends.send(&running, Role::Agent, &[ends.receipt(Role::Agent, 3, Some(6))]).await;
+        let told = events(&running).await;
+        assert_eq!(told[3].0, "receipt.mismatch");
+        // Two stories of one end; somebody else's session.
+        ends.send(&running, Role::Agent, &[ends.receipt(Role::Agent, 3, Some(7))]).await;
+        let mut other = ends.receipt(Role::Agent, 9, None).statement;
+        other.session = [8; 16];
+        let invented = Receipt::sign(&ends.agent, other);
+        ends.send(&running, Role::Agent, &[invented]).await;
+        let told: Vec<_> =
+            events(&running).await.into_iter().skip(4).filter_map(|(_, said)| said).collect();
+        assert_eq!(told, ["two_stories", "no_such_session"]);
+        running.close().await;
+    }
+}

@@ -23,7 +23,7 @@ use crate::{
         review::Live,
         types::{Device, EndAs},
     },
-    proof::seen_head,
+    proof::{self, seen_head},
     store::{Room, StoreError, WriteTx, access::When, accounts, computers},
 };
 
@@ -105,7 +105,38 @@ async fn handle(line: &Line, computer: &computers::ComputerRow, request: adit_co
                 .await;
         }
         Body::HeadRequest(asked) => prove(line, &computer.partner_id, asked, responder).await,
+        Body::Receipts(told) => {
+            let names = (computer.partner_id.clone(), computer.partner.clone());
+            receipts(line, names, told, responder).await;
+        }
         body => of_session(line, body, responder).await,
+    }
+}
+
+/// Takes the device's receipts in; acknowledged when they are durable.
+pub(super) async fn receipts(
+    line: &Line,
+    (partner_id, partner): (String, String),
+    told: wire::Receipts,
+    responder: adit_control::Responder,
+) {
+    if told.lines.len() > proof::receipts::MAX_RECEIPTS {
+        return responder.fail(fail(failure::BAD_REQUEST, "too many receipts"));
+    }
+    let Some((_room, responder)) = room(&line.shared, told.lines.len(), responder).await else {
+        return;
+    };
+    let sender = proof::receipts::Sender { partner_id, partner, identity: line.identity };
+    let taken = line.shared.writer.write(move |tx| {
+        Box::pin(async move { proof::receipts::take(tx, sender, told.lines).await })
+    });
+    match taken.await {
+        Ok(()) => responder.reply(Body::Done(wire::Done {})),
+        Err(error) => {
+            tracing::error!(%error, "receipts not written");
+            let text = "the mediator cannot record it at the moment";
+            responder.fail(fail(failure::AUDIT_UNAVAILABLE, text));
+        }
     }
 }
 

@@ -143,6 +143,10 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
         Body::HeadRequest(asked) => {
             agent::prove(line, &row.account.partner_id, asked, responder).await;
         }
+        Body::Receipts(told) => {
+            let names = (row.account.partner_id.clone(), row.account.partner.clone());
+            agent::receipts(line, names, told, responder).await;
+        }
         Body::EnrolmentRequest(asked) => open::enrolment(line, &row, asked, responder).await,
         Body::ConsoleRefusal(told) => refusals::refused(line, &row, told, responder).await,
         Body::ListSessions(_) => match sessions(line, &row).await {

@@ -36,6 +36,7 @@ use crate::{
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     installation::Installation,
     place::{MediatorDir, Ports, store_error},
+    proof,
     store::{
         Mode, Store, Writer, access::labels, factors, integrity::CHECK_WAIT, sessions, tenants,
     },
@@ -50,6 +51,8 @@ const CONNECTIONS_STOP: Duration = Duration::from_secs(2);
 const RENEWAL: Duration = Duration::from_secs(12 * 3600);
 /// How often the heads of the audit log are noted beside the database.
 const NOTE_HEADS: Duration = Duration::from_secs(10);
+/// How often overdue receipts are looked for.
+const SWEEP_RECEIPTS: Duration = Duration::from_secs(60);
 /// The UDP port that QUIC made passable.
 const STUN_443: u16 = 443;
 /// How often the gauges follow.
@@ -113,6 +116,22 @@ pub(crate) async fn run(global: &GlobalArgs) -> Result<(), CliError> {
         return Err(CliError::failed("task_failed", "a part of the mediator failed; see the log"));
     }
     Ok(())
+}
+
+/// Looks for receipts whose counterpart is overdue.
+async fn sweep_receipts(writer: Writer, stop: CancellationToken) {
+    let mut every = Every::new(SWEEP_RECEIPTS);
+    while stop.run_until_cancelled(every.next()).await.is_some() {
+        let swept = writer.write(|tx| {
+            let now = unix_ms();
+            Box::pin(async move { proof::receipts::sweep(tx, now).await })
+        });
+        match swept.await {
+            Ok(0) => {}
+            Ok(missing) => tracing::error!(missing, "receipts of one end did not come"),
+            Err(error) => tracing::warn!(%error, "receipts not looked at"),
+        }
+    }
 }
 
 /// A tick that does not hurry after a delay.
@@ -218,6 +237,7 @@ impl Server {
         let rules = Rules::default();
         let reviews = review::run(rules.clone(), store.clone(), broker.clone(), stop.clone());
         essential.spawn_essential("reviews", reviews);
+        essential.spawn_essential("receipts", sweep_receipts(writer.clone(), stop.clone()));
         let host = settings.hosts.first().map_or("-", String::as_str);
         crate::audit::start(&store, &writer, &settings.audit, host, &essential);
         let admin = Arc::new(AdminContext {

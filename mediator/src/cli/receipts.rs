@@ -1,0 +1,91 @@
+//! `audit verify --receipts`: what the ends signed, against the log and against each other.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+};
+
+use adit_ledger::{Entry, MAX_LINE_LEN, Reconciler};
+use adit_runtime::cli::{CliError, GlobalArgs};
+use serde_json::json;
+
+use crate::{
+    place::{MediatorDir, store_error},
+    proof,
+    store::Mode,
+};
+
+/// Findings told one by one.
+const MAX_TOLD: usize = 100;
+
+pub(super) async fn compare(
+    global: &GlobalArgs,
+    file: Option<&Path>,
+    receipts: &[PathBuf],
+) -> Result<(), CliError> {
+    let mut reconciler = Reconciler::new();
+    for path in receipts {
+        lines(path, |line| {
+            if !line.is_empty() {
+                reconciler.receipt(line);
+            }
+        })?;
+    }
+    match file {
+        Some(path) => lines(path, |line| {
+            if let Ok(entry) = Entry::parse(line) {
+                reconciler.entry(&entry);
+            }
+        })?,
+        None => {
+            let store = MediatorDir::open(global)?.store(Mode::Read).await?;
+            let sessions: Vec<String> = reconciler.sessions().collect();
+            for session in sessions {
+                let found = proof::granted(&store.readers, &session).await.map_err(store_error)?;
+                found.iter().for_each(|entry| reconciler.entry(entry));
+            }
+        }
+    }
+    let found = reconciler.finish();
+    let told: Vec<String> = found.findings.iter().take(MAX_TOLD).map(ToString::to_string).collect();
+    let output = global.output();
+    output.emit(&json!({
+        "receipts": found.receipts,
+        "sessions": found.sessions,
+        "sessions_in_log": found.logged,
+        "sessions_erased": found.erased,
+        "findings": told,
+        "findings_count": found.findings.len(),
+    }))?;
+    output.human(format_args!(
+        "{} receipts of {} sessions, {} of these in the log",
+        found.receipts, found.sessions, found.logged
+    ))?;
+    match found.findings.first() {
+        None => Ok(()),
+        Some(first) => Err(CliError::failed(
+            "receipts_mismatch",
+            format!("{} things do not fit; the first: {first}", found.findings.len()),
+        )
+        .hint("keep the receipts of both ends, and the heads that they saw")),
+    }
+}
+
+/// Lines of bounded length.
+fn lines(path: &Path, mut each: impl FnMut(&[u8])) -> Result<(), CliError> {
+    let unreadable = |error: std::io::Error| {
+        CliError::failed("file_unreadable", format!("{}: {error}", path.display()))
+    };
+    let mut reader = BufReader::new(File::open(path).map_err(unreadable)?);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let limit = MAX_LINE_LEN as u64 + 1;
+        let read = std::io::Read::take(&mut reader, limit).read_until(b'\n', &mut line);
+        if read.map_err(unreadable)? == 0 {
+            return Ok(());
+        }
+        each(line.strip_suffix(b"\n").unwrap_or(&line));
+    }
+}

@@ -1,0 +1,305 @@
+//! The two ends' receipts as they arrive: kept, compared with the session's record and with each
+//! other. What differs or does not come becomes an event of the log; receipts are never altered.
+
+use adit_ledger::{
+    Entry, Event, Level, Receipt,
+    evidence::GRANTED,
+    receipt::{Role, compare},
+};
+use adit_protocol::{ids::SessionId, keys::PublicKey};
+use sqlx::AnyPool;
+
+use crate::store::{Columns, StoreError, WriteTx, bigint};
+
+/// Receipts in one message.
+pub(crate) const MAX_RECEIPTS: usize = 64;
+/// How long after a session's end the other end's receipt is waited for.
+pub(crate) const GRACE_MS: u64 = 15 * 60_000;
+/// Receipts looked at in one go.
+const SWEEP: i64 = 200;
+/// Receipts are kept as long as the log is at least.
+const KEPT_MS: u64 = 120 * 24 * 3_600_000;
+
+const WAITED_FOR: i16 = 0;
+const COMPARED: i16 = 1;
+const MISSED: i16 = 2;
+
+/// Who sends receipts.
+#[derive(Clone)]
+pub(crate) struct Sender {
+    pub(crate) partner_id: String,
+    pub(crate) partner: String,
+    pub(crate) identity: PublicKey,
+}
+
+/// What the log's session row says.
+struct Recorded {
+    console: PublicKey,
+    agent: PublicKey,
+    redirector: String,
+    targets: String,
+    any_target: bool,
+}
+
+/// Takes receipts in. What is not a receipt of the sender's own sessions is left out.
+pub(crate) async fn take(
+    tx: &mut WriteTx,
+    sender: Sender,
+    lines: Vec<bytes::Bytes>,
+) -> Result<(), StoreError> {
+    let own = sender.identity.fingerprint();
+    for line in lines.iter().take(MAX_RECEIPTS) {
+        let receipt = Receipt::parse(line).ok().filter(|receipt| receipt.verify().is_ok());
+        let Some(receipt) = receipt else {
+            tracing::warn!(device = %own, "a device sent what is no receipt");
+            continue;
+        };
+        if ![receipt.statement.console, receipt.statement.agent].contains(&own) {
+            tracing::warn!(device = %own, "a device sent a receipt of others");
+            continue;
+        }
+        keep(tx, &sender, &receipt).await?;
+    }
+    Ok(())
+}
+
+async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<(), StoreError> {
+    let said = &receipt.statement;
+    let (session, line) = (SessionId(said.session).to_string(), receipt.to_line());
+    if let Some((known, _)) = find(tx, receipt, said.role).await? {
+        if known != line {
+            return differ(tx, sender, receipt, "two_stories").await;
+        }
+        return Ok(()); // both ends send both
+    }
+    let kind = kind(receipt);
+    let now = tx.now_ms();
+    sqlx::query(
+        "INSERT INTO receipt (session_id, channel, kind, role, partner_id, received_ms, state, \
+         line) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(session.clone())
+    .bind(bigint(said.channel))
+    .bind(kind)
+    .bind(said.role.name())
+    .bind(sender.partner_id.clone())
+    .bind(bigint(now))
+    .bind(WAITED_FOR)
+    .bind(line)
+    .execute(tx.sql())
+    .await?;
+    match recorded(tx, &session, &sender.partner_id).await? {
+        None => differ(tx, sender, receipt, "no_such_session").await?,
+        Some(recorded) => {
+            if let Some(what) = recorded.differs(receipt) {
+                differ(tx, sender, receipt, what).await?;
+            }
+        }
+    }
+    let other = match said.role {
+        Role::Console => Role::Agent,
+        Role::Agent => Role::Console,
+    };
+    let Some((line, state)) = find(tx, receipt, other).await? else { return Ok(()) };
+    let Ok(counterpart) = Receipt::parse(line.as_bytes()) else { return Ok(()) };
+    let same = match said.role {
+        Role::Console => compare(receipt, &counterpart),
+        Role::Agent => compare(&counterpart, receipt),
+    };
+    settle(tx, receipt, COMPARED).await?;
+    match same {
+        Err(mismatch) => differ(tx, sender, receipt, &mismatch.to_string()).await,
+        Ok(()) if state == MISSED => {
+            let event = event("receipt.settled", Level::Significant, &sender.partner, receipt);
+            tx.append(&sender.partner_id, event.outcome("done")).await.map(|_| ())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+fn kind(receipt: &Receipt) -> &'static str {
+    if receipt.statement.close.is_some() { "close" } else { "open" }
+}
+
+/// A stored receipt of the same channel and moment by one of the ends.
+async fn find(
+    tx: &mut WriteTx,
+    receipt: &Receipt,
+    role: Role,
+) -> Result<Option<(String, i16)>, StoreError> {
+    let row = sqlx::query(
+        "SELECT line, state FROM receipt \
+         WHERE session_id = $1 AND channel = $2 AND kind = $3 AND role = $4",
+    )
+    .bind(SessionId(receipt.statement.session).to_string())
+    .bind(bigint(receipt.statement.channel))
+    .bind(kind(receipt))
+    .bind(role.name())
+    .fetch_optional(tx.sql())
+    .await?;
+    row.map(|row| {
+        let state = i16::try_from(row.number("state")?).unwrap_or(WAITED_FOR);
+        Ok((row.text("line")?, state))
+    })
+    .transpose()
+}
+
+async fn settle(tx: &mut WriteTx, receipt: &Receipt, state: i16) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE receipt SET state = $1 WHERE session_id = $2 AND channel = $3 AND kind = $4",
+    )
+    .bind(state)
+    .bind(SessionId(receipt.statement.session).to_string())
+    .bind(bigint(receipt.statement.channel))
+    .bind(kind(receipt))
+    .execute(tx.sql())
+    .await?;
+    Ok(())
+}
+
+async fn recorded(
+    tx: &mut WriteTx,
+    session: &str,
+    partner_id: &str,
+) -> Result<Option<Recorded>, StoreError> {
+    let row = sqlx::query(
+        "SELECT console, agent, redirector, target, any_target FROM session \
+         WHERE id = $1 AND partner_id = $2",
+    )
+    .bind(session.to_owned())
+    .bind(partner_id.to_owned())
+    .fetch_optional(tx.sql())
+    .await?;
+    row.map(|row| {
+        let corrupt = |_| StoreError::Corrupt("session: key".to_owned());
+        Ok(Recorded {
+            console: PublicKey::from_slice(&row.blob("console")?).map_err(corrupt)?,
+            agent: PublicKey::from_slice(&row.blob("agent")?).map_err(corrupt)?,
+            redirector: row.text("redirector")?,
+            targets: row.text("target")?,
+            any_target: row.flag("any_target")?,
+        })
+    })
+    .transpose()
+}
+
+impl Recorded {
+    fn differs(&self, receipt: &Receipt) -> Option<&'static str> {
+        let said = &receipt.statement;
+        let target = self.any_target || self.targets.split(',').any(|one| one == said.target);
+        let facts = [
+            (said.console == self.console.fingerprint(), "console"),
+            (said.agent == self.agent.fingerprint(), "agent"),
+            (said.redirector == self.redirector, "redirector"),
+            (target, "target"),
+        ];
+        facts.into_iter().find(|(holds, _)| !holds).map(|(_, what)| what)
+    }
+}
+
+fn event(name: &str, level: Level, partner: &str, receipt: &Receipt) -> Event {
+    let said = &receipt.statement;
+    Event::new(name, level)
+        .partner(partner)
+        .session_id(SessionId(said.session).to_string())
+        .redirector(&said.redirector)
+        .device(said.console.to_string())
+        .target(&said.target)
+        .extra("agent", said.agent.to_string())
+        .extra("channel", said.channel)
+        .extra("receipt", kind(receipt))
+        .extra("role", said.role.name())
+}
+
+async fn differ(
+    tx: &mut WriteTx,
+    sender: &Sender,
+    receipt: &Receipt,
+    what: &str,
+) -> Result<(), StoreError> {
+    let event = event("receipt.mismatch", Level::Critical, &sender.partner, receipt)
+        .outcome("mismatch")
+        .extra("difference", what);
+    tracing::error!(session_id = %SessionId(receipt.statement.session), what,
+        "receipts do not tell the same story");
+    tx.append(&sender.partner_id, event).await.map(|_| ())
+}
+
+/// Receipts whose counterpart is overdue become events; old ones are deleted.
+pub(crate) async fn sweep(tx: &mut WriteTx, now_ms: u64) -> Result<u64, StoreError> {
+    let due = bigint(now_ms.saturating_sub(GRACE_MS));
+    sqlx::query("DELETE FROM receipt WHERE received_ms < $1 AND state <> $2")
+        .bind(bigint(now_ms.saturating_sub(KEPT_MS)))
+        .bind(WAITED_FOR)
+        .execute(tx.sql())
+        .await?;
+    let rows = sqlx::query(
+        "SELECT r.line AS line, r.partner_id AS partner_id, \
+         COALESCE(p.name, r.partner_id) AS partner FROM receipt r \
+         LEFT JOIN partner p ON p.id = r.partner_id \
+         LEFT JOIN session s ON s.id = r.session_id \
+         WHERE r.state = $1 AND r.received_ms < $2 \
+         AND (s.id IS NULL OR s.ended_ms < $2) ORDER BY r.received_ms LIMIT $3",
+    )
+    .bind(WAITED_FOR)
+    .bind(due)
+    .bind(SWEEP)
+    .fetch_all(tx.sql())
+    .await?;
+    let mut missing = 0;
+    for row in rows {
+        let line = row.text("line")?;
+        let Ok(receipt) = Receipt::parse(line.as_bytes()) else { continue };
+        if !moved_bytes(tx, &receipt).await? {
+            settle(tx, &receipt, COMPARED).await?;
+            continue;
+        }
+        settle(tx, &receipt, MISSED).await?;
+        missing += 1;
+        let other = match receipt.statement.role {
+            Role::Console => "agent",
+            Role::Agent => "console",
+        };
+        let event = event("receipt.missing", Level::Critical, &row.text("partner")?, &receipt)
+            .outcome("missing")
+            .extra("missing_from", other);
+        tx.append(&row.text("partner_id")?, event).await?;
+    }
+    Ok(missing)
+}
+
+/// What was refused or never got through leaves one end without a word: no reason for alarm.
+async fn moved_bytes(tx: &mut WriteTx, receipt: &Receipt) -> Result<bool, StoreError> {
+    let row = sqlx::query(
+        "SELECT line FROM receipt \
+         WHERE session_id = $1 AND channel = $2 AND kind = 'close' AND role = $3",
+    )
+    .bind(SessionId(receipt.statement.session).to_string())
+    .bind(bigint(receipt.statement.channel))
+    .bind(receipt.statement.role.name())
+    .fetch_optional(tx.sql())
+    .await?;
+    // Without a close nobody can say that nothing was moved.
+    let Some(row) = row else { return Ok(true) };
+    let close = Receipt::parse(row.text("line")?.as_bytes()).ok();
+    let close = close.and_then(|receipt| receipt.statement.close);
+    Ok(close.is_none_or(|close| close.delivered > 0 || close.acknowledged > 0))
+}
+
+/// The entries by which a session was granted: one, or none.
+pub(crate) async fn granted(pool: &AnyPool, session: &str) -> Result<Vec<Entry>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT line FROM audit_entry WHERE log_no IN (SELECT t.number FROM audit_tree t) \
+         AND session_id = $1 AND event = $2",
+    )
+    .bind(session.to_owned())
+    .bind(GRANTED)
+    .fetch_all(pool)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Entry::parse(row.text("line")?.as_bytes())
+                .map_err(|error| StoreError::Corrupt(format!("entry of a log: {error}")))
+        })
+        .collect()
+}

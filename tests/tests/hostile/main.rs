@@ -1,0 +1,204 @@
+//! A mediator that was taken over, with all its keys: what it hides, swaps, shows twice or alters
+//! is refused by the ends or exposed by what they keep (docs/threat-model.md).
+
+#![allow(clippy::indexing_slicing, reason = "JSON values give null for what is not there")]
+
+mod forge;
+
+use std::{fs, time::Duration};
+
+use adit_tests::{
+    peer::{self, TcpServer},
+    process::{Finished, text},
+    site::{POLICY_LOOPBACK, SOON, Site, to_port},
+};
+use anyhow::{Result, ensure};
+use forge::Forger;
+
+fn refused_with(done: &Finished, code: &str) -> Result<()> {
+    ensure!(
+        done.code == 3 && done.error_code() == code,
+        "expected {code}, got {} {:?}\n{}{}",
+        done.code,
+        done.error_code(),
+        done.stdout,
+        done.stderr
+    );
+    Ok(())
+}
+
+/// A session that moves bytes, and its end; its id.
+fn session(site: &Site, console: &str, computer: &str, server: &TcpServer) -> Result<String> {
+    let spec = to_port(server.port());
+    let forward = site.forward_from(console, computer, &["-L", &spec])?;
+    peer::echo(forward.local()?, 3, 500)?;
+    let session = forward.session.clone();
+    forward.close()?;
+    Ok(session)
+}
+
+fn try_open(site: &Site, console: &str, computer: &str) -> Result<Finished> {
+    site.run(console, &["forward", computer, "-L", "127.0.0.1:0:127.0.0.1:9", "--json"], "")
+}
+
+/// What an instance kept, in a file.
+fn kept(site: &Site, instance: &str, what: &[&str]) -> Result<String> {
+    let done = site.run(instance, what, "")?;
+    ensure!(done.code == 0 && !done.stdout.is_empty(), "{instance} {what:?}: {done:?}");
+    let path = site.artifacts().join(format!("{instance}-{}.jsonl", what[0]));
+    fs::write(&path, done.stdout)?;
+    Ok(path.display().to_string())
+}
+
+/// `audit verify` with these options, against the root key.
+fn verify(site: &Site, options: &[&str]) -> Result<Finished> {
+    let args = [&["audit", "verify", "--key", &site.fingerprint, "--json"], options].concat();
+    site.run("mediator", &args, "")
+}
+
+fn server() -> Result<TcpServer> {
+    TcpServer::start("127.0.0.1:0")
+}
+
+#[test]
+fn honest_receipts_agree_with_the_log_and_with_each_other() -> Result<()> {
+    let mut site = Site::local("receipts")?;
+    site.start()?;
+    let server = server()?;
+    session(&site, "console", "agent", &server)?;
+    let (console, agent) = (
+        kept(&site, "console", &["receipts", "export"])?,
+        kept(&site, "agent", &["receipts", "export"])?,
+    );
+    for line in fs::read_to_string(&console)?.lines() {
+        ensure!(line.contains("\"receipt\":"), "{line}");
+    }
+    for file in [&console, &agent] {
+        let kinds = fs::read_to_string(file)?;
+        for kind in ["open", "close"] {
+            for role in ["console", "agent"] {
+                let wanted = format!("\"receipt\":\"{kind}\",\"role\":\"{role}\"");
+                ensure!(kinds.contains(&wanted), "{file} lacks {wanted}:\n{kinds}");
+            }
+        }
+    }
+    let done = verify(&site, &["--receipts", &console, "--receipts", &agent])?;
+    ensure!(done.code == 0, "{}{}", done.stdout, done.stderr);
+    let heads = kept(&site, "agent", &["witness", "show"])?;
+    ensure!(verify(&site, &["--head", &heads])?.code == 0, "the agent's head does not verify");
+    let events = site.audit()?;
+    ensure!(
+        events.iter().all(|e| !text(e, "event").starts_with("receipt.")),
+        "honest receipts alarmed the mediator: {events:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_hidden_session_is_found_by_both_ends_and_by_their_receipts() -> Result<()> {
+    let mut site = Site::local("hidden-session")?;
+    site.start()?;
+    let server = server()?;
+    let hidden = session(&site, "console", "agent", &server)?;
+    site.audited("the end", |e| {
+        text(e, "event") == "session.ended" && text(e, "session_id") == hidden
+    })?;
+    site.kill("mediator")?;
+    Forger::open(&site)?.rewrite(|event| event.session_id.as_deref() != Some(&hidden))?;
+    // Its own keys vouch for what it says now.
+    ensure!(verify(&site, &[])?.code == 0, "the forged log is meant to be consistent in itself");
+    for instance in ["console", "agent"] {
+        let receipts = kept(&site, instance, &["receipts", "export"])?;
+        let done = verify(&site, &["--receipts", &receipts])?;
+        ensure!(done.code == 1 && done.error_code() == "receipts_mismatch", "{done:?}");
+        ensure!(done.stdout.contains("not in the log"), "{}", done.stdout);
+        let heads = kept(&site, instance, &["witness", "show"])?;
+        let done = verify(&site, &["--head", &heads])?;
+        ensure!(done.code == 1 && done.error_code() == "audit_invalid", "{done:?}");
+    }
+    site.restart("mediator")?;
+    site.process("agent")?.event("online", SOON)?;
+    let done = again(&site, || try_open(&site, "console", "agent"))?;
+    refused_with(&done, "audit_forked")?;
+    let shown = site.run("console", &["witness", "show"], "")?;
+    ensure!(shown.stderr.contains("audit_forked"), "no alert at the console: {shown:?}");
+    Ok(())
+}
+
+/// The agent may still be on its way back.
+fn again(site: &Site, what: impl Fn() -> Result<Finished>) -> Result<Finished> {
+    let _ = site;
+    for _ in 0..50 {
+        let done = what()?;
+        if done.error_code() != "agent_offline" {
+            return Ok(done);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    what()
+}
+
+#[test]
+fn an_altered_record_is_refused_and_contradicts_the_receipts() -> Result<()> {
+    let mut site = Site::local("altered-record")?;
+    site.start()?;
+    let server = server()?;
+    let altered = session(&site, "console", "agent", &server)?;
+    site.kill("mediator")?;
+    Forger::open(&site)?.alter(|event| {
+        if event.session_id.as_deref() == Some(&altered) && event.target.is_some() {
+            event.target = Some("127.0.0.1:443".to_owned());
+        }
+    })?;
+    let receipts = kept(&site, "agent", &["receipts", "export"])?;
+    let done = verify(&site, &["--receipts", &receipts])?;
+    ensure!(done.code == 1 && done.stdout.contains("differ in target"), "{done:?}");
+    site.restart("mediator")?;
+    refused_with(&again(&site, || try_open(&site, "console", "agent"))?, "audit_forked")
+}
+
+#[test]
+fn a_key_swapped_before_first_contact_is_not_in_the_log() -> Result<()> {
+    let mut site = Site::local("swapped-key")?;
+    site.start()?;
+    site.kill("mediator")?;
+    Forger::open(&site)?.swap_agent_key()?;
+    site.restart("mediator")?;
+    refused_with(&try_open(&site, "console", "agent")?, "audit_unproven")
+}
+
+#[test]
+fn two_histories_cannot_be_shown_to_two_ends() -> Result<()> {
+    let mut site = Site::local("two-histories")?;
+    site.start()?;
+    site.start_agent("agent2", POLICY_LOOPBACK)?;
+    site.login("console2")?;
+    let server = server()?;
+    session(&site, "console", "agent", &server)?;
+    site.kill("mediator")?;
+    let before = Forger::open(&site)?.copy()?;
+    // One history for the second console and the first agent …
+    site.restart("mediator")?;
+    site.process("agent")?.event("online", SOON)?;
+    again(&site, || {
+        let done = site.run("console2", &["computers", "--online", "--json"], "")?;
+        Ok(done)
+    })?;
+    std::thread::sleep(Duration::from_secs(3));
+    session(&site, "console2", "agent", &server)?;
+    site.kill("mediator")?;
+    // … another one for everybody else, of about the same length.
+    Forger::open(&site)?.put_back(&before)?;
+    site.restart("mediator")?;
+    std::thread::sleep(Duration::from_secs(3));
+    session(&site, "console", "agent2", &server)?;
+    // The first agent remembers; and so does the second console, who tells the second agent.
+    refused_with(&again(&site, || try_open(&site, "console", "agent"))?, "audit_forked")?;
+    refused_with(&again(&site, || try_open(&site, "console2", "agent2"))?, "audit_forked")?;
+    let status = site.ask("agent2", &["status", "--json"], "")?;
+    ensure!(
+        status["audit_alerts"].as_array().is_some_and(|alerts| !alerts.is_empty()),
+        "the second agent was not alarmed: {status}"
+    );
+    Ok(())
+}
