@@ -169,7 +169,8 @@ async fn runs_reconnects_obeys_policy_and_kill_switch_and_stops() {
     // The handshake is judged only after grant and policy.
     let offer = |target| mediator.offer(key, COMPUTER, target);
     let allowed = refusal(&peer, offer("127.0.0.1:22")).await;
-    assert_ne!(allowed.0, codes::POLICY_REFUSED, "{allowed:?}");
+    // And nothing is honoured that is not proved to be on record.
+    assert_eq!(allowed.0, codes::AUDIT_UNPROVEN, "{allowed:?}");
     let refused = refusal(&peer, offer("10.0.0.1:22")).await;
     assert_eq!(refused.0, codes::POLICY_REFUSED);
     let foreign = mediator.offer(key, ComputerId([1; 16]), "127.0.0.1:22");
