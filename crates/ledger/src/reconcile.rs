@@ -7,10 +7,11 @@
 
 use std::collections::BTreeMap;
 
+use adit_protocol::ids::SessionId;
+
 use crate::{
     Entry, Mismatch, Receipt,
     evidence::{GRANTED, targets_of},
-    hash::hex,
     receipt::{Role, compare},
 };
 
@@ -94,6 +95,11 @@ pub struct Reconciled {
     pub findings: Vec<Finding>,
 }
 
+/// A session as the log writes it.
+fn name(session: [u8; 16]) -> String {
+    SessionId(session).to_string()
+}
+
 /// Session, channel, closed: one pair of receipts.
 type Key = ([u8; 16], u64, bool);
 
@@ -136,7 +142,7 @@ impl Reconciler {
             // Both ends keep both: the same one comes twice.
             Some(known) if *known == receipt => return,
             Some(_) => {
-                let session = hex(&session);
+                let session = name(session);
                 let role = role.name();
                 return self.out.findings.push(Finding::TwoStories { session, channel, role });
             }
@@ -148,7 +154,7 @@ impl Reconciler {
 
     /// Sessions that there are receipts of, as the log writes them.
     pub fn sessions(&self) -> impl Iterator<Item = String> {
-        self.sessions.keys().map(|session| adit_protocol::ids::SessionId(*session).to_string())
+        self.sessions.keys().map(|session| name(*session))
     }
 
     /// An entry of the log.
@@ -158,7 +164,7 @@ impl Reconciler {
             return;
         }
         let id = event.session_id.as_deref().and_then(|id| id.parse().ok());
-        let Some(adit_protocol::ids::SessionId(session)) = id else { return };
+        let Some(SessionId(session)) = id else { return };
         let Some(logged) = self.sessions.get_mut(&session) else { return };
         *logged = true;
         self.out.erased += u64::from(entry.is_erased());
@@ -180,7 +186,7 @@ impl Reconciler {
                     (entry.is_erased() || any || targets.contains(&said.target), "target"),
                 ];
                 if let Some((_, what)) = facts.into_iter().find(|(holds, _)| !holds) {
-                    let (session, channel) = (hex(&session), *channel);
+                    let (session, channel) = (name(session), *channel);
                     self.out.findings.push(Finding::Differs { session, channel, what });
                 }
             }
@@ -193,11 +199,11 @@ impl Reconciler {
             self.out.sessions += 1;
             self.out.logged += u64::from(*logged);
             if !logged {
-                self.out.findings.push(Finding::Hidden { session: hex(session) });
+                self.out.findings.push(Finding::Hidden { session: name(*session) });
             }
         }
         for ((session, channel, closed), pair) in &self.receipts {
-            let (session, channel) = (hex(session), *channel);
+            let (session, channel) = (name(*session), *channel);
             let kind = if *closed { "close" } else { "open" };
             let (role, only) = match pair {
                 (Some(console), Some(agent)) => {

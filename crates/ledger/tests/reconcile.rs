@@ -78,7 +78,7 @@ fn honest_ends_and_an_honest_log_agree() {
 
 #[test]
 fn whatever_was_hidden_or_changed_is_named() {
-    let (session, channel) = ("07".repeat(16), 2);
+    let (session, channel) = (SessionId([7; 16]).to_string(), 2);
     let hidden = Finding::Hidden { session: session.clone() };
     assert_eq!(compare(&all(7), &[granted(8, |event| event)]).findings, [hidden]);
 
