@@ -133,23 +133,33 @@ The fingerprint is what `agent-tunnel enroll` and `agent-tunnel status` show on 
 #[command(after_help = "Examples:
   console-tunnel login https://mediator.example --user ann
   console-tunnel login 192.0.2.7:8443 --user ann --fingerprint sha256:9f86…
-  pass adit | console-tunnel login mediator.example --user ann --password-stdin")]
+  pass adit | console-tunnel login mediator.example --user ann --password-stdin
+  console-tunnel login mediator.example --web
+
+Without a user, or with --web, the login happens on the mediator's web page: with a security key, an
+identity provider, or a password.")]
 #[expect(missing_docs, reason = "clap would show it as the command's description")]
 pub struct LoginArgs {
     #[arg(help = "Mediator: https://HOST[:PORT] or HOST[:PORT]")]
     pub url: String,
     /// User
-    #[arg(long)]
-    pub user: String,
+    #[arg(long, conflicts_with = "web")]
+    pub user: Option<String>,
     /// Read the password from the first line of stdin
-    #[arg(long, conflicts_with = "password_file")]
+    #[arg(long, conflicts_with = "password_file", requires = "user")]
     pub password_stdin: bool,
     /// Read the password from the first line of a file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "user")]
     pub password_file: Option<PathBuf>,
     /// Read the one-time code from stdin, after the password if that comes from there too
-    #[arg(long)]
+    #[arg(long, requires = "user")]
     pub totp_stdin: bool,
+    /// Log in on the mediator's web page
+    #[arg(long)]
+    pub web: bool,
+    /// Only show the page's address and the code; do not open a browser
+    #[arg(long)]
+    pub no_browser: bool,
     /// Fingerprint of the installation's root key, as `mediator init` printed it
     #[arg(long)]
     pub fingerprint: Option<Fingerprint>,

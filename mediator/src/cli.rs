@@ -89,6 +89,9 @@ enum Command {
     /// Keys over stored secrets
     #[command(subcommand, after_help = "Example: mediator vault rotate")]
     Vault(accounts::VaultCommand),
+    /// Identity providers (OpenID Connect) with which users log in on the page
+    #[command(subcommand, after_help = "Example: mediator oidc list")]
+    Oidc(accounts::OidcCommand),
     /// Roles and to whom they are bound
     #[command(subcommand, after_help = "Example: mediator role list")]
     Role(access::RoleCommand),
@@ -341,6 +344,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Partner(command) => erasure::partner(global, command).await,
         Command::Certificate(command) => erasure::certificate(global, command).await,
         Command::Credential(command) => credentials::run(global, command).await,
+        Command::Oidc(command) => ask(global, AdminRequest::Oidc(command.into())).await,
         Command::Vault(command) => ask(global, AdminRequest::Accounts(command.into())).await,
         Command::Role(command) => access::role(global, command).await,
         Command::Computer(command) => access::computer(global, command).await,

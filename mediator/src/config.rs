@@ -8,7 +8,9 @@ use adit_runtime::{
 };
 use zeroize::Zeroizing;
 
-use crate::{audit::settings::AuditSettings, vault::wrap::WRAPPING_KEY};
+use crate::{
+    audit::settings::AuditSettings, roles::conditions::Network, vault::wrap::WRAPPING_KEY,
+};
 
 /// The program.
 pub(crate) const PROGRAM: Program = Program { name: "mediator" };
@@ -35,7 +37,12 @@ pub(crate) const KEYS: &[Key] = &[
     key("limits.half_open", Kind::Integer, Some("4096"), "not yet authenticated connections"),
     key("limits.half_open_per_source", Kind::Integer, Some("512"), "of one source address"),
     key("limits.logins", Kind::Integer, Some("2"), "passwords checked at the same time"),
-    key("accounts.mfa", Kind::String, Some("once_set_up"), "second factor: once_set_up, required"),
+    key(
+        "accounts.mfa",
+        Kind::String,
+        Some("required"),
+        "second factor: once_set_up, required, phishing-resistant",
+    ),
     key("accounts.session_life", Kind::Duration, Some("12h"), "longest login, at most 24h"),
     key("accounts.session_idle", Kind::Duration, Some("1h"), "unused login ends after, at most 1h"),
     Key {
@@ -45,6 +52,11 @@ pub(crate) const KEYS: &[Key] = &[
         secret: true,
         help: "key over stored secrets, 64 hexadecimal digits, instead of wrapping.keys",
     },
+    key("web.origin", Kind::String, None, "https address of the pages [default: the first host]"),
+    key("sources.consoles", Kind::StringList, None, "networks of consoles [default: all]"),
+    key("sources.agents", Kind::StringList, None, "networks of agents, also to enrol"),
+    key("sources.relays", Kind::StringList, None, "networks of relays"),
+    key("sources.web", Kind::StringList, None, "networks of browsers and API clients"),
     key("control.check_in", Kind::Duration, Some("1m"), "how often agents report their status"),
     key("metrics.listen", Kind::String, None, "address of /metrics, e.g. 127.0.0.1:9464"),
     key("log.level", Kind::String, Some("info"), "error, warn, info, debug, trace"),
@@ -77,21 +89,50 @@ const MAX_IDLE_MS: u64 = 3_600_000;
 /// Shorter ones are slips of the pen.
 const MIN_LOGIN_MS: u64 = 1_000;
 
+/// Which second factor a login takes. Ordered by strictness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum MfaRule {
+    /// None, until one is set up.
+    OnceSetUp,
+    /// One; without it a login is good for setting one up only.
+    Required,
+    /// One that holds against a page that looks like ours.
+    PhishingResistant,
+}
+
+/// Networks from which each kind of peer may come; empty: any.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AllowedSources {
+    pub(crate) consoles: Vec<Network>,
+    pub(crate) agents: Vec<Network>,
+    pub(crate) relays: Vec<Network>,
+    pub(crate) web: Vec<Network>,
+}
+
+/// May somebody come from there?
+pub(crate) fn is_allowed(networks: &[Network], ip: IpAddr) -> bool {
+    networks.is_empty() || networks.iter().any(|network| network.contains(ip))
+}
+
 /// What holds for all accounts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AccountSettings {
-    /// Everybody needs a second factor, save whose account says otherwise.
-    pub(crate) mfa_required: bool,
+    /// For everybody whose account does not say otherwise.
+    pub(crate) mfa: MfaRule,
     pub(crate) life_ms: u64,
     pub(crate) idle_ms: u64,
 }
 
 impl AccountSettings {
     fn of(config: &Config) -> Result<Self, CliError> {
-        let mfa_required = match config.string("accounts.mfa")?.as_str() {
-            "once_set_up" => false,
-            "required" => true,
-            _ => return Err(config.invalid("accounts.mfa", "once_set_up or required is expected")),
+        let mfa = match config.string("accounts.mfa")?.as_str() {
+            "once_set_up" => MfaRule::OnceSetUp,
+            "required" => MfaRule::Required,
+            "phishing-resistant" => MfaRule::PhishingResistant,
+            _ => {
+                let text = "once_set_up, required or phishing-resistant is expected";
+                return Err(config.invalid("accounts.mfa", text));
+            }
         };
         let duration = |key: &'static str, max: u64| {
             let ms = u64::try_from(config.duration(key)?.as_millis()).unwrap_or(u64::MAX);
@@ -101,7 +142,7 @@ impl AccountSettings {
             Err(config.invalid(key, &format!("1s to {}h is expected", max / 3_600_000)))
         };
         Ok(Self {
-            mfa_required,
+            mfa,
             life_ms: duration("accounts.session_life", MAX_LIFE_MS)?,
             idle_ms: duration("accounts.session_idle", MAX_IDLE_MS)?,
         })
@@ -123,6 +164,9 @@ pub(crate) struct Settings {
     pub(crate) half_open_per_source: usize,
     pub(crate) logins: usize,
     pub(crate) accounts: AccountSettings,
+    pub(crate) sources: AllowedSources,
+    /// `https://host[:port]` of the pages, if it is not the first host.
+    pub(crate) web_origin: Option<String>,
     pub(crate) wrapping_key: Option<Zeroizing<String>>,
     pub(crate) check_in_ms: u32,
     pub(crate) metrics: Option<SocketAddr>,
@@ -167,6 +211,13 @@ impl Settings {
                 as usize,
             logins: config.integer_in("limits.logins", 1..=64_u32)? as usize,
             accounts: AccountSettings::of(config)?,
+            sources: AllowedSources {
+                consoles: config.parsed_list("sources.consoles")?,
+                agents: config.parsed_list("sources.agents")?,
+                relays: config.parsed_list("sources.relays")?,
+                web: config.parsed_list("sources.web")?,
+            },
+            web_origin: config.opt_string("web.origin")?,
             wrapping_key: config.opt_string(WRAPPING_KEY)?.map(Zeroizing::new),
             check_in_ms,
             metrics: config.opt_parsed("metrics.listen")?,

@@ -6,6 +6,7 @@
 //! - [`lab`]: natlab, the network namespaces
 //! - [`peer`]: what sits at both ends of a forward: echo, bulk that is compared, datagrams
 //! - [`paths`]: pairs and changes of networks, against what theory says
+//! - [`browser`]: Chromium, and an identity provider
 //! - [`capture`]: packets, searched for plaintext
 //! - [`clock`]: a program's time of day, moved
 //!
@@ -14,6 +15,7 @@
 //!
 //! [`decoders`] is apart: what the fuzz targets and the replay of their corpus call.
 
+pub mod browser;
 pub mod capture;
 pub mod clock;
 pub mod decoders;

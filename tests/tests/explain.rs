@@ -110,6 +110,7 @@ fn explain_shows_a_direct_path_and_ends_its_session() -> Result<()> {
 fn add_jane(site: &Site) -> Result<()> {
     let password = "correct horse battery staple";
     site.ask("mediator", &["user", "add", "jane", "--role", "none", "--password-stdin"], password)?;
+    site.ask("mediator", &["user", "mfa", "optional", "jane", "--json"], "")?;
     let client = site.client();
     let bind = ["role", "bind", "technician", "--user", "jane", "--client", &client];
     let bind = [&bind[..], &["--require", "reason,ticket,approval", "--json"]].concat();

@@ -1,4 +1,5 @@
-//! What the end-to-end tests need from the machine: Debian packages and two Python tools.
+//! What the end-to-end tests need from the machine: Debian packages, two Python tools, and two npm
+//! packages for the browser.
 //!
 //! Installs only what is missing. On a system without apt it names the missing programs instead;
 //! it never skips anything quietly.
@@ -49,6 +50,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mount", "mount"),
     ("openssl", "openssl"),
     ("systemd", "systemd-analyze"),
+    ("chromium", "chromium"),
+    ("nodejs", "node"),
+    ("npm", "npm"),
 ];
 
 /// Python packages of the virtual environment.
@@ -70,7 +74,23 @@ pub(crate) fn install() -> Result<()> {
         let list: Vec<_> = lacking.iter().map(|(p, what)| format!("{what} ({p})")).collect();
         bail!("the end-to-end tests need: {}", list.join(", "));
     }
-    python()
+    python()?;
+    node()
+}
+
+/// Packages of the browser tests, as their lock file says.
+fn node() -> Result<()> {
+    let directory = process::root().join("tests/browser");
+    let lock = directory.join("package-lock.json");
+    // npm leaves a copy of what it installed by.
+    let installed = directory.join("node_modules/.package-lock.json");
+    let age = |file: &Path| std::fs::metadata(file).and_then(|m| m.modified()).ok();
+    if age(&installed).is_some_and(|at| age(&lock).is_some_and(|lock| at >= lock)) {
+        return Ok(());
+    }
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--no-audit", "--no-fund", "--silent"]).current_dir(directory);
+    process::run(&mut npm)
 }
 
 /// The directory with the programs of the virtual environment.

@@ -43,7 +43,8 @@ const STAGES: &[Stage] = &[
 pub(crate) const PROGRAMS: &[&str] = &["adit-mediator", "adit-relay", "adit-agent", "adit-console"];
 /// Test binaries of `adit-tests` that need the feature `e2e`.
 const E2E: &[&str] = &[
-    "loopback", "refusals", "rules", "console", "explain", "faults", "natlab", "paths", "clients",
+    "loopback", "refusals", "rules", "console", "explain", "pages", "faults", "natlab", "paths",
+    "clients",
 ];
 
 /// Runs the named stages, or all.

@@ -1,11 +1,12 @@
 //! `login`, `logout`, `whoami`.
 //!
 //! Never trusts a mediator on first use by itself: a person compares the fingerprint, or gives
-//! it. The password is sent only over a connection whose other end was proved.
+//! it. The password is sent only over a connection whose other end was proved. Whoever has no
+//! second factor where one is required sets it up at once.
 
 use std::io::{IsTerminal, Write};
 
-use adit_control::client::{ConnectError, DEFAULT_PORT, connect};
+use adit_control::client::{ConnectConfig, ConnectError, DEFAULT_PORT, connect};
 use adit_net::{
     proxy::parse_host_port,
     tls::{TlsError, Trust},
@@ -24,8 +25,8 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{
-    mfa::{CODE_PROMPT, prompt as prompt_code},
-    note,
+    mfa::{self, CODE_PROMPT, MfaCommand, TotpCommand, prompt as prompt_code},
+    note, web_login,
 };
 use crate::{
     cli::LoginArgs,
@@ -55,18 +56,21 @@ pub async fn login(context: &Context, args: LoginArgs) -> Result<(), CliError> {
         (None, Some(trust)) => trust,
         (None, None) => first_trust(&caller, &args).await?,
     };
-    let login = credentials(&args)?;
     let config = caller.config(trust.into(), Vec::new());
-    let (connected, driver) =
-        connect(&config).await.map_err(|error| explain(&error, trust, &args))?;
-    let answer = tokio::select! {
-        answer = prove(&connected.peer, login) => answer?,
-        reason = driver => return Err(failure::connect(&ConnectError::Closed {
-            host: connected.host.clone(),
-            reason,
-        })),
+    let explained = |error: &ConnectError| explain(error, trust, &args);
+    let mut logged_in = match &args.user {
+        Some(user) if !wants_page(&config, &args).await => {
+            let by_password = by_password(&config, user, &args, &explained).await;
+            match by_password {
+                Err(error) if error.code == codes::WEB_LOGIN_REQUIRED && is_interactive() => {
+                    note(&error.message);
+                    web_login::login(context, &config, &args, &explained).await?
+                }
+                answer => answer?,
+            }
+        }
+        _ => web_login::login(context, &config, &args, &explained).await?,
     };
-    let Body::LoggedIn(mut logged_in) = answer else { return Err(failure::unexpected()) };
     let token = Zeroizing::new(std::mem::take(&mut logged_in.session_token));
     if token.is_empty() {
         return Err(failure::unexpected());
@@ -80,7 +84,50 @@ pub async fn login(context: &Context, args: LoginArgs) -> Result<(), CliError> {
     account.save(&context.directory)?;
     save_token(&context.directory, &token)?;
     remark(&logged_in);
-    tell(context, &account, &caller, logged_in.expires_ms, None)
+    tell(context, &account, &caller, logged_in.expires_ms, None)?;
+    if logged_in.mfa_setup && is_interactive() {
+        let name = web_login::device_name();
+        let enroll = MfaCommand::Totp(TotpCommand::Enroll { name });
+        return mfa::run(context, enroll).await;
+    }
+    Ok(())
+}
+
+fn is_interactive() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Would a password be asked for in vain? Only looked at where somebody would have to type it.
+async fn wants_page(config: &ConnectConfig, args: &LoginArgs) -> bool {
+    let given = args.password_stdin
+        || args.password_file.is_some()
+        || std::env::var_os(PASSWORD_VARIABLE).is_some();
+    if given || !is_interactive() {
+        return false;
+    }
+    // What is wrong with the connection is told by the next one.
+    connect(config).await.is_ok_and(|(connected, _)| connected.welcome.web_login)
+}
+
+async fn by_password(
+    config: &ConnectConfig,
+    user: &str,
+    args: &LoginArgs,
+    explained: &impl Fn(&ConnectError) -> CliError,
+) -> Result<wire::LoggedIn, CliError> {
+    let login = credentials(user, args)?;
+    let (connected, driver) = connect(config).await.map_err(|error| explained(&error))?;
+    let answer = tokio::select! {
+        answer = prove(&connected.peer, login) => answer?,
+        reason = driver => return Err(failure::connect(&ConnectError::Closed {
+            host: connected.host.clone(),
+            reason,
+        })),
+    };
+    match answer {
+        Body::LoggedIn(logged_in) => Ok(logged_in),
+        _ => Err(failure::unexpected()),
+    }
 }
 
 /// Shows the password, and on a terminal the second factor if the mediator asks for it.
@@ -101,7 +148,10 @@ async fn prove(peer: &adit_control::Peer, mut login: wire::Login) -> Result<Body
 /// What the person should know of this login.
 fn remark(logged_in: &wire::LoggedIn) {
     if logged_in.mfa_setup {
-        note("this login is good for setting up a second factor: console-tunnel mfa totp enroll");
+        note(
+            "this login is good for setting up a second factor: console-tunnel mfa totp enroll, or \
+             a security key on the mediator's page",
+        );
     }
     if logged_in.recovery_left > 0 {
         note(&format!("{} recovery codes are left", logged_in.recovery_left));
@@ -222,9 +272,10 @@ async fn first_trust(caller: &Caller, args: &LoginArgs) -> Result<MediatorTrust,
          {presented}"
     );
     Err(CliError::refused("unknown_mediator", message).hint(format!(
-        "compare it with what `mediator init` printed, then: console-tunnel login {} --user {} \
+        "compare it with what `mediator init` printed, then: console-tunnel login {}{} \
          --fingerprint {presented}",
-        args.url, args.user
+        args.url,
+        args.user.as_ref().map(|user| format!(" --user {user}")).unwrap_or_default()
     )))
 }
 
@@ -249,13 +300,13 @@ fn confirm(address: &str, presented: Fingerprint) -> Result<bool, CliError> {
     Ok(line.trim().eq_ignore_ascii_case("yes"))
 }
 
-fn credentials(args: &LoginArgs) -> Result<wire::Login, CliError> {
+fn credentials(user: &str, args: &LoginArgs) -> Result<wire::Login, CliError> {
     let password = match &args.password_file {
         _ if args.password_stdin => secretio::from_stdin("password")?,
         Some(path) => secretio::from_file(path, "password")?,
         None => match secretio::from_env(PASSWORD_VARIABLE, "password")? {
             Some(password) => password,
-            None => prompt(&args.user)?,
+            None => prompt(user)?,
         },
     };
     let totp = match args.totp_stdin {
@@ -263,7 +314,7 @@ fn credentials(args: &LoginArgs) -> Result<wire::Login, CliError> {
         false => Zeroizing::default(),
     };
     Ok(wire::Login {
-        user: args.user.clone(),
+        user: user.to_owned(),
         password: password.as_str().to_owned(),
         totp: totp.as_str().to_owned(),
     })

@@ -10,6 +10,7 @@ pub mod receipts;
 pub mod requests;
 pub mod sessions;
 pub mod trust;
+mod web_login;
 
 use std::io::Write;
 

@@ -26,6 +26,12 @@ pub mod failure {
     pub const REAUTHENTICATION_REQUIRED: &str = "reauthentication_required";
     /// No such stored credential, or none that may be used or seen here.
     pub const NO_SUCH_CREDENTIAL: &str = "no_such_credential";
+    /// What the account's login takes can be shown on the web page only.
+    pub const WEB_LOGIN_REQUIRED: &str = "web_login_required";
+    /// Somebody refused the login on the web page.
+    pub const LOGIN_DENIED: &str = "login_denied";
+    /// The code of a login on the web page is over, or was never there.
+    pub const DEVICE_CODE_EXPIRED: &str = "device_code_expired";
     /// No such second factor.
     pub const NO_SUCH_FACTOR: &str = "no_such_factor";
     /// The code that confirms a second factor is wrong.

@@ -21,6 +21,7 @@ use crate::{
         ending::{LOGGED_OUT, MFA_RESET},
         types::Affected,
     },
+    mfa,
     place::store_error,
     roles::Permission,
     store::{
@@ -42,6 +43,8 @@ pub(crate) enum AccountAct {
     MfaStatus { user: String },
     /// Requires a second factor before there is one, or not.
     MfaRequire { user: String, required: bool },
+    /// Requires a second factor that resists phishing.
+    MfaPhishingResistant { user: String },
     /// Removes all second factors.
     MfaReset { user: String },
     /// Lists the logins and live sessions of a user.
@@ -76,7 +79,15 @@ pub(super) async fn handle(
     let who = (context, actor);
     match act {
         AccountAct::MfaStatus { user } => mfa_status(who, &user).await,
-        AccountAct::MfaRequire { user, required } => mfa_require(who, user, required).await,
+        AccountAct::MfaRequire { user, required: true } => {
+            mfa_policy(who, user, MfaPolicy::Required).await
+        }
+        AccountAct::MfaRequire { user, required: false } => {
+            mfa_policy(who, user, MfaPolicy::OnceSetUp).await
+        }
+        AccountAct::MfaPhishingResistant { user } => {
+            mfa_policy(who, user, MfaPolicy::PhishingResistant).await
+        }
         AccountAct::MfaReset { user } => mfa_reset(who, user).await,
         AccountAct::Logins { user } => logins(who, &user).await,
         AccountAct::Logout { user } => logout(who, user).await,
@@ -109,30 +120,40 @@ async fn mfa_status((context, actor): Who<'_>, user: &str) -> Result<Vec<Value>,
     Ok(vec![json!({
         "user": account.name,
         "policy": account.mfa.name(),
-        "required": account.requires_mfa(context.accounts.mfa_required),
+        "required": account.requires_mfa(context.accounts.mfa),
         "factors": told.collect::<Vec<_>>(),
         "recovery_codes_left": left,
     })])
 }
 
-async fn mfa_require(
+async fn mfa_policy(
     (context, actor): Who<'_>,
     user: String,
-    required: bool,
+    policy: MfaPolicy,
 ) -> Result<Vec<Value>, CliError> {
     let row = users::managed(context, actor, &user).await?;
-    if !required {
+    // Who lowers what is asked for makes it easier to be that user.
+    let loosens = match policy {
+        MfaPolicy::OnceSetUp => true,
+        _ => row.mfa == MfaPolicy::PhishingResistant && policy != MfaPolicy::PhishingResistant,
+    };
+    if loosens {
         users::may_impersonate(context, actor, &row).await?;
     }
-    let policy = if required { MfaPolicy::Required } else { MfaPolicy::OnceSetUp };
     let (name, by) = (user.clone(), actor.clone());
     let ended = context.writer.write(move |tx| {
         Box::pin(async move {
             let account = accounts::find(tx, &name).await?;
             accounts::set_mfa_policy(tx, &account.id, policy).await?;
-            let ended = match required {
-                true => accounts::end_logins_without_mfa(tx, &account.id).await?,
-                false => Vec::new(),
+            let ended = match policy {
+                MfaPolicy::Default | MfaPolicy::OnceSetUp => Vec::new(),
+                MfaPolicy::Required => {
+                    accounts::end_logins_without_mfa(tx, &account.id, &[mfa::NONE]).await?
+                }
+                MfaPolicy::PhishingResistant => {
+                    let weak = [mfa::NONE, mfa::TOTP, mfa::RECOVERY, mfa::OIDC];
+                    accounts::end_logins_without_mfa(tx, &account.id, &weak).await?
+                }
             };
             let done = by
                 .event("user.mfa_policy", &account.partner)

@@ -133,6 +133,7 @@ pub(crate) async fn handle(
         AdminRequest::UserDisable { user, disabled } => users::disable(who, user, disabled).await,
         AdminRequest::UserPassword { user, password } => users::password(who, user, password).await,
         AdminRequest::Accounts(act) => super::accounts::handle(who, act).await,
+        AdminRequest::Oidc(act) => super::oidc::handle(who, act).await,
         AdminRequest::Access(act) => super::access::handle(who, act).await,
         AdminRequest::SessionEnd { session } => session_end(who, &session).await,
         AdminRequest::TokenList => tokens::list(who).await,

@@ -13,6 +13,7 @@ pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod handle;
 mod labels;
+pub(crate) mod oidc;
 mod partners;
 pub(crate) mod relays;
 mod tokens;
@@ -110,6 +111,8 @@ pub(crate) enum AdminRequest {
     Accounts(accounts::AccountAct),
     /// Manages credentials of clients.
     Credentials(credentials::CredentialAct),
+    /// Manages identity providers.
+    Oidc(oidc::OidcAct),
     /// Manages roles, labels and requests, or explains a decision.
     Access(access::AccessAct),
     /// Ends a session.

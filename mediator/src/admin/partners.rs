@@ -8,6 +8,7 @@ use super::{
     users::{self, Hashed, hashed},
 };
 use crate::{
+    config::MfaRule,
     names,
     place::store_error,
     roles::{
@@ -36,7 +37,7 @@ pub(super) async fn add(
     names::check(&partner).map_err(bad_name)?;
     names::check(&owner).map_err(bad_name)?;
     actor.may_everywhere(context, &[Permission::ManagePolicy]).await?;
-    let beside = context.accounts.mfa_required;
+    let beside = context.accounts.mfa >= MfaRule::Required;
     let Hashed { hash, short, generated } = hashed((&owner, &partner), None, beside).await?;
     let (name, user, by) = (partner.clone(), owner.clone(), actor.clone());
     let done = context.writer.write(move |tx| {

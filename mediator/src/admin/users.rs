@@ -10,6 +10,7 @@ use super::{
     handle::{AdminContext, bad_name},
 };
 use crate::{
+    config::MfaRule,
     core::{
         ending::{PASSWORD_CHANGED, USER_DISABLED},
         types::Affected,
@@ -52,7 +53,7 @@ pub(super) async fn add(
         let gift = Gift { role: &role, scope: &scope, conditions, expires_ms: None, binds: true };
         actor.may_give(context, &gift).await?;
     }
-    let beside = mfa || context.accounts.mfa_required;
+    let beside = mfa || context.accounts.mfa >= MfaRule::Required;
     let of = (user.as_str(), partner.name.as_str());
     let Hashed { hash, short, generated } = hashed(of, secret, beside).await?;
     let (name, role_name, by) = (user.clone(), role.clone(), actor.clone());
@@ -121,7 +122,7 @@ pub(super) async fn list(
             "partner": row.partner,
             "roles": roles,
             "enabled": !row.disabled,
-            "mfa": match (row.factors, row.requires_mfa(context.accounts.mfa_required)) {
+            "mfa": match (row.factors, row.requires_mfa(context.accounts.mfa)) {
                 (0, false) => "none",
                 (0, true) => "required",
                 _ => "set_up",
@@ -208,7 +209,7 @@ pub(super) async fn password(
     let there = managed(context, actor, &user).await?;
     may_impersonate(context, actor, &there).await?;
     // A short password goes on asking for the second factor when that is removed.
-    let beside = there.requires_mfa(context.accounts.mfa_required);
+    let beside = there.requires_mfa(context.accounts.mfa);
     let of = (user.as_str(), there.partner.as_str());
     let Hashed { hash, short, generated } = hashed(of, secret, beside).await?;
     let (name, by) = (user.clone(), actor.clone());

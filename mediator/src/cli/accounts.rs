@@ -3,7 +3,10 @@
 use adit_protocol::keys::Fingerprint;
 use clap::Subcommand;
 
-use crate::admin::accounts::AccountAct;
+use crate::{
+    admin::{accounts::AccountAct, oidc::OidcAct},
+    oidc::MfaClaims,
+};
 
 #[derive(Subcommand)]
 pub(super) enum MfaCommand {
@@ -18,6 +21,9 @@ pub(super) enum MfaCommand {
     Require {
         /// Name
         user: String,
+        /// Only a security key, or a provider that asks for one
+        #[arg(long)]
+        phishing_resistant: bool,
     },
     /// Ask for a second factor once one is set up, whatever the setting accounts.mfa says
     #[command(after_help = "Example: mediator user mfa optional jane")]
@@ -37,7 +43,10 @@ impl From<MfaCommand> for AccountAct {
     fn from(command: MfaCommand) -> Self {
         match command {
             MfaCommand::Status { user } => Self::MfaStatus { user },
-            MfaCommand::Require { user } => Self::MfaRequire { user, required: true },
+            MfaCommand::Require { user, phishing_resistant: true } => {
+                Self::MfaPhishingResistant { user }
+            }
+            MfaCommand::Require { user, .. } => Self::MfaRequire { user, required: true },
             MfaCommand::Optional { user } => Self::MfaRequire { user, required: false },
             MfaCommand::Reset { user } => Self::MfaReset { user },
         }
@@ -102,6 +111,106 @@ impl From<VaultCommand> for AccountAct {
     fn from(command: VaultCommand) -> Self {
         match command {
             VaultCommand::Rotate { data_keys } => Self::VaultRotate { data_keys },
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub(super) enum OidcCommand {
+    /// Add an identity provider; users link their accounts with it on their page
+    #[command(
+        after_help = "Example: mediator oidc add Directory --issuer https://id.example \\\n    \
+        --client-id adit --secret-file /etc/adit/oidc.secret --mfa-amr mfa\n\n\
+        Register https://HOST/login/oidc/callback there. Without --mfa-acr and --mfa-amr its logins \
+        count as a password: a second factor is asked for here."
+    )]
+    Add {
+        /// Name, as the page shows it
+        name: String,
+        /// Partner whose users it knows [default: the first one]
+        #[arg(long)]
+        partner: Option<String>,
+        /// Address of the provider: https://…
+        #[arg(long)]
+        issuer: String,
+        /// This mediator's id there
+        #[arg(long)]
+        client_id: String,
+        /// File with this mediator's secret there
+        #[arg(long, default_value = "", hide_default_value = true)]
+        secret_file: String,
+        /// PEM file with the provider's own authority, beside the system's
+        #[arg(long, default_value = "", hide_default_value = true)]
+        ca_file: String,
+        /// Value of the claim acr that says that a second factor was asked for
+        #[arg(long, value_name = "VALUE")]
+        mfa_acr: Vec<String>,
+        /// Value of the claim amr that says so
+        #[arg(long, value_name = "VALUE")]
+        mfa_amr: Vec<String>,
+        /// What is asked for then resists phishing
+        #[arg(long)]
+        mfa_phishing_resistant: bool,
+    },
+    /// List identity providers
+    #[command(after_help = "Example: mediator oidc list --json")]
+    List,
+    /// Remove an identity provider and all links with it
+    #[command(after_help = "Example: mediator oidc remove Directory")]
+    Remove {
+        /// Name
+        name: String,
+    },
+    /// Link a user with a subject of a provider
+    #[command(after_help = "Example: mediator oidc link jane Directory 7f3c…")]
+    Link {
+        /// Name of the user
+        user: String,
+        /// Name of the provider
+        provider: String,
+        /// Who that is there: the claim sub
+        subject: String,
+    },
+    /// End a user's links with a provider
+    #[command(after_help = "Example: mediator oidc unlink jane Directory")]
+    Unlink {
+        /// Name of the user
+        user: String,
+        /// Name of the provider
+        provider: String,
+    },
+}
+
+impl From<OidcCommand> for OidcAct {
+    fn from(command: OidcCommand) -> Self {
+        match command {
+            OidcCommand::Add {
+                name,
+                partner,
+                issuer,
+                client_id,
+                secret_file,
+                ca_file,
+                mfa_acr,
+                mfa_amr,
+                mfa_phishing_resistant,
+            } => Self::Add {
+                name,
+                partner,
+                issuer,
+                client_id,
+                secret_file,
+                ca_file,
+                mfa: MfaClaims {
+                    acr: mfa_acr,
+                    amr: mfa_amr,
+                    phishing_resistant: mfa_phishing_resistant,
+                },
+            },
+            OidcCommand::List => Self::List,
+            OidcCommand::Remove { name } => Self::Remove { name },
+            OidcCommand::Link { user, provider, subject } => Self::Link { user, provider, subject },
+            OidcCommand::Unlink { user, provider } => Self::Unlink { user, provider },
         }
     }
 }

@@ -191,7 +191,7 @@ async fn of_console(
         failure::NOT_LOGGED_IN => gone(),
         _ => Unproved(refusal.into(), "login"),
     })?;
-    if row.is_limited(web.admin.accounts.mfa_required) {
+    if row.is_limited(web.admin.accounts.mfa) {
         let text = "a second factor is required: console-tunnel mfa";
         let problem = Problem::new(StatusCode::FORBIDDEN, failure::MFA_REQUIRED, text);
         return Err(Unproved(problem, failure::MFA_REQUIRED));

@@ -70,7 +70,7 @@ pub(crate) type WebState = State<Arc<Web>>;
 pub(crate) fn router(web: Arc<Web>) -> Router {
     Router::new()
         .merge(api::all().router())
-        // Pages are merged here.
+        .merge(crate::pages::router())
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(web)

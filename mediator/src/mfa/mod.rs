@@ -3,17 +3,40 @@
 //! - [`totp`]: one-time codes of an authenticator app
 //! - [`recovery`]: codes on paper for when that is lost
 //!
+//! Security keys are in `webauthn`.
+//!
 //! Must never read a clock or the database: time, secrets and the last step are given.
 
 pub(crate) mod recovery;
 pub(crate) mod totp;
 
-/// Kinds of factors, as stored. Others (WebAuthn) get a name of their own.
+use crate::webauthn::{RelyingParty, ceremony::Assertion};
+
+/// Kinds of factors, as stored.
 pub(crate) const TOTP: &str = "totp";
+/// Security keys and passkeys.
+pub(crate) const WEBAUTHN: &str = "webauthn";
 /// How a login was proved beyond the password, as recorded: not at all.
 pub(crate) const NONE: &str = "none";
 /// By a recovery code.
 pub(crate) const RECOVERY: &str = "recovery";
+/// The identity provider asked for it.
+pub(crate) const OIDC: &str = "oidc";
+/// The same, and what it asked for resists phishing.
+pub(crate) const OIDC_PHISHING_RESISTANT: &str = "oidc_phishing_resistant";
+
+/// Does a proof of this method hold against a page that looks like ours?
+pub(crate) fn resists_phishing(method: &str) -> bool {
+    [WEBAUTHN, OIDC_PHISHING_RESISTANT].contains(&method)
+}
+
+/// A security key's answer, and what it must answer.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct KeyShown {
+    pub(crate) assertion: Assertion,
+    pub(crate) challenge: [u8; 32],
+    pub(crate) party: RelyingParty,
+}
 
 /// What somebody typed where a code is asked for.
 #[derive(Clone, PartialEq, Eq)]
@@ -24,7 +47,9 @@ pub(crate) enum Shown {
     Totp(zeroize::Zeroizing<String>),
     /// A recovery code, in its one form.
     Recovery(zeroize::Zeroizing<String>),
-    /// Neither.
+    /// A security key.
+    Key(Box<KeyShown>),
+    /// None of these.
     Junk,
 }
 

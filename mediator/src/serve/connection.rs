@@ -27,10 +27,12 @@ use super::{
     allowance::{Allowance, Taken},
     console, enroll,
     half_open::Admitted,
+    logins::Origin,
     relay,
     run::Shared,
 };
 use crate::{
+    config::{MfaRule, is_allowed},
     core::types::{ConnectionId, Device},
     store::{computers, relays},
 };
@@ -65,6 +67,19 @@ pub(super) struct Proved {
 }
 
 impl Line {
+    /// Comes when a connection that has proved nothing must give way.
+    pub(super) async fn must_go(&self) {
+        match &self.unproved {
+            Some(admitted) => admitted.must_go().cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Where it comes from, for logins.
+    pub(super) fn from(&self) -> Origin {
+        Origin { device: self.identity, source: self.source }
+    }
+
     /// The device belongs here; what it does too much of is told in this partner's log.
     pub(super) fn proved(&mut self, partner_id: &str) {
         self.unproved = None;
@@ -156,6 +171,9 @@ async fn speak(mut line: Line) {
     let hello = expect_hello(&mut line.incoming, HELLO_DEADLINE);
     let must_go = line.unproved.as_ref().map(Admitted::must_go).unwrap_or_default();
     let Some(Ok((hello, responder))) = must_go.run_until_cancelled(hello).await else { return };
+    if let Err(failure) = source_allowed(&line, hello.role).await {
+        return responder.fail(failure);
+    }
     match hello.role {
         1 => match known_agent(&line, &hello).await {
             Ok((computer, device)) => {
@@ -204,7 +222,25 @@ async fn welcome(line: &Line, responder: Responder, keepalive: Duration) {
         check_in_ms: shared.check_in_ms,
         relays: relays.unwrap_or_default(),
         installation: shared.installation.root().fingerprint().to_string(),
+        web_login: shared.logins.settings.mfa == MfaRule::PhishingResistant,
     }));
+}
+
+/// Where this kind of device may come from.
+async fn source_allowed(line: &Line, role: u32) -> Result<(), wire::Failure> {
+    let allowed = &line.shared.sources;
+    let (networks, kind) = match role {
+        2 => (&allowed.consoles, "console"),
+        3 => (&allowed.relays, "relay"),
+        // A device that enrols is an agent or a relay; as what it comes later is judged then.
+        4 => return Ok(()),
+        _ => (&allowed.agents, "agent"),
+    };
+    if is_allowed(networks, line.source.ip()) {
+        return Ok(());
+    }
+    line.shared.strangers.refused(&line.shared, line.from(), kind).await;
+    Err(fail(failure::SOURCE_NOT_ALLOWED, "not from this network"))
 }
 
 fn not_enrolled() -> wire::Failure {

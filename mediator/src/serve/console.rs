@@ -12,7 +12,8 @@ use adit_runtime::time::unix_ms;
 use prost::Message;
 
 use super::{
-    agent, connection::Line, credentials, logins, logins::Use, mfa, open, refusals, requests,
+    agent, connection::Line, credentials, device, logins, logins::Use, mfa, open, refusals,
+    requests,
 };
 use crate::{
     authz::{Decision, Holder, Spot},
@@ -67,28 +68,40 @@ pub(super) async fn serve(mut line: Line, noise: [u8; 32], mut login: Option<Log
         let Some(request) = line.next().await else { break };
         let (body, responder) = request.into_parts();
         match body {
-            Body::Login(wish) => {
-                match line.shared.logins.login(wish, identity, line.source).await {
-                    Ok((told, token)) => {
-                        login = Some(token);
-                        let row = line.shared.logins.session(token, identity, Use::Act).await;
-                        let partner =
-                            row.map_or_else(|_| line.shared.home.clone(), |r| r.account.partner_id);
-                        line.proved(&partner);
-                        line.peer.trust();
-                        responder.reply(Body::LoggedIn(told));
-                    }
-                    Err(refusal) => {
-                        failures += 1;
-                        refuse(responder, refusal);
-                    }
+            Body::Login(wish) => match line.shared.logins.login(wish, line.from()).await {
+                Ok((told, token)) => {
+                    login = Some(token);
+                    logged_in(&mut line, told, token, responder).await;
                 }
-            }
+                Err(refusal) => {
+                    failures += 1;
+                    refuse(responder, refusal);
+                }
+            },
+            Body::DeviceLogin(wish) => device::begin(&line, &wish, responder),
+            Body::DeviceLoginPoll(wish) => match device::poll(&line, &wish).await {
+                device::Answer::LoggedIn(told, token) => {
+                    login = Some(token);
+                    logged_in(&mut line, told, token, responder).await;
+                }
+                device::Answer::Pending => {
+                    responder.reply(Body::DevicePending(wire::DevicePending {}));
+                }
+                device::Answer::Refused(refusal) => refuse(responder, refusal),
+            },
             Body::Ping(_) => responder.reply(Body::Done(wire::Done {})),
             body => handle(&line, &mut login, body, responder).await,
         }
     }
     broker.act(move |driver, now| driver.disconnected(id, None, now)).await;
+}
+
+async fn logged_in(line: &mut Line, told: wire::LoggedIn, token: LoginId, responder: Responder) {
+    let row = line.shared.logins.session(token, line.identity, Use::Act).await;
+    let partner = row.map_or_else(|_| line.shared.home.clone(), |row| row.account.partner_id);
+    line.proved(&partner);
+    line.peer.trust();
+    responder.reply(Body::LoggedIn(told));
 }
 
 fn refuse(responder: Responder, refusal: Refusal) {
@@ -107,7 +120,7 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
         Ok(row) => row,
         Err(refusal) => return refuse(responder, refusal),
     };
-    if row.is_limited(shared.logins.settings.mfa_required) && !mfa::is_for_limited(&body) {
+    if row.is_limited(shared.logins.settings.mfa) && !mfa::is_for_limited(&body) {
         return mfa::refuse_limited(line, &row, responder).await;
     }
     match body {
@@ -118,7 +131,7 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
         | Body::TotpConfirm(_)
         | Body::RecoveryRenew(_)
         | Body::FactorRemove(_) => mfa::handle(line, &row, body, responder).await,
-        Body::Logout(_) => match shared.logins.logout(&row, line.identity, line.source).await {
+        Body::Logout(_) => match shared.logins.logout(&row, line.from()).await {
             Ok(()) => {
                 *login = None;
                 let affected = Affected::Login(row.id);

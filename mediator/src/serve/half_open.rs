@@ -12,7 +12,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 /// A source: an IPv4 address, or the /64 that one IPv6 host usually has (RFC 4291 §2.5.4).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) enum Source {
     V4([u8; 4]),
     V6([u8; 8]),

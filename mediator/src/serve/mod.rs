@@ -9,21 +9,27 @@ mod allowance;
 mod connection;
 mod console;
 mod credentials;
+mod device;
 mod driver;
 mod enroll;
 mod half_open;
 mod listen;
 mod logins;
-mod mfa;
+pub(crate) mod mfa;
 mod open;
 mod refusals;
 mod relay;
 mod requests;
 pub(crate) mod review;
 mod run;
-mod second;
+pub(crate) mod second;
+mod strangers;
 
 pub(crate) use driver::{BrokerHandle, Driver};
 pub(crate) use half_open::{Admitted, Source};
-pub(crate) use logins::Use;
+pub(crate) use logins::{
+    Origin, Use,
+    page::{First, Passed, Voucher},
+    token_id, token_text,
+};
 pub(crate) use run::{Shared, run};

@@ -27,14 +27,15 @@ use zeroize::Zeroizing;
 
 use super::{
     BrokerHandle, allowance::Allowances, driver, half_open::HalfOpen, listen, logins::Logins,
-    review, review::Rules,
+    review, review::Rules, strangers::Strangers,
 };
 use crate::{
     admin::{AdminContext, AdminRequest, actor::Actor, handle},
-    config::{PROGRAM, Settings},
+    config::{AllowedSources, PROGRAM, Settings},
     http,
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     installation::Installation,
+    pages::Pages,
     place::{MediatorDir, Ports, store_error},
     proof,
     store::{
@@ -77,6 +78,10 @@ pub(crate) struct Shared {
     pub(crate) next_connection: AtomicU64,
     /// Of consoles, for the API.
     pub(crate) api_tokens: http::Tokens,
+    /// Networks from which peers may come, and who came from elsewhere lately.
+    pub(crate) sources: AllowedSources,
+    pub(crate) strangers: Strangers,
+    pub(crate) pages: Pages,
 }
 
 /// Serves until told to stop.
@@ -235,6 +240,8 @@ impl Server {
         )
         .ok_or_else(crypto)?;
         let rules = Rules::default();
+        let public_port = if settings.port == 0 { ports.port } else { settings.port };
+        let pages = Pages::new(settings, public_port)?;
         let reviews = review::run(rules.clone(), store.clone(), broker.clone(), stop.clone());
         essential.spawn_essential("reviews", reviews);
         essential.spawn_essential("receipts", sweep_receipts(writer.clone(), stop.clone()));
@@ -272,6 +279,9 @@ impl Server {
             allowances: Arc::default(),
             next_connection: AtomicU64::new(1),
             api_tokens: http::Tokens::default(),
+            sources: settings.sources.clone(),
+            strangers: Strangers::default(),
+            pages,
         });
         let control_cert = live(installation.server())?;
         let web_cert = live(web_pair(settings, &installation)?)?;

@@ -1,84 +1,136 @@
-//! Whether a code that somebody shows is a second factor of the account, and using it up.
+//! Whether what somebody shows is a second factor of the account, and using it up.
 //!
-//! Judged only after the password was right. What counts once is used up in the transaction that
-//! makes or refreshes the login: of two that show the same code one fails, also across a restart.
+//! Judged only after the first factor was right. What counts once is used up in the transaction
+//! that makes or refreshes the login: of two that show the same code one fails, also across a
+//! restart.
 
 use zeroize::Zeroizing;
 
 use crate::{
-    mfa::{self, Shown, recovery, totp::TotpSecret},
+    config::MfaRule,
+    mfa::{self, KeyShown, Shown, recovery, totp::TotpSecret},
     store::{
         StoreError, WriteTx,
         factors::{self, FactorRow},
     },
     vault::wrap::{WrapError, WrappingKeys},
+    webauthn::{KeyError, ceremony, ceremony::Credential},
 };
 
-/// What a code comes to.
+/// What it comes to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Judged {
+pub(crate) enum Judged {
     /// The account has no second factor.
     NotNeeded,
     /// It has, and nothing was shown.
     Missing,
-    /// It has, and this is none.
-    Wrong,
+    /// It has security keys and must use them, and something else was shown.
+    Weak,
+    /// It has, and this is none; with the word for the record.
+    Wrong(&'static str),
     /// A one-time code of this factor, not used up yet.
     Step { factor: String, step: u64 },
     /// The hash of a recovery code, which may be there.
     Recovery([u8; 32]),
+    /// A security key, and its counter.
+    Key { factor: String, counter: u32 },
 }
+
+/// A wrong code, as recorded.
+const WRONG: Judged = Judged::Wrong("second_factor");
 
 impl Judged {
     /// As recorded.
-    pub(super) fn method(&self) -> &'static str {
+    pub(crate) fn method(&self) -> &'static str {
         match self {
-            Self::NotNeeded | Self::Missing | Self::Wrong => mfa::NONE,
+            Self::NotNeeded | Self::Missing | Self::Weak | Self::Wrong(_) => mfa::NONE,
             Self::Step { .. } => mfa::TOTP,
             Self::Recovery(_) => mfa::RECOVERY,
+            Self::Key { .. } => mfa::WEBAUTHN,
         }
     }
 
     /// Uses it up; false if that was done already.
-    pub(super) async fn use_up(&self, tx: &mut WriteTx, account: &str) -> Result<bool, StoreError> {
+    pub(crate) async fn use_up(&self, tx: &mut WriteTx, account: &str) -> Result<bool, StoreError> {
         match self {
             Self::NotNeeded => Ok(true),
-            Self::Missing | Self::Wrong => Ok(false),
+            Self::Missing | Self::Weak | Self::Wrong(_) => Ok(false),
             Self::Step { factor, step } => factors::use_step(tx, factor, *step).await,
             Self::Recovery(hash) => factors::use_recovery(tx, account, *hash).await,
+            Self::Key { factor, counter } => {
+                factors::use_counter(tx, factor, u64::from(*counter)).await
+            }
         }
     }
 }
 
-/// Judges what was shown by the factors of the account that the password fits.
-pub(super) fn judge(
+/// Judges what was shown by the factors of the account that the first factor fits, and the rule
+/// that it is under.
+pub(crate) fn judge(
     keys: &WrappingKeys,
     account: &str,
     factors: &[FactorRow],
-    shown: &Shown,
+    (shown, rule): (&Shown, MfaRule),
     now_ms: u64,
 ) -> Result<Judged, WrapError> {
-    let mut confirmed = factors.iter().filter(|factor| factor.confirmed).peekable();
-    if confirmed.peek().is_none() {
+    let confirmed: Vec<&FactorRow> = factors.iter().filter(|factor| factor.confirmed).collect();
+    if confirmed.is_empty() {
         return Ok(Judged::NotNeeded);
     }
+    let has_key = confirmed.iter().any(|factor| factor.kind == mfa::WEBAUTHN);
+    let only_keys = rule == MfaRule::PhishingResistant && has_key;
     match shown {
+        Shown::Key(shown) => key(keys, &confirmed, shown),
+        _ if only_keys => Ok(Judged::Weak),
         Shown::Nothing => Ok(Judged::Missing),
-        Shown::Junk => Ok(Judged::Wrong),
+        Shown::Junk => Ok(WRONG),
         Shown::Recovery(code) => Ok(Judged::Recovery(recovery::hash(account, code))),
         Shown::Totp(code) => {
-            for factor in confirmed.filter(|factor| factor.kind == mfa::TOTP) {
+            for factor in confirmed.iter().filter(|factor| factor.kind == mfa::TOTP) {
                 if let Some(step) = step(keys, factor, code, now_ms)? {
                     return Ok(Judged::Step { factor: factor.id.clone(), step });
                 }
             }
-            Ok(Judged::Wrong)
+            Ok(WRONG)
         }
     }
 }
 
+fn key(
+    keys: &WrappingKeys,
+    confirmed: &[&FactorRow],
+    shown: &KeyShown,
+) -> Result<Judged, WrapError> {
+    for factor in confirmed.iter().filter(|factor| factor.kind == mfa::WEBAUTHN) {
+        let credential = credential(keys, factor)?;
+        if credential.id != shown.assertion.id {
+            continue;
+        }
+        let (challenge, party) = (&shown.challenge, &shown.party);
+        return Ok(
+            match ceremony::shown(&shown.assertion, challenge, party, &credential, factor.last_step)
+            {
+                Ok(counter) => Judged::Key { factor: factor.id.clone(), counter },
+                // Two devices have the same key: the record says so.
+                Err(KeyError::Counter) => Judged::Wrong("security_key_copied"),
+                Err(error) => {
+                    tracing::info!(%error, "a security key was not accepted");
+                    Judged::Wrong("security_key")
+                }
+            },
+        );
+    }
+    Ok(Judged::Wrong("security_key"))
+}
+
+/// A security key as it is stored.
+pub(crate) fn credential(keys: &WrappingKeys, factor: &FactorRow) -> Result<Credential, WrapError> {
+    let stored = keys.open(factor.place(), &factor.secret)?;
+    Credential::from_bytes(&stored).ok_or(WrapError::Damaged)
+}
+
 /// The step of a factor's code, if it is right and later than the last one.
-pub(super) fn step(
+pub(crate) fn step(
     keys: &WrappingKeys,
     factor: &FactorRow,
     code: &Zeroizing<String>,

@@ -4,6 +4,7 @@ use adit_protocol::keys::PublicKey;
 use sqlx::{AnyPool, any::AnyRow};
 
 use super::{Columns, StoreError, WriteTx, bigint, devices, fresh_id, tenants};
+use crate::{config::MfaRule, mfa};
 
 /// Hash of a session token.
 pub(crate) type LoginId = [u8; 32];
@@ -27,15 +28,23 @@ pub(crate) struct AccountRow {
 }
 
 impl AccountRow {
-    /// Is a login without a second factor good for setting one up only? `everybody`: the
-    /// installation's setting.
-    pub(crate) fn requires_mfa(&self, everybody: bool) -> bool {
+    /// Which second factor a login takes. `everybody`: the installation's setting.
+    pub(crate) fn mfa_rule(&self, everybody: MfaRule) -> MfaRule {
         let asked = match self.mfa {
             MfaPolicy::Default => everybody,
-            MfaPolicy::Required => true,
-            MfaPolicy::OnceSetUp => false,
+            MfaPolicy::Required => everybody.max(MfaRule::Required),
+            MfaPolicy::OnceSetUp => MfaRule::OnceSetUp,
+            MfaPolicy::PhishingResistant => MfaRule::PhishingResistant,
         };
-        asked || self.factors > 0 || self.short_password
+        match self.factors > 0 || self.short_password {
+            true => asked.max(MfaRule::Required),
+            false => asked,
+        }
+    }
+
+    /// Is a login without a second factor good for setting one up only?
+    pub(crate) fn requires_mfa(&self, everybody: MfaRule) -> bool {
+        self.mfa_rule(everybody) >= MfaRule::Required
     }
 }
 
@@ -48,6 +57,8 @@ pub(crate) enum MfaPolicy {
     Required,
     /// No.
     OnceSetUp,
+    /// Yes, and one that resists phishing.
+    PhishingResistant,
 }
 
 impl MfaPolicy {
@@ -57,6 +68,7 @@ impl MfaPolicy {
             Self::Default => "default",
             Self::Required => "required",
             Self::OnceSetUp => "once_set_up",
+            Self::PhishingResistant => "phishing-resistant",
         }
     }
 
@@ -65,6 +77,7 @@ impl MfaPolicy {
             Self::Default => 0,
             Self::Required => 1,
             Self::OnceSetUp => 2,
+            Self::PhishingResistant => 3,
         }
     }
 
@@ -72,6 +85,7 @@ impl MfaPolicy {
         match number {
             0 => Self::Default,
             2 => Self::OnceSetUp,
+            3 => Self::PhishingResistant,
             // What a later version wrote is read strictly.
             _ => Self::Required,
         }
@@ -81,11 +95,22 @@ impl MfaPolicy {
 /// What somebody showed for a login, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Proof {
-    /// `none`, `totp`, `recovery`: how the second factor was shown last.
+    /// `none`, `totp`, `recovery`, `webauthn`, `oidc`: how the second factor was shown last.
     pub(crate) mfa: String,
     pub(crate) mfa_ms: Option<u64>,
     /// When the password was.
     pub(crate) authenticated_ms: u64,
+}
+
+impl Proof {
+    /// Is a login with this proof good for setting up a second factor only?
+    pub(crate) fn is_limited(&self, rule: MfaRule) -> bool {
+        match rule {
+            MfaRule::OnceSetUp => false,
+            MfaRule::Required => self.mfa_ms.is_none(),
+            MfaRule::PhishingResistant => !mfa::resists_phishing(&self.mfa),
+        }
+    }
 }
 
 /// A login that may be used.
@@ -113,8 +138,8 @@ impl LoginRow {
     }
 
     /// Is it good for setting up a second factor only?
-    pub(crate) fn is_limited(&self, everybody: bool) -> bool {
-        self.proof.mfa_ms.is_none() && self.account.requires_mfa(everybody)
+    pub(crate) fn is_limited(&self, everybody: MfaRule) -> bool {
+        self.proof.is_limited(self.account.mfa_rule(everybody))
     }
 }
 
@@ -177,6 +202,18 @@ pub(crate) async fn by_name(pool: &AnyPool, name: &str) -> Result<Option<Account
     );
     let row = sqlx::query(sqlx::AssertSqlSafe(statement))
         .bind(tenants::name_key(name))
+        .fetch_optional(pool)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// By id.
+pub(crate) async fn by_id(pool: &AnyPool, id: &str) -> Result<Option<AccountRow>, StoreError> {
+    let statement = format!(
+        "SELECT {ACCOUNT} FROM account a JOIN partner p ON p.id = a.partner_id WHERE a.id = $1"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(id.to_owned())
         .fetch_optional(pool)
         .await?;
     row.as_ref().map(read).transpose()
@@ -326,22 +363,27 @@ pub(crate) async fn end_logins(tx: &mut WriteTx, account: &str) -> Result<(), St
     Ok(())
 }
 
-/// Ends the logins of an account for which no second factor was shown.
+/// Ends the logins of an account whose second factor was shown in one of these ways.
 pub(crate) async fn end_logins_without_mfa(
     tx: &mut WriteTx,
     account: &str,
+    weak: &[&str],
 ) -> Result<Vec<LoginId>, StoreError> {
-    let rows = sqlx::query(
-        "DELETE FROM login WHERE account_id = $1 AND mfa_ms IS NULL RETURNING token_hash",
-    )
-    .bind(account.to_owned())
-    .fetch_all(tx.sql())
-    .await?;
-    let id = |row: &AnyRow| {
-        let bytes = row.blob("token_hash")?;
-        bytes.try_into().map_err(|_| StoreError::Corrupt("login".into()))
-    };
-    rows.iter().map(id).collect()
+    let mut ended = Vec::new();
+    for method in weak {
+        let rows = sqlx::query(
+            "DELETE FROM login WHERE account_id = $1 AND mfa = $2 RETURNING token_hash",
+        )
+        .bind(account.to_owned())
+        .bind((*method).to_owned())
+        .fetch_all(tx.sql())
+        .await?;
+        for row in rows {
+            let bytes = row.blob("token_hash")?;
+            ended.push(bytes.try_into().map_err(|_| StoreError::Corrupt("login".into()))?);
+        }
+    }
+    Ok(ended)
 }
 
 /// Notes what was shown for a login, and until when it holds.
@@ -477,6 +519,19 @@ pub(crate) async fn login_lives(
     let row = sqlx::query("SELECT expires_ms FROM login WHERE token_hash = $1")
         .bind(login.to_vec())
         .fetch_optional(pool)
+        .await?;
+    row.map_or(Ok(false), |row| Ok(now_ms < row.number("expires_ms")?))
+}
+
+/// The same inside a transaction.
+pub(crate) async fn login_lives_in(
+    tx: &mut WriteTx,
+    login: LoginId,
+    now_ms: u64,
+) -> Result<bool, StoreError> {
+    let row = sqlx::query("SELECT expires_ms FROM login WHERE token_hash = $1")
+        .bind(login.to_vec())
+        .fetch_optional(tx.sql())
         .await?;
     row.map_or(Ok(false), |row| Ok(now_ms < row.number("expires_ms")?))
 }

@@ -160,6 +160,29 @@ pub(crate) async fn use_step(tx: &mut WriteTx, id: &str, step: u64) -> Result<bo
     Ok(done.rows_affected() == 1)
 }
 
+/// Notes the counter of a security key; false if it, or a later one, was seen already. Zero means
+/// that the key does not count (WebAuthn §6.1.1).
+pub(crate) async fn use_counter(
+    tx: &mut WriteTx,
+    id: &str,
+    counter: u64,
+) -> Result<bool, StoreError> {
+    let now = bigint(tx.now_ms());
+    let done = sqlx::query(
+        "UPDATE factor SET last_step = $1, used_ms = $2 \
+         WHERE id = $3 AND confirmed_ms IS NOT NULL \
+         AND (last_step < $4 OR (last_step = 0 AND $5 = 0))",
+    )
+    .bind(bigint(counter))
+    .bind(now)
+    .bind(id.to_owned())
+    .bind(bigint(counter))
+    .bind(bigint(counter))
+    .execute(tx.sql())
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
 /// Lets a factor count from now on, its first code used up; false if it is not there to be
 /// confirmed.
 pub(crate) async fn confirm(

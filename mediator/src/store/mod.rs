@@ -20,6 +20,7 @@ pub(crate) mod erasures;
 pub(crate) mod factors;
 pub(crate) mod integrity;
 pub(crate) mod locks;
+pub(crate) mod oidc;
 pub(crate) mod relays;
 pub(crate) mod sessions;
 pub(crate) mod tenants;

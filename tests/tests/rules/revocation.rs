@@ -55,6 +55,7 @@ fn disabled_users_and_ended_sessions_lose_their_tunnels_within_5_s() -> Result<(
     site.start()?;
     let server = TcpServer::start("127.0.0.1:0")?;
     site.ask("mediator", &["user", "add", "ann", "--password-stdin", "--json"], PASSWORD)?;
+    site.ask("mediator", &["user", "mfa", "optional", "ann", "--json"], "")?;
     let url = site.url.clone();
     let args = ["login", &url, "--user", "ann", "--password-stdin", "--fingerprint"];
     let args = [&args[..], &[&site.fingerprint, "--json"]].concat();

@@ -1,0 +1,304 @@
+//! Talking to an identity provider: discovery, its keys, and the code for a token.
+//!
+//! HTTPS only, also for what the provider's own document names; no redirect is followed; answers
+//! are bounded in bytes and time. What is learnt is kept for an hour; an unknown key asks anew, but
+//! not more than once a minute.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use adit_net::{
+    proxy::{Dialer, ProxyConfig},
+    tls::{outgoing, read_pem_chain},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use serde::Deserialize;
+use tokio::task::JoinSet;
+use zeroize::Zeroizing;
+
+use super::{
+    Provider, encode,
+    token::{self, Claims, Expected, Key, TokenError},
+};
+
+/// Time for one request.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Bytes of an answer.
+const MAX_ANSWER: usize = 256 * 1024;
+/// Bytes of a secret's file or a certificate's.
+const MAX_FILE: u64 = 64 * 1024;
+/// How long documents and keys are kept.
+const KEEP: Duration = Duration::from_secs(3600);
+/// Not asked again within this time for a key that is not known.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// Providers whose documents are kept.
+const MAX_KEPT: usize = 256;
+
+/// Why nothing came of it. Logged; people are told that it did not work.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoteError {
+    /// An address that is not `https`, or cannot be read.
+    #[error("\"{0}\" is not an https address")]
+    Address(String),
+    /// No connection.
+    #[error("the identity provider cannot be reached: {0}")]
+    Unreachable(String),
+    /// It answered something else.
+    #[error("the identity provider answered {0}")]
+    Status(StatusCode),
+    /// Its answer cannot be used.
+    #[error("the identity provider's {0} cannot be used")]
+    Answer(&'static str),
+    /// A file of ours is missing.
+    #[error("{0} cannot be read: {1}")]
+    File(String, std::io::Error),
+    /// The token does not count.
+    #[error("the identity provider's token is refused: {0}")]
+    Token(#[from] TokenError),
+}
+
+/// What a provider says of itself (OpenID Connect Discovery §3).
+#[derive(Clone, Deserialize)]
+struct Document {
+    issuer: String,
+    authorization_endpoint: String,
+    token_endpoint: String,
+    jwks_uri: String,
+    #[serde(default)]
+    token_endpoint_auth_methods_supported: Vec<String>,
+}
+
+#[derive(Clone)]
+struct Kept {
+    document: Document,
+    keys: Arc<Vec<Key>>,
+    at: Instant,
+}
+
+/// What is known of providers.
+pub(crate) struct Remote {
+    dialer: Dialer,
+    kept: Mutex<BTreeMap<String, Kept>>,
+}
+
+impl Remote {
+    /// Knows nothing yet; the machine's proxy setting holds.
+    pub(crate) fn new() -> Self {
+        let proxy = ProxyConfig { from_env: true, ..ProxyConfig::default() };
+        // A proxy setting that cannot be read must not be gone around: nothing resolves then.
+        let dialer = Dialer::new(&proxy).unwrap_or_else(|error| {
+            tracing::error!(%error, "proxy setting ignored");
+            Dialer::direct()
+        });
+        Self { dialer, kept: Mutex::default() }
+    }
+
+    /// Where browsers log in.
+    pub(crate) async fn authorization_endpoint(
+        &self,
+        provider: &Provider,
+    ) -> Result<String, RemoteError> {
+        let kept = self.known(provider, KEEP).await?;
+        https(&kept.document.authorization_endpoint)?;
+        Ok(kept.document.authorization_endpoint)
+    }
+
+    /// The code that a browser brought, for what the provider says of the person.
+    pub(crate) async fn redeem(
+        &self,
+        provider: &Provider,
+        (code, verifier, redirect): (&str, &str, &str),
+        (nonce, now_s): (&str, u64),
+    ) -> Result<Claims, RemoteError> {
+        let kept = self.known(provider, KEEP).await?;
+        let token = self.exchange(provider, &kept.document, (code, verifier, redirect)).await?;
+        let expected =
+            Expected { issuer: &provider.issuer, client_id: &provider.client_id, nonce, now_s };
+        match token::verify(&token, &kept.keys, &expected) {
+            // Its keys may have changed since.
+            Err(TokenError::UnknownKey) => {
+                let kept = self.known(provider, ASK_AGAIN).await?;
+                Ok(token::verify(&token, &kept.keys, &expected)?)
+            }
+            judged => Ok(judged?),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        provider: &Provider,
+        document: &Document,
+        (code, verifier, redirect): (&str, &str, &str),
+    ) -> Result<Zeroizing<String>, RemoteError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            id_token: Option<String>,
+        }
+        let mut form = vec![
+            ("grant_type", "authorization_code"),
+            ("code", code),
+            ("redirect_uri", redirect),
+            ("code_verifier", verifier),
+        ];
+        let secret = match provider.secret_file.as_str() {
+            "" => None,
+            file => Some(secret_of(file)?),
+        };
+        let methods = &document.token_endpoint_auth_methods_supported;
+        // RFC 6749 §2.3.1: basic unless only the other is offered.
+        let basic = methods.is_empty() || methods.iter().any(|m| m == "client_secret_basic");
+        let mut authorization = None;
+        match &secret {
+            Some(secret) if basic => authorization = Some(basic_header(provider, secret)),
+            Some(secret) => {
+                form.push(("client_id", &provider.client_id));
+                form.push(("client_secret", secret));
+            }
+            None => form.push(("client_id", &provider.client_id)),
+        }
+        let body = Zeroizing::new(encode(&form));
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+        if let Some(value) = &authorization {
+            request = request.header(header::AUTHORIZATION, value.as_str());
+        }
+        let answer =
+            self.send(provider, &document.token_endpoint, request, body.as_bytes()).await?;
+        let answer: Answer =
+            serde_json::from_slice(&answer).map_err(|_| RemoteError::Answer("token answer"))?;
+        answer.id_token.map(Zeroizing::new).ok_or(RemoteError::Answer("token answer"))
+    }
+
+    async fn known(&self, provider: &Provider, keep: Duration) -> Result<Kept, RemoteError> {
+        let key = format!("{} {} {}", provider.id, provider.issuer, provider.ca_file);
+        let there = self.kept().get(&key).filter(|kept| kept.at.elapsed() < keep).cloned();
+        if let Some(kept) = there {
+            return Ok(kept);
+        }
+        let issuer = provider.issuer.trim_end_matches('/');
+        let address = format!("{issuer}/.well-known/openid-configuration");
+        let document = self.get(provider, &address).await?;
+        let document: Document =
+            serde_json::from_slice(&document).map_err(|_| RemoteError::Answer("description"))?;
+        if document.issuer != provider.issuer {
+            return Err(RemoteError::Token(TokenError::Issuer));
+        }
+        let set = self.get(provider, &document.jwks_uri).await?;
+        let keys = Arc::new(token::keys(&set).ok_or(RemoteError::Answer("key set"))?);
+        let kept = Kept { document, keys, at: Instant::now() };
+        let mut all = self.kept();
+        if all.len() >= MAX_KEPT {
+            all.clear();
+        }
+        all.insert(key, kept.clone());
+        Ok(kept)
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn get(&self, provider: &Provider, address: &str) -> Result<Bytes, RemoteError> {
+        self.send(provider, address, Request::builder().method(Method::GET), b"").await
+    }
+
+    async fn send(
+        &self,
+        provider: &Provider,
+        address: &str,
+        request: http::request::Builder,
+        body: &[u8],
+    ) -> Result<Bytes, RemoteError> {
+        let exchange = self.exchange_bytes(provider, address, request, body);
+        match tokio::time::timeout(DEADLINE, exchange).await {
+            Ok(answer) => answer,
+            Err(_) => Err(RemoteError::Unreachable("no answer in time".into())),
+        }
+    }
+
+    async fn exchange_bytes(
+        &self,
+        provider: &Provider,
+        address: &str,
+        request: http::request::Builder,
+        body: &[u8],
+    ) -> Result<Bytes, RemoteError> {
+        let unreachable =
+            |error: &dyn std::fmt::Display| RemoteError::Unreachable(error.to_string());
+        let (uri, host, port) = https(address)?;
+        let roots = match provider.ca_file.as_str() {
+            "" => Vec::new(),
+            file => read_pem_chain(&read(file)?).map_err(|_| RemoteError::Answer("authority"))?,
+        };
+        let connector = outgoing(roots, &[b"http/1.1"]).map_err(|error| unreachable(&error))?;
+        let name = ServerName::try_from(host.clone())
+            .map_err(|_| RemoteError::Address(address.to_owned()))?;
+        let dialed = self.dialer.dial(&host, port, DEADLINE).await;
+        let stream = dialed.map_err(|error| unreachable(&error))?.stream;
+        let tls = connector.connect(name, stream).await.map_err(|error| unreachable(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
+            .await
+            .map_err(|error| unreachable(&error))?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(connection);
+        let target = uri.path_and_query().map_or("/", |target| target.as_str());
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let request = request
+            .uri(target)
+            .header(header::HOST, authority)
+            .header(header::ACCEPT, "application/json")
+            .body(Full::new(Bytes::copy_from_slice(body)))
+            .map_err(|error| unreachable(&error))?;
+        let answer = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
+        if answer.status() != StatusCode::OK {
+            return Err(RemoteError::Status(answer.status()));
+        }
+        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+        Ok(body.map_err(|_| RemoteError::Answer("answer"))?.to_bytes())
+    }
+}
+
+/// An `https` address with its host and port.
+pub(crate) fn https(address: &str) -> Result<(Uri, String, u16), RemoteError> {
+    let wrong = || RemoteError::Address(address.to_owned());
+    let uri: Uri = address.parse().map_err(|_| wrong())?;
+    let plain = uri.scheme_str() == Some("https")
+        && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+    let host = uri.host().filter(|_| plain).ok_or_else(wrong)?;
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let port = uri.port_u16().unwrap_or(443);
+    Ok((uri, host, port))
+}
+
+/// RFC 6749 §2.3.1: both are form-encoded first.
+fn basic_header(provider: &Provider, secret: &str) -> Zeroizing<String> {
+    let part = |text: &str| encode(&[("", text)]).trim_start_matches('=').to_owned();
+    let pair = Zeroizing::new(format!("{}:{}", part(&provider.client_id), part(secret)));
+    Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())))
+}
+
+fn secret_of(file: &str) -> Result<Zeroizing<String>, RemoteError> {
+    let bytes = Zeroizing::new(read(file)?);
+    let text = std::str::from_utf8(&bytes).map_err(|_| RemoteError::Answer("secret"))?;
+    Ok(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
+fn read(file: &str) -> Result<Vec<u8>, RemoteError> {
+    let failed = |error| RemoteError::File(file.to_owned(), error);
+    let path = Path::new(file);
+    let length = std::fs::metadata(path).map_err(failed)?.len();
+    if length > MAX_FILE {
+        return Err(failed(std::io::ErrorKind::FileTooLarge.into()));
+    }
+    std::fs::read(path).map_err(failed)
+}
