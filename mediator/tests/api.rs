@@ -142,8 +142,11 @@ fn expectations() -> Vec<Expectation> {
         on("users.group", USERS, GROUP),
         on("users.ungroup", USERS, GROUP),
         expect("devices.list", USERS),
-        on("devices.disable", USERS, &[("device", "{device}")]),
-        or(&[200, 404], on("devices.enable", USERS, &[("device", "{device}")])),
+        Expectation { names: false, ..on("devices.disable", USERS, &[("device", "{device}")]) },
+        or(
+            &[200, 404],
+            Expectation { names: false, ..on("devices.enable", USERS, &[("device", "{device}")]) },
+        ),
         expect("api_keys.list", USERS),
         with(
             r#"{"name":"{new}","public_key":"{key}","role":"{role}"}"#,

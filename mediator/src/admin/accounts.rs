@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    actor::{Actor, LOCAL, not_found},
+    actor::{Actor, LOCAL},
     handle::AdminContext,
     users,
 };
@@ -276,13 +276,6 @@ async fn device(
     let reason = checked(reason)?;
     actor.may_at_home(context, users::MANAGE).await?;
     let of = actor.partner_id().map(str::to_owned);
-    if let Some(partner) = &of
-        && !locks::is_of_partner(&context.store.readers, fingerprint, partner)
-            .await
-            .map_err(store_error)?
-    {
-        return Err(not_found("device"));
-    }
     let home = match &of {
         Some(partner) => partner.clone(),
         None => context.home().await.map_err(store_error)?,

@@ -5,6 +5,9 @@ use sqlx::AnyPool;
 
 use super::{Columns, StoreError, WriteTx, bigint};
 
+/// Devices that one partner switches off for its own users.
+const MAX_BLOCKED: u64 = 10_000;
+
 /// A device or client that is switched off.
 pub(crate) struct Lock {
     /// Fingerprint, or the client's id.
@@ -64,29 +67,6 @@ pub(crate) async fn devices(
         .collect()
 }
 
-/// Whether a user of the partner ever logged in with the device, or the partner switched it off.
-pub(crate) async fn is_of_partner(
-    pool: &AnyPool,
-    device: Fingerprint,
-    partner: &str,
-) -> Result<bool, StoreError> {
-    let rows = sqlx::query(
-        "SELECT DISTINCT d.device AS device FROM known_device d \
-         JOIN account a ON a.id = d.account_id WHERE a.partner_id = $1",
-    )
-    .bind(partner.to_owned())
-    .fetch_all(pool)
-    .await?;
-    for row in &rows {
-        let key = PublicKey::from_slice(&row.blob("device")?);
-        if key.is_ok_and(|key| key.fingerprint() == device) {
-            return Ok(true);
-        }
-    }
-    let blocked = devices(pool, Some(partner)).await?;
-    Ok(blocked.iter().any(|lock| lock.what == device.to_string()))
-}
-
 /// Switches a device off, for everybody or for the users of a partner, and ends their logins
 /// with it; their number.
 pub(crate) async fn disable_device(
@@ -95,6 +75,16 @@ pub(crate) async fn disable_device(
     partner: Option<&str>,
     reason: &str,
 ) -> Result<u64, StoreError> {
+    if let Some(partner) = partner {
+        let row =
+            sqlx::query("SELECT COUNT(*) AS count FROM partner_device_block WHERE partner_id = $1")
+                .bind(partner.to_owned())
+                .fetch_one(tx.sql())
+                .await?;
+        if row.number("count")? >= MAX_BLOCKED {
+            return Err(StoreError::Taken("room for devices that are switched off"));
+        }
+    }
     let now = bigint(tx.now_ms());
     let statement = match partner {
         None => {

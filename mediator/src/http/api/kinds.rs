@@ -180,6 +180,11 @@ pub(crate) struct AuditLevel {
     pub(crate) level: u8,
 }
 
+/// What was destroyed, with the signed certificate.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+pub(crate) struct Destruction(pub(crate) Value);
+
 /// Why.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -412,8 +417,6 @@ kinds! {
     Client { client: String, client_id: String, computers: u64, locked: bool, }
     /// A client that was added.
     AddedClient { client: String, client_id: String, new_partner: bool, }
-    /// A client that was erased.
-    ErasedClient { client: String, computers_deleted: u64, entries_erased: u64, sessions_ended: u64, }
     /// A lockdown.
     Locked { client: String, locked: bool, sessions_ended: u64, }
     /// A computer.

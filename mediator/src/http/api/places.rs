@@ -114,7 +114,7 @@ async fn add_client(call: Call<Nothing, NewClient>) -> Answer<AddedClient> {
     call.one(AdminRequest::ClientAdd { path: call.body.client.clone() }).await.map(One)
 }
 
-async fn erase(call: Call<Nothing, Nothing>) -> Answer<ErasedClient> {
+async fn erase(call: Call<Nothing, Nothing>) -> Answer<Destruction> {
     call.one(AdminRequest::ClientErase { path: call.client() }).await.map(One)
 }
 

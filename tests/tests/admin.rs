@@ -1,0 +1,84 @@
+//! `console-tunnel admin` against a real mediator: what is done remotely, what it gives, how it
+//! fails.
+
+#![allow(clippy::indexing_slicing, reason = "JSON values give null for what is not there")]
+
+use adit_tests::{
+    process::text,
+    site::{SOON, Site, to_port},
+};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+const POLICY: &str = "[[allow]]\ntargets = [\"127.0.0.1\"]\nports = [\"1-65535\"]\n";
+
+/// One command, its lines, and that it did not fail.
+fn admin(site: &Site, args: &[&str]) -> Result<Vec<Value>> {
+    let done = site.run("console", &[&["admin"], args, &["--json"]].concat(), "")?;
+    ensure!(done.code == 0, "{args:?}: {done:?}");
+    Ok(done.lines())
+}
+
+#[test]
+fn an_administrator_works_remotely_and_what_is_withdrawn_ends() -> Result<()> {
+    let mut site = Site::local("admin")?;
+    site.start_mediator()?;
+    site.start_relay("relay")?;
+    site.start_agent("agent", POLICY)?;
+    site.login("console")?;
+    let me = admin(&site, &["me"])?;
+    ensure!(text(&me[0], "kind") == "console", "{me:?}");
+
+    // Users, roles, explanations.
+    let added = admin(&site, &["user", "add", "jane", "--role", "none"])?;
+    ensure!(text(&added[0], "password").len() > 12, "{added:?}");
+    let client = site.client();
+    let explain = ["explain", "jane", "agent", "ssh"];
+    let before = admin(&site, &explain)?;
+    ensure!(before[0]["allowed"] == false, "{before:?}");
+    let bind = ["role", "bind", "technician", "--user", "jane", "--client", &client];
+    let bound = admin(&site, &bind)?;
+    let after = admin(&site, &explain)?;
+    ensure!(after[0]["allowed"] == true, "{after:?}");
+    ensure!(text(&after[0], "rule").contains(text(&bound[0], "binding")), "{after:?}");
+    let past = admin(&site, &[&explain[..], &["--at", "1h"]].concat())?;
+    ensure!(past[0]["allowed"] == false, "{past:?}");
+    let users = admin(&site, &["user", "list"])?;
+    ensure!(users.iter().any(|user| text(user, "user") == "jane"), "{users:?}");
+    admin(&site, &["user", "disable", "jane"])?;
+    site.audited("who disabled the user", |event| {
+        text(event, "event") == "user.disabled" && !text(event, "device").is_empty()
+    })?;
+
+    // An API key: the private half stays here.
+    let file = site.artifacts().join("key.pem");
+    let file = file.to_str().context("path")?;
+    let create = ["api-key", "create", "inventory", "--key-file", file, "--role", "auditor"];
+    let key = admin(&site, &create)?;
+    ensure!(text(&key[0], "token").starts_with("adit-key-"), "{key:?}");
+    admin(&site, &["api-key", "revoke", text(&key[0], "key_id")])?;
+
+    // A live session ends within 5 s when it is ended from here.
+    let mut forward = site.forward(&["-L", &to_port(22)])?;
+    forward.process.wait("an active carrier", SOON, |e| text(e, "state") == "active")?;
+    let sessions = admin(&site, &["session", "list"])?;
+    let session = sessions.first().context("a session")?;
+    admin(&site, &["session", "end", text(session, "session_id")])?;
+    forward.process.wait("its end", SOON, |e| text(e, "event") == "closed")?;
+
+    // Failures have the codes and exits of the contract.
+    for (args, code, exit) in [
+        (&["user", "show", "nobody"][..], "not_found", 4),
+        (&["user", "add", "jane"], "name_taken", 1),
+        (&["relay", "list"], "not_permitted", 3),
+        (&["session", "end", "x"], "no_such_session", 4),
+        (&["client", "erase", "main/none"], "usage", 2),
+    ] {
+        let done = site.run("console", &[&["admin"], args, &["--json"]].concat(), "")?;
+        ensure!((done.error_code().as_str(), done.code) == (code, exit), "{args:?}: {done:?}");
+    }
+    // For people: a table, nothing on stdout when it fails.
+    let told = site.run("console", &["admin", "role", "list"], "")?;
+    ensure!(told.code == 0 && told.stdout.contains("PERMISSIONS"), "{told:?}");
+    Ok(())
+}
