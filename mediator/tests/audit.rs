@@ -113,27 +113,16 @@ impl Receiver {
     /// Waits until all entries of the log came, each in its order.
     async fn has_all_of(&self, mediator: &Mediator) {
         let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            // What is looked at now is itself an entry that comes later.
-            let entries = mediator.events();
-            let wanted = entries.last().unwrap()["seq"].as_u64().unwrap();
-            let mut last = None;
-            while Instant::now() < deadline {
-                last = self
-                    .got
-                    .lock()
-                    .unwrap()
-                    .values()
-                    .next()
-                    .and_then(|seqs| seqs.iter().max().copied());
-                if last >= Some(wanted) {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            assert!(last >= Some(wanted), "{last:?} of {wanted} came");
-            break;
+        // What is looked at now is itself an entry that comes later.
+        let entries = mediator.events();
+        let wanted = entries.last().unwrap()["seq"].as_u64().unwrap();
+        let mut last = None;
+        while last < Some(wanted) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let got = self.got.lock().unwrap();
+            last = got.values().next().and_then(|seqs| seqs.iter().max().copied());
         }
+        assert!(last >= Some(wanted), "{last:?} of {wanted} came");
         let got = self.got.lock().unwrap();
         assert_eq!(got.len(), 1, "one log");
         for seqs in got.values() {

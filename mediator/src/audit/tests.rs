@@ -26,6 +26,10 @@ use crate::{
 struct Dice(u64);
 
 impl Dice {
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[usize::try_from(self.roll(of.len() as u64)).unwrap()]
+    }
+
     fn roll(&mut self, sides: u64) -> u64 {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -80,14 +84,14 @@ impl Running {
 
 fn random_event(dice: &mut Dice) -> Event {
     let names = ["session.granted", "session.ended", "login.failed", "user.added"];
-    let mut event = Event::new(names[dice.roll(4) as usize], Level::Normal)
-        .actor(format!("Person{}", dice.roll(4)));
+    let mut event =
+        Event::new(dice.pick(&names), Level::Normal).actor(format!("Person{}", dice.roll(4)));
     if dice.roll(3) > 0 {
         event = event
             .computer(format!("PC-{}", dice.roll(5)))
             .computer_id(format!("id{}", dice.roll(5)))
             .client(format!("P/C{}", dice.roll(3)))
-            .redirector(["ssh", "rdp"][dice.roll(2) as usize])
+            .redirector(dice.pick(&["ssh", "rdp"]))
             .session_id(format!("s{}", dice.roll(40)));
     } else {
         event = event.extra_personal("user", format!("person{}", dice.roll(4)));
@@ -129,7 +133,7 @@ async fn a_search_finds_exactly_what_matches_whatever_the_clock_did() {
     let mut events = Vec::new();
     for n in 0..4_000 {
         // The clock jumps back and forth now and then.
-        let jump = [0, 0, 0, 3_000][dice.roll(4) as usize];
+        let jump = dice.pick(&[0, 0, 0, 3_000]);
         events.push((1_000 + n + jump, random_event(&mut dice)));
     }
     running.add(&partner, events.clone()).await;
