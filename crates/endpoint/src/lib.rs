@@ -56,11 +56,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use adit_core::resume::Pool;
 use adit_net::{identity::DeviceIdentity, proxy::Dialer, tls::QuicConfigError};
 use adit_protocol::{
     ids::SessionId,
     keys::KeyError,
-    limits::{KEEPALIVE_BUSY, KEEPALIVE_IDLE, MAX_PROCESS_WINDOW},
+    limits::{KEEPALIVE_BUSY, KEEPALIVE_IDLE},
     target::Target,
     ticket::Role,
     wire,
@@ -162,6 +163,8 @@ pub struct Endpoint {
     memory: Arc<Memory>,
     reports: Arc<Reports>,
     keeper: Arc<Keeper>,
+    /// What sessions keep for local sockets, together.
+    pool: Pool,
     witness: Witness,
     tasks: TaskTracker,
     cancel: CancellationToken,
@@ -205,6 +208,7 @@ impl Endpoint {
             memory,
             reports,
             keeper,
+            pool: Pool::default(),
             witness,
             tasks,
             cancel,
@@ -352,7 +356,7 @@ impl Endpoint {
     /// Sessions share what the process may hold.
     fn share_windows(&self) {
         let state = self.state();
-        let share = MAX_PROCESS_WINDOW / (state.sessions.len().max(1) as u64);
+        let share = Pool::share(state.sessions.len());
         state.sessions.values().for_each(|s| s.set_window_limit(share));
     }
 

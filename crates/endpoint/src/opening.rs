@@ -492,7 +492,7 @@ impl Endpoint {
     fn launch(self: &Arc<Self>, opening: Opening) -> Result<Session, OpenError> {
         let id = opening.grant.session;
         let now = Instant::now();
-        let shared = Shared::new(self.role);
+        let shared = Shared::new(self.role, self.pool.clone());
         let cancel = self.cancel.child_token();
         let (message_in, messages) = mpsc::channel(MESSAGES);
         let (event_in, events) = mpsc::channel(EVENTS);

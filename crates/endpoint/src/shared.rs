@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use adit_core::resume::{ChannelEnd, Event, Resume};
+use adit_core::resume::{ChannelEnd, Event, Pool, Resume};
 use adit_protocol::{
     code::ChannelCode,
     ids::{CarrierNumber, ChannelId},
@@ -82,9 +82,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(role: Role) -> Arc<Self> {
+    /// `pool`: what the sessions of this process keep together.
+    pub(crate) fn new(role: Role, pool: Pool) -> Arc<Self> {
         Arc::new(Self {
-            inner: Mutex::new((Resume::new(role), Wakers::default())),
+            inner: Mutex::new((Resume::with_pool(role, pool), Wakers::default())),
             driver_wake: Notify::new(),
             room_wake: Notify::new(),
             timer_wake: Notify::new(),

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use adit_core::resume::{Event, Shape};
+use adit_core::resume::{Event, Pool, Shape};
 use adit_net::noise::RelayedHandshake;
 use adit_protocol::{
     ids::{CarrierNumber, SessionId},
@@ -45,7 +45,10 @@ struct World {
 impl World {
     /// Both ends; the agent connects every channel to `target`.
     fn new(target: std::net::SocketAddr) -> Self {
-        let (console, agent) = (Shared::new(Role::Console), Shared::new(Role::Agent));
+        let (console, agent) = (
+            Shared::new(Role::Console, Pool::default()),
+            Shared::new(Role::Agent, Pool::default()),
+        );
         let mut tasks = JoinSet::new();
         let shared = agent.clone();
         tasks.spawn(async move {
@@ -219,7 +222,7 @@ async fn a_reset_arrives_as_a_reset_and_an_end_as_an_end() {
 #[tokio::test]
 async fn a_flood_of_requests_waits_in_the_connection() {
     const FLOOD: usize = 200_000;
-    let shared = Shared::new(Role::Agent);
+    let shared = Shared::new(Role::Agent, Pool::default());
     let number = CarrierNumber(1);
     let (mut a, mut b) = tcp_pair().await;
     let (hs, frame) = RelayedHandshake::initiate(&PSK, SESSION, number, &[]).unwrap();

@@ -37,6 +37,8 @@ fn units_are_valid_and_leave_nothing_open() -> Result<()> {
         for line in ["NoNewPrivileges=yes", "StateDirectoryMode=0700", "UMask=0077"] {
             ensure!(text.lines().any(|l| l == line), "{unit} lacks {line}");
         }
+        // The agent counts what it keeps; this holds should it ever count wrongly.
+        ensure!(unit != "adit-agent" || text.contains("\nMemoryMax="), "{unit} has no end");
         ensure!(!text.contains("User=root") && text.contains("\nUser=adit-"), "{unit} is root's");
     }
     Ok(())

@@ -7,7 +7,7 @@ use std::{
 
 use adit_protocol::{
     ids::{CarrierNumber, ChannelId},
-    limits::INITIAL_WINDOW,
+    limits::{INITIAL_WINDOW, MAX_CHANNEL_WINDOW},
     record::Record,
     target::Target,
     ticket::Role,
@@ -185,12 +185,14 @@ impl Channel {
     }
 
     /// Bytes that the local side may still give. `most`: of ours that may wait for the peer
-    /// whatever credit it gives, since they wait in our memory.
+    /// whatever credit it gives, since they wait in our memory; never more than the largest window.
     pub(super) fn capacity(&self, most: u64) -> usize {
         if self.local_fin {
             return 0;
         }
-        let limit = self.credit.min(self.send.acked() + most) + READ_AHEAD;
+        let acked = self.send.acked();
+        let limit = self.credit.min(acked + MAX_CHANNEL_WINDOW) + READ_AHEAD;
+        let limit = limit.min(acked + most);
         usize::try_from(limit.saturating_sub(self.send.end())).unwrap_or(0)
     }
 

@@ -105,12 +105,14 @@ impl Resume {
 
     /// Bytes taken by [`Resume::take_deliverable`] were written.
     pub fn handle_delivered(&mut self, id: ChannelId, n: usize, now: Instant) {
+        let growth = self.growth();
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let rtt = channel.tx.and_then(|c| self.carriers.get(&c)?.rtt).unwrap_or(DEFAULT_RTT);
-        let before = channel.recv.window();
+        let (window, waiting) = (channel.recv.window(), channel.recv.waiting());
         self.timer_moved |= channel.recv.ack_due().is_none();
-        channel.delivered_bytes(n, rtt, self.window_limit.saturating_sub(self.windows), now);
-        self.windows += channel.recv.window() - before;
+        channel.delivered_bytes(n, rtt, growth, now);
+        self.windows += channel.recv.window() - window;
+        self.memory.remove(waiting - channel.recv.waiting());
         if channel.recv.fin_ready() {
             self.events.push_back(Event::Deliver(id));
         }

@@ -24,6 +24,7 @@ mod carriers;
 mod channel;
 mod flow;
 mod local;
+mod memory;
 mod output;
 mod records;
 mod recv;
@@ -43,7 +44,7 @@ use adit_protocol::{
     code::ChannelCode,
     ids::{CarrierNumber, ChannelId},
     limits::{
-        FAIR_QUANTUM, INITIAL_WINDOW, MAX_CARRIERS, MAX_CHANNEL_WINDOW, MAX_CHANNELS_PER_SESSION,
+        FAIR_QUANTUM, MAX_CARRIERS, MAX_CHANNELS_PER_SESSION,
         MAX_SESSION_WINDOW,
     },
     record::{MAX_VARINT, Record},
@@ -54,6 +55,8 @@ use bytes::Bytes;
 
 use channel::{Channel, State};
 use flow::Flow;
+use memory::Memory;
+pub use memory::Pool;
 use tombstone::{Epitaph, Tombstones};
 pub use types::{ChannelEnd, Deliverable, Event, Shape, TooManyChannels, Transmit, Violation};
 
@@ -61,6 +64,11 @@ pub use types::{ChannelEnd, Deliverable, Event, Shape, TooManyChannels, Transmit
 const MAX_CONTROL_QUEUE: usize = 4096;
 /// How often channels are judged to be bulk or not.
 const BULK_INTERVAL: Duration = Duration::from_secs(1);
+/// Of what a session may hold, the part that windows may grow to: the rest is for the first
+/// windows of channels that come later.
+const GROWTH: (u64, u64) = (3, 4);
+/// What a channel may always have waiting for the peer, so that each can go on.
+const LEAST_HELD: u64 = 4 * 1024;
 /// Round trip assumed until one was measured (RFC 9002 §6.2.2 assumes 333 ms; the window should
 /// rather not grow too fast).
 const DEFAULT_RTT: Duration = Duration::from_millis(100);
@@ -95,6 +103,8 @@ pub struct Resume {
     windows: u64,
     /// Bytes of all channels that wait for the peer.
     held: u64,
+    /// Bytes of all channels that wait for a local socket.
+    memory: Memory,
     next_judgement: Option<Instant>,
     timer_moved: bool,
     /// Sum of windows beyond which none grows.
@@ -103,8 +113,13 @@ pub struct Resume {
 }
 
 impl Resume {
-    /// A session without carriers and channels.
+    /// A session without carriers and channels, alone in its process.
     pub fn new(role: Role) -> Self {
+        Self::with_pool(role, Pool::default())
+    }
+
+    /// A session without carriers and channels beside others.
+    pub fn with_pool(role: Role, pool: Pool) -> Self {
         Self {
             role,
             carriers: BTreeMap::new(),
@@ -116,6 +131,7 @@ impl Resume {
             bulk: None,
             windows: 0,
             held: 0,
+            memory: Memory::new(pool),
             next_judgement: None,
             timer_moved: false,
             window_limit: MAX_SESSION_WINDOW,
@@ -139,9 +155,12 @@ impl Resume {
     }
 
     /// This session's share of what the process may hold, at most [`MAX_SESSION_WINDOW`]. Windows
-    /// that are larger already stay; none grows beyond it.
+    /// that are larger already stay; none grows beyond it. A session that keeps more than its
+    /// share gives channels up once the process is short of memory.
     pub fn set_window_limit(&mut self, bytes: u64) {
         self.window_limit = bytes.min(MAX_SESSION_WINDOW);
+        // Others are promised what this one kept beyond its share while there was room.
+        self.keep_within();
     }
 
     /// Where a live channel or flow leads.
@@ -247,12 +266,31 @@ impl Resume {
     fn release(&mut self, channel: &Channel) {
         self.windows = self.windows.saturating_sub(channel.recv.window());
         self.held = self.held.saturating_sub(channel.send.held());
+        self.memory.remove(channel.recv.waiting());
     }
 
     /// How much one channel may have waiting for the peer. Credit alone must not say: it is the
-    /// peer's word.
+    /// peer's word. No more than what all of them leave free, so that one that is stuck leaves as
+    /// much to the others as it takes.
     fn most_held(&self) -> u64 {
-        if self.held < self.window_limit { MAX_CHANNEL_WINDOW } else { INITIAL_WINDOW }
+        self.window_limit.saturating_sub(self.held).max(LEAST_HELD)
+    }
+
+    /// How much the windows may still grow.
+    fn growth(&self) -> u64 {
+        (self.window_limit / GROWTH.1 * GROWTH.0).saturating_sub(self.windows)
+    }
+
+    /// Gives up channels until what is kept for local sockets is within bounds: first those whose
+    /// sockets take least.
+    fn keep_within(&mut self) {
+        while self.memory.is_over(self.window_limit)
+            && let Some(most) = self.channels.values().max_by_key(|c| c.recv.waiting())
+            && most.recv.waiting() > 0
+        {
+            let id = most.id;
+            self.end(id, Epitaph::Reset(ChannelCode::TooMany), false);
+        }
     }
 
     fn unblock(&mut self, id: ChannelId) {

@@ -88,8 +88,11 @@ impl Resume {
         }
         // A channel that is over may still have data under way.
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
-        if channel.recv.handle_data(offset, data)? {
+        let before = channel.recv.waiting();
+        if channel.recv.handle_data(offset, data, self.memory.must_copy())? {
+            self.memory.add(channel.recv.waiting() - before);
             self.events.push_back(Event::Deliver(id));
+            self.keep_within();
         }
         Ok(())
     }

@@ -23,6 +23,9 @@ const LEAST_RTT: Duration = Duration::from_millis(8);
 const SMALL: usize = 1024;
 /// What small pieces are collected in.
 const COLLECTED: usize = 4 * SMALL;
+/// Pieces smaller than this are copied one by one, for the same reason: buffers that connections
+/// are read into are up to eight times as large. Larger ones are copied only if much is kept.
+const COPIED: usize = 32 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Receiver {
@@ -74,8 +77,19 @@ impl Receiver {
         self.window
     }
 
-    /// Takes in data; `true` if there is something new to deliver.
-    pub(super) fn handle_data(&mut self, offset: u64, mut data: Bytes) -> Result<bool, Violation> {
+    /// Bytes that wait for the local socket.
+    pub(super) fn waiting(&self) -> u64 {
+        self.received - self.delivered
+    }
+
+    /// Takes in data; `true` if there is something new to deliver. `copy`: nothing may be kept of
+    /// the buffer that it came in.
+    pub(super) fn handle_data(
+        &mut self,
+        offset: u64,
+        mut data: Bytes,
+        copy: bool,
+    ) -> Result<bool, Violation> {
         let end = offset.checked_add(data.len() as u64).ok_or(Violation("offset overflow"))?;
         if offset > self.received {
             return Err(Violation("gap in data"));
@@ -92,11 +106,11 @@ impl Receiver {
         let known = usize::try_from(self.received - offset).unwrap_or(usize::MAX);
         let _ = data.split_to(known.min(data.len()));
         self.received = end;
-        self.push(data);
+        self.push(data, copy);
         Ok(true)
     }
 
-    fn push(&mut self, data: Bytes) {
+    fn push(&mut self, data: Bytes, copy: bool) {
         let small = data.len() < SMALL;
         if !self.small.is_empty() && (!small || self.small.len() + data.len() > COLLECTED) {
             let collected = self.small.split().freeze();
@@ -107,6 +121,8 @@ impl Receiver {
                 self.small.reserve(COLLECTED);
             }
             self.small.extend_from_slice(&data);
+        } else if copy || data.len() < COPIED {
+            self.queue.push_back(Bytes::copy_from_slice(&data));
         } else {
             self.queue.push_back(data);
         }

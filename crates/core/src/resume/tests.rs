@@ -553,7 +553,7 @@ fn boundless_credit_does_not_make_memory_grow() {
         agent.handle_record(carrier, &ack, now).unwrap();
         fill(&mut agent, id, now);
     }
-    let most = MAX_SESSION_WINDOW + MAX_CHANNEL_WINDOW + 200 * 2 * INITIAL_WINDOW;
+    let most = MAX_SESSION_WINDOW + 200 * super::LEAST_HELD;
     assert!(agent.held <= most, "{} held", agent.held);
     // And a channel goes on once its peer has read, also beside others that are stuck.
     let last = ChannelId(199);
@@ -565,6 +565,53 @@ fn boundless_credit_does_not_make_memory_grow() {
     assert!(agent.local_capacity(last) > 0);
     agent.close("over");
     assert_eq!(agent.held, 0);
+}
+
+/// More channels than memory, each stuck with all that its first window admits.
+#[test]
+fn stuck_channels_are_given_up_before_they_take_more_than_a_session_may_keep() {
+    let (mut agent, carrier, first, now) = agent();
+    agent.handle_data(carrier, first, 0, Bytes::from_static(b"key")).unwrap();
+    let piece = Bytes::from(vec![0; 64 * 1024]);
+    let (mut gone, mut most) = (0, 0);
+    for n in 2..=900 {
+        let id = ChannelId(n);
+        open(&mut agent, carrier, id, now);
+        for part in 0..4 {
+            agent.handle_data(carrier, id, part * 64 * 1024, piece.clone()).unwrap();
+            most = most.max(agent.memory.kept());
+        }
+        while let Some(event) = agent.poll_event() {
+            if let Event::Closed(_, end) = event {
+                assert_eq!(end.code, Some(ChannelCode::TooMany));
+                gone += 1;
+            }
+        }
+    }
+    assert!(most <= MAX_SESSION_WINDOW, "{most} kept");
+    assert!(gone > 600 && agent.live_channels() > 200, "{gone} given up");
+    assert!(agent.is_live(first), "one that keeps little stays");
+    while agent.take_deliverable(first).is_some() {}
+    agent.handle_delivered(first, 3, now);
+    agent.close("over");
+    assert_eq!(agent.memory.kept(), 0);
+}
+
+/// A peer that repeats what is known beside a little that is new must not fill memory with it.
+#[test]
+fn what_is_kept_pins_little_more_than_itself() {
+    let (mut agent, carrier, id, _) = agent();
+    let buffer = Bytes::from(vec![7; 256 * 1024]);
+    agent.handle_data(carrier, id, 0, buffer.slice(..31 * 1024)).unwrap();
+    agent.handle_data(carrier, id, 0, buffer.slice(..60 * 1024)).unwrap();
+    assert!(buffer.is_unique(), "pieces refer to the buffer");
+    // Large ones are not copied, until much is kept.
+    agent.handle_data(carrier, id, 60 * 1024, buffer.slice(..64 * 1024)).unwrap();
+    assert!(!buffer.is_unique());
+    while agent.take_deliverable(id).is_some() {}
+    agent.memory.add(MAX_CHANNEL_WINDOW);
+    agent.handle_data(carrier, id, 124 * 1024, buffer.slice(..64 * 1024)).unwrap();
+    assert!(buffer.is_unique(), "a session that keeps much pins a buffer");
 }
 
 /// A byte must not keep the packet alive in which it came.
