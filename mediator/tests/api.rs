@@ -498,7 +498,7 @@ async fn every_cell_of_role_tenant_route_and_object_is_as_declared() {
         let (method, path, told) = operations[e.id].clone();
         let schema = &told["responses"]["200"]["content"]["application/json"]["schema"];
         for (own, role, scope, who) in &principals {
-            for about in 0..2 {
+            for (about, tenant) in tenants.iter().enumerate() {
                 let foreign = about != *own;
                 if foreign && !e.names {
                     continue;
@@ -508,13 +508,13 @@ async fn every_cell_of_role_tenant_route_and_object_is_as_declared() {
                     target = target.replace(&format!("{{{name}}}"), value);
                 }
                 let text = format!("{target}?{}\n{}", e.query, e.body.unwrap_or(""));
-                let text = tenants[about].fill(&mediator, &mut web, &text).await;
+                let text = tenant.fill(&mediator, &mut web, &text).await;
                 let (target, body) = text.split_once('\n').unwrap();
                 let target = target.trim_end_matches('?');
                 let body: Option<Value> =
                     (!body.is_empty()).then(|| serde_json::from_str(body).unwrap());
                 let answer = web.ask(who, &method, target, body.as_ref()).await;
-                tenants[about].restore(&mediator, e.id);
+                tenant.restore(&mediator, e.id);
                 cells += 1;
                 let is_relay = e.id.starts_with("relays.") || e.id.starts_with("tokens.relay");
                 let wanted = wanted(e, role, scope, foreign && !is_relay);

@@ -8,6 +8,7 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -52,9 +53,8 @@ impl Drop for Server {
 fn sshd(site: &Site, key: &str) -> Result<Server> {
     let folder = site.artifacts();
     let (host_key, keys) = (folder.join("host_key"), folder.join("authorized"));
-    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]);
     let _ = fs::remove_file(&host_key);
-    ensure!({ made }.arg(&host_key).status()?.success());
+    make_key(&host_key)?;
     fs::write(&keys, key)?;
     fs::create_dir_all("/run/sshd")?;
     let config = folder.join("sshd_config");
@@ -66,8 +66,16 @@ fn sshd(site: &Site, key: &str) -> Result<Server> {
     );
     fs::write(&config, lines)?;
     let log = fs::File::create(folder.join("sshd.log"))?;
-    let child = Command::new("/usr/sbin/sshd").args(["-D", "-e", "-f"]).arg(&config);
-    Ok(Server({ child }.stderr(log).stdin(Stdio::null()).spawn()?))
+    let mut command = Command::new("/usr/sbin/sshd");
+    command.args(["-D", "-e", "-f"]).arg(&config).stderr(log).stdin(Stdio::null());
+    Ok(Server(command.spawn()?))
+}
+
+fn make_key(file: &Path) -> Result<()> {
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(file);
+    ensure!(command.status()?.success());
+    Ok(())
 }
 
 /// Processes whose command line or environment holds the text.
@@ -97,8 +105,7 @@ fn openssh_gets_a_password_and_a_key_that_no_process_list_shows() -> Result<()> 
     let user = User::add("adite2e", PASSWORD)?;
     let key = site.artifacts().join("key");
     let _ = fs::remove_file(&key);
-    let make = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]);
-    ensure!({ make }.arg(&key).status()?.success());
+    make_key(&key)?;
     let _server = sshd(&site, &fs::read_to_string(key.with_extension("pub"))?)?;
 
     let client = site.client();

@@ -43,7 +43,18 @@ const STAGES: &[Stage] = &[
 pub(crate) const PROGRAMS: &[&str] = &["adit-mediator", "adit-relay", "adit-agent", "adit-console"];
 /// Test binaries of `adit-tests` that need the feature `e2e`.
 const E2E: &[&str] = &[
-    "loopback", "refusals", "rules", "console", "explain", "pages", "faults", "natlab", "paths",
+    "loopback",
+    "refusals",
+    "rules",
+    "hostile",
+    "console",
+    "admin",
+    "credentials",
+    "explain",
+    "pages",
+    "faults",
+    "natlab",
+    "paths",
     "clients",
 ];
 

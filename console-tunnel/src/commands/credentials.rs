@@ -49,6 +49,7 @@ pub enum CredentialsCommand {
         /// password, ssh_key or other
         #[arg(long, default_value = "password")]
         kind: String,
+        /// Whose it is and where it may be used
         #[command(flatten)]
         about: AboutArgs,
     },
@@ -63,6 +64,7 @@ pub enum CredentialsCommand {
         /// Name of the credential
         #[arg(required_unless_present = "replace")]
         name: Option<String>,
+        /// Whose it is and where it may be used
         #[command(flatten)]
         about: AboutArgs,
         /// Characters, 16 to 127

@@ -107,7 +107,7 @@ fn listed_factor(factor: wire::Factor) -> ListedFactor {
             _ => "Second factor",
         },
         name: factor.name,
-        used: (factor.used_ms > 0).then(|| short(factor.used_ms)).unwrap_or_default(),
+        used: if factor.used_ms > 0 { short(factor.used_ms) } else { String::new() },
     }
 }
 

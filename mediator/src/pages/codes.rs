@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn codes_are_read_however_they_are_typed() {
-        let code = UserCode::new(std::array::from_fn(|n| n as u8));
+        let code = UserCode::new(std::array::from_fn(|n| u8::try_from(n).unwrap()));
         let text = code.to_string();
         assert_eq!(text.len(), 9);
         let typed = text.to_lowercase().replace('-', " ");

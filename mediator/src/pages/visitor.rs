@@ -58,13 +58,12 @@ impl FromRequestParts<Arc<Web>> for Visitor {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, web: &Arc<Web>) -> Result<Self, Response> {
-        let sorry = |status, text: &str| Err(error_page(status, text));
         let shared = &web.shared;
         let Some(party) = shared.pages.party.clone() else {
-            return sorry(StatusCode::NOT_FOUND, "This mediator has no pages.");
+            return Err(error_page(StatusCode::NOT_FOUND, "This mediator has no pages."));
         };
         let Some(client) = parts.extensions.get::<Client>().cloned() else {
-            return sorry(StatusCode::INTERNAL_SERVER_ERROR, "Something failed here.");
+            return Err(error_page(StatusCode::INTERNAL_SERVER_ERROR, "Something failed here."));
         };
         if !is_ours(parts, &party) {
             // Under another name cookies and security keys would not fit.
@@ -78,7 +77,7 @@ impl FromRequestParts<Arc<Web>> for Visitor {
             None => match random::<32>().map(Zeroizing::new) {
                 Ok(fresh) => token_text(&fresh),
                 Err(_) => {
-                    return sorry(StatusCode::INTERNAL_SERVER_ERROR, "Something failed here.");
+                    return Err(error_page(StatusCode::INTERNAL_SERVER_ERROR, "Something failed here."));
                 }
             },
         };
@@ -87,7 +86,7 @@ impl FromRequestParts<Arc<Web>> for Visitor {
         let from = Origin { device, source };
         if !is_allowed(&shared.sources.web, source.ip()) {
             shared.strangers.refused(shared, from, "browser").await;
-            return sorry(StatusCode::FORBIDDEN, "This page is not for your network.");
+            return Err(error_page(StatusCode::FORBIDDEN, "This page is not for your network."));
         }
         let row = match cookie(&parts.headers, SESSION) {
             None => None,

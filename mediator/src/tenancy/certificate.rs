@@ -80,7 +80,8 @@ pub(crate) fn verify(text: &str, trusted: &[Fingerprint]) -> Result<Verified, Ce
         return Err(Malformed);
     }
     let read: Value = serde_json::from_str(text).map_err(|_| Malformed)?;
-    if read.to_string() != text {
+    let canonical = read.to_string();
+    if canonical != text {
         return Err(Malformed);
     }
     let destruction = read.get("destruction").filter(|inner| inner.is_object()).ok_or(Malformed)?;

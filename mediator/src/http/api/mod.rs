@@ -360,7 +360,10 @@ async fn version() -> Response {
 
 /// Who read what: recorded once a minute for each kind of read, with their number.
 #[derive(Default)]
-pub(crate) struct Reads(Mutex<HashMap<(String, &'static str), (Instant, u64)>>);
+pub(crate) struct Reads(Mutex<HashMap<Reading, (Instant, u64)>>);
+
+/// Principal and operation.
+type Reading = (String, &'static str);
 
 impl Reads {
     fn count(&self, principal: &str, operation: &'static str) -> Option<u64> {
