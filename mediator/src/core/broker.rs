@@ -153,13 +153,13 @@ impl Broker {
         match &device {
             Device::Agent { computer, .. } => {
                 self.agents.remove(computer);
+                self.offers_lost(*computer, id, now);
             }
             Device::Relay { id: relay, .. } => {
                 self.relays.remove(relay);
             }
             Device::Console { identity, .. } => self.console_gone(*identity, id, now),
         }
-        self.offers_lost(id, now);
     }
 
     /// Someone wants a session. Everything about the attempt was checked and decided; what is
@@ -698,10 +698,12 @@ impl Broker {
         }
     }
 
-    fn offers_lost(&mut self, connection: ConnectionId, now: Now) {
-        let lost: Vec<_> = self
-            .sessions
-            .values()
+    /// Looks at this computer's sessions only: whoever comes and goes must not cost more than
+    /// what is theirs.
+    fn offers_lost(&mut self, computer: ComputerId, connection: ConnectionId, now: Now) {
+        let of_computer = self.by_computer.get(&computer).into_iter().flatten();
+        let lost: Vec<_> = of_computer
+            .filter_map(|id| self.sessions.get(id))
             .filter_map(|session| match &session.phase {
                 Phase::Offered { request, agent, .. } if *agent == connection => {
                     Some((session.id, *request))

@@ -625,3 +625,24 @@ fn a_restarted_mediator_adopts_sessions_and_ends_those_that_nobody_serves() {
     }
     assert_eq!(world.fates[&gone].ended, 1);
 }
+
+/// A stranger may come and go as often as the network lets it: that must not touch what others
+/// have.
+#[test]
+fn a_console_without_sessions_comes_and_goes_without_a_trace() {
+    let mut world = World::new(1);
+    for _ in 0..STEPS {
+        world.step();
+    }
+    world.drain();
+    let ended = |world: &World| -> Vec<_> {
+        world.broker.sessions.values().map(|session| (session.id, session.is_ended())).collect()
+    };
+    let before = ended(&world);
+    let (stranger, identity) = (world.connection(), key(77));
+    world.broker.handle_connected(stranger, Device::Console { identity, noise: [7; 32] }, world.now);
+    world.broker.handle_disconnected(stranger, world.now);
+    assert_eq!(ended(&world), before);
+    assert!(world.broker.poll_output().is_none() && world.broker.poll_transmit().is_none());
+    assert!(!world.broker.devices.contains_key(&stranger));
+}

@@ -12,8 +12,8 @@ use adit_runtime::time::unix_ms;
 use prost::Message;
 
 use super::{
-    agent, connection::Line, credentials, device, logins, logins::Use, mfa, open, refusals,
-    requests,
+    agent, connection::Line, credentials, device, driver::Driver, logins, logins::Use, mfa, open,
+    refusals, requests,
 };
 use crate::{
     authz::{Decision, Holder, Spot},
@@ -59,12 +59,14 @@ pub(super) async fn resume(line: &mut Line, hello: &wire::Hello) -> Option<Login
 
 /// Serves a console.
 pub(super) async fn serve(mut line: Line, noise: [u8; 32], mut login: Option<LoginId>) {
-    let (id, peer, identity) = (line.id, line.peer.clone(), line.identity);
+    let id = line.id;
     let broker = line.shared.broker.clone();
-    let (device, source) = (Device::Console { identity, noise }, line.source.ip());
-    broker.act(move |driver, now| driver.connected(id, device, (peer, source), now)).await;
+    let mut registered = false;
     let mut failures = 0;
     while failures < MAX_LOGIN_FAILURES {
+        if login.is_some() && !std::mem::replace(&mut registered, true) {
+            register(&line, noise).await;
+        }
         let Some(request) = line.next().await else { break };
         let (body, responder) = request.into_parts();
         match body {
@@ -93,7 +95,20 @@ pub(super) async fn serve(mut line: Line, noise: [u8; 32], mut login: Option<Log
             body => handle(&line, &mut login, body, responder).await,
         }
     }
-    broker.act(move |driver, now| driver.disconnected(id, None, now)).await;
+    if registered {
+        broker.act(move |driver, now| driver.disconnected(id, None, now)).await;
+    }
+}
+
+/// The broker learns of a console once somebody is logged in there: strangers cost it nothing.
+/// Done before the next request is read, so nothing comes to the broker from an unknown one.
+async fn register(line: &Line, noise: [u8; 32]) {
+    let (id, peer, identity) = (line.id, line.peer.clone(), line.identity);
+    let (device, source) = (Device::Console { identity, noise }, line.source.ip());
+    let connected = move |driver: &mut Driver, now| {
+        driver.connected(id, device, (peer, source), now);
+    };
+    line.shared.broker.act(connected).await;
 }
 
 async fn logged_in(line: &mut Line, told: wire::LoggedIn, token: LoginId, responder: Responder) {
