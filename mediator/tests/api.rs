@@ -498,7 +498,7 @@ async fn every_cell_of_role_tenant_route_and_object_is_as_declared() {
         let (method, path, told) = operations[e.id].clone();
         let schema = &told["responses"]["200"]["content"]["application/json"]["schema"];
         for (own, role, scope, who) in &principals {
-            for (about, tenant) in tenants.iter().enumerate() {
+            for (about, tenant) in tenants.iter_mut().enumerate() {
                 let foreign = about != *own;
                 if foreign && !e.names {
                     continue;

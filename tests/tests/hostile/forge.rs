@@ -17,7 +17,7 @@ use sqlx::{Connection as _, Row as _, SqliteConnection};
 /// Files of the database.
 const FILES: [&str; 4] = ["mediator.db", "mediator.db-wal", "mediator.db-shm", "audit-heads.jsonl"];
 
-pub struct Forger {
+pub(crate) struct Forger {
     data: PathBuf,
     runtime: tokio::runtime::Runtime,
 }
@@ -29,18 +29,18 @@ struct Row {
 }
 
 impl Forger {
-    pub fn open(site: &Site) -> Result<Self> {
+    pub(crate) fn open(site: &Site) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { data: site.data_dir("mediator"), runtime })
     }
 
     /// Keeps only some entries, as if the others had never been.
-    pub fn rewrite(&self, keep: impl Fn(&Event) -> bool) -> Result<()> {
+    pub(crate) fn rewrite(&self, keep: impl Fn(&Event) -> bool) -> Result<()> {
         self.forge(|rows| rows.retain(|row| keep(row.entry.event())), |_| ())
     }
 
     /// Changes what entries say.
-    pub fn alter(&self, change: impl Fn(&mut Event)) -> Result<()> {
+    pub(crate) fn alter(&self, change: impl Fn(&mut Event)) -> Result<()> {
         self.forge(|_| (), change)
     }
 
@@ -99,7 +99,7 @@ impl Forger {
     }
 
     /// Another agent's keys under the name of the computer that was enrolled.
-    pub fn swap_agent_key(&self) -> Result<()> {
+    pub(crate) fn swap_agent_key(&self) -> Result<()> {
         let evil = DeviceIdentity::generate(0)?;
         self.runtime.block_on(async {
             let mut db = self.database().await?;
@@ -115,7 +115,7 @@ impl Forger {
     }
 
     /// A copy of everything, to go back to.
-    pub fn copy(&self) -> Result<PathBuf> {
+    pub(crate) fn copy(&self) -> Result<PathBuf> {
         let copy = self.data.with_extension("copy");
         fs::create_dir_all(&copy)?;
         copy_files(&self.data, &copy)?;
@@ -123,7 +123,7 @@ impl Forger {
     }
 
     /// Back to a copy, without a word.
-    pub fn put_back(&self, copy: &Path) -> Result<()> {
+    pub(crate) fn put_back(&self, copy: &Path) -> Result<()> {
         copy_files(copy, &self.data)
     }
 

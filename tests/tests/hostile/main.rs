@@ -132,7 +132,7 @@ fn again(what: impl Fn() -> Result<Finished>) -> Result<Finished> {
         if done.error_code() != "agent_offline" {
             return Ok(done);
         }
-        std::thread::sleep(Duration::from_millis(200));
+        adit_tests::process::pause(Duration::from_millis(200));
     }
     what()
 }
@@ -179,13 +179,13 @@ fn two_histories_cannot_be_shown_to_two_ends() -> Result<()> {
     // One history for the second console and the first agent …
     site.restart("mediator")?;
     site.process("agent")?.event("online", SOON)?;
-    std::thread::sleep(Duration::from_secs(3));
+    adit_tests::process::pause(Duration::from_secs(3));
     session(&site, "console2", "agent", &server)?;
     site.kill("mediator")?;
     // … another one for everybody else, of about the same length.
     Forger::open(&site)?.put_back(&before)?;
     site.restart("mediator")?;
-    std::thread::sleep(Duration::from_secs(3));
+    adit_tests::process::pause(Duration::from_secs(3));
     session(&site, "console", "agent2", &server)?;
     // The first agent remembers; and so does the second console, who tells the second agent.
     refused_with(&again(|| try_open(&site, "console", "agent"))?, "audit_forked")?;
