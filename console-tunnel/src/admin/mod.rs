@@ -2,7 +2,7 @@
 //!
 //! - [`args`]: commands, options, help with examples
 //! - [`plan`]: which request a command is
-//! - [`show`]: answers for people and for scripts
+//! - `show`: answers for people and for scripts
 //! - [`key`]: key pairs of API keys, made and kept here
 //!
 //! Must never decide anything about rights: the mediator does.

@@ -77,7 +77,10 @@ impl FromRequestParts<Arc<Web>> for Visitor {
             None => match random::<32>().map(Zeroizing::new) {
                 Ok(fresh) => token_text(&fresh),
                 Err(_) => {
-                    return Err(error_page(StatusCode::INTERNAL_SERVER_ERROR, "Something failed here."));
+                    return Err(error_page(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        "Something failed here.",
+                    ));
                 }
             },
         };

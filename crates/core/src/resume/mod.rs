@@ -43,10 +43,7 @@ use std::{
 use adit_protocol::{
     code::ChannelCode,
     ids::{CarrierNumber, ChannelId},
-    limits::{
-        FAIR_QUANTUM, MAX_CARRIERS, MAX_CHANNELS_PER_SESSION,
-        MAX_SESSION_WINDOW,
-    },
+    limits::{FAIR_QUANTUM, MAX_CARRIERS, MAX_CHANNELS_PER_SESSION, MAX_SESSION_WINDOW},
     record::{MAX_VARINT, Record},
     target::{Target, Transport},
     ticket::Role,
