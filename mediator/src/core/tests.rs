@@ -640,7 +640,11 @@ fn a_console_without_sessions_comes_and_goes_without_a_trace() {
     };
     let before = ended(&world);
     let (stranger, identity) = (world.connection(), key(77));
-    world.broker.handle_connected(stranger, Device::Console { identity, noise: [7; 32] }, world.now);
+    world.broker.handle_connected(
+        stranger,
+        Device::Console { identity, noise: [7; 32] },
+        world.now,
+    );
     world.broker.handle_disconnected(stranger, world.now);
     assert_eq!(ended(&world), before);
     assert!(world.broker.poll_output().is_none() && world.broker.poll_transmit().is_none());
