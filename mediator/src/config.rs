@@ -57,6 +57,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("sources.agents", Kind::StringList, None, "networks of agents, also to enrol"),
     key("sources.relays", Kind::StringList, None, "networks of relays"),
     key("sources.web", Kind::StringList, None, "networks of browsers and API clients"),
+    key("relays.confirm", Kind::Bool, Some("true"), "list only addresses where the relay answers"),
     key("control.check_in", Kind::Duration, Some("1m"), "how often agents report their status"),
     key("metrics.listen", Kind::String, None, "address of /metrics, e.g. 127.0.0.1:9464"),
     key("log.level", Kind::String, Some("info"), "error, warn, info, debug, trace"),
@@ -168,6 +169,8 @@ pub(crate) struct Settings {
     /// `https://host[:port]` of the pages, if it is not the first host.
     pub(crate) web_origin: Option<String>,
     pub(crate) wrapping_key: Option<Zeroizing<String>>,
+    /// Are relays' addresses told only if the relay answers there?
+    pub(crate) confirm_relays: bool,
     pub(crate) check_in_ms: u32,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) log_level: String,
@@ -219,6 +222,7 @@ impl Settings {
             },
             web_origin: config.opt_string("web.origin")?,
             wrapping_key: config.opt_string(WRAPPING_KEY)?.map(Zeroizing::new),
+            confirm_relays: config.bool("relays.confirm")?,
             check_in_ms,
             metrics: config.opt_parsed("metrics.listen")?,
             log_level: config.string("log.level")?,

@@ -2,13 +2,22 @@
 
 mod common;
 
+use adit_net::{
+    identity::{DeviceIdentity, NoiseKeypair},
+    noise::join::JoinResponder,
+};
 use adit_protocol::{
-    code::failure,
+    code::{JoinStatus, failure},
     grant::{Grant, Lease},
     keys::{SigningKey, sha256},
     wire::{self, frame::Body, session_event},
 };
 use common::{Mediator, hello, identity, open};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinSet,
+};
 
 fn session_event(event: session_event::Event) -> wire::SessionEvent {
     wire::SessionEvent { at_ms: 1, event: Some(event) }
@@ -243,6 +252,27 @@ async fn disabling_a_user_ends_sessions_at_both_ends() {
     assert_eq!(mediator.events_named("session.ended")[0]["end_reason"], "user_disabled");
 }
 
+/// Answers joins with a device's Noise key, as its relay would.
+async fn relay_listener(identity: &DeviceIdentity) -> (String, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let key = NoiseKeypair::from_private(identity.noise.private.clone()).unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut responder = JoinResponder::new(&key).unwrap();
+            let mut message = vec![0; usize::from(stream.read_u16().await.unwrap_or(0))];
+            let read = stream.read_exact(&mut message).await;
+            if read.is_ok() && responder.handle_message1(&message).is_ok() {
+                let reply = responder.reply(JoinStatus::BadTicket).unwrap();
+                stream.write_u16(reply.len().try_into().unwrap()).await.unwrap();
+                stream.write_all(&reply).await.unwrap();
+            }
+        }
+    });
+    (address, tasks)
+}
+
 #[tokio::test]
 async fn relays_register_and_both_ends_get_tickets_for_their_own_keys() {
     let mediator = Mediator::start();
@@ -250,13 +280,19 @@ async fn relays_register_and_both_ends_get_tickets_for_their_own_keys() {
     let token = mediator.token(&["relay", "--region", "eu"]);
     let relay = mediator.enroll(&relay_identity, &token, 3, "").await.unwrap();
     let mut first = hello(3, &relay_identity, &relay.device_id);
+    let (here, _answering) = relay_listener(&relay_identity).await;
+    let (elsewhere, _another) = relay_listener(&identity()).await;
     first.relay = Some(wire::RelayInfo {
-        addresses: vec!["relay.example:443".into()],
+        addresses: vec![elsewhere.clone(), here.clone()],
         ..wire::RelayInfo::default()
     });
     let mut relay = mediator.connect(&relay_identity, first).await.unwrap();
+    // Where another one answers, nobody is sent.
+    let unconfirmed = &relay.welcome.unconfirmed;
+    assert!(unconfirmed.len() == 1 && unconfirmed[0].starts_with(&elsewhere), "{unconfirmed:?}");
     let (mut agent, enrolled, agent_identity) = mediator.agent("pc").await;
     assert_eq!(agent.welcome.relays[0].region, "eu");
+    assert_eq!(agent.welcome.relays[0].addresses, [here]);
     let (console, console_identity, _) = mediator.console().await;
     let (granted, offer) =
         tokio::join!(console.ask(Body::Open(open(1, &enrolled, &agent_identity))), async {

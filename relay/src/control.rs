@@ -20,7 +20,10 @@ use adit_protocol::{
     ids::SessionId,
     wire::{self, frame::Body},
 };
-use adit_runtime::{cli::CliError, metrics::Health};
+use adit_runtime::{
+    cli::{CliError, escape_text},
+    metrics::Health,
+};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -69,6 +72,8 @@ pub struct Status {
     pub mediator: Option<String>,
     /// Addresses it was told.
     pub advertised: Vec<String>,
+    /// Those of them that it tells nobody, with the reason.
+    pub unconfirmed: Vec<String>,
 }
 
 /// Keeps the relay registered.
@@ -183,13 +188,19 @@ impl Control {
 
     /// Until the connection ends; true if we ended it in order to register anew.
     async fn while_up(&self, connected: Connected, stop: &CancellationToken) -> bool {
-        let Connected { peer, incoming, host, .. } = connected;
+        let Connected { peer, incoming, host, welcome, .. } = connected;
         info!(mediator = host, "registered");
+        let unconfirmed: Vec<String> =
+            welcome.unconfirmed.iter().take(MAX_UNCONFIRMED).map(|t| escape_text(t)).collect();
+        for one in &unconfirmed {
+            warn!("the mediator tells nobody of {one}: is the address right, and open from there?");
+        }
         self.hub.handle_reconnected();
         self.set_status(Status {
             registered: true,
             mediator: Some(host),
             advertised: self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            unconfirmed,
         });
         let again = tokio::select! {
             () = peer.closed() => false,
@@ -314,6 +325,8 @@ impl std::fmt::Debug for Control {
     }
 }
 
+/// Addresses that the mediator says more about.
+const MAX_UNCONFIRMED: usize = 8;
 /// `Hello.role` of a relay.
 const ROLE_RELAY: u32 = 3;
 

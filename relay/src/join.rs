@@ -64,6 +64,9 @@ pub enum JoinError {
     /// Message 1 was seen before.
     #[error("message 1 is a replay")]
     Replay,
+    /// No ticket at all: somebody asked whether this relay is here, as the mediator does.
+    #[error("asked for the key only")]
+    Question,
     /// Authentic, but refused.
     #[error("refused: {0:?}")]
     Refused(JoinStatus),
@@ -76,6 +79,7 @@ impl JoinError {
             Self::Io(_) => "broken",
             Self::Length(_) | Self::Noise(_) => "garbage",
             Self::Replay => "replay",
+            Self::Question => "question",
             Self::Refused(JoinStatus::Expired) => "expired",
             Self::Refused(JoinStatus::Full) => "full",
             Self::Refused(JoinStatus::Draining) => "draining",
@@ -162,6 +166,7 @@ impl Door {
         let mut responder = JoinResponder::new(&self.identity.noise)?;
         let (init, joiner) = responder.handle_message1(&message1)?;
         let ticket = init.ticket.unwrap_or_default();
+        let question = ticket.payload.is_empty();
         let (status, join) = match self.trust.check(&ticket, &joiner) {
             Ok(ticket) => {
                 let join = Join { session: ticket.session, slot: init.slot, role: ticket.role };
@@ -177,7 +182,7 @@ impl Door {
         if status != JoinStatus::Accepted {
             stream.shutdown().await?;
             tokio::io::copy(&mut stream.take(MAX_DISCARD), &mut tokio::io::sink()).await?;
-            return Err(JoinError::Refused(status));
+            return Err(if question { JoinError::Question } else { JoinError::Refused(status) });
         }
         let confirm = match join.filter(|join| join.role == Role::Agent) {
             Some(join) => confirmation_of_agent(stream, conn, &join, hub).await?,

@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{
     agent,
     allowance::{Allowance, Taken},
+    confirm::Unconfirmed,
     console, enroll,
     half_open::Admitted,
     logins::Origin,
@@ -192,13 +193,14 @@ async fn speak(mut line: Line) {
             Err(failure) => responder.fail(failure),
         },
         3 => match known_relay(&line, &hello).await {
-            Ok((relay, device)) => {
+            Ok((relay, device, unconfirmed)) => {
                 let home = line.shared.home.clone();
                 line.proved(&home);
                 // Whoever is sent to a relay must find it there.
                 line.peer.set_keepalive(KEEPALIVE_RELAY);
-                welcome(&line, responder, KEEPALIVE_RELAY).await;
-                relay::serve(line, relay, device).await;
+                let told = unconfirmed.iter().map(ToString::to_string).collect();
+                answer(&line, responder, KEEPALIVE_RELAY, told).await;
+                relay::serve(line, relay, device, unconfirmed).await;
             }
             Err(failure) => responder.fail(failure),
         },
@@ -211,6 +213,11 @@ async fn speak(mut line: Line) {
 }
 
 async fn welcome(line: &Line, responder: Responder, keepalive: Duration) {
+    answer(line, responder, keepalive, Vec::new()).await;
+}
+
+/// `unconfirmed`: addresses of this relay that nobody is told.
+async fn answer(line: &Line, responder: Responder, keepalive: Duration, unconfirmed: Vec<String>) {
     let shared = &line.shared;
     let relays = shared.broker.ask(|driver, _| driver.broker.relay_infos()).await;
     responder.reply(Body::Welcome(wire::Welcome {
@@ -221,6 +228,7 @@ async fn welcome(line: &Line, responder: Responder, keepalive: Duration) {
         keepalive_ms: u32::try_from(keepalive.as_millis()).unwrap_or(45_000),
         check_in_ms: shared.check_in_ms,
         relays: relays.unwrap_or_default(),
+        unconfirmed,
         installation: shared.installation.root().fingerprint().to_string(),
         web_login: shared.logins.settings.mfa == MfaRule::PhishingResistant,
     }));
@@ -264,7 +272,7 @@ async fn known_agent(
 async fn known_relay(
     line: &Line,
     hello: &wire::Hello,
-) -> Result<(relays::RelayRow, Device), wire::Failure> {
+) -> Result<(relays::RelayRow, Device, Vec<Unconfirmed>), wire::Failure> {
     let id = RelayId::from_slice(&hello.device_id).map_err(|_| not_enrolled())?;
     let row = relays::by_id(&line.shared.store.readers, id).await.map_err(|error| {
         tracing::error!(%error, "cannot read relays");
@@ -275,12 +283,13 @@ async fn known_relay(
     let told = hello.relay.clone().unwrap_or_default();
     // A relay's Noise key comes with its description or with the hello.
     let cert = told.noise_cert.clone().or_else(|| hello.noise_cert.clone());
-    noise_key(line, cert.as_ref())?;
+    let noise = noise_key(line, cert.as_ref())?;
     let mut addresses = relay::addresses(&told.addresses)?;
     if row.draining {
         // Without addresses it gets nothing new.
         addresses.clear();
     }
+    let (addresses, unconfirmed) = relay::confirmed(line, noise, addresses).await;
     let region = if told.region.is_empty() { row.region.clone() } else { fact(&told.region) };
     let info = wire::RelayInfo {
         relay_id: id.to_bytes(),
@@ -289,7 +298,7 @@ async fn known_relay(
         addresses,
         region,
     };
-    Ok((row, Device::Relay { id, identity: line.identity, info }))
+    Ok((row, Device::Relay { id, identity: line.identity, info }, unconfirmed))
 }
 
 /// The Noise key that the connection's own identity certified.

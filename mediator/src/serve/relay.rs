@@ -1,26 +1,41 @@
 //! What relays say.
 
+use std::time::Duration;
+
 use adit_control::failure as fail;
 use adit_protocol::{
     code::failure,
+    keys::NoiseCert,
     target::{Target, Transport},
     wire::{self, frame::Body},
 };
 
-use super::connection::Line;
+use super::{
+    confirm::{Claimant, Unconfirmed},
+    connection::Line,
+    run::Shared,
+};
 use crate::{core::types::Device, store::relays};
 
 /// Addresses of one relay.
 const MAX_ADDRESSES: usize = 8;
+/// How often an address that did not answer is asked again.
+const CONFIRM_AGAIN: Duration = Duration::from_secs(60);
 /// Sessions in one report.
 const MAX_REPORTED: usize = 4096;
 
 /// Serves a known relay.
-pub(super) async fn serve(mut line: Line, relay: relays::RelayRow, device: Device) {
+pub(super) async fn serve(
+    mut line: Line,
+    relay: relays::RelayRow,
+    device: Device,
+    unconfirmed: Vec<Unconfirmed>,
+) {
     let (id, peer, source) = (line.id, line.peer.clone(), line.source.ip());
     let broker = line.shared.broker.clone();
     let relay_id = relay.id;
     tracing::info!(relay = %relay.name, region = %relay.region, "relay registered");
+    let (shared, claimant) = (line.shared.clone(), claimant(&line, &device));
     broker.act(move |driver, now| driver.connected(id, device, (peer, source), now)).await;
     let seen = line
         .shared
@@ -29,6 +44,44 @@ pub(super) async fn serve(mut line: Line, relay: relays::RelayRow, device: Devic
     if let Err(error) = seen.await {
         tracing::warn!(%error, "last contact not written");
     }
+    let listen = listen(&mut line);
+    tokio::select! {
+        () = listen => {}
+        // It registers again then, and hears what holds.
+        () = reached(&shared, claimant, unconfirmed) => {
+            tracing::info!(relay = %relay.name, "an address answers by now");
+        }
+    }
+    broker.act(move |driver, now| driver.disconnected(id, None, now)).await;
+    tracing::info!(relay = %relay.name, "relay gone");
+}
+
+fn claimant(line: &Line, device: &Device) -> Option<Claimant> {
+    let Device::Relay { identity, info, .. } = device else { return None };
+    let cert = info.noise_cert.as_ref()?;
+    let noise = NoiseCert::open(*identity, cert).ok()?;
+    Some(Claimant { identity: *identity, noise, source: line.source })
+}
+
+/// Waits until one of the addresses that did not answer does.
+async fn reached(shared: &Shared, claimant: Option<Claimant>, unconfirmed: Vec<Unconfirmed>) {
+    let (Some(confirmer), Some(claimant)) = (&shared.confirmer, claimant) else {
+        return std::future::pending().await;
+    };
+    if unconfirmed.is_empty() {
+        return std::future::pending().await;
+    }
+    let addresses: Vec<_> = unconfirmed.into_iter().map(|one| one.address).collect();
+    loop {
+        tokio::time::sleep(CONFIRM_AGAIN).await;
+        if !confirmer.sort(claimant, &addresses).await.0.is_empty() {
+            return;
+        }
+    }
+}
+
+async fn listen(line: &mut Line) {
+    let (id, broker) = (line.id, line.shared.broker.clone());
     while let Some(request) = line.next().await {
         let push = request.is_push();
         let (body, responder) = request.into_parts();
@@ -45,8 +98,21 @@ pub(super) async fn serve(mut line: Line, relay: relays::RelayRow, device: Devic
             _ => responder.fail(fail(failure::BAD_REQUEST, "this message does not belong here")),
         }
     }
-    broker.act(move |driver, now| driver.disconnected(id, None, now)).await;
-    tracing::info!(relay = %relay.name, "relay gone");
+}
+
+/// Those of a relay's addresses at which it answers, and the others.
+pub(super) async fn confirmed(
+    line: &Line,
+    noise: [u8; 32],
+    addresses: Vec<String>,
+) -> (Vec<String>, Vec<Unconfirmed>) {
+    let Some(confirmer) = &line.shared.confirmer else { return (addresses, Vec::new()) };
+    let claimant = Claimant { identity: line.identity, noise, source: line.source };
+    let (confirmed, others) = confirmer.sort(claimant, &addresses).await;
+    for one in &others {
+        tracing::warn!(source = %line.source, "address of a relay is told to nobody: {one}");
+    }
+    (confirmed, others)
 }
 
 /// Checks what a relay says of where it can be reached.

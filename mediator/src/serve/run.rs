@@ -26,8 +26,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use zeroize::Zeroizing;
 
 use super::{
-    BrokerHandle, allowance::Allowances, driver, half_open::HalfOpen, listen, logins::Logins,
-    review, review::Rules, strangers::Strangers,
+    BrokerHandle, allowance::Allowances, confirm::Confirmer, driver, half_open::HalfOpen, listen,
+    logins::Logins, review, review::Rules, strangers::Strangers,
 };
 use crate::{
     admin::{AdminContext, AdminRequest, actor::Actor, handle},
@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     pub(crate) stun_ports: Vec<u16>,
     /// Addresses beyond the one by which a device came, if there are any.
     pub(crate) stun_addrs: Vec<String>,
+    /// Unless addresses of relays are believed.
+    pub(crate) confirmer: Option<Confirmer>,
     pub(crate) check_in_ms: u32,
     pub(crate) allowances: Arc<Allowances>,
     pub(crate) next_connection: AtomicU64,
@@ -264,6 +266,10 @@ impl Server {
         });
         serve_admin(place, Arc::clone(&admin), &essential)?;
         go_on_erasing(Arc::clone(&admin), &essential);
+        let confirmer = match settings.confirm_relays {
+            true => Some(Confirmer::new().ok_or_else(crypto)?),
+            false => None,
+        };
         let shared = Arc::new(Shared {
             store: store.clone(),
             writer,
@@ -275,6 +281,7 @@ impl Server {
             home,
             stun_ports: stun.0,
             stun_addrs: stun.1,
+            confirmer,
             check_in_ms: settings.check_in_ms,
             allowances: Arc::default(),
             next_connection: AtomicU64::new(1),

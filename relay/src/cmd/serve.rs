@@ -215,6 +215,7 @@ async fn announce(
         "listen": listen,
         "relay_id": relay_id,
         "advertised": status.advertised,
+        "unconfirmed": status.unconfirmed,
         "mediator": status.mediator,
     }))?;
     output.human(format_args!("relay {relay_id} is ready on {}", listen.join(", ")))
