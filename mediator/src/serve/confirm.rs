@@ -246,11 +246,11 @@ mod tests {
             () = answer(first, &relay) => panic!(),
             () = answer(second, &other) => panic!(),
         };
-        assert_eq!(confirmed, [right.clone()]);
+        assert_eq!(confirmed, [right.as_str()]);
         let named: Vec<_> = others.iter().map(|o| &o.address).collect();
         assert_eq!(named, [&wrong, &metadata]);
         // Who answered is not asked again at once; nobody is there any more.
-        assert_eq!(confirmer.sort(claimant, &[right.clone()]).await.0, [right.clone()]);
+        assert_eq!(confirmer.sort(claimant, &confirmed).await.0, confirmed);
         // A relay from elsewhere does not make the mediator look around on its own machine.
         let elsewhere = Claimant {
             identity: SigningKey::from_seed(&[2; 32]).unwrap().public(),

@@ -1,8 +1,10 @@
 //! Redeeming enrolment tokens.
 //!
 //! The proof binds token, device identity and installation; the device proved the same identity
-//! in TLS. Every attempt that names a token of ours is recorded, in the transaction that spends
-//! it. Redeeming again with the same identity gives the same answer.
+//! in TLS. Every enrolment is recorded, in the transaction that spends the token; so are refusals of
+//! tokens of ours, of each token and reason one a minute with the number of others. Redeeming again with the same identity gives the same answer.
+
+use std::sync::Arc;
 
 use adit_control::failure as fail;
 use adit_ledger::{Event, Level};
@@ -14,7 +16,10 @@ use adit_protocol::{
 };
 use prost::Message;
 
-use super::connection::{Line, encoded, fact};
+use super::{
+    connection::{Line, encoded, fact},
+    seldom::Seldom,
+};
 use crate::{
     names, proof,
     store::{StoreError, WriteTx, access::labels, computers, relays, tenants, tokens},
@@ -62,6 +67,7 @@ struct Candidate {
     source: String,
     /// Log for relays and for failures that name no client.
     home: String,
+    refused: Arc<Seldom>,
 }
 
 async fn redeem(line: &Line, enroll: wire::Enroll) -> Result<wire::Enrolled, wire::Failure> {
@@ -126,6 +132,7 @@ fn check(line: &Line, enroll: wire::Enroll) -> Result<Candidate, wire::Failure> 
         version: fact(&enroll.version),
         source: line.source.to_string(),
         home: line.shared.home.clone(),
+        refused: Arc::clone(&line.shared.refused_tokens),
     })
 }
 
@@ -196,10 +203,16 @@ impl Candidate {
         client: Option<&tenants::Client>,
         refusal: wire::Failure,
     ) -> Result<Outcome, StoreError> {
-        let event = self
+        // Whoever holds a token that is worth nothing must not fill the log with it.
+        let key = [self.token.to_bytes().as_ref(), refusal.code.as_bytes()].concat();
+        let Some(others) = self.refused.note(&key, tx.now_ms()) else { return Ok(Err(refusal)) };
+        let mut event = self
             .event("enroll.refused", client)
             .outcome("refused")
             .end_reason(refusal.code.as_str());
+        if others > 0 {
+            event = event.extra("others", others);
+        }
         let partner = partner_id.unwrap_or_else(|| self.home.clone());
         tx.append(&partner, event).await?;
         Ok(Err(refusal))

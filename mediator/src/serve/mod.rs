@@ -24,6 +24,7 @@ mod requests;
 pub(crate) mod review;
 mod run;
 pub(crate) mod second;
+mod seldom;
 mod strangers;
 
 pub(crate) use driver::{BrokerHandle, Driver};

@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 
 use super::{
     BrokerHandle, allowance::Allowances, confirm::Confirmer, driver, half_open::HalfOpen, listen,
-    logins::Logins, review, review::Rules, strangers::Strangers,
+    logins::Logins, review, review::Rules, seldom::Seldom, strangers::Strangers,
 };
 use crate::{
     admin::{AdminContext, AdminRequest, actor::Actor, handle},
@@ -83,6 +83,8 @@ pub(crate) struct Shared {
     /// Networks from which peers may come, and who came from elsewhere lately.
     pub(crate) sources: AllowedSources,
     pub(crate) strangers: Strangers,
+    /// Refused enrolments that were recorded lately.
+    pub(crate) refused_tokens: Arc<Seldom>,
     pub(crate) pages: Pages,
 }
 
@@ -288,6 +290,7 @@ impl Server {
             api_tokens: http::Tokens::default(),
             sources: settings.sources.clone(),
             strangers: Strangers::default(),
+            refused_tokens: Arc::default(),
             pages,
         });
         let control_cert = live(installation.server())?;

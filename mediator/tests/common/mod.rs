@@ -23,15 +23,25 @@ use adit_control::{
     Incoming, Peer, RequestError,
     client::{Ahead, ConnectConfig, ConnectError, connect},
 };
-use adit_net::{identity::DeviceIdentity, proxy::Dialer, tls::Trust};
+use adit_net::{
+    identity::{DeviceIdentity, NoiseKeypair},
+    noise::join::JoinResponder,
+    proxy::Dialer,
+    tls::Trust,
+};
 use adit_protocol::{
+    code::JoinStatus,
     keys::Fingerprint,
     token::EnrollToken,
     wire::{self, frame::Body},
 };
 use bytes::Bytes;
 use serde_json::Value;
-use tokio::task::JoinSet;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinSet,
+};
 
 pub const WAIT: Duration = Duration::from_secs(20);
 
@@ -328,4 +338,25 @@ pub fn open(session: u8, enrolled: &wire::Enrolled, agent: &DeviceIdentity) -> w
         agent_identity: agent.signing.public().to_bytes(),
         ..wire::Open::default()
     }
+}
+
+/// Answers joins with a device's Noise key, as its relay would.
+pub async fn relay_listener(identity: &DeviceIdentity) -> (String, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let key = NoiseKeypair::from_private(identity.noise.private.clone()).unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut responder = JoinResponder::new(&key).unwrap();
+            let mut message = vec![0; usize::from(stream.read_u16().await.unwrap_or(0))];
+            let read = stream.read_exact(&mut message).await;
+            if read.is_ok() && responder.handle_message1(&message).is_ok() {
+                let reply = responder.reply(JoinStatus::BadTicket).unwrap();
+                stream.write_u16(reply.len().try_into().unwrap()).await.unwrap();
+                stream.write_all(&reply).await.unwrap();
+            }
+        }
+    });
+    (address, tasks)
 }

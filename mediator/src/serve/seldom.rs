@@ -1,0 +1,73 @@
+//! Refusals that somebody can cause as often as they like, recorded once a minute.
+//!
+//! Whoever holds a token that was used up, or a device that was switched off, has proved nothing
+//! that would let them fill the log. The first refusal is recorded at once; those that follow
+//! within a minute are counted, and the next record tells how many there were.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
+
+/// Time for which one is recorded once, milliseconds.
+const ONCE_IN_MS: u64 = 60_000;
+/// What was counted is forgotten after this long without another, milliseconds.
+const FORGET_MS: u64 = 3_600_000;
+/// Tokens and devices that are told apart; all others count as one.
+const MAX_KEYS: usize = 4096;
+
+/// Who was recorded lately.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom(Mutex<BTreeMap<Vec<u8>, Noted>>);
+
+#[derive(Debug)]
+struct Noted {
+    recorded_ms: u64,
+    others: u64,
+}
+
+impl Seldom {
+    /// Is this one recorded? If so: how many were not, since the last that was.
+    pub(crate) fn note(&self, key: &[u8], now_ms: u64) -> Option<u64> {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !table.contains_key(key) && table.len() >= MAX_KEYS {
+            table.retain(|_, noted| now_ms.saturating_sub(noted.recorded_ms) < FORGET_MS);
+        }
+        let key = if table.contains_key(key) || table.len() < MAX_KEYS { key } else { &[] };
+        let Some(noted) = table.get_mut(key) else {
+            table.insert(key.to_vec(), Noted { recorded_ms: now_ms, others: 0 });
+            return Some(0);
+        };
+        if now_ms.saturating_sub(noted.recorded_ms) < ONCE_IN_MS {
+            noted.others = noted.others.saturating_add(1);
+            return None;
+        }
+        noted.recorded_ms = now_ms;
+        Some(std::mem::take(&mut noted.others))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_a_minute_is_recorded_and_tells_how_many_were_not() {
+        let seldom = Seldom::default();
+        assert_eq!(seldom.note(b"a", 0), Some(0));
+        for _ in 0..500 {
+            assert_eq!(seldom.note(b"a", ONCE_IN_MS - 1), None);
+        }
+        assert_eq!(seldom.note(b"b", 1), Some(0), "others have their own");
+        assert_eq!(seldom.note(b"a", ONCE_IN_MS), Some(500));
+        assert_eq!(seldom.note(b"a", 2 * ONCE_IN_MS), Some(0));
+    }
+
+    #[test]
+    fn any_number_of_keys_takes_bounded_memory() {
+        let seldom = Seldom::default();
+        let recorded = (0..3 * MAX_KEYS).filter_map(|n| seldom.note(&n.to_be_bytes(), 0)).count();
+        assert!(recorded <= MAX_KEYS + 1, "{recorded}");
+        assert!(seldom.0.lock().unwrap().len() <= MAX_KEYS + 1);
+    }
+}
