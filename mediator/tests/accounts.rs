@@ -572,3 +572,42 @@ async fn unknown_users_and_known_ones_are_answered_in_the_same_time() {
         }
     }
 }
+
+/// Guesses that are under way together must not all pass the check that the first one passed.
+#[tokio::test]
+async fn guesses_at_the_same_time_do_not_get_round_the_delay() {
+    let mediator = Mediator::start();
+    mediator.technician("tess");
+    let first = mediator.device(&identity()).await;
+    for _ in 0..10 {
+        first.login("tess", "not this one").await.unwrap_err();
+    }
+    let mut guessers = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let console = mediator.device(&identity()).await;
+        guessers.spawn(async move { console.login("tess", "nor that one").await.unwrap_err() });
+    }
+    guessers.join_all().await;
+    let failed = mediator.events_named("login.failed");
+    let why = |reason: &str| failed.iter().skip(10).filter(|e| e["end_reason"] == reason).count();
+    // More than one only if the first delay, two seconds, was over before all were through.
+    let (counted, delayed) = (why("password"), why("delayed"));
+    assert!(counted <= 4 && delayed >= 4, "{counted} counted, {delayed} delayed");
+}
+
+/// Who was switched off must not fill the log.
+#[tokio::test]
+async fn a_device_that_is_switched_off_is_recorded_once_a_minute() {
+    let mediator = Mediator::start();
+    let password = mediator.technician("tess");
+    let me = identity();
+    mediator.admin(&["device", "disable", &me.signing.public().fingerprint().to_string()]);
+    let console = mediator.device(&me).await;
+    for _ in 0..10 {
+        let refused = console.login("tess", &password).await.unwrap_err();
+        assert_eq!(refused.code, failure::DEVICE_DISABLED);
+    }
+    let failed = mediator.events_named("login.failed");
+    let recorded = failed.iter().filter(|e| e["end_reason"] == failure::DEVICE_DISABLED);
+    assert_eq!(recorded.count(), 1);
+}

@@ -311,6 +311,15 @@ pub(crate) async fn set_short_password(
     Ok(())
 }
 
+/// Before when the account gets no password accepted from unknown devices; `None`: no account.
+pub(crate) async fn retry_ms_in(tx: &mut WriteTx, id: &str) -> Result<Option<u64>, StoreError> {
+    let row = sqlx::query("SELECT retry_ms FROM account WHERE id = $1")
+        .bind(id.to_owned())
+        .fetch_optional(tx.sql())
+        .await?;
+    row.map(|row| row.number("retry_ms")).transpose()
+}
+
 /// Whether the account is enabled and still has the password that was checked: what changed
 /// meanwhile must not be logged in to.
 pub(crate) async fn is_unchanged(

@@ -23,6 +23,21 @@ pub(crate) async fn retry_ms(
     row.map(|row| row.number("retry_ms")).transpose()
 }
 
+/// The same inside a transaction.
+pub(crate) async fn retry_ms_in(
+    tx: &mut WriteTx,
+    account: &str,
+    device: PublicKey,
+) -> Result<Option<u64>, StoreError> {
+    let row =
+        sqlx::query("SELECT retry_ms FROM known_device WHERE account_id = $1 AND device = $2")
+            .bind(account.to_owned())
+            .bind(device.0.to_vec())
+            .fetch_optional(tx.sql())
+            .await?;
+    row.map(|row| row.number("retry_ms")).transpose()
+}
+
 /// The device logged in.
 pub(crate) async fn note(
     tx: &mut WriteTx,

@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 use super::{
     Logins, MAX_CODE, Origin,
     attempt::{Attempt, CONSOLE, proved_events, record, why_not},
+    guess::is_delayed,
     page_asked, unavailable, wrong,
 };
 use crate::{
@@ -51,6 +52,7 @@ impl Logins {
             from,
             now: unix_ms(),
             failed: "login.reauthentication_failed",
+            delays: true,
             via: CONSOLE,
         };
         let (right, delayed_until) = match with_password {
@@ -77,8 +79,8 @@ impl Logins {
             Judged::Weak => return Err(page_asked()),
             _ => {}
         }
-        if !self.refreshed(row, &attempt, judged, with_password).await? {
-            self.failed(&attempt, "code_used").await?;
+        if let Err(why) = self.refreshed(row, &attempt, judged, with_password).await? {
+            self.failed(&attempt, why).await?;
             return Err(wrong());
         }
         Ok(())
@@ -90,7 +92,7 @@ impl Logins {
         attempt: &Attempt,
         judged: Judged,
         with_password: bool,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Result<(), &'static str>, Refusal> {
         let now = attempt.now;
         let mut proof = row.proof.clone();
         let method = judged.method();
@@ -108,9 +110,12 @@ impl Logins {
         let events = proved_events("login.reauthenticated", attempt, &row.account, &proof.mfa);
         // Only what is shown now uses up a recovery code.
         let events = if method == mfa::RECOVERY { events } else { (events.0, None) };
-        let (login, account) = (row.id, row.account.clone());
+        let (login, account, device) = (row.id, row.account.clone(), attempt.from.device);
         let done = self.writer.write(move |tx| {
             Box::pin(async move {
+                if is_delayed(tx, &account.id, device, now).await? {
+                    return Ok(Err("delayed"));
+                }
                 let usable = judged == Judged::Missing || judged.use_up(tx, &account.id).await?;
                 if !usable
                     || !accounts::is_unchanged(tx, &account.id, &account.password).await?
@@ -118,12 +123,12 @@ impl Logins {
                 {
                     return Err(StoreError::Missing("login"));
                 }
-                record(tx, &account, events).await.map(|_| ())
+                record(tx, &account, events).await.map(|_| Ok(()))
             })
         });
         match done.await {
-            Ok(()) => Ok(true),
-            Err(StoreError::Missing(_)) => Ok(false),
+            Ok(done) => Ok(done),
+            Err(StoreError::Missing(_)) => Ok(Err("code_used")),
             Err(error) => Err(unavailable(&error)),
         }
     }

@@ -6,7 +6,8 @@ use adit_runtime::time::unix_ms;
 use zeroize::Zeroizing;
 
 use super::{
-    Logins, MAX_CODE, MAX_USER, Origin, code_asked, device_disabled, guess::count_failure,
+    Logins, MAX_CODE, MAX_USER, Origin, code_asked, device_disabled,
+    guess::{count_failure, is_delayed},
     login_event, page_asked, token_id, token_text, unavailable, wrong,
 };
 use crate::{
@@ -34,6 +35,8 @@ pub(super) struct Attempt {
     pub(super) now: u64,
     /// Names of the events.
     pub(super) failed: &'static str,
+    /// Do failures of before delay it? Not what somebody else vouches for.
+    pub(super) delays: bool,
     /// On which way: `console`, `page`, `oidc`, `device_code`.
     pub(super) via: &'static str,
 }
@@ -90,14 +93,20 @@ impl Logins {
         }
         let pool = &self.store.readers;
         let read = |error: StoreError| unavailable(&error);
+        // The device proved who it is: this tells nothing of any user. First of all, since nothing
+        // else is to be had from here.
+        let disabled = locks::device(pool, from.device).await.map_err(read)?;
+        let others = match disabled.then(|| self.refused.note(&from.device.0, unix_ms())) {
+            Some(None) => return Err(device_disabled()),
+            due => due.flatten(),
+        };
         let account = accounts::by_name(pool, &user).await.map_err(read)?;
         let id = account.as_ref().map_or("", |account| account.id.as_str()).to_owned();
         let factors = factors::of_account(pool, &id).await.map_err(read)?;
-        let mut attempt =
-            Attempt { account, user, from, now: unix_ms(), failed: "login.failed", via };
-        // The device proved who it is: this tells nothing of any user.
-        if locks::device(pool, from.device).await.map_err(read)? {
-            self.failed(&attempt, failure::DEVICE_DISABLED).await?;
+        let (now, failed) = (unix_ms(), "login.failed");
+        let mut attempt = Attempt { account, user, from, now, failed, delays: true, via };
+        if let Some(others) = others {
+            self.failed_beside(&attempt, failure::DEVICE_DISABLED, others).await?;
             return Err(device_disabled());
         }
         let hash = attempt.account.as_ref().map(|account| account.password.clone());
@@ -135,21 +144,24 @@ impl Logins {
         account: AccountRow,
         ground: Ground,
     ) -> Result<(wire::LoggedIn, LoginId), Refusal> {
-        let why = if ground.used == Judged::NotNeeded { "changed" } else { "code_used" };
-        if let Some(done) = self.succeeded(attempt, account, ground).await? {
-            return Ok(done);
+        match self.succeeded(attempt, account, ground).await? {
+            Ok(done) => Ok(done),
+            Err(why) => {
+                self.failed(attempt, why).await?;
+                Err(wrong())
+            }
         }
-        self.failed(attempt, why).await?;
-        Err(wrong())
     }
 
-    /// Makes the login; `None` if the code was used up, or the account changed, meanwhile.
+    /// Makes the login; else why not: the code was used up, the account changed, or others who
+    /// guessed at the same time brought a delay about meanwhile.
     async fn succeeded(
         &self,
         attempt: &Attempt,
         account: AccountRow,
         ground: Ground,
-    ) -> Result<Option<(wire::LoggedIn, LoginId)>, Refusal> {
+    ) -> Result<Result<(wire::LoggedIn, LoginId), &'static str>, Refusal> {
+        let late = if ground.used == Judged::NotNeeded { "changed" } else { "code_used" };
         let crypto = |_| Refusal::new(failure::INTERNAL, "the system gives no randomness");
         let secret = Zeroizing::new(random::<32>().map_err(crypto)?);
         let token = token_text(&secret);
@@ -161,30 +173,34 @@ impl Logins {
         // Only what is shown now uses up a recovery code.
         let events = if used.method() == mfa::RECOVERY { events } else { (events.0, None) };
         let limited = proof.is_limited(account.mfa_rule(self.settings.mfa));
-        let (row, now) = (account.clone(), attempt.now);
+        let (row, now, delays) = (account.clone(), attempt.now, attempt.delays);
         let done = self.writer.write(move |tx| {
             Box::pin(async move {
+                if delays && is_delayed(tx, &row.id, device, now).await? {
+                    return Ok(Err("delayed"));
+                }
                 // What changed since it was checked is not logged in to.
                 if !accounts::is_unchanged(tx, &row.id, &row.password).await?
                     || locks::device_in(tx, device, &row.partner_id).await?
                     || !used.use_up(tx, &row.id).await?
                 {
-                    return Ok(None);
+                    return Ok(Err(late));
                 }
                 if let Some(page) = page
                     && !accounts::login_lives_in(tx, page, now).await?
                 {
-                    return Ok(None);
+                    return Ok(Err(late));
                 }
                 accounts::set_failures(tx, &row.id, 0, 0).await?;
                 accounts::insert_login(tx, id, &row.id, device, expires_ms).await?;
                 accounts::prove(tx, id, &proof, expires_ms).await?;
                 devices::note(tx, &row.id, device).await?;
-                record(tx, &row, events).await.map(Some)
+                record(tx, &row, events).await.map(Ok)
             })
         });
-        let Some(recovery_left) = done.await.map_err(|error| unavailable(&error))? else {
-            return Ok(None);
+        let recovery_left = match done.await.map_err(|error| unavailable(&error))? {
+            Ok(left) => left,
+            Err(why) => return Ok(Err(why)),
         };
         let told = wire::LoggedIn {
             session_token: token.to_string(),
@@ -194,7 +210,7 @@ impl Logins {
             partner: account.partner,
             recovery_left,
         };
-        Ok(Some((told, id)))
+        Ok(Ok((told, id)))
     }
 
     /// A right password of an account with a second factor, which was not shown yet.
@@ -218,8 +234,20 @@ impl Logins {
 
     /// Records and counts a failure.
     pub(super) async fn failed(&self, attempt: &Attempt, why: &'static str) -> Result<(), Refusal> {
-        let mut event =
-            attempt.event(attempt.failed).actor(&attempt.user).outcome("failed").end_reason(why);
+        self.failed_beside(attempt, why, 0).await
+    }
+
+    /// The same; `others`: so many like it were not recorded.
+    async fn failed_beside(
+        &self,
+        attempt: &Attempt,
+        why: &'static str,
+        others: u64,
+    ) -> Result<(), Refusal> {
+        let mut event = attempt.event(attempt.failed).actor(&attempt.user).outcome("failed");
+        if others > 0 {
+            event = event.extra("others", others);
+        }
         let mut partner_id = self.home.clone();
         let mut id = String::new();
         if let Some(account) = &attempt.account {
@@ -233,10 +261,14 @@ impl Logins {
         let (device, now) = (attempt.from.device, attempt.now);
         let written = self.writer.write(move |tx| {
             Box::pin(async move {
+                // Those who guessed at the same time may have brought a delay about since this one
+                // was let through.
+                let late = counts && is_delayed(tx, &id, device, now).await?;
                 // Of an unknown user nothing is counted, in the same time.
-                if counts {
+                if counts && !late {
                     count_failure(tx, &id, device, now).await?;
                 }
+                let event = event.end_reason(if late { "delayed" } else { why });
                 tx.append(&partner_id, event).await.map(|_| ())
             })
         });

@@ -99,6 +99,19 @@ impl Logins {
     }
 }
 
+/// Is there a delay by now? Checked before a password is compared, and again in the transaction
+/// that says what came of it: guesses at the same time would all pass a check made before.
+pub(super) async fn is_delayed(
+    tx: &mut WriteTx,
+    account: &str,
+    device: PublicKey,
+    now: u64,
+) -> Result<bool, StoreError> {
+    let known = devices::retry_ms_in(tx, account, device).await?;
+    let of_account = accounts::retry_ms_in(tx, account).await?;
+    Ok(known.or(of_account).is_some_and(|retry_ms| now < retry_ms))
+}
+
 /// Counts against the device if the user logged in with it before, else against the account.
 pub(super) async fn count_failure(
     tx: &mut WriteTx,

@@ -31,6 +31,7 @@ use crate::{
     config::AccountSettings,
     core::types::Refusal,
     password,
+    serve::seldom::Seldom,
     store::{
         Store, StoreError, Writer,
         accounts::{self, LoginId, LoginRow},
@@ -84,6 +85,8 @@ pub(crate) struct Logins {
     /// Partner whose log tells of unknown users.
     home: String,
     guesses: Guesses,
+    /// Devices that are switched off and tried lately.
+    refused: Seldom,
     /// Hash of a password that nobody has.
     nobody: String,
     pub(crate) settings: AccountSettings,
@@ -116,7 +119,8 @@ impl Logins {
         keys: WrappingKeys,
     ) -> Option<Self> {
         let nobody = password::hash(&password::generate()?)?;
-        Some(Self { store, writer, home, guesses: Guesses::new(at_once), nobody, settings, keys })
+        let (guesses, refused) = (Guesses::new(at_once), Seldom::default());
+        Some(Self { store, writer, home, guesses, refused, nobody, settings, keys })
     }
 
     /// The login of a session token, if it may be used now by this device.

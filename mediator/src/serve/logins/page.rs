@@ -94,6 +94,7 @@ impl Logins {
             from,
             now: unix_ms(),
             failed: "login.failed",
+            delays: false,
             via: OIDC,
         };
         if let Some(why) = why_not(&account, true, false) {
@@ -183,6 +184,7 @@ impl Logins {
             from,
             now: unix_ms(),
             failed: "login.failed",
+            delays: true,
             via: passed.via,
         };
         let delayed = attempt.now < known.unwrap_or(account.retry_ms);
@@ -218,6 +220,7 @@ impl Logins {
             from,
             now: unix_ms(),
             failed: "login.failed",
+            delays: false,
             via: DEVICE_CODE,
         };
         let ground =
