@@ -427,6 +427,35 @@ pub enum WitnessCommand {
 /// What to do with the audit log.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
+    /// Find entries, newest first, within what your roles cover
+    #[command(after_help = "Examples:
+  console-tunnel audit search --person jane --since 24h
+  console-tunnel audit search --computer web01 --event session.granted --json")]
+    Search {
+        /// Which entries
+        #[command(flatten)]
+        filter: AuditFilter,
+        /// At most so many entries
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        limit: u32,
+    },
+    /// Write the log, or a part of it, to stdout or a file; needs a second factor shown just now
+    #[command(after_help = "Examples:
+  console-tunnel audit export --output audit.jsonl
+  console-tunnel audit export --format csv --client acme/berlin --since 30d --output berlin.csv
+
+With jsonl, hashes stand for what is left out, so that the rest can still be verified.")]
+    Export {
+        /// jsonl can be verified; csv, cef and ocsf are for other programs
+        #[arg(long, value_parser = ["jsonl", "csv", "cef", "ocsf"], default_value = "jsonl")]
+        format: String,
+        /// Which entries
+        #[command(flatten)]
+        filter: AuditFilter,
+        /// File to write
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
     /// Verify an export without any server
     #[command(after_help = "Example:
   console-tunnel audit verify audit.jsonl --key sha256:9f86…
@@ -445,6 +474,36 @@ Without --key or --head it can only say that the export is consistent in itself.
         #[arg(long)]
         complete: bool,
     },
+}
+
+// Which entries.
+#[derive(Debug, Clone, Default, Args)]
+#[expect(missing_docs, reason = "clap would show it as the command's description")]
+pub struct AuditFilter {
+    /// Who acted, or whom it was about
+    #[arg(long)]
+    pub person: Option<String>,
+    /// Name or id
+    #[arg(long)]
+    pub computer: Option<String>,
+    /// Only this client's
+    #[arg(long, value_name = "P/C")]
+    pub client: Option<String>,
+    /// Like rdp, ssh or tcp
+    #[arg(long)]
+    pub redirector: Option<String>,
+    /// Id of a session
+    #[arg(long)]
+    pub session: Option<String>,
+    /// Like session.granted
+    #[arg(long)]
+    pub event: Option<String>,
+    /// A time (RFC 3339), or how long ago: 24h, 30d
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// A time (RFC 3339), or how long ago
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
 }
 
 fn time(text: &str) -> Result<Duration, String> {
@@ -519,6 +578,8 @@ mod tests {
             "console-tunnel requests approve 1 --for 30m --note x",
             "console-tunnel requests deny 1",
             &format!("console-tunnel audit verify f --key {fingerprint}"),
+            "console-tunnel audit search --person jane --since 24h --limit 5 --json",
+            "console-tunnel audit export --format csv --client p/c --output f",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -527,7 +588,8 @@ mod tests {
     #[test]
     fn wrong_lines_are_refused() {
         for line in [
-            "console-tunnel login h",
+            "console-tunnel login",
+            "console-tunnel audit export --format xml",
             "console-tunnel forward pc",
             "console-tunnel forward pc -L 80",
             "console-tunnel forward pc -D host:1",

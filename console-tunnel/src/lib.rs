@@ -156,6 +156,12 @@ async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Trust { computer, fingerprint } => {
             commands::trust::trust(context, &computer, fingerprint).await
         }
+        Command::Audit(AuditCommand::Search { filter, limit }) => {
+            commands::log::search(context, &filter, limit).await
+        }
+        Command::Audit(AuditCommand::Export { format, filter, output }) => {
+            commands::log::export(context, &format, &filter, output.as_deref()).await
+        }
         Command::Netcheck(args) => commands::netcheck::run(context, &args).await,
         Command::Credentials(command) => commands::credentials::run(context, command).await,
         Command::Admin(command) => admin::run(context, command).await,

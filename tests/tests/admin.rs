@@ -66,6 +66,24 @@ fn an_administrator_works_remotely_and_what_is_withdrawn_ends() -> Result<()> {
     admin(&site, &["session", "end", text(session, "session_id")])?;
     forward.process.wait("its end", SOON, |e| text(e, "event") == "closed")?;
 
+    // The log, searched and taken away; the copy verifies without any server.
+    let found = site.run(
+        "console",
+        &["audit", "search", "--event", "user.disabled", "--since", "1h", "--json"],
+        "",
+    )?;
+    let lines = found.lines();
+    ensure!(lines.len() == 1 && text(&lines[0], "event") == "user.disabled", "{found:?}");
+    let copy = site.artifacts().join("audit.jsonl");
+    let copy = copy.to_str().context("path")?;
+    let taken = site.run("console", &["audit", "export", "--output", copy, "--json"], "")?;
+    ensure!(taken.code == 0, "{taken:?}");
+    let verified = site.run("console", &["audit", "verify", copy, "--complete", "--json"], "")?;
+    ensure!(verified.code == 0, "{verified:?}");
+    let printed = site.run("console", &["audit", "export", "--format", "csv"], "")?;
+    ensure!(printed.code == 0 && printed.stdout.contains("session.granted"), "{printed:?}");
+    ensure!(!std::path::Path::new(&format!("{copy}.part")).exists());
+
     // Failures have the codes and exits of the contract.
     for (args, code, exit) in [
         (&["user", "show", "nobody"][..], "not_found", 4),

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Method, Request, StatusCode,
+    body::Incoming,
     client::conn::http1::{self, SendRequest},
     header::{self, HeaderName},
 };
@@ -31,6 +32,8 @@ use crate::{config::Context, failure, link::Caller};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
+/// Bytes of an answer that tells of a failure.
+const MAX_PROBLEM: usize = 64 * 1024;
 /// Bytes of an answer.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// Times that a nonce, or a moment to wait, is taken up before giving up.
@@ -85,6 +88,41 @@ impl Api {
 
     /// Asks; gives what is answered, or its failure.
     pub async fn ask(&mut self, ask: &Ask) -> Result<Value, CliError> {
+        let whole = async {
+            let body = self.begin(ask).await?;
+            let body = Limited::new(body, MAX_ANSWER).collect().await;
+            Ok::<_, CliError>(body.map_err(|error| broken(&error))?.to_bytes())
+        };
+        let body = tokio::time::timeout(ANSWER_TIMEOUT, whole).await;
+        let body = body.map_err(|_| broken(&"no answer in time"))??;
+        serde_json::from_slice(&body).map_err(|_| failure::unexpected())
+    }
+
+    /// Asks for what may be large, and passes it on as it comes. An error after some of it means
+    /// that the rest is missing.
+    pub async fn download(
+        &mut self,
+        ask: &Ask,
+        mut sink: impl FnMut(&[u8]) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let begun = tokio::time::timeout(ANSWER_TIMEOUT, self.begin(ask)).await;
+        let mut body = begun.map_err(|_| broken(&"no answer in time"))??;
+        loop {
+            let piece = tokio::time::timeout(ANSWER_TIMEOUT, body.frame()).await;
+            match piece.map_err(|_| broken(&"no answer in time"))? {
+                None => return Ok(()),
+                Some(frame) => {
+                    let frame = frame.map_err(|error| broken(&error))?;
+                    if let Some(data) = frame.data_ref() {
+                        sink(data)?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks until it is answered with success.
+    async fn begin(&mut self, ask: &Ask) -> Result<Incoming, CliError> {
         // The same through all tries: it is done once.
         let once = (ask.method == Method::POST).then(fresh_id).transpose()?;
         for _ in 0..MAX_TRIES {
@@ -104,8 +142,10 @@ impl Api {
                 continue;
             }
             if status.is_success() {
-                return serde_json::from_slice(&body).map_err(|_| failure::unexpected());
+                return Ok(body);
             }
+            let body = Limited::new(body, MAX_PROBLEM).collect().await;
+            let body = body.map_err(|error| broken(&error))?.to_bytes();
             return Err(self.caller.explain(failed(status, &body)));
         }
         Err(CliError::failed("busy", "the mediator asks to wait again and again")
@@ -116,7 +156,7 @@ impl Api {
         &mut self,
         ask: &Ask,
         once: Option<&str>,
-    ) -> Result<(StatusCode, hyper::HeaderMap, Bytes), CliError> {
+    ) -> Result<(StatusCode, hyper::HeaderMap, Incoming), CliError> {
         let address = self.caller.account.address();
         let path = ask.target.split('?').next().unwrap_or_default();
         let elapsed = u64::try_from(self.told.1.elapsed().as_millis()).unwrap_or(0);
@@ -150,20 +190,10 @@ impl Api {
         let request = request
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| CliError::usage("usage", format!("not a request: {error}")))?;
-        let broken = |error: &dyn std::fmt::Display| {
-            CliError::no_path("mediator_unreachable", format!("mediator: {error}"))
-                .hint("try again; check the network")
-        };
-        let exchange = async {
-            let sender = self.sender().await?;
-            let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
-            let (parts, body) = answer.into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await;
-            let body = body.map_err(|error| broken(&error))?.to_bytes();
-            Ok((parts.status, parts.headers, body))
-        };
-        let done = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await;
-        done.map_err(|_| broken(&"no answer in time"))?
+        let sender = self.sender().await?;
+        let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
+        let (parts, body) = answer.into_parts();
+        Ok((parts.status, parts.headers, body))
     }
 
     /// The connection, made anew when the last one has ended.
@@ -192,6 +222,11 @@ impl Api {
         }
         self.sender.as_mut().ok_or_else(failure::unexpected)
     }
+}
+
+fn broken(error: &dyn std::fmt::Display) -> CliError {
+    CliError::no_path("mediator_unreachable", format!("mediator: {error}"))
+        .hint("try again; check the network")
 }
 
 fn no_randomness() -> CliError {

@@ -75,7 +75,8 @@ pub enum CredentialsCommand {
         replace: Option<String>,
     },
     /// Change one
-    #[command(after_help = "Example:
+    #[command(after_help = "Examples:
+  console-tunnel credentials edit 3f2a… --automatic true
   pass new | console-tunnel credentials edit 3f2a… --secret-stdin")]
     Edit {
         /// Id, or PARTNER/CLIENT[/COMPUTER]/NAME

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod computers;
 pub mod credentials;
+pub mod log;
 pub mod login;
 pub mod mfa;
 pub mod netcheck;

@@ -2,6 +2,7 @@
 //! Never follows a name that leaves the directory, never leaves a half-written file behind.
 
 mod access;
+mod part;
 mod platform;
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -14,6 +15,7 @@ use zeroize::Zeroizing;
 use crate::cli::CliError;
 
 pub use access::denied;
+pub use part::Part;
 
 /// Files that hold secrets are small; a larger one is not ours.
 pub const MAX_SECRET_BYTES: u64 = 1024 * 1024;

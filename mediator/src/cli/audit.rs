@@ -7,6 +7,7 @@ use adit_protocol::keys::Fingerprint;
 use adit_runtime::{
     cli::{CliError, GlobalArgs, escape_text},
     config::parse_duration,
+    datadir::Part,
     time::{format_ms, unix_ms},
 };
 use clap::{Args, Subcommand};
@@ -20,7 +21,6 @@ use crate::{
     },
     audit::{
         acts::AuditAct,
-        forward::export::Part,
         search::{self, Cursor, Filter, Page, Reach},
     },
     place::{MediatorDir, store_error},
@@ -392,12 +392,10 @@ async fn export_to(
     let failed = |error: std::io::Error| {
         CliError::failed("output_failed", format!("cannot write {}: {error}", path.display()))
     };
-    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-        CliError::usage("usage", format!("{} is no name of a file", path.display()))
-    })?;
-    let mut file = Part::create(path.parent().unwrap_or(Path::new("")), name).map_err(failed)?;
+    let mut file = Part::create(&path).map_err(failed)?;
     let shown =
-        export::export(&store, selection, |piece| file.write(&piece).map_err(failed)).await?;
+        export::export(&store, selection, |piece| file.write(piece.as_bytes()).map_err(failed))
+            .await?;
     file.finish().map_err(failed)?;
     global.output().emit(&json!({"file": path.display().to_string(), "entries": shown}))?;
     global.output().human(format_args!("{shown} entries written to {}", path.display()))

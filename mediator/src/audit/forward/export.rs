@@ -5,13 +5,12 @@
 //! name from outside: files are called by tree and sequence numbers.
 
 use std::{
-    fs,
-    io::Write,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use adit_ledger::{GapKind, MerkleTree, export::jsonl::JsonlExport, tree::CompactRange};
+use adit_runtime::datadir::Part;
 use tokio_util::sync::CancellationToken;
 
 use super::{Cursor, EXPORT, ForwardError, PAGE, cursor, save_cursor};
@@ -77,7 +76,7 @@ async fn write(
     };
     let last = tree.head.size.saturating_sub(1);
     let name = format!("audit-{}-{:012}-{last:012}.jsonl", tree.id, from.next_seq);
-    let mut file = Part::create(dir, &name)?;
+    let mut file = Part::create(&dir.join(&name))?;
     let mut lines = JsonlExport::new(&[]);
     let mut text = String::new();
     lines
@@ -98,60 +97,13 @@ async fn write(
                     .map_err(|error| wrong(&error.to_string()))?;
             }
         }
-        file.write(&std::mem::take(&mut text))?;
+        file.write(std::mem::take(&mut text).as_bytes())?;
     }
     lines.finish(&tree.head, &mut text).map_err(|error| wrong(&error.to_string()))?;
-    file.write(&text)?;
+    file.write(text.as_bytes())?;
     if merkle.root() != tree.head.root {
         return Err(wrong("entries do not hash to its head; see mediator audit verify"));
     }
     file.finish()?;
     Ok(merkle.to_bytes())
-}
-
-/// A file under way: readable for its owner only, named `.part` until it is whole.
-pub(crate) struct Part {
-    file: fs::File,
-    part: PathBuf,
-    path: PathBuf,
-    done: bool,
-}
-
-impl Part {
-    /// Begins a file.
-    pub(crate) fn create(dir: &Path, name: &str) -> std::io::Result<Self> {
-        let path = dir.join(name);
-        let part = path.with_added_extension("part");
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::OpenOptionsExt as _;
-            options.mode(0o600);
-        }
-        Ok(Self { file: options.open(&part)?, part, path, done: false })
-    }
-
-    /// Adds to it.
-    pub(crate) fn write(&mut self, text: &str) -> std::io::Result<()> {
-        self.file.write_all(text.as_bytes())
-    }
-
-    /// Makes it durable and gives it its name.
-    pub(crate) fn finish(mut self) -> std::io::Result<()> {
-        self.file.sync_all()?;
-        fs::rename(&self.part, &self.path)?;
-        self.done = true;
-        let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        fs::File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.done {
-            // Best effort: what is left is named .part.
-            let _ = fs::remove_file(&self.part);
-        }
-    }
 }
