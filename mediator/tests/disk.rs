@@ -20,7 +20,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use common::{Mediator, hello, identity};
 use shim::{Act, Op, Shim};
 
-/// Cuts of the power in one test run; `ADIT_FAULT_ROUNDS` asks for more.
+/// Cuts of the power in one test run; `cargo xtask faults` asks for more.
 const CUTS: usize = 40;
 /// What a disk writes as a whole.
 const SECTOR: usize = 512;

@@ -14,7 +14,7 @@ use common::{Mediator, hello, identity};
 async fn killed_at_any_moment_no_acknowledged_record_is_lost() {
     let mut mediator = Mediator::start();
     let mut acknowledged = BTreeSet::new();
-    // `cargo xtask test` asks for more with --long.
+    // `cargo xtask faults` asks for more.
     let rounds: u32 =
         std::env::var("ADIT_FAULT_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
     for round in 0..rounds {

@@ -7,6 +7,7 @@
 mod bench;
 mod ci;
 mod demo;
+mod faults;
 mod fuzz;
 mod packages;
 mod paths;
@@ -27,6 +28,7 @@ cargo xtask COMMAND
                               programs, e2e; more arguments after -- go to the end-to-end tests
   ci [CHECK…]                 formatting, lints, docs, dependencies, licences, house rules
   fuzz [--seconds N] [TARGET…]  runs the fuzz targets (needs cargo-fuzz)
+  faults [--rounds N]         kills the mediator and cuts its power at random points, 200 times each
   paths [oracle|matrix|changes|--hard] [--long] [--jobs N] [--seed N] [--runs N] [NAME…]
                               every pair of networks against theory, then changes of a network
                               (Linux, root); --hard: what is luck, a hundred times; --long: scenes
@@ -66,6 +68,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         "test" => test::run(rest)?,
         "ci" => ci::run(rest)?,
         "fuzz" => fuzz::run(rest)?,
+        "faults" => faults::run(rest)?,
         "bench" => return bench::run(rest),
         "paths" => return paths::run(rest),
         "help" | "--help" | "-h" => print!("{USAGE}"),
