@@ -127,6 +127,7 @@ fn scenario(site: &mut Site, secrets: &mut Vec<Vec<u8>>) -> Result<Vec<(String, 
     secrets.extend([relay_token, agent_token].map(String::into_bytes));
     let add = ["user", "add", "bea", "--password-stdin", "--json"];
     ensure!(ear.run("mediator", &add, PASSWORD)?.code == 0);
+    ensure!(ear.run("mediator", &["user", "mfa", "optional", "bea"], "")?.code == 0);
     let login = ["login", &url, "--user", "bea", "--password-stdin", "--fingerprint", &fingerprint];
     ensure!(ear.run("console", &login, GUESS)?.code == 3);
     let done = ear.run("console", &login, PASSWORD)?;
