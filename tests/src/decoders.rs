@@ -7,6 +7,7 @@ use std::str::FromStr as _;
 
 use adit_agent::policy::Policy;
 use adit_console::forward::spec::{ForwardSpec, ListenSpec};
+use adit_ledger::evidence::Evidence;
 use adit_net::{
     identity::NoiseKeypair,
     noise::{RelayedHandshake, join::JoinResponder, records::take_frame},
@@ -14,6 +15,7 @@ use adit_net::{
 };
 use adit_protocol::{
     candidate::Candidate,
+    dpop::Parts,
     grant::{Grant, Lease},
     handshake::{decode_init, decode_reply},
     ids::SessionId,
@@ -50,6 +52,8 @@ pub const DECODERS: &[Decoder] = &[
     Decoder { name: "stun", accepts: stun_message, valid: valid::stun },
     Decoder { name: "token", accepts: token, valid: valid::token },
     Decoder { name: "ledger", accepts: ledger, valid: valid::ledger },
+    Decoder { name: "evidence", accepts: evidence, valid: valid::evidence },
+    Decoder { name: "dpop", accepts: dpop, valid: valid::dpop },
     Decoder { name: "policy", accepts: policy, valid: valid::policy },
     Decoder { name: "target", accepts: target, valid: valid::target },
 ];
@@ -157,6 +161,24 @@ fn ledger(data: &[u8]) -> bool {
     adit_ledger::Entry::parse(data).is_ok() || adit_ledger::SignedHead::parse(data).is_ok()
 }
 
+/// Proof that something is in the log, as the mediator sends it to both ends.
+fn evidence(data: &[u8]) -> bool {
+    let Ok(message) = wire::AuditEvidence::decode(data) else { return false };
+    let Ok(evidence) = Evidence::from_wire(Some(&message)) else { return false };
+    assert!(Evidence::from_wire(Some(&evidence.to_wire())).as_ref() == Ok(&evidence));
+    if let Some(key) = signing_key() {
+        let _ = evidence.check(key.public());
+    }
+    true
+}
+
+/// Proofs of possession at the HTTPS API.
+fn dpop(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let Ok(parts) = Parts::split(text) else { return false };
+    signing_key().is_some_and(|key| parts.verify(key.public()).is_ok())
+}
+
 /// The endpoint owner's policy file.
 fn policy(data: &[u8]) -> bool {
     std::str::from_utf8(data).is_ok_and(|text| Policy::parse(text).is_ok())
@@ -176,8 +198,12 @@ fn target(data: &[u8]) -> bool {
 /// Examples that are accepted.
 mod valid {
     use super::*;
-    use adit_ledger::{Entry, Event, Level};
+    use adit_ledger::{
+        ConsistencyProof, Entry, Event, InclusionProof, Level, MerkleTree, SignedHead,
+        evidence::Link,
+    };
     use adit_protocol::{
+        dpop::{Claims, prove},
         handshake::join_prologue,
         ids::{CarrierNumber, ChannelId, TokenId},
         keys::Fingerprint,
@@ -313,6 +339,39 @@ mod valid {
         let event = Event::new("session.granted", Level::Significant);
         let entry = Entry::seal(3, 1_700_000_000_000, event, [7; 16]);
         vec![entry.to_line().into_bytes()]
+    }
+
+    pub(super) fn evidence() -> Vec<Vec<u8>> {
+        let (mut tree, mut entries) = (MerkleTree::new(), Vec::new());
+        for seq in 0..2 {
+            let event = Event::new("session.granted", Level::Significant);
+            let entry = Entry::seal(seq, 1_700_000_000_000, event, [7; 16]);
+            tree.append(entry.leaf());
+            entries.push(entry);
+        }
+        let mut made = || {
+            let (key, entry) = (signing_key()?, entries.pop()?);
+            let sibling = entries.pop()?.leaf();
+            let time = 1_700_000_000_001;
+            let head = SignedHead::sign(&key, "t", tree.size(), tree.root(), time, None).ok()?;
+            let inclusion = InclusionProof { index: 1, size: 2, path: vec![sibling] };
+            let proof = ConsistencyProof { old_size: 1, new_size: 2, path: vec![entry.leaf()] };
+            let links = vec![Link::Grown { tree: "t".into(), proof }];
+            Some(Evidence { head, entry, inclusion, links }.to_wire().encode_to_vec())
+        };
+        made().into_iter().collect()
+    }
+
+    pub(super) fn dpop() -> Vec<Vec<u8>> {
+        let claims = Claims {
+            method: "GET",
+            url: "https://mediator.example/api/v1/me",
+            token: "token",
+            nonce: "nonce",
+            id: [1; 16],
+            issued_s: 1_800_000_000,
+        };
+        signing_key().map(|key| prove(&key, &claims).into_bytes()).into_iter().collect()
     }
 
     pub(super) fn policy() -> Vec<Vec<u8>> {
