@@ -533,6 +533,10 @@ impl Streams {
         for stream in &mut self.0 {
             best = best.max(stream.at_most(run, log, low, most).await?);
         }
+        // One that could not be read any more may have a higher one: the next page looks.
+        if self.0.iter().any(|stream| stream.buffer.is_empty() && !stream.ended) {
+            return Ok(None);
+        }
         Ok(best)
     }
 }

@@ -229,20 +229,23 @@ async fn round<R: Receiver>(
     writer: &Writer,
     receiver: &mut R,
 ) -> Result<bool, ForwardError> {
-    let mut any = false;
+    let (mut any, mut failed) = (false, None);
     for (tree, partner, next, end) in pending(&store.readers, receiver.name()).await? {
         let limits = (receiver.max_entries(), receiver.max_bytes());
         let batch = collect(&store.readers, tree, partner, next, end, limits).await?;
         if !batch.entries.is_empty() {
-            tokio::time::timeout(DELIVER_TIMEOUT, receiver.deliver(&batch))
-                .await
-                .map_err(|_| ForwardError::Timeout)??;
+            let sent = tokio::time::timeout(DELIVER_TIMEOUT, receiver.deliver(&batch)).await;
+            if let Err(error) = sent.unwrap_or(Err(ForwardError::Timeout)) {
+                // What is refused of one partner's log must not hold up the others'.
+                failed = Some(error);
+                continue;
+            }
         }
         let cursor = Cursor { next_seq: batch.next_seq, frontier: Vec::new() };
         save_cursor(writer, receiver.name(), batch.tree, cursor).await?;
         any = true;
     }
-    Ok(any)
+    failed.map_or(Ok(any), Err)
 }
 
 /// Logs with entries that a receiver has not got: tree, partner, from, to.
