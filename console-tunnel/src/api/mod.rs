@@ -131,6 +131,12 @@ impl Api {
             if let Some(nonce) = header(&DPOP_NONCE) {
                 self.nonce = nonce.to_owned();
             }
+            if status.is_success() {
+                return Ok(body);
+            }
+            // Read to its end, also where it is not needed: the connection can be used again.
+            let body = Limited::new(body, MAX_PROBLEM).collect().await;
+            let body = body.map_err(|error| broken(&error))?.to_bytes();
             let challenge = header(&header::WWW_AUTHENTICATE).unwrap_or_default();
             if status == StatusCode::UNAUTHORIZED && challenge.contains("use_dpop_nonce") {
                 continue;
@@ -141,11 +147,6 @@ impl Api {
                 tokio::time::sleep(wait).await;
                 continue;
             }
-            if status.is_success() {
-                return Ok(body);
-            }
-            let body = Limited::new(body, MAX_PROBLEM).collect().await;
-            let body = body.map_err(|error| broken(&error))?.to_bytes();
             return Err(self.caller.explain(failed(status, &body)));
         }
         Err(CliError::failed("busy", "the mediator asks to wait again and again")

@@ -30,6 +30,8 @@ use crate::{
     },
 };
 
+/// Passwords hashed at the same time: each takes 19 MiB and most of a tenth of a second (R42).
+static HASHING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);
 /// Instead of a role: nothing is bound.
 const NO_ROLE: &str = "none";
 
@@ -44,6 +46,7 @@ pub(super) async fn add(
     names::check(&user).map_err(bad_name)?;
     actor.may_at_home(context, MANAGE).await?;
     let partner = super::access::partner(context, actor, partner).await?;
+    let mut judged = None;
     if role != NO_ROLE
         && let Some(own) = actor.partner_id()
     {
@@ -52,6 +55,7 @@ pub(super) async fn add(
         let conditions = &Conditions::default();
         let gift = Gift { role: &role, scope: &scope, conditions, expires_ms: None, binds: true };
         actor.may_give(context, &gift).await?;
+        judged = Some(role);
     }
     let beside = mfa || context.accounts.mfa >= MfaRule::Required;
     let of = (user.as_str(), partner.name.as_str());
@@ -71,6 +75,10 @@ pub(super) async fn add(
                     let role = roles::by_name(tx, &partner.id, &role_name)
                         .await?
                         .ok_or(StoreError::Missing("role"))?;
+                    // The name may mean another role by now, which nobody judged.
+                    if judged.is_some_and(|judged| judged != role) {
+                        return Err(StoreError::Missing("role"));
+                    }
                     bindings::insert(tx, &Binding::on_partner(&partner.id, id, role.id)?).await?;
                 }
                 let added = by
@@ -159,6 +167,8 @@ pub(super) async fn may_impersonate(
     actor: &Actor,
     row: &AccountRow,
 ) -> Result<(), CliError> {
+    // Whoever sits down at somebody's open console must not gain an account that lasts (R27).
+    actor.must_be_fresh(context).await?;
     let Some(remote) = actor.remote().filter(|remote| remote.holder.account != row.id) else {
         return Ok(());
     };
@@ -261,7 +271,13 @@ pub(super) async fn hashed(
         }
     };
     let short = password::is_short(&text);
-    let hash = tokio::task::spawn_blocking(move || password::hash(&text)).await;
+    let permit = HASHING.acquire().await.map_err(|_| crypto())?;
+    // The permit goes along: a request that is dropped still counts until its work is done.
+    let hash = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        password::hash(&text)
+    });
+    let hash = hash.await;
     let hash = hash.ok().flatten().ok_or_else(crypto)?;
     Ok(Hashed { hash, short, generated })
 }

@@ -12,18 +12,19 @@ use std::{
 };
 
 use adit_ledger::{Event, Level};
-use adit_protocol::{code::failure, keys::PublicKey};
+use adit_protocol::code::failure;
 use adit_runtime::time::unix_ms;
 use axum::http::{HeaderMap, StatusCode, header, request::Parts};
 
 use super::{
     Client, Problem, Web,
-    dpop::{Expected, Refused},
+    dpop::{Checked, Expected, Refused},
     tokens::KEY_PREFIX,
 };
 use crate::{
     admin::actor::{Actor, Kind, Remote},
     authz::Holder,
+    config::is_allowed,
     mfa,
     place::store_error,
     roles::conditions::Network,
@@ -89,6 +90,11 @@ pub(super) async fn authenticate(
     operation: &'static str,
 ) -> Result<Actor, Problem> {
     let client = parts.extensions.get::<Client>().ok_or_else(Problem::internal)?;
+    if !is_allowed(&web.shared.sources.web, client.address.ip()) {
+        let code = failure::SOURCE_NOT_ALLOWED;
+        record(web, client.address, operation, code).await?;
+        return Err(Problem::new(StatusCode::FORBIDDEN, code, "not from this network"));
+    }
     match prove(web, parts, client.address, operation).await {
         Ok(remote) => {
             client.proved.note();
@@ -153,15 +159,19 @@ async fn prove(
         token,
         now_s: unix_ms() / 1_000,
     };
-    let key = web.proofs.check(proof, &expected).map_err(|refused| match refused {
+    let proof = web.proofs.check(proof, &expected).map_err(refused)?;
+    match token.strip_prefix(KEY_PREFIX) {
+        Some(id) => of_key(web, id, &proof, source, operation).await,
+        None => of_console(web, token, &proof, source, operation).await,
+    }
+}
+
+fn refused(refused: Refused) -> Unproved {
+    match refused {
         Refused::Nonce => unproved(CHALLENGE_NONCE, NONCE, refused.to_string()),
         Refused::Busy => Unproved(Problem::busy(), "busy"),
         Refused::Replayed => unproved(CHALLENGE_PROOF, "proof_replayed", refused.to_string()),
         refused => unproved(CHALLENGE_PROOF, "proof_invalid", refused.to_string()),
-    })?;
-    match token.strip_prefix(KEY_PREFIX) {
-        Some(id) => of_key(web, id, key, source, operation).await,
-        None => of_console(web, token, key, source, operation).await,
     }
 }
 
@@ -178,14 +188,16 @@ fn broken(error: StoreError) -> Unproved {
 async fn of_console(
     web: &Web,
     token: &str,
-    device: PublicKey,
+    proof: &Checked,
     source: SocketAddr,
     operation: &'static str,
 ) -> Result<Remote, Unproved> {
     let held = web.shared.api_tokens.find(token).ok_or_else(gone)?;
+    let device = proof.key;
     if held.device != device {
         return Err(gone());
     }
+    web.proofs.spend(proof).map_err(refused)?;
     let row = web.shared.logins.session(held.login, device, Use::Act).await;
     let row = row.map_err(|refusal| match refusal.code {
         failure::NOT_LOGGED_IN => gone(),
@@ -217,15 +229,17 @@ async fn of_console(
 async fn of_key(
     web: &Web,
     id: &str,
-    key: PublicKey,
+    proof: &Checked,
     source: SocketAddr,
     operation: &'static str,
 ) -> Result<Remote, Unproved> {
     let pool = &web.admin.store.readers;
     let row = api::by_id(pool, id).await.map_err(broken)?.ok_or_else(gone)?;
+    let key = proof.key;
     if row.key != key || row.revoked || unix_ms() >= row.expires_ms {
         return Err(gone());
     }
+    web.proofs.spend(proof).map_err(refused)?;
     let networks: Vec<Network> = serde_json::from_str(&row.networks)
         .map_err(|_| broken(StoreError::Corrupt("networks of an API key".into())))?;
     if !networks.is_empty() && !networks.iter().any(|network| network.contains(source.ip())) {

@@ -100,6 +100,15 @@ struct Used {
     by_step: BTreeMap<u64, HashSet<[u8; 16]>>,
 }
 
+/// A proof that holds, and was not used up yet.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Checked {
+    /// Whose.
+    pub(crate) key: PublicKey,
+    id: String,
+    step: u64,
+}
+
 impl Proofs {
     /// With a fresh key for nonces; `None` without randomness.
     pub(crate) fn new() -> Option<Self> {
@@ -134,8 +143,8 @@ impl Proofs {
         (fresh && same.is_ok()).then_some(step)
     }
 
-    /// Checks a proof, and gives the key that made it.
-    pub(crate) fn check(&self, proof: &str, expected: &Expected<'_>) -> Result<PublicKey, Refused> {
+    /// Checks a proof, and gives the key that made it. It is good once: [`Proofs::spend`].
+    pub(crate) fn check(&self, proof: &str, expected: &Expected<'_>) -> Result<Checked, Refused> {
         if proof.len() > MAX_PROOF {
             return Err(Refused::Unreadable);
         }
@@ -164,12 +173,17 @@ impl Proofs {
         if !ID_CHARS.contains(&claims.jti.len()) {
             return Err(Refused::Unreadable);
         }
-        self.spend(key, &claims.jti, step, now)?;
-        Ok(key)
+        Ok(Checked { key, id: claims.jti, step })
     }
 
-    /// Each id once in the life of its nonce.
-    fn spend(&self, key: PublicKey, id: &str, step: u64, now: u64) -> Result<(), Refused> {
+    /// Uses a proof up: each id once in the life of its nonce. Only for keys that are known, or
+    /// strangers would fill the table; before anything is done.
+    pub(crate) fn spend(&self, checked: &Checked) -> Result<(), Refused> {
+        self.spend_at(checked, self.step())
+    }
+
+    fn spend_at(&self, checked: &Checked, now: u64) -> Result<(), Refused> {
+        let Checked { key, id, step } = checked;
         let hash = sha256(&[&key.0[..], id.as_bytes()].concat());
         let mut short = [0; 16];
         short.iter_mut().zip(hash).for_each(|(to, from)| *to = from);
@@ -183,7 +197,7 @@ impl Proofs {
         if used.count >= MAX_IDS {
             return Err(Refused::Busy);
         }
-        if !used.by_step.entry(step).or_default().insert(short) {
+        if !used.by_step.entry(*step).or_default().insert(short) {
             return Err(Refused::Replayed);
         }
         used.count += 1;
@@ -260,7 +274,9 @@ mod tests {
                 token: "t",
                 now_s: NOW,
             };
-            self.proofs.check(proof, &expected).map(|key| assert_eq!(key, self.key.public()))
+            let checked = self.proofs.check(proof, &expected)?;
+            assert_eq!(checked.key, self.key.public());
+            self.proofs.spend(&checked)
         }
     }
 
@@ -341,9 +357,10 @@ mod tests {
         assert_eq!(case.proofs.step_of(&case.proofs.nonce_of(now - STEPS), now), Some(now - STEPS));
         assert_eq!(case.proofs.step_of(&case.proofs.nonce_of(now - STEPS - 1), now), None);
         assert_eq!(case.proofs.step_of(&case.proofs.nonce_of(now + 1), now), None);
-        case.proofs.spend(key, "a", now, now).unwrap();
-        assert_eq!(case.proofs.spend(key, "a", now, now + STEPS), Err(Refused::Replayed));
-        case.proofs.spend(key, "b", now + STEPS + 1, now + STEPS + 1).unwrap();
+        let of = |id: &str, step| Checked { key, id: id.to_owned(), step };
+        case.proofs.spend_at(&of("a", now), now).unwrap();
+        assert_eq!(case.proofs.spend_at(&of("a", now), now + STEPS), Err(Refused::Replayed));
+        case.proofs.spend_at(&of("b", now + STEPS + 1), now + STEPS + 1).unwrap();
         assert_eq!(case.proofs.used.lock().unwrap().count, 1);
     }
 }

@@ -66,7 +66,10 @@ pub(super) async fn begin(
         return Err(Problem::bad_request(text));
     };
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    let request = [parts.method.as_str().as_bytes(), b" ", target.as_bytes(), b"\n", body].concat();
+    // With the key, of which only a hash is kept: bodies may hold passwords, and nobody who reads
+    // the database can try them against this.
+    let method = parts.method.as_str().as_bytes();
+    let request = [key.as_bytes(), b"\0", method, b" ", target.as_bytes(), b"\n", body].concat();
     let request = base64url(&sha256(&request));
     let repeatable =
         Repeatable { principal: principal.to_owned(), name: base64url(&sha256(key.as_bytes())) };

@@ -23,7 +23,7 @@ mod tokens;
 
 use std::sync::Arc;
 
-use axum::{Router, extract::State};
+use axum::{Router, body::Bytes, extract::State};
 
 pub(crate) use problem::Problem;
 pub(crate) use server::{Client, Server};
@@ -45,7 +45,7 @@ pub(crate) struct Web {
     reads: api::Reads,
     principals: limit::Buckets<String>,
     /// The description of the API.
-    document: String,
+    document: Bytes,
 }
 
 impl Web {
@@ -58,7 +58,7 @@ impl Web {
             failures: auth::Failures::default(),
             reads: api::Reads::default(),
             principals: limit::Buckets::new(PER_PRINCIPAL),
-            document: api::all().document(),
+            document: api::all().document().into(),
         })
     }
 }

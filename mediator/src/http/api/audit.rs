@@ -195,10 +195,13 @@ async fn level(call: Call<Nothing, AuditLevel>) -> Answer<SetLevel> {
 
 /// An export, piece by piece: no JSON document, so not among the declared operations.
 pub(super) async fn export(State(web): WebState, request: Request<Body>) -> Response {
-    match begin(web, request).await {
+    let nonce = web.proofs.nonce();
+    let mut response = match begin(web, request).await {
         Ok(response) => response,
         Err(problem) => problem.into_response(),
-    }
+    };
+    super::tell_nonce(&mut response, &nonce);
+    response
 }
 
 async fn begin(web: Arc<Web>, request: Request<Body>) -> Result<Response, Problem> {

@@ -237,19 +237,24 @@ impl Api {
     {
         self.document.add::<Q, B, R>(&operation);
         let route = move |State(web): WebState, request: Request<Body>| async move {
-            let nonce = HeaderValue::from_str(&web.proofs.nonce());
+            let nonce = web.proofs.nonce();
             let mut response = match run(web, operation, request, handler).await {
                 Ok(response) => response,
                 Err(problem) => problem.into_response(),
             };
-            if let Ok(nonce) = nonce {
-                response.headers_mut().insert("dpop-nonce", nonce);
-            }
+            tell_nonce(&mut response, &nonce);
             response
         };
         let router = std::mem::take(&mut self.router);
         let path = format!("{BASE}{}", operation.path);
         self.router = router.route(&path, routing::on(operation.method.filter(), route));
+    }
+}
+
+/// Every answer carries the nonce that the next proof needs (RFC 9449 §8.2).
+fn tell_nonce(response: &mut Response, nonce: &str) {
+    if let Ok(nonce) = HeaderValue::from_str(nonce) {
+        response.headers_mut().insert("dpop-nonce", nonce);
     }
 }
 
@@ -346,10 +351,10 @@ fn read_body<B: DeserializeOwned>(parts: &Parts, bytes: &[u8]) -> Result<B, Prob
 }
 
 async fn openapi(State(web): WebState) -> Response {
-    let mut response = json(StatusCode::OK, web.document.clone().into_bytes());
-    if let Ok(nonce) = HeaderValue::from_str(&web.proofs.nonce()) {
-        response.headers_mut().insert("dpop-nonce", nonce);
-    }
+    // Shared, not copied: readers may be slow and many.
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    let mut response = (StatusCode::OK, kind, web.document.clone()).into_response();
+    tell_nonce(&mut response, &web.proofs.nonce());
     response
 }
 
