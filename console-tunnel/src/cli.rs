@@ -88,10 +88,12 @@ The fingerprint is what `agent-tunnel enroll` and `agent-tunnel status` show on 
   console-tunnel requests approve 3f2a…"
     )]
     Requests(RequestsCommand),
-    /// Verify an export of the audit log
+    /// Search and export the audit log, verify an export
     #[command(
         subcommand,
-        after_help = "Example:\n  console-tunnel audit verify audit.jsonl --key sha256:9f86…"
+        after_help = "Examples:
+  console-tunnel audit search --computer web01 --since 24h
+  console-tunnel audit verify audit.jsonl --key sha256:9f86…"
     )]
     Audit(AuditCommand),
     /// Stored credentials: list, add, change, show, delete
@@ -481,7 +483,7 @@ Without --key or --head it can only say that the export is consistent in itself.
 #[expect(missing_docs, reason = "clap would show it as the command's description")]
 pub struct AuditFilter {
     /// Who acted, or whom it was about
-    #[arg(long)]
+    #[arg(long, alias = "user")]
     pub person: Option<String>,
     /// Name or id
     #[arg(long)]

@@ -54,7 +54,9 @@ impl DataDir {
             }
             let message = format!("there is no data directory {}", path.display());
             return Err(CliError::not_there("data_dir_missing", message)
-                .hint("give the right one with --data-dir or ADIT_DATA_DIR"));
+                .hint(
+                "give the right one with --data-dir; init, join, enroll or login makes a new one",
+            ));
         }
         Self::open(path)
     }
