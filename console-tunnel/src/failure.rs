@@ -43,7 +43,11 @@ const FAILURES: &[(&str, Exit, &str)] = &[
     (codes::AGENT_OFFLINE, Exit::NotThere, "check that the computer is on and agent-tunnel runs"),
     (codes::AGENT_TIMEOUT, Exit::NotThere, "try again; check that agent-tunnel runs well there"),
     (codes::AGENT_REFUSED, Exit::Refused, "see the log of agent-tunnel on that computer"),
-    (codes::POLICY_REFUSED, Exit::Refused, "its owner decides there: policy.toml, agent-tunnel unlock"),
+    (
+        codes::POLICY_REFUSED,
+        Exit::Refused,
+        "its owner decides there: policy.toml, agent-tunnel unlock",
+    ),
     (codes::STALE_KEY, Exit::Refused, "try again"),
     (codes::NO_SUCH_CREDENTIAL, Exit::NotThere, "console-tunnel credentials list"),
     (codes::NO_SUCH_REDIRECTOR, Exit::NotThere, "console-tunnel computers shows what there is"),
