@@ -53,8 +53,7 @@ impl DataDir {
                 return Err(error);
             }
             let message = format!("there is no data directory {}", path.display());
-            return Err(CliError::not_there("data_dir_missing", message)
-                .hint(
+            return Err(CliError::not_there("data_dir_missing", message).hint(
                 "give the right one with --data-dir; init, join, enroll or login makes a new one",
             ));
         }
