@@ -142,6 +142,8 @@ fn expectations() -> Vec<Expectation> {
         on("users.group", USERS, GROUP),
         on("users.ungroup", USERS, GROUP),
         expect("devices.list", USERS),
+        // A fingerprint is no tenant's object: a partner switches it off for its own users only, so
+        // there is no foreign one to be refused.
         Expectation { names: false, ..on("devices.disable", USERS, &[("device", "{device}")]) },
         or(
             &[200, 404],

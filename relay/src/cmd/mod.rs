@@ -44,7 +44,7 @@ enum Command {
     Join(JoinArgs),
     /// Relay sessions until stopped
     Serve(ServeArgs),
-    /// Take no new joins and wait for the running relay's pairs to end
+    /// Take no new joins and wait for the running relay's pairs to end; restart it to serve again
     Drain(DrainArgs),
     /// Tell what the running relay does
     #[command(
