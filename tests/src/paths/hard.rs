@@ -1,5 +1,5 @@
 //! What is a matter of luck, many times: representatives of the hard class a hundred times each,
-//! and, if wanted, all other hard pairs.
+//! and, if wanted, all other hard pairs just as often.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -27,10 +27,6 @@ pub const REPRESENTATIVES: &[(&str, &str)] = &[
 ];
 /// Runs of 100 that must be direct in time.
 const ENOUGH_PERCENT: usize = 95;
-/// Runs of all other pairs.
-const OTHERS_RUNS: u64 = 30;
-/// In so few runs one more may be late than the percentage allows, by chance alone.
-const OTHERS_SPARE: usize = 1;
 
 /// Times of those that were in time, of how many.
 struct Luck {
@@ -60,29 +56,19 @@ pub fn run(
         let luck = Luck::of(test, &case, runs, options)?;
         println!("{scenario}: {} of {runs}", luck.times.len());
         table.push_str(&luck.row(scenario, what));
-        problems.extend(luck.problem(0));
+        problems.extend(luck.problem());
     }
     if others {
         let is_other = |case: &Case| {
             case.verdict.class == Class::Hard
                 && !REPRESENTATIVES.iter().any(|(name, _)| *name == case.scenario)
         };
-        let mut all =
-            Luck { scenario: String::new(), times: Vec::new(), runs: 0, late: Vec::new() };
-        let cases: Vec<_> = oracle::cases().into_iter().filter(is_other).collect();
-        let mut worst = (usize::MAX, String::new());
-        for case in &cases {
-            let luck = Luck::of(test, case, OTHERS_RUNS, options)?;
-            println!("{}: {} of {OTHERS_RUNS}", case.scenario, luck.times.len());
-            problems.extend(luck.problem(OTHERS_SPARE));
-            worst = worst.min((luck.times.len(), case.scenario.clone()));
-            all.runs += luck.runs;
-            all.times.extend(luck.times);
+        for case in oracle::cases().into_iter().filter(is_other) {
+            let luck = Luck::of(test, &case, runs, options)?;
+            println!("{}: {} of {runs}", case.scenario, luck.times.len());
+            table.push_str(&luck.row(&case.scenario, &case.verdict.why));
+            problems.extend(luck.problem());
         }
-        all.times.sort_by(f64::total_cmp);
-        let what = format!("the least: {} of {OTHERS_RUNS} of `{}`", worst.0, worst.1);
-        let name = format!("all other {} pairs, {OTHERS_RUNS} runs each", cases.len());
-        table.push_str(&all.row(&name, &what));
     }
     Ok((table, problems))
 }
@@ -121,8 +107,8 @@ impl Luck {
         row
     }
 
-    fn problem(&self, spare: usize) -> Option<String> {
-        let enough = (self.times.len() + spare) * 100 >= self.runs * ENOUGH_PERCENT;
+    fn problem(&self) -> Option<String> {
+        let enough = self.times.len() * 100 >= self.runs * ENOUGH_PERCENT;
         (!enough).then(|| {
             let Self { scenario, times, runs, late } = self;
             format!("{scenario}: {} of {runs}; seeds {late:?}", times.len())
