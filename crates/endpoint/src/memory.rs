@@ -89,6 +89,25 @@ pub struct RelayStatus {
     pub(crate) addresses: Vec<String>,
 }
 
+impl RelayStatus {
+    /// For fuzzing: reads a file of what was learnt, which must read back as it was.
+    #[doc(hidden)]
+    pub fn fuzz_file(text: &str) -> bool {
+        let fresh = || State {
+            network: Some(IpAddr::from([192, 0, 2, 7])),
+            of: "m.example:443".to_owned(),
+            ..State::default()
+        };
+        let (mut first, mut second) = (fresh(), fresh());
+        read_state(text, &mut first, 2000);
+        let written = write_state(&first);
+        read_state(&written, &mut second, 2000);
+        assert_eq!(write_state(&second), written, "it does not read back");
+        assert!(first.rtts.len() <= MAX_MEASURED && first.ways.len() <= MAX_NETWORKS);
+        !first.rtts.is_empty() || !first.ways.is_empty() || !first.remembered.is_empty()
+    }
+}
+
 /// Own address towards the internet: another one is another network.
 type Network = Option<IpAddr>;
 
@@ -392,14 +411,17 @@ fn nearest(state: &State) -> Vec<(RelayKey, String)> {
     if state.listed.is_empty() {
         return state.remembered.clone();
     }
-    let fits =
-        |address: &str| address.len() <= MAX_ADDRESS && !address.contains(char::is_whitespace);
     let rtt = |key: &RelayKey| state.rtts.get(key).map_or(Duration::MAX, |(rtt, _)| *rtt);
     let listed = state.listed.iter().filter(|relay| fits(&relay.name));
     let mut all: Vec<_> =
         listed.map(|relay| (rtt(&relay.identity), relay.identity, relay.name.clone())).collect();
     all.sort_unstable();
     all.into_iter().take(MAX_REMEMBERED).map(|(_, key, name)| (key, name)).collect()
+}
+
+/// Whether an address can stand in a line, and comes back from it as it was.
+fn fits(address: &str) -> bool {
+    (1..=MAX_ADDRESS).contains(&address.len()) && !address.contains(char::is_whitespace)
 }
 
 /// Whatever cannot be read is left out: it is a cache.
@@ -421,7 +443,7 @@ fn read_state(text: &str, state: &mut State, now_s: u64) {
             }
             (Some("of"), Some(of), None, None) => same_mediator = of == state.of,
             (Some("relay"), Some(key), Some(address), None)
-                if same_mediator && state.remembered.len() < MAX_REMEMBERED =>
+                if same_mediator && state.remembered.len() < MAX_REMEMBERED && fits(address) =>
             {
                 if let Some(key) = unhex(key) {
                     state.remembered.push((key, address.to_owned()));

@@ -11,6 +11,9 @@
 
 mod upnp;
 
+#[doc(hidden)]
+pub use upnp::fuzz::upnp as fuzz_upnp;
+
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
     num::NonZeroU16,

@@ -19,6 +19,8 @@ use tracing::warn;
 
 use crate::cli::{CliError, VERSION};
 
+#[doc(hidden)]
+pub use http::fuzz_request;
 pub use prometheus_client;
 
 /// Connections served at a time.

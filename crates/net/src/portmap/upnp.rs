@@ -343,6 +343,8 @@ async fn ask(
     timeout(REQUEST, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
+#[path = "upnp_fuzz.rs"]
+pub(super) mod fuzz;
 #[cfg(test)]
 #[path = "upnp_tests.rs"]
 mod tests;

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 pub use client::{LocalClient, LocalError};
 pub use server::LocalServer;
+#[doc(hidden)]
+pub use wire::fuzz_line;
 
 /// Connections served at a time; more wait in the system's queue.
 pub const MAX_CONNECTIONS: usize = 64;

@@ -110,6 +110,22 @@ pub(super) async fn read_line(
     }
 }
 
+/// For fuzzing: whether a line is one of an answer, which must read back as it was.
+#[doc(hidden)]
+pub fn fuzz_line(data: &[u8]) -> bool {
+    let Ok(line) = serde_json::from_slice::<Line<'_>>(data) else { return false };
+    let mut text = Vec::new();
+    let written = push_line(&mut text, &line).is_ok();
+    assert!(written && text.pop() == Some(b'\n') && !text.contains(&b'\n'), "not one line");
+    let again = serde_json::from_slice::<Line<'_>>(&text);
+    assert!(again.is_ok(), "it does not read back");
+    if let Line::Error(error) = line {
+        let error = CliError::from(error);
+        assert!(error.code.len() <= MAX_CODE_BYTES);
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -100,3 +100,8 @@ async fn send(mut stream: TcpStream, response: &Response, with_body: bool) {
     })
     .await;
 }
+
+/// For fuzzing: whether a request is answered.
+pub fn fuzz_request(head: &[u8]) -> bool {
+    read_request(head).is_ok_and(|(path, _)| !path.contains(['?', ' ', '\r']))
+}
