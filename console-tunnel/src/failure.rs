@@ -49,6 +49,7 @@ const FAILURES: &[(&str, Exit, &str)] = &[
         "its owner decides there: policy.toml, agent-tunnel unlock",
     ),
     (codes::STALE_KEY, Exit::Refused, "try again"),
+    (codes::STALE_DESCRIPTION, Exit::Refused, "try again"),
     (codes::NO_SUCH_CREDENTIAL, Exit::NotThere, "console-tunnel credentials list"),
     (codes::NO_SUCH_REDIRECTOR, Exit::NotThere, "console-tunnel computers shows what there is"),
     (codes::NO_SUCH_SESSION, Exit::NotThere, "console-tunnel sessions"),

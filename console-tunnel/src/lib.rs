@@ -7,6 +7,7 @@
 //! - [`cli`], [`config`]: arguments and configuration
 //! - [`commands`]: what is over quickly; [`open`]: `open` and `forward`
 //! - [`link`]: the control connection; [`session`]: sessions, the only user of the endpoint
+//! - [`learning`]: what is learnt by the way, for the next session
 //! - [`admin`]: what administrators do; [`api`]: the HTTPS API
 //! - [`picker`]: what `console-tunnel` alone shows on a terminal
 //! - [`explain`]: why a session's path is what it is; [`advice`]: in words
@@ -30,6 +31,7 @@ pub mod events;
 pub mod explain;
 pub mod failure;
 pub mod forward;
+pub mod learning;
 pub mod link;
 pub mod open;
 pub mod picker;

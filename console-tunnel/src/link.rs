@@ -2,7 +2,7 @@
 //!
 //! The session token goes to the mediator whose key is pinned and to nobody else.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use adit_control::{
     Incoming, Peer, Request, RequestError,
@@ -15,6 +15,7 @@ use adit_net::{
 };
 use adit_protocol::{
     PROTOCOL_VERSION,
+    keys::PublicKey,
     limits::MAX_TEXT,
     wire::{self, frame::Body},
 };
@@ -128,9 +129,9 @@ impl Caller {
         tasks.spawn(async move {
             driver.await;
         });
-        let Connected { peer, incoming, replies, .. } = connected;
+        let Connected { peer, incoming, replies, root, remote, welcome, .. } = connected;
         tasks.spawn(refuse_requests(incoming));
-        Ok(Online { peer, replies, _tasks: tasks })
+        Ok(Online { peer, replies, root, remote, relays: welcome.relays, _tasks: tasks })
     }
 
     /// Adds the command that helps when nobody is logged in.
@@ -175,6 +176,12 @@ pub struct Online {
     pub peer: Peer,
     /// Answers to the pipelined requests.
     pub replies: Vec<Result<Body, RequestError>>,
+    /// The installation's root key.
+    pub root: PublicKey,
+    /// Where the mediator was reached; unknown behind a proxy.
+    pub remote: Option<SocketAddr>,
+    /// The relays that it named.
+    pub relays: Vec<wire::RelayInfo>,
     _tasks: JoinSet<()>,
 }
 

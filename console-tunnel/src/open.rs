@@ -14,12 +14,14 @@ use adit_net::identity::DeviceIdentity;
 use adit_protocol::{
     code::failure as codes,
     ids::SessionId,
+    keys::Fingerprint,
     limits::MAX_TEXT,
     target::{Target, Transport},
     wire::{self, frame::Body},
 };
 use adit_runtime::{
-    cli::{CliError, escape_text},
+    cli::{CliError, Exit, escape_text},
+    datadir::DataDir,
     shutdown::Shutdown,
     time::{format_ms, now_rfc3339},
 };
@@ -31,10 +33,12 @@ use crate::{
     events::Reporter,
     failure,
     forward::{Local, Protocol},
+    learning,
     link::{Caller, REQUEST_TIMEOUT, list_request, matching, only_one, tell_refusal},
     session::{Enrolment, OpenRequest, Session, Sessions, Wanted, wish},
     state::{
-        KnownAgents, KnownComputer, KnownRedirector, Selector, Verdict, described,
+        KnownAgents, KnownComputer, KnownRedirector, MediatorTrust, Selector, Verdict,
+        book::{self, Book, Owner},
         recent::{self, Recent},
     },
     viewer::{
@@ -49,6 +53,8 @@ pub use run::Running;
 /// records itself.
 const OWN_REFUSALS: [&str; 4] =
     ["agent_key_changed", "agent_untrusted", codes::AUDIT_UNPROVEN, codes::AUDIT_FORKED];
+/// The console had the computer described otherwise than it is.
+const STALE: [&str; 2] = [codes::STALE_KEY, codes::STALE_DESCRIPTION];
 /// A port where the web service speaks TLS, unless the redirector's name says it.
 const HTTPS_PORTS: [u16; 2] = [443, 8443];
 
@@ -64,11 +70,11 @@ pub async fn open(
     let local = Local::tcp(args.local, None).await?;
     let mut reporter = Reporter::new(context.global.output(), started)?;
     warn_if_open(&reporter, &local);
-    // As before, if the computer was opened before; what does not fit then is found out below.
-    let guess = |computer: &KnownComputer| {
+    // As the address book has the computer; what does not fit then is found out below.
+    let guess = |computer: &KnownComputer, first_contact| {
         let redirector = computer.redirector(&args.redirector)?;
         let viewer = choose_viewer(context, args, &redirector).ok()?;
-        Some(wish(computer, &wanted_of(&redirector, viewer.as_ref(), args)))
+        Some(wish(computer, &wanted_of(&redirector, viewer.as_ref(), args), first_contact))
     };
     let start = Start { context, given: &args.computer, options: &args.session, shutdown };
     let mut opening = Opening::start(start, caller, &guess).await?;
@@ -165,9 +171,9 @@ pub async fn forward(
             None => groups.push((protocol, vec![local])),
         }
     }
-    let guess = |computer: &KnownComputer| {
+    let guess = |computer: &KnownComputer, first_contact| {
         let (protocol, group) = groups.first()?;
-        Some(wish(computer, &wanted_of_group(*protocol, group, args)))
+        Some(wish(computer, &wanted_of_group(*protocol, group, args), first_contact))
     };
     let start = Start { context, given: &args.computer, options: &args.session, shutdown };
     let mut opening = Opening::start(start, caller, &guess).await?;
@@ -271,12 +277,29 @@ fn viewer_values(
     }
 }
 
-/// The computer as it was described last, if it is one whose key is known and has not changed.
-fn remembered(context: &Context, installation: &str, selector: &Selector) -> Option<KnownComputer> {
-    let computer = described::find(&context.directory, installation, selector)?;
-    let known = KnownAgents::load(&context.directory).ok()?;
-    let verdict = known.check(&computer.presented(installation));
-    (verdict == Verdict::Known).then_some(computer)
+/// A computer as it was described last.
+struct Remembered {
+    computer: KnownComputer,
+    first_contact: bool,
+    /// Of the installation whose mediator described it.
+    root: Option<Fingerprint>,
+}
+
+/// The computer from the address book, unless its key is not the known one.
+fn remembered(
+    directory: &DataDir,
+    (owner, installation): (&Owner, &str),
+    selector: &Selector,
+) -> Option<Remembered> {
+    let book = Book::load(directory, owner);
+    let computer = book.find(selector)?;
+    let known = KnownAgents::load(directory).ok()?;
+    let first_contact = match known.check(&computer.presented(installation)) {
+        Verdict::Known => false,
+        Verdict::FirstContact => true,
+        Verdict::Changed { .. } => return None,
+    };
+    Some(Remembered { computer, first_contact, root: book.root })
 }
 
 /// The computer that is meant, from the answer to the question that went with `Hello`.
@@ -333,6 +356,9 @@ struct Opening<'a> {
     given: &'a str,
     selector: Selector,
     computer: KnownComputer,
+    owner: Owner,
+    /// The address book was not looked after yet.
+    learns: bool,
     shutdown: &'a Shutdown,
 }
 
@@ -344,12 +370,12 @@ struct Start<'a> {
     shutdown: &'a Shutdown,
 }
 
-/// What will be asked of a computer that was opened before.
-type Guess<'g> = &'g (dyn Fn(&KnownComputer) -> Option<OpenRequest> + Sync);
+/// What will be asked of a computer that is in the address book, perhaps at first contact.
+type Guess<'g> = &'g (dyn Fn(&KnownComputer, bool) -> Option<OpenRequest> + Sync);
 
 impl<'a> Opening<'a> {
-    /// Connects and finds the computer. The question travels with `Hello`, and if the computer was
-    /// opened before, so does the wish for a session; it is dropped if the answer shows that it
+    /// Connects and finds the computer. The question travels with `Hello`, and if the computer is in
+    /// the address book, so does the wish for a session; it is dropped if the answer shows that it
     /// was made for something else.
     async fn start(start: Start<'a>, caller: Caller, guess: Guess<'_>) -> Result<Self, CliError> {
         let shutdown = start.shutdown;
@@ -363,7 +389,19 @@ impl<'a> Opening<'a> {
         let Start { context, given, options, shutdown } = start;
         let selector = Selector::from(given);
         let installation = caller.account.installation();
-        let wish = remembered(context, &installation, &selector).as_ref().and_then(guess);
+        let owner = Owner::of(&caller.account);
+        let (place, whose) = (context.directory.clone(), (owner.clone(), installation.clone()));
+        let meant = selector.clone();
+        let look = move || remembered(&place, (&whose.0, &whose.1), &meant);
+        let trust = caller.account.trust;
+        let wish = async {
+            let found = tokio::task::spawn_blocking(look).await.ok().flatten()?;
+            let root = match trust {
+                MediatorTrust::Root(root) => root,
+                MediatorTrust::WebPki => found.root?,
+            };
+            Some((guess(&found.computer, found.first_contact)?, root))
+        };
         let question = list_request(&selector.query(), "", false, "");
         let mut sessions =
             Sessions::start(context, &caller, options.carrier, wish, question.clone()).await?;
@@ -375,7 +413,19 @@ impl<'a> Opening<'a> {
                 return Err(error);
             }
         };
-        Ok(Self { context, sessions, installation, given, selector, computer, shutdown })
+        let learns = true;
+        let opening = Self {
+            context,
+            sessions,
+            installation,
+            given,
+            selector,
+            computer,
+            owner,
+            learns,
+            shutdown,
+        };
+        Ok(opening)
     }
 
     async fn redirector(&self, name: &str) -> Result<KnownRedirector, CliError> {
@@ -412,22 +462,18 @@ impl<'a> Opening<'a> {
         running: &mut Running,
         reporter: &mut Reporter,
     ) -> Result<(), CliError> {
-        let opened = match self.check_key() {
-            Ok(verdict) => {
-                let first = verdict == Verdict::FirstContact;
-                let asked = self.ask_unless_interrupted(wanted, first);
-                let asked = running.meanwhile(asked, reporter).await;
-                asked.map(|(session, enrolment)| (session, verdict, enrolment))
-            }
-            Err(error) => Err(error),
-        };
-        let (session, verdict, enrolment) = match opened {
+        let asked = self.ask_unless_interrupted(wanted);
+        let asked = running.meanwhile(asked, reporter).await;
+        let (session, first_contact) = match asked {
             Ok(opened) => opened,
-            Err(error) => return Err(self.refused(error, wanted).await),
+            Err(error) => {
+                // One that was asked for before its computer was known.
+                self.sessions.abandon().await;
+                return Err(self.refused(error, wanted).await);
+            }
         };
-        let first_contact = verdict == Verdict::FirstContact;
-        let handle =
-            running.granted(session, &self.computer, (first_contact, enrolment), reporter)?;
+        let enrolment = session.enrolment.map(Enrolment::from);
+        let handle = running.granted(session, &self.computer, first_contact, reporter)?;
         if first_contact {
             let key = self.computer.identity.fingerprint();
             reporter.remark(&format!("first contact with the agent of {}", self.computer.path()));
@@ -446,12 +492,19 @@ impl<'a> Opening<'a> {
         running.serve(&handle, locals, reporter)?;
         let opened =
             Recent { computer: self.computer.id, redirector: wanted.redirector.to_owned() };
-        let (directory, installation) = (self.context.directory.clone(), self.installation.clone());
-        let computer = self.computer.clone();
+        let (directory, owner) = (self.context.directory.clone(), self.owner.clone());
+        let (computer, root) = (self.computer.clone(), self.sessions.root);
+        if std::mem::take(&mut self.learns) {
+            let peer = self.sessions.peer.clone();
+            running.aside(learning::quietly(directory.clone(), owner.clone(), root, peer));
+        }
         // Files are written while the first bytes are under way, and must not hold them up.
         running.besides(move || {
             recent::remember(&directory, opened);
-            described::remember(&directory, &installation, &computer);
+            book::update(&directory, &owner, |book| {
+                book.root = Some(root);
+                book.opened(&computer);
+            });
         });
         Ok(())
     }
@@ -480,54 +533,46 @@ impl<'a> Opening<'a> {
         }
     }
 
-    /// A session; at first contact also the proof that the agent was enrolled with its key.
+    /// A session with the computer, after comparing its key with what is known of it; and whether
+    /// that is the first contact.
     async fn ask_unless_interrupted(
         &mut self,
         wanted: &Wanted<'_>,
-        first: bool,
-    ) -> Result<(Session, Option<Enrolment>), CliError> {
+    ) -> Result<(Session, bool), CliError> {
         let interrupt = self.shutdown.token();
         tokio::select! {
-            session = self.ask_at(wanted, first) => session,
+            session = self.ask(wanted) => session,
             // Whether the mediator has granted it is not known: the end of the connection ends it.
             () = interrupt.cancelled() => Err(CliError::interrupted()),
         }
     }
 
-    /// The proof is asked for meanwhile, and looked at before anything is carried.
-    async fn ask_at(
-        &mut self,
-        wanted: &Wanted<'_>,
-        first: bool,
-    ) -> Result<(Session, Option<Enrolment>), CliError> {
-        if !first {
-            return Ok((self.ask(wanted).await?, None));
-        }
-        let enrolment = self.sessions.enrolment(&self.computer);
-        let (enrolment, session) = tokio::join!(enrolment, self.ask(wanted));
-        // What is not proved comes before anything else that may be wrong.
-        match (enrolment, session) {
-            (Ok(enrolment), Ok(session)) => Ok((session, Some(enrolment))),
-            (Ok(_), Err(error)) => Err(error),
-            (Err(error), session) => {
-                if let Ok(session) = session {
-                    session.handle.close(error.code);
-                }
-                Err(error)
+    async fn ask(&mut self, wanted: &Wanted<'_>) -> Result<(Session, bool), CliError> {
+        match self.ask_once(wanted).await {
+            // It has another Noise key or name since it was described: look it up once again.
+            Err(error) if STALE.contains(&error.code) => {
+                let found = matching(&self.sessions.peer, &self.selector).await?;
+                self.computer = only_one(&found, self.given)?.clone();
+                self.ask_once(wanted).await
             }
+            other => other,
         }
     }
 
-    async fn ask(&mut self, wanted: &Wanted<'_>) -> Result<Session, CliError> {
-        match self.sessions.open(&self.computer, wanted).await {
-            // The agent's Noise key rotated since it was described: look it up once again.
-            Err(error) if error.code == "stale_key" => {
-                let found = matching(&self.sessions.peer, &self.selector).await?;
-                self.computer = only_one(&found, self.given)?.clone();
-                self.check_key()?;
-                self.sessions.open(&self.computer, wanted).await
+    async fn ask_once(&mut self, wanted: &Wanted<'_>) -> Result<(Session, bool), CliError> {
+        let first_contact = self.check_key()? == Verdict::FirstContact;
+        let asked = self.sessions.open(&self.computer, wanted, first_contact).await;
+        match asked {
+            Ok(session) => Ok((session, first_contact)),
+            Err(error) => {
+                let unreachable = error.exit == Exit::NoPath;
+                let known = OWN_REFUSALS.contains(&error.code) || STALE.contains(&error.code);
+                if first_contact && !unreachable && !known {
+                    // What is not proved comes before anything else that may be wrong.
+                    self.sessions.enrolment(&self.computer).await?;
+                }
+                Err(error)
             }
-            other => other,
         }
     }
 

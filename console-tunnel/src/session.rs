@@ -13,7 +13,7 @@ use adit_endpoint::{
     CarrierChoice, ControlLink, Endpoint, EndpointConfig, Link, OpenError, Prepared,
 };
 use adit_net::interfaces;
-use adit_protocol::{target::Target, ticket::Role, wire::frame::Body};
+use adit_protocol::{keys::Fingerprint, target::Target, ticket::Role, wire::frame::Body};
 use adit_runtime::{cli::CliError, shutdown::STOP_DEADLINE};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -25,11 +25,11 @@ use crate::{
     config::Context,
     failure,
     link::{Caller, refuse},
-    state::{KnownComputer, MediatorTrust},
+    state::KnownComputer,
 };
 
 /// What was learnt of relays, in the data directory: the next console need not measure again.
-const RELAY_CACHE: &str = "relays";
+pub const RELAY_CACHE: &str = "relays";
 /// Time to end a session that was asked for and is not wanted after all.
 const ABANDON: Duration = Duration::from_secs(2);
 
@@ -40,6 +40,8 @@ pub struct Sessions {
     pub peer: Peer,
     /// The answer to the question that followed `Hello`, if it went with it.
     pub answer: Option<AheadReply>,
+    /// The installation's root key.
+    pub root: Fingerprint,
     /// A session that was asked for in the same flight.
     asked: Option<(Prepared, AheadReply)>,
     tasks: JoinSet<()>,
@@ -53,6 +55,16 @@ pub struct Enrolment {
     /// Its time, milliseconds since 1970.
     pub time_ms: u64,
 }
+
+impl From<(u64, u64)> for Enrolment {
+    fn from((seq, time_ms): (u64, u64)) -> Self {
+        Self { seq, time_ms }
+    }
+}
+
+/// A session that can be asked for before the mediator has said anything, and the root key of the
+/// installation that it is meant for.
+pub type Wish = (OpenRequest, Fingerprint);
 
 /// What a session is asked for, apart from the computer.
 #[derive(Debug)]
@@ -71,12 +83,13 @@ pub struct Wanted<'a> {
 
 impl Sessions {
     /// Starts the endpoint and connects to the mediator. In the same flight as `Hello` go the wish
-    /// for a session, if there is one, and a question.
+    /// for a session, if there is one, and a question. The wish is made up while the connection is
+    /// made.
     pub async fn start(
         context: &Context,
         caller: &Caller,
         carrier: Carrier,
-        wish: Option<OpenRequest>,
+        wish: impl Future<Output = Option<Wish>>,
         question: Body,
     ) -> Result<Self, CliError> {
         let direct = carrier != Carrier::Relayed && context.config.bool("session.direct")?;
@@ -103,19 +116,16 @@ impl Sessions {
         });
         tasks.spawn(keep_up);
         tokio::task::yield_now().await;
-        let endpoint = Endpoint::start(config, control.clone(), CancellationToken::new()).await;
+        let start = Endpoint::start(config, control.clone(), CancellationToken::new());
+        let (endpoint, wish) = tokio::join!(start, wish);
         let endpoint = endpoint.map_err(|error| {
             CliError::failed("endpoint_failed", error.to_string())
                 .hint("try --carrier relayed, which needs no UDP")
         })?;
         // What cannot be prepared now is found out when it is wanted.
-        let root = match caller.account.trust {
-            MediatorTrust::Root(root) => Some(root),
-            // Whose installation it is, and what was seen of its log, is known when it answers.
-            MediatorTrust::WebPki => None,
-        };
-        let prepared = wish.zip(root).and_then(|(wish, root)| endpoint.prepare(wish, root).ok());
-        let open = prepared.as_ref().map(Prepared::message);
+        let prepare = |(wish, root)| Some((endpoint.prepare(wish, root).ok()?, root));
+        let prepared = wish.and_then(prepare);
+        let open = prepared.as_ref().map(|(prepared, _)| prepared.message());
         flight.send_replace(Some(open.into_iter().chain([question]).collect()));
         tasks.spawn(watch_network(endpoint.clone(), persistent));
         let mut connected = match events.recv().await {
@@ -134,15 +144,25 @@ impl Sessions {
         let (link, relays) = (link_of(&connected), std::mem::take(&mut connected.welcome.relays));
         let (peer, mut ahead) = (connected.peer.clone(), std::mem::take(&mut connected.ahead));
         let answer = ahead.pop();
-        let asked = prepared.and_then(|prepared| Some((prepared, ahead.pop()?)));
+        let root = connected.root.fingerprint();
+        let asked = prepared.and_then(|(prepared, of)| Some((prepared, ahead.pop()?, of)));
+        // Where public authorities vouch for the mediator it may be another installation now, of
+        // whose log this console holds another head, or none.
+        let (asked, foreign) = match asked {
+            Some((prepared, reply, of)) if of == root => (Some((prepared, reply)), None),
+            other => (None, other),
+        };
         let inform = keep_informed(endpoint.clone(), control.clone(), events, connected.incoming);
         tasks.spawn(inform);
         control.set_up(link);
         endpoint.set_relays(&relays);
-        Ok(Self { endpoint, peer, answer, asked, tasks })
+        if let Some((prepared, reply, _)) = foreign {
+            tasks.spawn(endpoint.clone().abandon(prepared, reply));
+        }
+        Ok(Self { endpoint, peer, answer, root, asked, tasks })
     }
 
-    /// The proof that a computer's agent was enrolled with its key.
+    /// The proof that a computer's agent was enrolled with its key, where no session brought it.
     pub fn enrolment(
         &self,
         computer: &KnownComputer,
@@ -159,13 +179,15 @@ impl Sessions {
         }
     }
 
-    /// Opens a session: the one that was asked for already, if it is the same.
+    /// Opens a session: the one that was asked for already, if it is the same. At first contact
+    /// with the proof that the agent was enrolled with its key.
     pub async fn open(
         &mut self,
         computer: &KnownComputer,
         wanted: &Wanted<'_>,
+        first_contact: bool,
     ) -> Result<Session, CliError> {
-        let request = wish(computer, wanted);
+        let request = wish(computer, wanted, first_contact);
         let opened = match self.asked.take() {
             Some((prepared, answer)) if *prepared.request() == request => {
                 let answer = answer.await;
@@ -220,10 +242,12 @@ impl Sessions {
 }
 
 /// What is asked of the endpoint.
-pub fn wish(computer: &KnownComputer, wanted: &Wanted<'_>) -> OpenRequest {
+pub fn wish(computer: &KnownComputer, wanted: &Wanted<'_>, first_contact: bool) -> OpenRequest {
     OpenRequest {
         computer: computer.id,
         tenant: computer.tenant.clone(),
+        called: (computer.name.clone(), computer.client.clone()),
+        first_contact,
         agent: computer.identity,
         agent_noise: computer.noise_cert.clone(),
         redirector: wanted.redirector.to_owned(),

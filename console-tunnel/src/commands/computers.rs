@@ -10,6 +10,7 @@ use super::{note, table};
 use crate::{
     cli::ComputersArgs,
     config::Context,
+    learning,
     link::{Caller, list_computers},
     state::KnownComputer,
 };
@@ -21,6 +22,13 @@ pub async fn list(context: &Context, args: &ComputersArgs) -> Result<(), CliErro
     let computers = list_computers(&online.peer, &args.query, &args.client, args.online)
         .await
         .map_err(|error| caller.explain(error))?;
+    let told = tell(context, &computers);
+    let complete = args.query.is_empty() && args.client.is_empty() && !args.online;
+    learning::at_list(context, &caller, &online, computers, complete).await;
+    told
+}
+
+fn tell(context: &Context, computers: &[KnownComputer]) -> Result<(), CliError> {
     let output = context.global.output();
     if output.json {
         return computers.iter().try_for_each(|computer| output.emit(&object(computer)));
@@ -30,7 +38,7 @@ pub async fn list(context: &Context, args: &ComputersArgs) -> Result<(), CliErro
         return Ok(());
     }
     let mut rows = table(&["NAME", "CLIENT", "STATE", "OS", "LAST SEEN", "REDIRECTORS"]);
-    for computer in &computers {
+    for computer in computers {
         let names: Vec<&str> = computer.redirectors.iter().map(|r| r.name.as_str()).collect();
         rows.add_row([
             escape_text(&computer.name),

@@ -31,11 +31,12 @@ use super::{
 use crate::{
     cli::LoginArgs,
     config::Context,
-    failure,
+    failure, learning,
     link::{Caller, ask},
     state::{
         Account, MediatorTrust,
         account::{not_logged_in, remove_token, save_token},
+        book,
     },
 };
 
@@ -85,6 +86,9 @@ pub async fn login(context: &Context, args: LoginArgs) -> Result<(), CliError> {
     save_token(&context.directory, &token)?;
     remark(&logged_in);
     tell(context, &account, &caller, logged_in.expires_ms, None)?;
+    if !logged_in.mfa_setup {
+        learning::at_login(context).await;
+    }
     if logged_in.mfa_setup && is_interactive() {
         let name = web_login::device_name();
         let enroll = MfaCommand::Totp(TotpCommand::Enroll { name });
@@ -209,6 +213,8 @@ pub async fn logout(context: &Context) -> Result<(), CliError> {
         }
     };
     remove_token(&context.directory)?;
+    // What this person could see is no business of the next one.
+    book::forget(&context.directory)?;
     let address = account.address();
     Account { user: None, partner: String::new(), ..account }.save(&context.directory)?;
     if !told {

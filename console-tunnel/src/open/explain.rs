@@ -50,7 +50,7 @@ pub async fn run(
         carrier: Carrier::Auto,
     };
     let start = Start { context, given: &args.computer, options: &options, shutdown };
-    let mut opening = Opening::start(start, caller, &|_| None).await?;
+    let mut opening = Opening::start(start, caller, &|_, _| None).await?;
     let looked = look_at(&mut opening, args, &options, shutdown).await;
     let ended = looked.as_ref().map_or("failed", |_| "explained");
     let Opening { sessions, computer, .. } = opening;
@@ -123,11 +123,7 @@ async fn open_any(
             viewer: VIEWER.to_owned(),
             options,
         };
-        let asked = match opening.check_key() {
-            Ok(_) => opening.ask_unless_interrupted(&wanted, false).await,
-            Err(error) => Err(error),
-        };
-        match asked {
+        match opening.ask_unless_interrupted(&wanted).await {
             Ok((session, _)) => return Ok((session, redirector.name)),
             // Another one may be permitted.
             Err(error) if [codes::NOT_PERMITTED, codes::POLICY_REFUSED].contains(&error.code) => {

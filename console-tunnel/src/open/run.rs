@@ -112,11 +112,11 @@ impl Running {
         &mut self,
         session: Session,
         computer: &KnownComputer,
-        (first_contact, enrolment): (bool, Option<Enrolment>),
+        first_contact: bool,
         reporter: &Reporter,
     ) -> Result<SessionHandle, CliError> {
         let at = Instant::now();
-        let Session { handle, grant, audit, events } = session;
+        let Session { handle, grant, audit, enrolment, events } = session;
         let id = grant.session;
         self.handles.push(handle.clone());
         self.open += 1;
@@ -133,7 +133,7 @@ impl Running {
                 audit,
                 agent_key: grant.agent.fingerprint(),
                 first_contact,
-                enrolment,
+                enrolment: enrolment.map(Enrolment::from),
             },
             at,
         )?;
@@ -162,6 +162,11 @@ impl Running {
     /// Does something that waits for the disk.
     pub fn besides(&mut self, work: impl FnOnce() + Send + 'static) {
         self.tasks.spawn_blocking(work);
+    }
+
+    /// Does something by the way, for as long as sessions live.
+    pub fn aside(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work);
     }
 
     /// Starts the viewer.

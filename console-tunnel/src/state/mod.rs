@@ -4,8 +4,8 @@
 //! Secrets are files of their own, 0600, and never part of anything that is printed.
 
 pub mod account;
+pub mod book;
 pub mod computer;
-pub mod described;
 pub mod known;
 pub mod recent;
 

@@ -22,7 +22,11 @@ pub(crate) fn of(body: &Body, wire: usize) -> usize {
         }
         Body::CheckInReply(reply) => size_of_val(reply.end_sessions.as_slice()),
         Body::Offer(offer) => relays(&offer.relays) + evidence(offer.audit.as_ref()),
-        Body::Granted(granted) => relays(&granted.relays) + evidence(granted.audit.as_ref()),
+        Body::Granted(granted) => {
+            relays(&granted.relays)
+                + evidence(granted.audit.as_ref())
+                + evidence(granted.enrolment.as_ref())
+        }
         Body::Tickets(tickets) => relays(&tickets.relays),
         Body::SessionTickets(tickets) => relays(&tickets.relays),
         Body::TicketRequest(asked) => size_of_val(asked.not_relays.as_slice()),

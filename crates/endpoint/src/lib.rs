@@ -51,6 +51,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -169,6 +170,19 @@ pub struct Endpoint {
     tasks: TaskTracker,
     cancel: CancellationToken,
     state: Mutex<State>,
+}
+
+/// Keeps in `file`, the relay cache of [`EndpointConfig`], which relays the mediator `of` named, so
+/// that the first session of a later process connects to them at once. They are measured for `time`
+/// at most. `remote`: where the mediator was reached.
+pub async fn learn_relays(
+    (file, of): (PathBuf, String),
+    dialer: Arc<Dialer>,
+    relays: &[wire::RelayInfo],
+    remote: Option<SocketAddr>,
+    time: Duration,
+) {
+    Memory::new(dialer, Some(file), of).learn(relays, remote, time).await;
 }
 
 impl Endpoint {

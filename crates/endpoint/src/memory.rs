@@ -281,6 +281,23 @@ impl Memory {
         }
     }
 
+    /// Keeps in the file what a program without sessions was told: for the first session of a later
+    /// one. Figures that are missing are measured for this long at most.
+    pub(crate) async fn learn(
+        &self,
+        relays: &[wire::RelayInfo],
+        mediator: Option<SocketAddr>,
+        time: Duration,
+    ) {
+        let mut saved = write_state(&self.state());
+        self.set_relays(relays, mediator);
+        let nets = interfaces::local_addresses().await.into_iter().map(|a| a.net).collect();
+        self.state().own_nets = nets;
+        // What was measured until then counts.
+        let _ = tokio::time::timeout(time, self.measure(false)).await;
+        self.save(&mut saved).await;
+    }
+
     async fn save(&self, saved: &mut String) {
         let Some(file) = self.file.clone() else { return };
         let text = write_state(&self.state());
@@ -302,20 +319,20 @@ impl Memory {
             };
             state.listed.iter().filter(|r| all || !fresh(&r.identity)).cloned().collect()
         };
-        let measured: Vec<_> = stream::iter(due)
+        let measured = stream::iter(due)
             .map(|relay| async move { (relay.identity, self.measure_one(&relay).await) })
-            .buffer_unordered(CONCURRENT)
-            .collect()
-            .await;
+            .buffer_unordered(CONCURRENT);
+        tokio::pin!(measured);
         let mut news = false;
+        // Each as it comes: who waits for all of them may be cut short.
+        while let Some((key, rtt)) = measured.next().await {
+            let Some(rtt) = rtt else { continue };
+            debug!(relay = ?key.first_chunk::<4>(), ?rtt, "relay measured");
+            self.state().rtts.insert(key, (rtt, unix_s()));
+            news = true;
+        }
         {
             let mut state = self.state();
-            for (key, rtt) in measured {
-                let Some(rtt) = rtt else { continue };
-                debug!(relay = ?key.first_chunk::<4>(), ?rtt, "relay measured");
-                state.rtts.insert(key, (rtt, unix_s()));
-                news = true;
-            }
             let listed: Vec<_> = state.listed.iter().map(|l| l.identity).collect();
             state.rtts.retain(|key, _| listed.is_empty() || listed.contains(key));
         }

@@ -45,7 +45,7 @@ use crate::{
     session::{HandleInner, Session, SessionHandle},
     shared::{ChannelTap, Shared},
     target::Gate,
-    witness::{Doubt, told},
+    witness::{Doubt, Shown, told},
 };
 
 /// Longest grant that an agent takes: a lease, and as much again for clocks.
@@ -76,6 +76,11 @@ pub struct OpenRequest {
     pub computer: ComputerId,
     /// Its partner's id.
     pub tenant: String,
+    /// Its name, and `partner/client`, as they were described: if it is called otherwise now, the
+    /// mediator refuses before anything is granted.
+    pub called: (String, String),
+    /// The agent was never met: its enrolment must be proved with the grant.
+    pub first_contact: bool,
     /// The agent's identity, as known or pinned.
     pub agent: PublicKey,
     /// The agent's Noise key, certified by that identity.
@@ -141,6 +146,9 @@ impl Prepared {
             noise_msg1: Bytes::copy_from_slice(&self.message1),
             agent_identity: request.agent.to_bytes(),
             seen: self.seen.clone(),
+            name: request.called.0.clone(),
+            client: request.called.1.clone(),
+            enrolment: request.first_contact,
         })
     }
 
@@ -287,13 +295,20 @@ impl Endpoint {
         let context = request.context(asked.session, self.identity.signing.public());
         require_granted(&grant, &context, &request, &message1)?;
         let mut established = offer.finish(&granted.noise_msg2)?;
-        if let Err(doubt) =
-            self.check_shown(keys.root, &grant, granted.audit.as_ref(), &established.head).await
-        {
-            self.alarm(&doubt, &grant.session.to_string(), "console");
-            self.warn_peer(grant.session, &mut established, &doubt);
-            return Err(doubt.into());
-        }
+        let shown =
+            self.check_shown(keys.root, &grant, granted.audit.as_ref(), &established.head).await;
+        let shown = match shown {
+            Ok(shown) => shown,
+            Err(doubt) => {
+                self.alarm(&doubt, &grant.session.to_string(), "console");
+                self.warn_peer(grant.session, &mut established, &doubt);
+                return Err(doubt.into());
+            }
+        };
+        let enrolment = match request.first_contact {
+            true => Some(self.check_met(&grant, (keys.root, &shown), granted.enrolment).await?),
+            false => None,
+        };
         let relayed = request.carrier != CarrierChoice::Direct;
         let direct = said.direct && established.direct;
         if !relayed && !direct {
@@ -303,7 +318,7 @@ impl Endpoint {
             return Err(OpenError::NoPath("no relay is registered at the mediator".into()));
         }
         let left = Duration::from_millis(grant.expires_ms.saturating_sub(clock.now_ms()));
-        self.launch(Opening {
+        let session = self.launch(Opening {
             grant,
             established,
             relays: granted.relays,
@@ -315,7 +330,23 @@ impl Endpoint {
             lease_left: left,
             early,
             grant_hash: grant_hash(granted.grant.as_ref()),
-        })
+        })?;
+        Ok(Session { enrolment, ..session })
+    }
+
+    /// At first contact: before a byte flows, the agent's enrolment must be in the log.
+    async fn check_met(
+        &self,
+        grant: &Grant,
+        shown: (PublicKey, &Shown),
+        proof: Option<wire::AuditEvidence>,
+    ) -> Result<(u64, u64), Doubt> {
+        let proved = match proof {
+            Some(proof) => self.check_enrolment_shown(grant, shown, &proof).await,
+            // A mediator of before, which proves it only when it is asked by itself.
+            None => self.check_enrolment(&grant.tenant, grant.computer, grant.agent).await,
+        };
+        proved.inspect_err(|doubt| self.alarm_of_enrolment(doubt, grant.computer))
     }
 
     /// What the mediator shows of its log must hold by itself, with what this end saw, and with
@@ -326,9 +357,10 @@ impl Endpoint {
         grant: &Grant,
         audit: Option<&wire::AuditEvidence>,
         peer_head: &[u8],
-    ) -> Result<(), Doubt> {
+    ) -> Result<Shown, Doubt> {
         let shown = self.check_record(root, grant, audit).await?;
-        self.check_peer_head(root, peer_head, &shown).await
+        self.check_peer_head(root, peer_head, &shown).await?;
+        Ok(shown)
     }
 
     /// Tells the other end, sealed, why the session is refused. Who forges logs may drop it.
@@ -528,8 +560,13 @@ impl Endpoint {
         }
         self.adapt_keepalive();
         self.share_windows();
-        let session =
-            Session { handle, grant: opening.grant.clone(), audit: Duration::ZERO, events };
+        let session = Session {
+            handle,
+            grant: opening.grant.clone(),
+            audit: Duration::ZERO,
+            enrolment: None,
+            events,
+        };
         if self.role == Role::Console {
             // The session's first channel, so that it is there before any other.
             let open = |resume: &mut Resume, now| resume.open(service_target()?, now).ok();

@@ -37,6 +37,9 @@ pub struct Session {
     pub grant: Grant,
     /// Console: how long the mediator took to make the audit record durable.
     pub audit: Duration,
+    /// Console, at first contact: number and time (milliseconds since 1970) of the entry in the
+    /// audit log that the agent's enrolment left, which was proved.
+    pub enrolment: Option<(u64, u64)>,
     /// What happens in it.
     pub events: mpsc::Receiver<SessionEvent>,
 }

@@ -266,6 +266,22 @@ impl Endpoint {
         Ok((evidence.entry.seq(), evidence.entry.time_ms()))
     }
 
+    /// The same, as it is shown with a grant: in the head that the grant's own entry was found in,
+    /// or in one that is tied to it.
+    pub(crate) async fn check_enrolment_shown(
+        &self,
+        grant: &Grant,
+        (root, shown): (PublicKey, &Shown),
+        proof: &wire::AuditEvidence,
+    ) -> Result<(u64, u64), Doubt> {
+        let evidence = Evidence::from_wire(Some(proof))?;
+        evidence.check_enrolment(root, &grant.computer.to_string(), grant.agent)?;
+        let Evidence { head, entry, links, .. } = &evidence;
+        let order = ordered(&self.control, head, &shown.head, links).await;
+        order.map_err(|why| doubt(why, head, &shown.head))?;
+        Ok((entry.seq(), entry.time_ms()))
+    }
+
     /// The head that the other end saw must be of the same history as the one shown here.
     pub(crate) async fn check_peer_head(
         &self,

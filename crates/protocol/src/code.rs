@@ -62,6 +62,8 @@ pub mod failure {
     pub const POLICY_REFUSED: &str = "policy_refused";
     /// The console used an outdated key of the agent.
     pub const STALE_KEY: &str = "stale_key";
+    /// The computer was renamed or moved since the console had it described.
+    pub const STALE_DESCRIPTION: &str = "stale_description";
     /// No such redirector.
     pub const NO_SUCH_REDIRECTOR: &str = "no_such_redirector";
     /// No such session.

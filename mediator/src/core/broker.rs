@@ -267,6 +267,7 @@ impl Broker {
         let audit_us = u32::try_from(waited).unwrap_or(u32::MAX);
         let grant = Box::new(session.grant(&recorded, now));
         let (console, seen) = (session.console, session.seen.clone());
+        let enrolment = session.enrolment;
         let relays = self.tickets(id, Role::Agent, &[], now);
         self.transmits.push_back(Transmit::Offer {
             to: agent,
@@ -277,6 +278,7 @@ impl Broker {
             console,
             entry: recorded.line,
             seen,
+            enrolment,
         });
         let relays = self.tickets(id, Role::Console, &[], now);
         if let Some(to) = console.filter(|_| !relays.is_empty()) {

@@ -99,6 +99,7 @@ impl Desk {
             viewer: String::new(),
             noise_msg1: vec![0; 100].into(),
             seen: None,
+            enrolment: false,
             verdict: Ok("rule".into()),
         }
     }

@@ -55,6 +55,8 @@ pub(crate) struct Session {
     pub(crate) msg1_sha256: [u8; 32],
     /// Head of the log that the console holds.
     pub(super) seen: Option<adit_protocol::wire::SeenHead>,
+    /// The console wants the agent's enrolment proved.
+    pub(super) enrolment: bool,
     pub(crate) phase: Phase,
     pub(crate) started_ms: u64,
     pub(crate) started: Duration,
@@ -102,6 +104,7 @@ impl Session {
             rule: allowed.rule,
             msg1_sha256: sha256(&attempt.noise_msg1),
             seen: attempt.seen.clone(),
+            enrolment: attempt.enrolment,
             phase: Phase::Auditing {
                 request: attempt.request,
                 asked: now.mono,
@@ -143,6 +146,7 @@ impl Session {
             rule: String::new(),
             msg1_sha256: [0; 32],
             seen: None,
+            enrolment: false,
             phase: Phase::Open,
             started_ms: row.started_ms,
             started: now

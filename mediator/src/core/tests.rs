@@ -227,6 +227,7 @@ impl World {
             viewer: String::new(),
             noise_msg1: vec![0; 100].into(),
             seen: None,
+            enrolment: false,
             generation: 0,
             verdict: if allowed { Ok(by_rule) } else { Err((refusal, "rule".into())) },
         })

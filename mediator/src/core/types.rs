@@ -127,6 +127,8 @@ pub(crate) struct Attempt {
     pub(crate) noise_msg1: Bytes,
     /// Head of the partner's log that the console holds.
     pub(crate) seen: Option<wire::SeenHead>,
+    /// The console wants the agent's enrolment proved.
+    pub(crate) enrolment: bool,
     /// The rule that allows, or why not and the rule that denies.
     pub(crate) verdict: Result<Allowed, (Refusal, String)>,
 }
@@ -263,6 +265,8 @@ pub(crate) enum Transmit {
         /// The grant's entry in the log, and the head that the console holds.
         entry: Arc<str>,
         seen: Option<wire::SeenHead>,
+        /// The console wants the agent's enrolment proved in the same head.
+        enrolment: bool,
     },
     /// The console's tickets while the agent is asked: it may connect to relays meanwhile.
     Tickets { to: ConnectionId, session: SessionId, relays: Vec<RelayChoice> },

@@ -125,7 +125,58 @@ impl Forest {
         computer: &str,
         seen: Option<wire::SeenHead>,
     ) -> Result<wire::AuditEvidence, StoreError> {
-        let missing = || StoreError::Missing("enrolment");
+        let head = self.head(partner).ok_or(StoreError::Missing("enrolment"))?;
+        let kept = self.kept_enrolment(partner, computer).await?;
+        if head.tree == kept.tree {
+            let seen: Vec<_> = seen.into_iter().collect();
+            return self.evidence_in(partner, &head, (kept.seq, &kept.line), &seen).await;
+        }
+        self.enrolment_before(partner, &kept).await
+    }
+
+    /// The same in the head that other evidence shows, or tied to it.
+    pub(crate) async fn enrolment_beside(
+        &self,
+        partner: &str,
+        computer: &str,
+        shown: &wire::AuditEvidence,
+    ) -> Result<wire::AuditEvidence, StoreError> {
+        let head = SignedHead::parse(&shown.head)
+            .map_err(|error| StoreError::Corrupt(format!("head that is shown: {error}")))?;
+        let kept = self.kept_enrolment(partner, computer).await?;
+        if head.tree == kept.tree {
+            return self.evidence_in(partner, &head, (kept.seq, &kept.line), &[]).await;
+        }
+        let mut old = self.enrolment_before(partner, &kept).await?;
+        if let Some(before) = self.head_of(&old) {
+            let now = wire::SeenHead { tree: head.tree, size: head.size };
+            let links = self.links(partner, &before, &now).await?;
+            old.links = links.iter().take(MAX_LINKS).map(Link::to_wire).collect();
+        }
+        Ok(old)
+    }
+
+    /// In a log that was there before a backup was restored: in its own last head.
+    async fn enrolment_before(
+        &self,
+        partner: &str,
+        kept: &KeptEnrolment,
+    ) -> Result<wire::AuditEvidence, StoreError> {
+        let row = sqlx::query("SELECT head FROM audit_tree WHERE id = $1 AND partner_id = $2")
+            .bind(kept.tree.clone())
+            .bind(partner.to_owned())
+            .fetch_optional(self.pool())
+            .await?
+            .ok_or(StoreError::Missing("enrolment"))?;
+        let old = super::forest::read_head(&row.text("head")?)?;
+        self.evidence_in(partner, &old, (kept.seq, &kept.line), &[]).await
+    }
+
+    async fn kept_enrolment(
+        &self,
+        partner: &str,
+        computer: &str,
+    ) -> Result<KeptEnrolment, StoreError> {
         let row = sqlx::query(
             "SELECT tree, seq, line FROM enrolment WHERE computer_id = $1 AND partner_id = $2",
         )
@@ -133,23 +184,20 @@ impl Forest {
         .bind(partner.to_owned())
         .fetch_optional(self.pool())
         .await?
-        .ok_or_else(missing)?;
-        let (tree, seq, line) = (row.text("tree")?, row.number("seq")?, row.text("line")?);
-        let head = self.head(partner).ok_or_else(missing)?;
-        if head.tree == tree {
-            let seen: Vec<_> = seen.into_iter().collect();
-            return self.evidence_in(partner, &head, (seq, &line), &seen).await;
-        }
-        // In a log that was there before a backup was restored: its own last head.
-        let row = sqlx::query("SELECT head FROM audit_tree WHERE id = $1 AND partner_id = $2")
-            .bind(tree)
-            .bind(partner.to_owned())
-            .fetch_optional(self.pool())
-            .await?
-            .ok_or_else(missing)?;
-        let old = super::forest::read_head(&row.text("head")?)?;
-        self.evidence_in(partner, &old, (seq, &line), &[]).await
+        .ok_or(StoreError::Missing("enrolment"))?;
+        Ok(KeptEnrolment {
+            tree: row.text("tree")?,
+            seq: row.number("seq")?,
+            line: row.text("line")?,
+        })
     }
+}
+
+/// Where a computer's enrolment is in the log.
+struct KeptEnrolment {
+    tree: String,
+    seq: u64,
+    line: String,
 }
 
 /// Keeps what proves a computer's enrolment: the entry without what is personal in it.

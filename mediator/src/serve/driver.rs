@@ -13,6 +13,7 @@ use std::{
 use adit_control::{Peer, RequestError, Responder};
 use adit_protocol::{
     code::failure,
+    grant::Grant,
     ids::{ComputerId, SessionId},
     limits::{MAX_NOISE_MESSAGE, MAX_TEXT, OPEN_TIMEOUT},
     nat::ip_to_wire,
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     core::{Broker, types::*},
     installation::Installation,
+    proof::Forest,
     store::{Room, StoreError, Writer, sessions},
 };
 
@@ -99,14 +101,21 @@ pub(crate) struct Driver {
     /// Heads of their partner's log that agents hold, as far as they told or were shown.
     heads: BTreeMap<ConnectionId, wire::SeenHead>,
     /// What the agent was shown whose answer is being handled: the console is shown the same.
-    shown: Option<(SessionId, wire::AuditEvidence)>,
+    shown: Option<(SessionId, Proofs)>,
+}
+
+/// What is shown of the log for a grant.
+struct Proofs {
+    audit: wire::AuditEvidence,
+    /// For the console only, which asked for it.
+    enrolment: Option<wire::AuditEvidence>,
 }
 
 /// What an agent was shown with an offer.
 struct Shown {
     to: ConnectionId,
     head: wire::SeenHead,
-    audit: wire::AuditEvidence,
+    proofs: Proofs,
 }
 
 enum Outcome {
@@ -333,8 +342,13 @@ impl Driver {
             }
             Reply::Granted { grant, noise_msg2, relays, audit_us, agent } => {
                 let shown = self.shown.take().filter(|(session, _)| *session == grant.session);
+                let (audit, enrolment) = match shown {
+                    Some((_, proofs)) => (Some(proofs.audit), proofs.enrolment),
+                    None => (None, None),
+                };
                 responder.reply(Body::Granted(wire::Granted {
-                    audit: shown.map(|(_, audit)| audit),
+                    audit,
+                    enrolment,
                     grant: Some(grant.sign(&self.installation.grant)),
                     noise_msg2,
                     relays: self.sign_tickets(&relays),
@@ -362,43 +376,7 @@ impl Driver {
 
     fn transmit(&mut self, transmit: Transmit) {
         match transmit {
-            Transmit::Offer { to, session, grant, noise_msg1, relays, console, entry, seen } => {
-                let mut offer = wire::Offer {
-                    grant: Some(grant.sign(&self.installation.grant)),
-                    noise_msg1,
-                    relays: self.sign_tickets(&relays),
-                    peer_seen: console.map(|console| self.seen(console)).unwrap_or_default(),
-                    audit: None,
-                };
-                match self.peers.get(&to).cloned() {
-                    Some(peer) => {
-                        let forest = self.writer.forest().clone();
-                        let held = self.heads.get(&to).cloned();
-                        let seen: Vec<_> = held.into_iter().chain(seen).collect();
-                        self.requests.spawn(async move {
-                            let record = (grant.audit_seq, &*entry);
-                            let audit = match forest.evidence(&grant.tenant, record, &seen).await {
-                                Ok(audit) => audit,
-                                Err(error) => {
-                                    tracing::error!(%error, %session, "grant cannot be proved");
-                                    return Outcome::Answer(session, Err(unproven()), None);
-                                }
-                            };
-                            offer.audit = Some(audit.clone());
-                            let answer = peer.request(Body::Offer(offer), OPEN_TIMEOUT).await;
-                            let shown =
-                                forest.head_of(&audit).map(|head| Shown { to, head, audit });
-                            Outcome::Answer(session, read_answer(answer), shown.map(Box::new))
-                        });
-                    }
-                    None => {
-                        let text = "the computer went offline";
-                        let refusal = Refusal::new(failure::AGENT_OFFLINE, text);
-                        let now = self.now();
-                        self.broker.handle_answer(session, Err(refusal), now);
-                    }
-                }
-            }
+            Transmit::Offer { .. } => self.offer(transmit),
             Transmit::Tickets { to, session, relays } => {
                 let relays = self.sign_tickets(&relays);
                 if let Some(peer) = self.peers.get(&to) {
@@ -431,6 +409,62 @@ impl Driver {
         }
     }
 
+    fn offer(&mut self, offer: Transmit) {
+        let Transmit::Offer {
+            to,
+            session,
+            grant,
+            noise_msg1,
+            relays,
+            console,
+            entry,
+            seen,
+            enrolment,
+        } = offer
+        else {
+            return;
+        };
+        let Some(peer) = self.peers.get(&to).cloned() else {
+            let refusal = Refusal::new(failure::AGENT_OFFLINE, "the computer went offline");
+            let now = self.now();
+            return self.broker.handle_answer(session, Err(refusal), now);
+        };
+        let mut offer = wire::Offer {
+            grant: Some(grant.sign(&self.installation.grant)),
+            noise_msg1,
+            relays: self.sign_tickets(&relays),
+            peer_seen: console.map(|console| self.seen(console)).unwrap_or_default(),
+            audit: None,
+        };
+        let forest = self.writer.forest().clone();
+        let held = self.heads.get(&to).cloned();
+        let seen: Vec<_> = held.into_iter().chain(seen).collect();
+        self.requests.spawn(async move {
+            let record = (grant.audit_seq, &*entry);
+            let audit = match forest.evidence(&grant.tenant, record, &seen).await {
+                Ok(audit) => audit,
+                Err(error) => {
+                    tracing::error!(%error, %session, "grant cannot be proved");
+                    return Outcome::Answer(session, Err(unproven()), None);
+                }
+            };
+            offer.audit = Some(audit.clone());
+            // Read while the agent answers, so that first contacts take no longer.
+            let (answer, enrolment) =
+                tokio::join!(peer.request(Body::Offer(offer), OPEN_TIMEOUT), async {
+                    match enrolment {
+                        true => prove_enrolment(&forest, &grant, &audit).await,
+                        false => None,
+                    }
+                });
+            let shown = forest.head_of(&audit).map(|head| {
+                let proofs = Proofs { audit, enrolment };
+                Box::new(Shown { to, head, proofs })
+            });
+            Outcome::Answer(session, read_answer(answer), shown)
+        });
+    }
+
     fn tell(&mut self, to: ConnectionId, session: SessionId, body: Body) {
         let Some(peer) = self.peers.get(&to).cloned() else { return };
         self.requests.spawn(async move {
@@ -446,11 +480,11 @@ impl Driver {
         match done {
             Ok(Outcome::Answer(session, answer, shown)) => {
                 if let (Ok(_), Some(shown)) = (&answer, shown) {
-                    let Shown { to, head, audit } = *shown;
+                    let Shown { to, head, proofs } = *shown;
                     if self.peers.contains_key(&to) {
                         self.heads.insert(to, head);
                     }
-                    self.shown = Some((session, audit));
+                    self.shown = Some((session, proofs));
                 }
                 self.broker.handle_answer(session, answer, now);
                 self.drain();
@@ -463,6 +497,19 @@ impl Driver {
             Err(error) => tracing::error!(%error, "request task failed"),
         }
     }
+}
+
+/// The enrolment of the agent of a grant, in the head that the grant's own record is shown in. A
+/// console that gets none asks for it by itself, and refuses without.
+async fn prove_enrolment(
+    forest: &Forest,
+    grant: &Grant,
+    audit: &wire::AuditEvidence,
+) -> Option<wire::AuditEvidence> {
+    let computer = grant.computer.to_string();
+    let proved = forest.enrolment_beside(&grant.tenant, &computer, audit).await;
+    let warn = |error: &StoreError| tracing::warn!(%error, computer, "enrolment cannot be proved");
+    proved.inspect_err(warn).ok()
 }
 
 /// Without proof the agent would refuse: it is not asked.

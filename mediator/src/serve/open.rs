@@ -72,6 +72,7 @@ pub(super) async fn open(
             viewer: bounded(&open.viewer, MAX_NAME),
             noise_msg1: open.noise_msg1,
             seen: seen_head(open.seen),
+            enrolment: open.enrolment,
             verdict,
         };
         driver.broker.handle_open(attempt, now);
@@ -136,9 +137,19 @@ async fn decide(
             let text = "the agent has another key than the console holds";
             Err((Refusal::new(failure::STALE_KEY, text), rule))
         }
+        // Before anything is granted: by its old name another computer may be meant now.
+        Decision::Allow { rule, .. } if !is_called(&found, open) => {
+            let text = "the computer was renamed or moved since the console had it described";
+            Err((Refusal::new(failure::STALE_DESCRIPTION, text), rule))
+        }
         Decision::Allow { rule, until_ms } => Ok(Allowed { rule, until_ms, basis }),
     };
     Ok((verdict, Some(place_of(found))))
+}
+
+/// Whether a computer has the name that the console knows it by, if the console says so.
+fn is_called(found: &computers::ComputerRow, open: &wire::Open) -> bool {
+    open.name.is_empty() || (open.name == found.name && open.client == found.client_path())
 }
 
 /// That a computer's agent was enrolled, for a console that meets it first. Computers that the
