@@ -5,6 +5,7 @@ mod common;
 use adit_protocol::{
     code::failure,
     grant::{Grant, Lease},
+    ids::ComputerId,
     keys::{SigningKey, sha256},
     wire::{self, frame::Body, session_event},
 };
@@ -27,6 +28,8 @@ async fn a_session_is_opened_audited_renewed_and_ended_once() {
     assert_eq!(listed.computers[0].redirectors.len(), 5);
 
     let wish = open(1, &enrolled, &agent_identity);
+    let (name, client) = ("pc".into(), "main/hq".into());
+    let wish = wire::Open { name, client, enrolment: true, ..wish };
     let msg1 = wish.noise_msg1.clone();
     let (granted, offer) = tokio::join!(console.ask(Body::Open(wish)), async {
         let (body, responder) = agent.next().await.into_parts();
@@ -36,6 +39,14 @@ async fn a_session_is_opened_audited_renewed_and_ended_once() {
     });
     let Body::Granted(granted) = granted.unwrap() else { panic!() };
     assert_eq!(granted.grant, offer.grant);
+    // The agent's enrolment is proved in the head that the grant's record is shown in.
+    let root = agent.keys.root;
+    let shown = granted.audit.as_ref().unwrap().head.clone();
+    let proof = adit_ledger::Evidence::from_wire(granted.enrolment.as_ref()).unwrap();
+    assert_eq!(proof.head.to_line().as_bytes(), &shown[..]);
+    let id = ComputerId::from_slice(&enrolled.device_id).unwrap().to_string();
+    proof.check_enrolment(root, &id, agent_identity.signing.public()).unwrap();
+    assert!(proof.check_enrolment(root, &id, console_identity.signing.public()).is_err());
     // Each end learns where the other's control connection comes from.
     assert_eq!(
         (&granted.peer_seen[..], &offer.peer_seen[..]),
@@ -94,12 +105,14 @@ async fn refusals_have_their_code_and_their_record() {
     let good = open(1, &enrolled, &agent_identity);
     let unknown = wire::Open { computer_id: vec![9; 16].into(), ..good.clone() };
     let stale = open(2, &enrolled, &other);
+    let renamed = wire::Open { name: "pc".into(), client: "main/other".into(), ..good.clone() };
     let odd = wire::Open { redirector: "telnet".into(), ..good.clone() };
     let mut wrong_target = good.clone();
     wrong_target.targets[0].port = 23;
     for (wish, code) in [
         (unknown, failure::NO_SUCH_COMPUTER),
         (stale, failure::STALE_KEY),
+        (renamed, failure::STALE_DESCRIPTION),
         (odd, failure::NO_SUCH_REDIRECTOR),
         (wrong_target, failure::BAD_REQUEST),
     ] {

@@ -269,6 +269,136 @@ fn an_agents_changed_key_is_refused_until_trusted() -> Result<()> {
     Ok(())
 }
 
+/// Runs a statement on the database of the mediator, which must not run: nobody can rename or move
+/// a computer otherwise.
+fn change(site: &Site, statement: &'static str) -> Result<()> {
+    use sqlx::{ConnectOptions as _, Connection as _};
+    let path = site.data_dir("mediator").join("mediator.db");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+        let mut db = options.connect().await?;
+        let done = sqlx::raw_sql(statement).execute(&mut db).await?;
+        ensure!(done.rows_affected() > 0, "nothing changed");
+        db.close().await?;
+        Ok(())
+    })
+}
+
+/// Ids of computers that sessions were granted for.
+fn granted_for(site: &Site) -> Result<Vec<String>> {
+    let granted = site.audit()?.into_iter().filter(is("session.granted"));
+    Ok(granted.map(|event| text(&event, "computer_id").to_owned()).collect())
+}
+
+/// A console holds descriptions since its login. What it asks for by an outdated one must come to
+/// the same as if it held none, and never to a session with another computer than is meant.
+#[test]
+fn a_console_with_outdated_descriptions_reaches_the_computer_that_is_meant() -> Result<()> {
+    let mut site = Site::local("outdated-book")?;
+    site.start_mediator()?;
+    site.start_relay("relay")?;
+    let first = site.start_agent("agent", POLICY_LOOPBACK)?;
+    let second = site.start_agent("agent2", POLICY_LOOPBACK)?;
+    let consoles = ["console", "console2", "console3"];
+    consoles.iter().try_for_each(|console| site.login(console))?;
+    ensure!(site.data_dir("console").join("book").exists(), "nothing was learnt at login");
+    let server = TcpServer::start("127.0.0.1:0")?;
+    let spec = to_port(server.port());
+    let reaches = |site: &Site, console: &str, computer: &str, meant: &Value| -> Result<()> {
+        let forward = site.forward_from(console, computer, &["-L", &spec])?;
+        ensure!(forward.granted["first_contact"] == true, "{}", forward.granted);
+        ensure!(
+            text(&forward.granted, "agent_key") == text(meant, "agent_key"),
+            "{computer} is not {meant}: {}",
+            forward.granted
+        );
+        peer::echo(forward.local()?, 1, 10)?;
+        forward.close().map(drop)
+    };
+
+    // Renamed, and its name given to another one that is online, too.
+    site.kill("mediator")?;
+    change(
+        &site,
+        "UPDATE computer SET name = 'old', name_key = 'old' WHERE name = 'agent'; \
+         UPDATE computer SET name = 'agent', name_key = 'agent' WHERE name = 'agent2'",
+    )?;
+    site.restart("mediator")?;
+    wait_all_online(&site, "console4")?;
+    reaches(&site, "console", "agent", &second)?;
+    ensure!(granted_for(&site)? == [text(&second, "computer_id")], "a wrong one was granted");
+    let stale =
+        |e: &Value| is("session.refused")(e) && text(e, "end_reason") == "stale_description";
+    site.audited("the outdated request", stale)?;
+    // By its id it is found under its new name.
+    reaches(&site, "console", text(&first, "computer_id"), &first)?;
+
+    // Moved to another client.
+    site.kill("mediator")?;
+    site.ask("mediator", &["client", "add", &format!("{}/other", site.partner), "--json"], "")?;
+    change(
+        &site,
+        "UPDATE computer SET client_id = (SELECT id FROM client WHERE name = 'other') \
+         WHERE name = 'old'",
+    )?;
+    site.restart("mediator")?;
+    wait_all_online(&site, "console4")?;
+    let gone = format!("{}/old", site.client());
+    let done = site.run("console2", &["forward", &gone, "-L", &spec, "--json"], "")?;
+    refused_with(&done, 4, &["no_such_computer"])?;
+    reaches(&site, "console2", "other/old", &first)?;
+
+    // Installed anew: another id and key under the known name.
+    site.kill("agent2")?;
+    let client = site.client();
+    site.ask("mediator", &["client", "erase", &client, "--yes", "--json"], "")?;
+    site.ask("mediator", &["client", "add", &client, "--json"], "")?;
+    fs::remove_dir_all(site.data_dir("agent2"))?;
+    let anew = site.start_agent("agent2", POLICY_LOOPBACK)?;
+    reaches(&site, "console3", "agent2", &anew)?;
+    // And gone.
+    refused_with(
+        &site.run("console3", &["forward", "agent", "-L", &spec, "--json"], "")?,
+        4,
+        &["no_such_computer"],
+    )
+}
+
+/// Waits as somebody whose descriptions are of no matter.
+fn wait_all_online(site: &Site, console: &str) -> Result<()> {
+    for _ in 0..300 {
+        let listed =
+            site.login(console).and_then(|()| site.run(console, &["computers", "--json"], ""));
+        if listed.is_ok_and(|done| {
+            let lines = done.lines();
+            lines.len() == 2 && lines.iter().all(|computer| computer["online"] == true)
+        }) {
+            return Ok(());
+        }
+        thread::park_timeout(Duration::from_millis(200));
+    }
+    anyhow::bail!("the agents do not come back")
+}
+
+#[test]
+fn a_damaged_address_book_is_made_anew() -> Result<()> {
+    let mut site = Site::local("damaged-book")?;
+    site.start()?;
+    let server = TcpServer::start("127.0.0.1:0")?;
+    let book = site.data_dir("console").join("book");
+    for damage in [&b""[..], b"adit-book 1\n", &[0xff; 5000]] {
+        fs::write(&book, damage)?;
+        let forward = site.forward(&["-L", &to_port(server.port())])?;
+        peer::echo(forward.local()?, 1, 10)?;
+        forward.close()?;
+        ensure!(fs::read(&book)?.len() > 200, "it was not made anew");
+    }
+    site.ask("console", &["logout", "--json"], "")?;
+    ensure!(!book.exists(), "a logout leaves what the person could see");
+    Ok(())
+}
+
 #[test]
 fn a_mediator_with_another_key_is_refused_by_all() -> Result<()> {
     let mut site = Site::local("other-mediator")?;

@@ -100,9 +100,14 @@ impl World {
 
     /// Opens a session and waits for `granted`.
     pub fn open(&mut self, options: &[&str]) -> Result<()> {
+        self.open_as("console", options)
+    }
+
+    /// The same from another console of the same host.
+    pub fn open_as(&mut self, instance: &str, options: &[&str]) -> Result<()> {
         let (one, two) = (format!("{LOCAL}:{SERVICE}"), format!("{LOCAL_FLOWS}:{FLOWS}"));
         let args = [&["forward", "agent", "--json", "-L", &one, "-L", &two], options].concat();
-        let mut console = self.site.spawn("console", &args)?;
+        let mut console = self.site.spawn(instance, &args)?;
         console.event("granted", READY)?;
         console.wait("both listeners", READY, |e| text(e, "local_addr") == LOCAL_FLOWS)?;
         self.console = Some(console);

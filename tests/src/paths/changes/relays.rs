@@ -44,7 +44,15 @@ pub(super) fn scenes() -> Vec<Scene> {
         },
         Scene {
             alone: true,
-            ..scene("first-byte", "the first byte through a relay, 100 ms round trip", first_byte)
+            ..scene("first-byte", "the first byte through a relay, 100 ms round trip", |p| {
+                first_byte(p, |_, _| Ok("console".to_owned()), false)
+            })
+        },
+        Scene {
+            alone: true,
+            ..scene("first-byte-first", "the same from consoles that have only logged in", |p| {
+                first_byte(p, newcomer, true)
+            })
         },
         Scene {
             alone: true,
@@ -125,22 +133,38 @@ fn median(mut of: Vec<f64>) -> f64 {
     of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn first_byte(place: &Place<'_>) -> Result<Seen> {
+/// A console that never opened anything.
+fn newcomer(world: &World, number: usize) -> Result<String> {
+    let name = format!("console-new{number}");
+    world.site.login(&name)?;
+    Ok(name)
+}
+
+/// `who`: the console of each run. `first`: each of them must be a first contact.
+fn first_byte(
+    place: &Place<'_>,
+    who: fn(&World, usize) -> Result<String>,
+    first: bool,
+) -> Result<Seen> {
     let line = "symmetric:delay=25";
     let mut world = World::start(place, &format!("{line}+{line}"))?;
     // Connections of mediator and relays to each other have settled.
     pause(Duration::from_secs(1));
     let mut times = Vec::new();
-    for _ in 0..5 {
+    for run in 0..5 {
+        let instance = who(&world, run)?;
         let begin = Instant::now();
         let local = World::local()?;
-        let first = in_background(world.namespace("console")?, move || {
+        let byte = in_background(world.namespace("console")?, move || {
             peer::first_byte(local, Duration::from_secs(10))
         });
-        world.open(&[])?;
-        let at = first.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        world.open_as(&instance, &[])?;
+        let at = byte.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
         times.push((at - begin).as_secs_f64() * 1e3);
         let mut console: Process = world.console.take().context("no console")?;
+        let events = console.events();
+        let met = events.iter().any(|event| event["first_contact"] == true);
+        ensure!(met || !first, "not a first contact: {events:?}");
         console.interrupt()?;
     }
     let median = median(times);
