@@ -1,5 +1,6 @@
 //! Sockets, STUN, TLS, QUIC, Noise streams, proxies and interfaces: what programs do to networks.
 
+mod congestion;
 pub mod identity;
 pub mod interfaces;
 pub mod noise;

@@ -9,11 +9,13 @@ use adit_protocol::limits::MAX_CHANNELS_PER_SESSION;
 use quinn::{
     ClientConfig, Connecting, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig,
     ServerConfig, TokioRuntime, TransportConfig, ValidationTokenConfig, VarInt,
-    congestion::CubicConfig,
 };
 use tokio::time::timeout;
 
-use crate::udp::{DemuxSocket, normalise};
+use crate::{
+    congestion::GentleConfig,
+    udp::{DemuxSocket, normalise},
+};
 
 /// Receive window of a stream: 640 Mbit/s at 100 ms.
 pub const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
@@ -71,7 +73,7 @@ pub fn transport_config() -> TransportConfig {
         .initial_mtu(INITIAL_MTU)
         .min_mtu(INITIAL_MTU)
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
-        .congestion_controller_factory(Arc::new(CubicConfig::default()))
+        .congestion_controller_factory(Arc::new(GentleConfig))
         .enable_segmentation_offload(true)
         // The spin bit would tell the network the round trip time.
         .allow_spin(false);
