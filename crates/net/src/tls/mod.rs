@@ -38,7 +38,7 @@ pub use direct::{
     AllowClient, QuicConfigError, peer_spki_sha256, quic_client_config, quic_server_config,
 };
 pub use inspect::interceptor;
-pub use outgoing::outgoing;
+pub use outgoing::{Authorities, outgoing};
 pub use server::{AcceptError, Accepted, InvalidCert, LiveCert, ServerTls};
 
 /// Offered besides the control protocol by clients that go by public authorities: asks for the

@@ -1,15 +1,15 @@
-//! TLS to a receiver: 1.3 only, its certificate checked against the configured authority or the
+//! TLS to a receiver: its certificate checked against the configured authority alone, or the
 //! system's. Must never go on without a valid certificate.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use adit_net::{
     proxy::Dialer,
-    tls::{read_pem_chain, web_provider},
+    tls::{Authorities, outgoing, read_pem_chain},
 };
-use rustls::{ClientConfig, RootCertStore, client::Resumption, pki_types::ServerName};
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::client::TlsStream;
 
 use super::{CONNECT_TIMEOUT, ForwardError, admits};
 
@@ -21,50 +21,26 @@ pub(super) async fn connect(
     dialer: &Dialer,
     (host, port): (&str, u16),
     ca: Option<&Path>,
-    alpn: &[u8],
+    alpn: &[&[u8]],
 ) -> Result<TlsStream<TcpStream>, ForwardError> {
     // Read each time: a renewed authority counts at once.
-    let mut config = config(ca)?;
-    if !alpn.is_empty() {
-        config.alpn_protocols = vec![alpn.to_vec()];
-    }
+    let authorities = match ca {
+        Some(path) => Authorities::Only(authorities(path)?),
+        None => Authorities::SystemAnd(Vec::new()),
+    };
+    let tls = outgoing(authorities, alpn).map_err(|error| ForwardError::Tls(error.to_string()))?;
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| ForwardError::Tls(format!("\"{host}\" cannot stand in a certificate")))?;
     let dialed = dialer.dial_where(host, port, CONNECT_TIMEOUT, &admits).await?;
-    let handshake = TlsConnector::from(Arc::new(config)).connect(name, dialed.stream);
-    tokio::time::timeout(CONNECT_TIMEOUT, handshake)
+    tokio::time::timeout(CONNECT_TIMEOUT, tls.connect(name, dialed.stream))
         .await
         .map_err(|_| ForwardError::Timeout)?
         .map_err(|error| ForwardError::Tls(error.to_string()))
 }
 
-fn config(ca: Option<&Path>) -> Result<ClientConfig, ForwardError> {
-    let wrong = |error: rustls::Error| ForwardError::Tls(error.to_string());
-    let provider = web_provider();
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(wrong)?;
-    let mut config = match ca {
-        Some(path) => builder.with_root_certificates(roots(path)?).with_no_client_auth(),
-        None => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(
-                rustls_platform_verifier::Verifier::new(provider).map_err(wrong)?,
-            ))
-            .with_no_client_auth(),
-    };
-    config.resumption = Resumption::disabled();
-    Ok(config)
-}
-
-fn roots(path: &Path) -> Result<RootCertStore, ForwardError> {
-    let bad = |what: String| ForwardError::File(format!("{}: {what}", path.display()));
+fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, ForwardError> {
     let pem = read_bounded(path, MAX_CA_BYTES)?;
-    let mut roots = RootCertStore::empty();
-    for cert in read_pem_chain(&pem).map_err(|error| bad(error.to_string()))? {
-        roots.add(cert).map_err(|error| bad(error.to_string()))?;
-    }
-    Ok(roots)
+    read_pem_chain(&pem).map_err(|error| ForwardError::File(format!("{}: {error}", path.display())))
 }
 
 /// A small file as a whole.

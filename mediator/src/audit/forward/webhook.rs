@@ -103,7 +103,7 @@ impl Receiver for Webhook {
         let request = self.request(batch)?;
         let place = (self.target.host.as_str(), self.target.port);
         let ca = self.target.ca.as_deref();
-        let stream = tls::connect(&self.dialer, place, ca, b"http/1.1").await?;
+        let stream = tls::connect(&self.dialer, place, ca, &[b"http/1.1"]).await?;
         let wrong = |error: hyper::Error| ForwardError::Refused(error.to_string());
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(wrong)?;
