@@ -178,17 +178,29 @@ impl Growth {
             let leaf = leaf_of(&row)?;
             self.tree.append_with(leaf, |node, hash| self.nodes.push((node, hash)));
         }
-        for (node, hash) in self.nodes.iter().filter(|(node, _)| node.level >= STORED_LEVEL) {
-            sqlx::query("INSERT INTO audit_node (tree, level, idx, hash) VALUES ($1, $2, $3, $4)")
-                .bind(self.id.clone())
-                .bind(i16::try_from(node.level).unwrap_or(i16::MAX))
-                .bind(bigint(node.index))
-                .bind(hash.0.to_vec())
-                .execute(&mut *connection)
-                .await?;
-        }
-        Ok(())
+        keep(connection, &self.id, &self.nodes).await
     }
+}
+
+/// Stores those of a tree's nodes that are kept.
+pub(crate) async fn keep(
+    connection: &mut AnyConnection,
+    tree: &str,
+    nodes: &[(NodeId, Hash)],
+) -> Result<(), StoreError> {
+    for (node, hash) in nodes.iter().filter(|(node, _)| node.level >= STORED_LEVEL) {
+        sqlx::query(
+            "INSERT INTO audit_node (tree, level, idx, hash) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (tree, level, idx) DO UPDATE SET hash = excluded.hash",
+        )
+        .bind(tree.to_owned())
+        .bind(i16::try_from(node.level).unwrap_or(i16::MAX))
+        .bind(bigint(node.index))
+        .bind(hash.0.to_vec())
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
 }
 
 impl Forest {
@@ -302,7 +314,8 @@ impl Grown {
     }
 }
 
-/// A node of the store. Trees older than their nodes are read leaf by leaf.
+/// A node of the store. Until a tree older than its nodes has them (`audit::fill`), its leaves
+/// are read.
 async fn stored(pool: &AnyPool, tree: &str, node: NodeId) -> Result<Hash, StoreError> {
     if node.level >= STORED_LEVEL {
         let row =

@@ -5,7 +5,7 @@
 //! without checking it. Must never hold up the writer.
 
 mod evidence;
-mod forest;
+pub(crate) mod forest;
 pub(crate) mod receipts;
 
 #[cfg(test)]

@@ -422,19 +422,34 @@ pub(crate) async fn extends(pool: &AnyPool, head: &SignedHead) -> Result<bool, S
     if head.size > MAX_LEAVES_COMPARED {
         return Ok(true);
     }
-    let rows =
-        sqlx::query("SELECT leaf FROM audit_entry WHERE tree = $1 AND seq < $2 ORDER BY seq")
-            .bind(head.tree.clone())
-            .bind(bigint(head.size))
-            .fetch_all(pool)
-            .await?;
     let mut before = MerkleTree::new();
-    for row in rows {
-        let leaf = Hash::from_slice(&row.blob("leaf")?)
-            .ok_or_else(|| StoreError::Corrupt("leaf of an entry".into()))?;
+    for leaf in leaves(pool, &head.tree, 0, head.size).await? {
         before.append(leaf);
     }
     Ok(before.size() == head.size && before.root() == head.root)
+}
+
+/// Leaves of a log from `from` on, none at or beyond `end`; fewer if some are missing.
+pub(crate) async fn leaves(
+    pool: &AnyPool,
+    tree: &str,
+    from: u64,
+    end: u64,
+) -> Result<Vec<Hash>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT leaf FROM audit_entry WHERE tree = $1 AND seq >= $2 AND seq < $3 ORDER BY seq",
+    )
+    .bind(tree.to_owned())
+    .bind(bigint(from))
+    .bind(bigint(end))
+    .fetch_all(pool)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Hash::from_slice(&row.blob("leaf")?)
+                .ok_or_else(|| StoreError::Corrupt("leaf of an entry".into()))
+        })
+        .collect()
 }
 
 /// One stored entry.

@@ -110,6 +110,8 @@ impl Store {
         let readers = AnyPoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A file does not go away: nothing to ask before each use.
+            .test_before_acquire(false)
             .after_connect(|connection, _| Box::pin(prepare(connection)))
             .connect(&url)
             .await?;
