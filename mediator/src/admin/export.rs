@@ -58,11 +58,23 @@ fn sizes(heads: &[SignedHead], tree: &str) -> Vec<u64> {
     heads.iter().filter(|head| head.tree == tree).map(|head| head.size).collect()
 }
 
+/// Who takes an export, piece by piece; may keep the export waiting.
+pub(crate) trait Out: Send {
+    /// Takes a piece; an error ends the export.
+    fn piece(&mut self, text: String) -> impl Future<Output = Result<(), CliError>> + Send;
+}
+
+impl<F: FnMut(String) -> Result<(), CliError> + Send> Out for F {
+    async fn piece(&mut self, text: String) -> Result<(), CliError> {
+        self(text)
+    }
+}
+
 /// Writes an export piece by piece; gives the number of entries shown.
 pub(crate) async fn export(
     store: &Store,
     selection: &Selection,
-    mut out: impl FnMut(String) -> Result<(), CliError>,
+    mut out: impl Out,
 ) -> Result<u64, CliError> {
     let trees = audit::trees(&store.readers).await.map_err(store_error)?;
     let wanted =
@@ -72,7 +84,7 @@ pub(crate) async fn export(
         return Err(CliError::not_there("not_found", "there is no audit log of such a partner"));
     }
     if selection.format == Format::Csv {
-        out(csv::header())?;
+        out.piece(csv::header()).await?;
     }
     let mut shown = 0;
     for tree in trees {
@@ -85,7 +97,7 @@ async fn export_tree(
     store: &Store,
     selection: &Selection,
     tree: &audit::TreeRow,
-    out: &mut impl FnMut(String) -> Result<(), CliError>,
+    out: &mut impl Out,
 ) -> Result<u64, CliError> {
     let broken = |reason: String| {
         let text = format!("audit log {}: {reason}", tree.id);
@@ -125,12 +137,12 @@ async fn export_tree(
                 (format, true) => text.extend(parsed.map(|entry| readable(format, &entry))),
             }
         }
-        out(text)?;
+        out.piece(text).await?;
     }
     if selection.format == Format::Jsonl {
         let mut text = String::new();
         lines.finish(&tree.head, &mut text).map_err(|error| broken(error.to_string()))?;
-        out(text)?;
+        out.piece(text).await?;
     }
     Ok(shown)
 }

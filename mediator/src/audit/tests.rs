@@ -72,7 +72,7 @@ impl Running {
     async fn export(&self, filter: Filter, heads: Vec<adit_ledger::SignedHead>) -> String {
         let selection = Selection { format: Format::Jsonl, filter, partner: None, heads };
         let mut out = String::new();
-        export::export(&self.store, &selection, |piece| {
+        export::export(&self.store, &selection, |piece: String| {
             out.push_str(&piece);
             Ok(())
         })

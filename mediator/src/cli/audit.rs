@@ -393,9 +393,10 @@ async fn export_to(
         CliError::failed("output_failed", format!("cannot write {}: {error}", path.display()))
     };
     let mut file = Part::create(&path).map_err(failed)?;
-    let shown =
-        export::export(&store, selection, |piece| file.write(piece.as_bytes()).map_err(failed))
-            .await?;
+    let shown = export::export(&store, selection, |piece: String| {
+        file.write(piece.as_bytes()).map_err(failed)
+    })
+    .await?;
     file.finish().map_err(failed)?;
     global.output().emit(&json!({"file": path.display().to_string(), "entries": shown}))?;
     global.output().human(format_args!("{shown} entries written to {}", path.display()))
@@ -403,9 +404,9 @@ async fn export_to(
 
 async fn export_to_stdout(store: &Store, selection: &Selection) -> Result<(), CliError> {
     use std::io::Write;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = std::io::stdout();
     let mut gone = false;
-    let exported = export::export(store, selection, |piece| {
+    let exported = export::export(store, selection, |piece: String| {
         stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
             gone = error.kind() == std::io::ErrorKind::BrokenPipe;
             CliError::failed("output_failed", format!("cannot write to stdout: {error}"))

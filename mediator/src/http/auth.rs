@@ -184,6 +184,13 @@ fn broken(error: StoreError) -> Unproved {
     Unproved(Problem::from(store_error(error)), "store")
 }
 
+/// Whoever asks too much waits; before the proof is remembered, of which there is room for so many.
+fn take_turn(web: &Web, principal: &str) -> Result<(), Unproved> {
+    web.principals
+        .take(principal.to_owned())
+        .map_err(|wait| Unproved(Problem::rate_limited(wait.as_secs() + 1), failure::RATE_LIMITED))
+}
+
 /// A console's token, and the identity of that console.
 async fn of_console(
     web: &Web,
@@ -197,12 +204,13 @@ async fn of_console(
     if held.device != device {
         return Err(gone());
     }
-    web.proofs.spend(proof).map_err(refused)?;
     let row = web.shared.logins.session(held.login, device, Use::Act).await;
     let row = row.map_err(|refusal| match refusal.code {
         failure::NOT_LOGGED_IN => gone(),
         _ => Unproved(refusal.into(), "login"),
     })?;
+    take_turn(web, &row.account.id)?;
+    web.proofs.spend(proof).map_err(refused)?;
     if row.is_limited(web.admin.accounts.mfa) {
         let text = "a second factor is required: console-tunnel mfa";
         let problem = Problem::new(StatusCode::FORBIDDEN, failure::MFA_REQUIRED, text);
@@ -239,6 +247,7 @@ async fn of_key(
     if row.key != key || row.revoked || unix_ms() >= row.expires_ms {
         return Err(gone());
     }
+    take_turn(web, &row.id)?;
     web.proofs.spend(proof).map_err(refused)?;
     let networks: Vec<Network> = serde_json::from_str(&row.networks)
         .map_err(|_| broken(StoreError::Corrupt("networks of an API key".into())))?;

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -70,7 +70,7 @@ impl<K: Eq + Hash + Clone> UnderWay<K> {
     }
 
     /// Begins one; `None` if there are too many.
-    pub(crate) fn begin(&self, key: K) -> Option<Begun<'_, K>> {
+    pub(crate) fn begin(self: &Arc<Self>, key: K) -> Option<Begun<K>> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let of_key = table.1.get(&key).copied().unwrap_or(0);
         if table.0 >= self.max || of_key >= self.max_per_key {
@@ -78,17 +78,17 @@ impl<K: Eq + Hash + Clone> UnderWay<K> {
         }
         table.0 += 1;
         table.1.insert(key.clone(), of_key + 1);
-        Some(Begun { of: self, key })
+        Some(Begun { of: Arc::clone(self), key })
     }
 }
 
 /// A request under way, until it is dropped.
-pub(crate) struct Begun<'a, K: Eq + Hash + Clone> {
-    of: &'a UnderWay<K>,
+pub(crate) struct Begun<K: Eq + Hash + Clone> {
+    of: Arc<UnderWay<K>>,
     key: K,
 }
 
-impl<K: Eq + Hash + Clone> Drop for Begun<'_, K> {
+impl<K: Eq + Hash + Clone> Drop for Begun<K> {
     fn drop(&mut self) {
         let mut table = self.of.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.0 = table.0.saturating_sub(1);
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn what_is_under_way_is_bounded_per_key_and_in_all() {
-        let under_way = UnderWay::new(3, 2);
+        let under_way = Arc::new(UnderWay::new(3, 2));
         let first = under_way.begin(1).unwrap();
         let _second = under_way.begin(1).unwrap();
         assert!(under_way.begin(1).is_none());

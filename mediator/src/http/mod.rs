@@ -24,6 +24,7 @@ mod tokens;
 use std::sync::Arc;
 
 use axum::{Router, body::Bytes, extract::State};
+use tokio_util::task::TaskTracker;
 
 pub(crate) use problem::Problem;
 pub(crate) use server::{Client, Server};
@@ -43,20 +44,26 @@ pub(crate) struct Web {
     proofs: dpop::Proofs,
     failures: auth::Failures,
     reads: api::Reads,
+    exports: api::Exports,
     principals: limit::Buckets<String>,
     /// The description of the API.
     document: Bytes,
 }
 
 impl Web {
-    /// For all connections; `None` without randomness.
-    pub(crate) fn new(admin: Arc<AdminContext>, shared: Arc<Shared>) -> Option<Self> {
+    /// For all connections; `None` without randomness. `tasks`: what outlives a request.
+    pub(crate) fn new(
+        admin: Arc<AdminContext>,
+        shared: Arc<Shared>,
+        tasks: TaskTracker,
+    ) -> Option<Self> {
         Some(Self {
             admin,
             shared,
             proofs: dpop::Proofs::new()?,
             failures: auth::Failures::default(),
             reads: api::Reads::default(),
+            exports: api::Exports::new(tasks),
             principals: limit::Buckets::new(PER_PRINCIPAL),
             document: api::all().document().into(),
         })

@@ -109,7 +109,11 @@ impl From<CliError> for Problem {
             }
             _ => error.message.clone(),
         };
-        let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(5);
+        let retry_after = match status {
+            StatusCode::SERVICE_UNAVAILABLE => Some(5),
+            StatusCode::TOO_MANY_REQUESTS => Some(60),
+            _ => None,
+        };
         Self { hint, retry_after, ..Self::new(status, error.code, detail) }
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Client {
 }
 
 /// The connection's place among those that have proved nothing.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Proved(Arc<Mutex<Option<Admitted>>>);
 
 impl Proved {
@@ -80,9 +80,9 @@ where
 }
 
 impl Server {
-    /// For all connections.
-    pub(crate) fn new(web: Arc<Web>, stop: CancellationToken) -> Self {
-        Self { router: router(web), guard: Guard::default(), stop }
+    /// For all connections. `tasks`: what was begun is done there to its end.
+    pub(crate) fn new(web: Arc<Web>, stop: CancellationToken, tasks: TaskTracker) -> Self {
+        Self { router: router(web), guard: Guard::new(tasks), stop }
     }
 
     /// Serves one connection until it ends.

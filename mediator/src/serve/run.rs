@@ -301,8 +301,11 @@ impl Server {
             .map_err(|error| bad_cert(error.to_string()))?;
         let health = Health::default();
         serve_metrics(settings, shared.broker.clone(), &health, &essential).await?;
-        let web = http::Web::new(admin, Arc::clone(&shared)).ok_or_else(crypto)?;
-        let web = Arc::new(http::Server::new(Arc::new(web), stop.child_token()));
+        let (connections, accepting) = (TaskTracker::new(), stop.child_token());
+        let web = http::Web::new(admin, Arc::clone(&shared), connections.clone());
+        let web = web.ok_or_else(crypto)?;
+        let web = http::Server::new(Arc::new(web), stop.child_token(), connections.clone());
+        let web = Arc::new(web);
         let half_open = HalfOpen::new(settings.half_open, settings.half_open_per_source);
         let room = Arc::new(Semaphore::new(settings.connections));
         let (connections, accepting) = (TaskTracker::new(), stop.child_token());

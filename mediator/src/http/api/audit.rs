@@ -2,7 +2,13 @@
 //!
 //! Searches and exports stay within what the rules cover, and are recorded each.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use adit_protocol::code::failure;
 use adit_runtime::cli::CliError;
@@ -11,10 +17,12 @@ use axum::{
     extract::State,
     http::{HeaderValue, Request, header},
     response::{IntoResponse, Response},
+    routing,
 };
 use futures_util::stream;
 use serde_json::Value;
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use super::{
     Api, Call,
@@ -28,13 +36,17 @@ use crate::{
     admin::{
         AdminRequest,
         actor::Actor,
-        export::{self, Format, Selection},
+        export::{self, Format, Out, Selection},
     },
     audit::{
         acts::AuditAct,
         search::{self, BadSearch, Filter, Reach},
     },
-    http::{Problem, Web, WebState, auth::authenticate},
+    http::{
+        Problem, Web, WebState,
+        auth::authenticate,
+        limit::{self, UnderWay},
+    },
     place::store_error,
     roles::Permission,
     store::StoreError,
@@ -42,12 +54,17 @@ use crate::{
 
 type Answer<T> = Result<One<T>, Problem>;
 
-/// Where exports are.
-pub(super) const EXPORT: &str = "/api/v1/audit/export";
-/// Pieces of an export that wait for the reader.
-const PIECES: usize = 16;
+/// Pieces of an export that wait for the reader, and bytes of one.
+const PIECES: usize = 2;
+const MAX_PIECE: usize = 64 * 1024;
+/// Exports at a time, and of one principal.
+const MAX_EXPORTS: usize = 8;
+const MAX_EXPORTS_EACH: usize = 2;
+/// How long a reader may read nothing.
+const READER_DEADLINE: Duration = Duration::from_secs(30);
 
 const READ: &[&str] = &["audit.read"];
+const EXPORT: &[&str] = &["audit.export"];
 const POLICY: &[&str] = &["policy.manage"];
 const USERS: &[&str] = &["users.manage"];
 
@@ -67,6 +84,10 @@ pub(super) fn mount(api: &mut Api) {
     api.operation(op(Put, "/audit/hold", "audit.hold", text, POLICY), hold);
     let text = "Set up to which level a user's events are kept";
     api.operation(op(Put, "/users/{user}/audit-level", "audit.level", text, USERS), level);
+    let text = "Take the log away, as far as the rules cover; needs a fresh login";
+    let take = op(Get, "/audit/export", "audit.export", text, EXPORT);
+    let kinds = ["application/x-ndjson", "text/csv", "text/plain"];
+    api.raw::<ExportQuery>((take, &kinds, false), routing::get(export));
 }
 
 fn bad(error: BadSearch) -> Problem {
@@ -193,8 +214,8 @@ async fn level(call: Call<Nothing, AuditLevel>) -> Answer<SetLevel> {
     call.one(AdminRequest::Audit(AuditAct::SetLevel { user, level })).await.map(One)
 }
 
-/// An export, piece by piece: no JSON document, so not among the declared operations.
-pub(super) async fn export(State(web): WebState, request: Request<Body>) -> Response {
+/// An export, piece by piece.
+async fn export(State(web): WebState, request: Request<Body>) -> Response {
     let nonce = web.proofs.nonce();
     let mut response = match begin(web, request).await {
         Ok(response) => response,
@@ -207,7 +228,6 @@ pub(super) async fn export(State(web): WebState, request: Request<Body>) -> Resp
 async fn begin(web: Arc<Web>, request: Request<Body>) -> Result<Response, Problem> {
     let (parts, _) = request.into_parts();
     let actor = authenticate(&web, &parts, "audit.export").await?;
-    super::take_turn(&web, &actor)?;
     let query: ExportQuery = serde_urlencoded::from_str(parts.uri.query().unwrap_or_default())
         .map_err(|error| Problem::bad_request(format!("query: {error}")))?;
     let ExportQuery { format, person, computer, client, redirector, session, event, since, until } =
@@ -237,53 +257,143 @@ async fn begin(web: Arc<Web>, request: Request<Body>) -> Result<Response, Proble
         let text = "your roles do not cover that part of the log".to_owned();
         return Err(actor.refuse(&web.admin, "default-deny", text).await?.into());
     };
+    let place = web.exports.begin(principal(&actor)?)?;
     note(&web, &actor, "export").await?;
     let partner = actor.remote().map(|remote| remote.partner.clone());
     let selection = Selection { format, filter, partner, heads: Vec::new() };
-    let mut response = Body::from_stream(pieces(web, selection)).into_response();
+    let mut response = Body::from_stream(pieces(web, selection, place)).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
 }
 
-struct Unpark(std::thread::Thread);
-
-impl std::task::Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
+fn principal(actor: &Actor) -> Result<&str, Problem> {
+    actor.remote().map(|remote| remote.holder.account.as_str()).ok_or_else(Problem::internal)
 }
 
-/// Drives a future on this thread. The runtime's own way would not let it wait for a reader.
-fn wait<F: Future>(future: F) -> F::Output {
-    let mut future = std::pin::pin!(future);
-    let waker = Arc::new(Unpark(std::thread::current())).into();
-    let mut context = std::task::Context::from_waker(&waker);
-    loop {
-        if let std::task::Poll::Ready(done) = future.as_mut().poll(&mut context) {
-            return done;
-        }
-        std::thread::park();
+/// Exports under way: each reads much, and lasts as long as its reader takes.
+pub(crate) struct Exports {
+    under_way: Arc<UnderWay<String>>,
+    tasks: TaskTracker,
+}
+
+impl Exports {
+    /// Each is a task of this tracker.
+    pub(crate) fn new(tasks: TaskTracker) -> Self {
+        Self { under_way: Arc::new(UnderWay::new(MAX_EXPORTS, MAX_EXPORTS_EACH)), tasks }
+    }
+
+    /// A place for one more; or the answer that there is none.
+    fn begin(&self, principal: &str) -> Result<limit::Begun<String>, Problem> {
+        let wait = READER_DEADLINE.as_secs();
+        self.under_way.begin(principal.to_owned()).ok_or_else(|| Problem::rate_limited(wait))
     }
 }
 
 type Piece = Result<Bytes, std::io::Error>;
 
-/// Reads on a thread of its own as fast as the reader takes it; ends when that is gone.
-fn pieces(web: Arc<Web>, selection: Selection) -> impl stream::Stream<Item = Piece> {
-    let (sender, receiver) = mpsc::channel::<Piece>(PIECES);
-    let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || {
-        let gone = || CliError::failed(failure::INTERNAL, "the reader has gone");
-        let out = |text: String| sender.blocking_send(Ok(text.into())).map_err(|_| gone());
-        let _entered = runtime.enter();
-        let done = wait(export::export(&web.admin.store, &selection, out));
-        if let Err(error) = done {
-            tracing::warn!(%error, "an export was cut off");
-            // A cut answer must not look complete.
-            let _ = sender.blocking_send(Err(std::io::Error::other("cut off")));
+/// The reader at the other end of a connection, which is not waited for without end.
+struct Reader {
+    sender: mpsc::Sender<Bytes>,
+    deadline: Duration,
+}
+
+impl Out for Reader {
+    async fn piece(&mut self, text: String) -> Result<(), CliError> {
+        let gone = |text| CliError::failed(failure::INTERNAL, text);
+        let mut rest = Bytes::from(text);
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(MAX_PIECE));
+            match tokio::time::timeout(self.deadline, self.sender.send(piece)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(gone("the reader has gone")),
+                Err(_) => return Err(gone("the reader reads nothing")),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads as fast as the reader takes it, and ends when that has gone or takes nothing.
+fn pieces(
+    web: Arc<Web>,
+    selection: Selection,
+    place: limit::Begun<String>,
+) -> impl stream::Stream<Item = Piece> {
+    let (sender, receiver) = mpsc::channel(PIECES);
+    let complete = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&complete);
+    let tasks = web.exports.tasks.clone();
+    tasks.spawn(async move {
+        // Held by who reads the log, not by the answer, which lies where nobody fetches it.
+        let _place = place;
+        let reader = Reader { sender, deadline: READER_DEADLINE };
+        match export::export(&web.admin.store, &selection, reader).await {
+            Ok(_) => complete.store(true, Ordering::Release),
+            Err(error) => tracing::warn!(%error, "an export was cut off"),
         }
     });
-    stream::unfold(receiver, async |mut receiver| {
-        receiver.recv().await.map(|piece| (piece, receiver))
+    answer(receiver, told)
+}
+
+/// An answer that was cut must not look complete.
+fn answer(
+    receiver: mpsc::Receiver<Bytes>,
+    complete: Arc<AtomicBool>,
+) -> impl stream::Stream<Item = Piece> {
+    stream::unfold(Some(receiver), move |receiver| {
+        let complete = Arc::clone(&complete);
+        async move {
+            let mut receiver = receiver?;
+            match receiver.recv().await {
+                Some(piece) => Some((Ok(piece), Some(receiver))),
+                None if complete.load(Ordering::Acquire) => None,
+                None => Some((Err(std::io::Error::other("cut off")), None)),
+            }
+        }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn exports_are_few_in_all_and_for_each_asker() {
+        let exports = Exports::new(TaskTracker::new());
+        let mut held = vec![exports.begin("a").unwrap(), exports.begin("a").unwrap()];
+        let refused = exports.begin("a").map(|_| ()).unwrap_err().into_response();
+        assert_eq!(refused.status(), 429);
+        assert_eq!(refused.headers()[header::RETRY_AFTER], "30");
+        held.extend((0..6).map(|n| exports.begin(&n.to_string()).unwrap()));
+        assert!(exports.begin("b").is_err());
+        held.pop();
+        exports.begin("b").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_reads_nothing_is_given_up_and_its_answer_is_not_complete() {
+        let (sender, receiver) = mpsc::channel(PIECES);
+        let deadline = Duration::from_millis(20);
+        let mut reader = Reader { sender, deadline };
+        let whole = "x".repeat(PIECES * MAX_PIECE);
+        reader.piece(whole.clone()).await.unwrap();
+        reader.piece("more".to_owned()).await.unwrap_err();
+        drop(reader);
+        let mut told = std::pin::pin!(answer(receiver, Arc::new(AtomicBool::new(false))));
+        let mut got = 0;
+        while let Some(Ok(piece)) = told.next().await {
+            assert!(piece.len() <= MAX_PIECE);
+            got += piece.len();
+        }
+        assert_eq!(got, whole.len());
+        let (sender, receiver) = mpsc::channel(PIECES);
+        drop(Reader { sender, deadline });
+        assert_eq!(answer(receiver, Arc::new(AtomicBool::new(true))).count().await, 0);
+        let (sender, receiver) = mpsc::channel(PIECES);
+        drop(Reader { sender, deadline });
+        let told: Vec<_> = answer(receiver, Arc::new(AtomicBool::new(false))).collect().await;
+        assert!(matches!(told.as_slice(), [Err(_)]));
+    }
 }

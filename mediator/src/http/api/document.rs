@@ -97,6 +97,31 @@ impl Document {
         self.paths.entry(path).or_default().insert(operation.method.name().to_owned(), told);
     }
 
+    /// An operation whose answer is no JSON of a declared form. `open`: everybody may ask.
+    pub(super) fn add_raw<Q: ToSchema>(
+        &mut self,
+        operation: &Operation,
+        kinds: &[&str],
+        open: bool,
+    ) {
+        let form = |kind: &str| match kind {
+            "application/json" => json!({}),
+            _ => json!({"schema": {"type": "string"}}),
+        };
+        let content: Map<String, Value> =
+            kinds.iter().map(|kind| ((*kind).to_owned(), form(kind))).collect();
+        let told = json!({
+            "operationId": operation.id,
+            "summary": operation.summary,
+            "security": if open { json!([]) } else { json!([{"dpop": []}]) },
+            "x-permissions": operation.needs,
+            "parameters": parameters::<Q>(operation),
+            "responses": {"200": {"description": "done", "content": content}},
+        });
+        let path = format!("{}{}", super::BASE, operation.path);
+        self.paths.entry(path).or_default().insert(operation.method.name().to_owned(), told);
+    }
+
     pub(super) fn finish(mut self) -> String {
         self.schemas.insert("Problem".to_owned(), problem());
         json!({

@@ -33,6 +33,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+pub(crate) use audit::Exports;
 pub(crate) use document::{Described, One};
 pub(crate) use kinds::Nothing;
 
@@ -209,21 +210,36 @@ pub(crate) fn all() -> Api {
     access::mount(&mut api);
     audit::mount(&mut api);
     credentials::mount(&mut api);
+    let open = |path, id, summary| Operation { method: Method::Get, path, id, summary, needs: &[] };
+    let json = &["application/json"][..];
+    let told = open("/openapi.json", "api.description", "This description");
+    api.raw::<Nothing>((told, json, true), routing::get(openapi));
+    let told = open("/version", "api.version", "Version of the mediator and of its API");
+    api.raw::<Nothing>((told, json, true), routing::get(version));
     api
 }
 
 impl Api {
-    /// Routes, with the ones that everybody may ask.
+    /// The routes.
     pub(super) fn router(self) -> Router<Arc<Web>> {
         self.router
-            .route(audit::EXPORT, routing::get(audit::export))
-            .route("/api/v1/openapi.json", routing::get(openapi))
-            .route("/api/v1/version", routing::get(version))
     }
 
     /// The description of all operations.
     pub(super) fn document(self) -> String {
         self.document.finish()
+    }
+
+    /// Declares one that answers by itself, in these forms. INVARIANT: there is no route that is
+    /// not described: the tests of who may do what are made of the description.
+    fn raw<Q: ToSchema>(
+        &mut self,
+        (operation, kinds, open): (Operation, &[&str], bool),
+        handler: routing::MethodRouter<Arc<Web>>,
+    ) {
+        self.document.add_raw::<Q>(&operation, kinds, open);
+        let router = std::mem::take(&mut self.router);
+        self.router = router.route(&format!("{BASE}{}", operation.path), handler);
     }
 
     /// Declares an operation.
@@ -276,7 +292,6 @@ where
     let Some(remote) = actor.remote() else { return Err(Problem::internal()) };
     let principal = remote.holder.account.clone();
     let partner = remote.holder.partner.clone();
-    take_turn(&web, &actor)?;
     let path = RawPathParams::from_request_parts(&mut parts, &())
         .await
         .map_err(|_| Problem::not_found())?
@@ -313,13 +328,6 @@ where
         web.reads.note(&web, &actor, operation.id).await?;
     }
     Ok(json(StatusCode::OK, answer))
-}
-
-/// Whoever asks too much waits.
-fn take_turn(web: &Web, actor: &Actor) -> Result<(), Problem> {
-    let principal = actor.remote().map(|remote| remote.holder.account.clone());
-    let principal = principal.ok_or_else(Problem::internal)?;
-    web.principals.take(principal).map_err(|wait| Problem::rate_limited(wait.as_secs() + 1))
 }
 
 fn json(status: StatusCode, body: Vec<u8>) -> Response {
