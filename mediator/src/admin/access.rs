@@ -28,7 +28,7 @@ use crate::{
         role::{BUILTIN, MAX_REDIRECTORS},
     },
     store::{
-        StoreError,
+        StoreError, WriteTx,
         access::{
             When,
             bindings::{self, Binding, Subject},
@@ -361,11 +361,21 @@ async fn create(
     if replace && there.is_err() && actor.remote().is_some() {
         return Err(not_found("role"));
     }
-    if replace && there.is_ok() {
-        // Whoever has the role, wherever it is bound, gets what it now holds.
+    let mut judged = Vec::new();
+    if let Ok(there) = there
+        && replace
+    {
         let conditions = &Conditions::default();
         let gift = Gift { role: &role, scope: &scope, conditions, expires_ms: None, binds: true };
         actor.may_give(context, &gift).await?;
+        // Whoever has the role gets what it now holds, wherever it is bound.
+        judged = of_role(context, &partner.id, &there.id).await?;
+        for binding in &judged {
+            let Binding { scope, conditions, expires_ms, .. } = binding;
+            let gift =
+                Gift { role: &role, scope, conditions, expires_ms: *expires_ms, binds: true };
+            actor.may_give(context, &gift).await?;
+        }
     }
     let by = actor.clone();
     let told = role_json(&role, false);
@@ -376,6 +386,7 @@ async fn create(
                 let known = roles::by_name(tx, &partner.id, &role.name).await?;
                 let what = match known {
                     Some(known) if replace => {
+                        same_bindings(tx, &known.id, &judged, &by).await?;
                         role.id = known.id;
                         roles::close(tx, &role.id).await?;
                         "role.changed"
@@ -395,6 +406,34 @@ async fn create(
         .map_err(store_error)?;
     context.rules_changed().await;
     Ok(vec![told])
+}
+
+/// The bindings of a role that hold.
+async fn of_role(
+    context: &AdminContext,
+    partner: &str,
+    role: &str,
+) -> Result<Vec<Binding>, CliError> {
+    let found = bindings::list(&context.store.readers, partner).await.map_err(store_error)?;
+    Ok(found.into_iter().filter(|binding| binding.role == role).collect())
+}
+
+/// What is changed in the transaction must be what was judged before it.
+async fn same_bindings(
+    tx: &mut WriteTx,
+    role: &str,
+    judged: &[Binding],
+    by: &Actor,
+) -> Result<(), StoreError> {
+    if by.remote().is_none() {
+        return Ok(());
+    }
+    let now = bindings::ids_of_role(tx, role).await?;
+    match now.iter().all(|id| judged.iter().any(|binding| binding.id == *id)) {
+        true => Ok(()),
+        // Bound elsewhere meanwhile.
+        false => Err(StoreError::Missing("role in that state; try again")),
+    }
 }
 
 fn describe(event: adit_ledger::Event, role: &Role) -> adit_ledger::Event {
@@ -421,6 +460,12 @@ async fn delete(
     }
     actor.may_at_home(context, MANAGE).await?;
     let partner = partner(context, actor, name).await?;
+    let known = self::role(context, &partner.id, &role).await?;
+    // Its bindings end with it: each takes the right to end it where it holds.
+    let judged = of_role(context, &partner.id, &known.id).await?;
+    for binding in &judged {
+        actor.may_on(context, &object_of(&binding.scope), MANAGE).await?;
+    }
     let (wanted, by) = (role.clone(), actor.clone());
     let bindings = context
         .writer
@@ -429,6 +474,7 @@ async fn delete(
                 let role = roles::by_name(tx, &partner.id, &wanted)
                     .await?
                     .ok_or(StoreError::Missing("role"))?;
+                same_bindings(tx, &role.id, &judged, &by).await?;
                 roles::close(tx, &role.id).await?;
                 let bindings = bindings::close_of_role(tx, &role.id).await?;
                 let done = by

@@ -167,6 +167,17 @@ pub(crate) async fn close(tx: &mut WriteTx, id: &str) -> Result<bool, StoreError
     Ok(done.rows_affected() == 1)
 }
 
+/// The bindings of a role that hold, by id.
+pub(crate) async fn ids_of_role(tx: &mut WriteTx, role: &str) -> Result<Vec<String>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT id FROM access_binding WHERE role_id = $1 AND valid_to_ms IS NULL ORDER BY id",
+    )
+    .bind(role.to_owned())
+    .fetch_all(tx.sql())
+    .await?;
+    rows.iter().map(|row| row.text("id")).collect()
+}
+
 /// Ends all bindings of a role; gives their number.
 pub(crate) async fn close_of_role(tx: &mut WriteTx, role: &str) -> Result<u64, StoreError> {
     let now = bigint(tx.now_ms());
