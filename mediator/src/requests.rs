@@ -1,11 +1,14 @@
 //! Asking for access and approving it: one place for consoles and the machine's administrator.
 //!
 //! A request only ever meets the condition `approval` of a rule that the technician has already:
-//! it gives no permission by itself. Nobody approves an own request. Both acts are recorded in
-//! the transaction that does them.
+//! it gives no permission by itself. Nobody approves an own request, whichever device or key they
+//! take for it: an approval is a person's act, from a device on which the asker never logged in.
+//! Both acts are recorded in the transaction that does them.
 
 use adit_ledger::{Event, Level};
-use adit_protocol::{code::failure, limits::MAX_TEXT, target::BUILTIN_REDIRECTORS};
+use adit_protocol::{
+    code::failure, keys::PublicKey, limits::MAX_TEXT, target::BUILTIN_REDIRECTORS,
+};
 use sqlx::AnyPool;
 
 use crate::{
@@ -19,7 +22,7 @@ use crate::{
             requests::{self, NewRequest, Request},
         },
         computers::ComputerRow,
-        fresh_id,
+        devices, fresh_id,
     },
 };
 
@@ -176,6 +179,18 @@ pub(crate) struct Judgement {
     /// 0: what was asked for.
     pub(crate) length_ms: u64,
     pub(crate) note: String,
+    pub(crate) by: By,
+}
+
+/// With what somebody decides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum By {
+    /// The machine's administrator.
+    Local,
+    /// A person, on this device.
+    Device(PublicKey),
+    /// A program with an API key, of which nobody knows whose it is.
+    Key,
 }
 
 /// Decides a request; without a holder, the machine's administrator does.
@@ -199,7 +214,7 @@ pub(crate) async fn decide(
         .await?
         .ok_or_else(no_such_request)?;
     if let Some(holder) = holder
-        && let Err(error) = may_decide(pool, holder, &found, judgement.approve, facts).await
+        && let Err(error) = may_decide(pool, holder, &found, &judgement, facts).await
     {
         if let RequestError::Refused(refusal) = &error {
             refused(writer, holder, actor, &found.id, refusal.code).await?;
@@ -241,11 +256,11 @@ async fn may_decide(
     pool: &AnyPool,
     holder: &Holder,
     request: &Request,
-    approve: bool,
+    judgement: &Judgement,
     facts: Facts,
 ) -> Result<(), RequestError> {
     let own = request.account_id == holder.account;
-    if own && !approve {
+    if own && !judgement.approve {
         // Taking back what one asked for.
         return Ok(());
     }
@@ -260,10 +275,31 @@ async fn may_decide(
         return Err(Refusal::new(failure::NOT_PERMITTED, text).into());
     }
     match holder.computer(pool, act, &spot, facts, When::Now).await? {
-        Decision::Allow { .. } => Ok(()),
+        Decision::Allow { .. } => is_another(pool, request, judgement).await,
         // One's permissions do not reach it: then it does not exist.
         Decision::Deny { unmet, .. } if unmet.is_empty() => Err(no_such_request().into()),
         Decision::Deny { refusal, .. } => Err(refusal.into()),
+    }
+}
+
+/// Is it somebody else who approves, as far as that can be told?
+async fn is_another(
+    pool: &AnyPool,
+    request: &Request,
+    judgement: &Judgement,
+) -> Result<(), RequestError> {
+    let refuse = |text: &str| Err(Refusal::new(failure::NOT_PERMITTED, text).into());
+    match judgement.by {
+        _ if !judgement.approve => Ok(()),
+        By::Local => Ok(()),
+        By::Key => refuse("an API key approves nothing: a person must, logged in on a console"),
+        // Two accounts on one device may be one person.
+        By::Device(device) => {
+            match devices::retry_ms(pool, &request.account_id, device).await?.is_some() {
+                true => refuse("the asker logged in on this device; approve on one of your own"),
+                false => Ok(()),
+            }
+        }
     }
 }
 

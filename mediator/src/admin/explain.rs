@@ -17,7 +17,7 @@ use super::{
 use crate::{
     authz::{Decision, Holder, Spot},
     place::store_error,
-    requests::{self, Judgement, RequestError, Wish, is_redirector},
+    requests::{self, By, Judgement, RequestError, Wish, is_redirector},
     roles::{Act, Needs, Permission, Rule, Unmet, conditions::Facts},
     store::{
         access::{
@@ -207,12 +207,16 @@ pub(super) async fn decide(
         }
         Actor::Remote(remote) => (Some(&remote.holder), remote.as_requester(), remote.facts()),
     };
+    let by = actor.remote().map_or(By::Local, |remote| match remote.kind {
+        Kind::Console => By::Device(remote.device),
+        Kind::Key => By::Key,
+    });
     let decided = requests::decide(
         &context.store.readers,
         &context.writer,
         (holder, &who),
         id,
-        Judgement { approve, length_ms, note },
+        Judgement { approve, length_ms, note, by },
         facts,
     );
     let decided = decided.await.map_err(request_error)?;

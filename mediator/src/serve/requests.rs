@@ -11,7 +11,7 @@ use adit_runtime::time::unix_ms;
 use super::{connection::Line, console, mfa};
 use crate::{
     core::types::Refusal,
-    requests::{self, Actor, Judgement, RequestError, Wish},
+    requests::{self, Actor, By, Judgement, RequestError, Wish},
     roles::Permission,
     store::{
         StoreError,
@@ -93,7 +93,12 @@ async fn decide(
 ) -> Result<wire::AccessRequest, RequestError> {
     let shared = &line.shared;
     let holder = console::holder(line, row).await?;
-    let judgement = Judgement { approve: wish.approve, length_ms: wish.length_ms, note: wish.note };
+    let judgement = Judgement {
+        approve: wish.approve,
+        length_ms: wish.length_ms,
+        note: wish.note,
+        by: By::Device(line.identity),
+    };
     let facts = mfa::facts(line, row);
     let done = requests::decide(
         &shared.store.readers,
