@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     names,
-    oidc::{MfaClaims, Provider, remote::https, token::MAX_SUBJECT},
+    oidc::{MfaClaims, Provider, callback_path, remote::https, token::MAX_SUBJECT},
     place::store_error,
     store::{StoreError, oidc, tenants},
 };
@@ -106,7 +106,14 @@ async fn add(
         })
     });
     let (id, partner) = added.await.map_err(store_error)?;
-    Ok(vec![json!({"provider": name, "id": id, "partner": partner, "issuer": issuer})])
+    let callback = callback_path(&name);
+    Ok(vec![json!({
+        "provider": name,
+        "id": id,
+        "partner": partner,
+        "issuer": issuer,
+        "callback_path": callback,
+    })])
 }
 
 async fn list((context, _): Who<'_>) -> Result<Vec<Value>, CliError> {
@@ -116,6 +123,7 @@ async fn list((context, _): Who<'_>) -> Result<Vec<Value>, CliError> {
             "provider": provider.name,
             "issuer": provider.issuer,
             "client_id": provider.client_id,
+            "callback_path": callback_path(&provider.name),
             "secret_file": provider.secret_file,
             "ca_file": provider.ca_file,
             "mfa": provider.mfa,

@@ -7,7 +7,9 @@
 //!
 //! A provider says who somebody is there, never who that is here: its subject counts for the one
 //! account that it was linked with, by that account's own person or an administrator. That it
-//! asked for a second factor counts if the administrator said which claim tells so.
+//! asked for a second factor counts if the administrator said which claim tells so, and if it says
+//! when. Each provider sends browsers back to an address of its own, so that what one was asked
+//! is never answered by another (RFC 9700 §4.4.2).
 
 pub(crate) mod remote;
 pub(crate) mod token;
@@ -16,7 +18,7 @@ use adit_protocol::keys::sha256;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::{mfa, webauthn::to_base64};
+use crate::{mfa, store::tenants, webauthn::to_base64};
 use token::Claims;
 
 /// Random bytes for one login.
@@ -35,6 +37,14 @@ pub(crate) struct Provider {
     pub(crate) secret_file: String,
     pub(crate) ca_file: String,
     pub(crate) mfa: MfaClaims,
+}
+
+/// Where this provider sends browsers back to. The name is unique, and known before the provider
+/// is registered there.
+pub(crate) fn callback_path(provider: &str) -> String {
+    let mut path = "/login/oidc/callback/".to_owned();
+    percent(&mut path, &tenants::name_key(provider));
+    path
 }
 
 /// Which claims say that the provider asked for a second factor; none: it never counts.
@@ -58,15 +68,18 @@ impl MfaClaims {
         good(&self.acr) && good(&self.amr)
     }
 
-    /// How the second factor was shown, if the token says so.
-    pub(crate) fn method(&self, claims: &Claims) -> Option<&'static str> {
+    /// How the second factor was shown and when (seconds since 1970), if the token says so. We ask
+    /// for `max_age`, so a provider must say when (OpenID Connect Core §2); a factor of nobody
+    /// knows when counts for nothing.
+    pub(crate) fn shown(&self, claims: &Claims) -> Option<(&'static str, u64)> {
         let acr = claims.acr.as_ref().is_some_and(|acr| self.acr.contains(acr));
         let amr = claims.amr.iter().any(|amr| self.amr.contains(amr));
-        match (acr || amr, self.phishing_resistant) {
-            (false, _) => None,
-            (true, false) => Some(mfa::OIDC),
-            (true, true) => Some(mfa::OIDC_PHISHING_RESISTANT),
-        }
+        let method = match (acr || amr, self.phishing_resistant) {
+            (false, _) => return None,
+            (true, false) => mfa::OIDC,
+            (true, true) => mfa::OIDC_PHISHING_RESISTANT,
+        };
+        claims.auth_time.map(|at| (method, at))
     }
 }
 
@@ -157,5 +170,34 @@ fn percent(text: &mut String, part: &str) {
         } else {
             text.push_str(&format!("%{byte:02X}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_provider_has_an_address_of_its_own() {
+        assert_eq!(callback_path("Directory"), "/login/oidc/callback/directory");
+        assert_eq!(callback_path("A/B ü"), "/login/oidc/callback/a%2Fb%20%C3%BC");
+    }
+
+    #[test]
+    fn a_second_factor_there_counts_only_with_the_time_at_which_it_was_shown() {
+        let claims = |more: serde_json::Value| -> Claims {
+            let mut all =
+                serde_json::json!({"iss": "i", "sub": "s", "aud": "a", "exp": 1, "iat": 1});
+            all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value(all).unwrap()
+        };
+        let rule =
+            MfaClaims { acr: vec!["high".into()], amr: vec!["otp".into()], ..Default::default() };
+        let shown = |more| rule.shown(&claims(more));
+        let both = serde_json::json!({"amr": ["pwd", "otp"], "auth_time": 7});
+        assert_eq!(shown(both), Some((mfa::OIDC, 7)));
+        assert_eq!(shown(serde_json::json!({"acr": "high", "auth_time": 7})), Some((mfa::OIDC, 7)));
+        assert_eq!(shown(serde_json::json!({"amr": ["pwd", "otp"]})), None);
+        assert_eq!(shown(serde_json::json!({"amr": ["pwd"], "auth_time": 7})), None);
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use adit_net::{
     proxy::{Dialer, ProxyConfig},
-    tls::{Authorities, outgoing, read_pem_chain},
+    tls::{outgoing, read_pem_chain},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -75,6 +75,21 @@ struct Document {
     jwks_uri: String,
     #[serde(default)]
     token_endpoint_auth_methods_supported: Vec<String>,
+    /// RFC 9207 §3.
+    #[serde(default)]
+    authorization_response_iss_parameter_supported: bool,
+}
+
+impl Document {
+    /// Who answered is said where the provider says that it says so, and is never somebody else
+    /// (RFC 9207 §2.4).
+    fn answered(&self, iss: &str) -> Result<(), TokenError> {
+        let silent = iss.is_empty() && !self.authorization_response_iss_parameter_supported;
+        match silent || iss == self.issuer {
+            true => Ok(()),
+            false => Err(TokenError::Issuer),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -112,14 +127,18 @@ impl Remote {
         Ok(kept.document.authorization_endpoint)
     }
 
-    /// The code that a browser brought, for what the provider says of the person.
+    /// The code that a browser brought, for what the provider says of the person. `iss`: who
+    /// answered, as the browser was told.
     pub(crate) async fn redeem(
         &self,
         provider: &Provider,
-        (code, verifier, redirect): (&str, &str, &str),
+        (code, iss): (&str, &str),
+        (verifier, redirect): (&str, &str),
         (nonce, now_s): (&str, u64),
     ) -> Result<Claims, RemoteError> {
         let kept = self.known(provider, KEEP).await?;
+        // Before the code goes anywhere.
+        kept.document.answered(iss)?;
         let token = self.exchange(provider, &kept.document, (code, verifier, redirect)).await?;
         let expected =
             Expected { issuer: &provider.issuer, client_id: &provider.client_id, nonce, now_s };
@@ -240,8 +259,7 @@ impl Remote {
             "" => Vec::new(),
             file => read_pem_chain(&read(file)?).map_err(|_| RemoteError::Answer("authority"))?,
         };
-        let connector = outgoing(Authorities::SystemAnd(roots), &[b"http/1.1"])
-            .map_err(|error| unreachable(&error))?;
+        let connector = outgoing(roots, &[b"http/1.1"]).map_err(|error| unreachable(&error))?;
         let name = ServerName::try_from(host.clone())
             .map_err(|_| RemoteError::Address(address.to_owned()))?;
         let dialed = self.dialer.dial(&host, port, DEADLINE).await;
@@ -302,4 +320,28 @@ fn read(file: &str) -> Result<Vec<u8>, RemoteError> {
         return Err(failed(std::io::ErrorKind::FileTooLarge.into()));
     }
     std::fs::read(path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_provider_that_says_who_answers_is_held_to_it() {
+        let document = |says: bool| Document {
+            issuer: "https://id.example".into(),
+            authorization_endpoint: String::new(),
+            token_endpoint: String::new(),
+            jwks_uri: String::new(),
+            token_endpoint_auth_methods_supported: Vec::new(),
+            authorization_response_iss_parameter_supported: says,
+        };
+        for says in [false, true] {
+            document(says).answered("https://id.example").unwrap();
+            for other in ["https://id.example/", "https://evil.example"] {
+                assert_eq!(document(says).answered(other), Err(TokenError::Issuer));
+            }
+            assert_eq!(document(says).answered("").is_err(), says);
+        }
+    }
 }

@@ -114,7 +114,8 @@ pub(crate) struct Claims {
     exp: u64,
     iat: u64,
     nonce: Option<String>,
-    auth_time: Option<u64>,
+    /// When the person logged in there, seconds since 1970.
+    pub(super) auth_time: Option<u64>,
     pub(crate) acr: Option<String>,
     #[serde(default)]
     pub(crate) amr: Vec<String>,
@@ -195,7 +196,7 @@ fn check(claims: &Claims, expected: &Expected<'_>) -> Result<(), TokenError> {
     if now >= claims.exp.saturating_add(SKEW_S)
         || claims.iat > now.saturating_add(SKEW_S)
         || old(claims.iat, MAX_AGE_S)
-        || claims.auth_time.is_some_and(|at| old(at, MAX_AUTH_AGE_S))
+        || claims.auth_time.is_some_and(|at| old(at, MAX_AUTH_AGE_S) || at > now + SKEW_S)
     {
         return Err(TokenError::Time);
     }
@@ -287,6 +288,7 @@ mod tests {
             ("iat", json!(1_000_100), TokenError::Time),
             ("iat", json!(990_000), TokenError::Time),
             ("auth_time", json!(900_000), TokenError::Time),
+            ("auth_time", json!(1_000_100), TokenError::Time),
             ("nonce", json!("n-2"), TokenError::Nonce),
             ("nonce", Value::Null, TokenError::Nonce),
             ("sub", json!(""), TokenError::Malformed),

@@ -67,7 +67,7 @@ async fn filled(
     }
     let challenge = random::<32>().map_err(|_| crate::store::StoreError::Random)?;
     let now = unix_ms();
-    shared.pages.flows().handle_challenge(visitor.from.device, challenge, Purpose::Register, now);
+    shared.pages.flows().handle_challenge(visitor.from, challenge, Purpose::Register, now);
     let listed = state.factors.into_iter().filter(|factor| factor.confirmed);
     let rule = account.mfa_rule(shared.logins.settings.mfa);
     let links = oidc::links(pool, &account.id).await?;

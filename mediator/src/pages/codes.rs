@@ -18,7 +18,7 @@ pub(crate) const LIFE_MS: u64 = 10 * 60_000;
 const LETTERS: &[u8; 20] = b"BCDFGHJKLMNPQRSTVWXZ";
 /// Letters in a code: 34 bits, with [`MAX_TRIES`].
 const CODE_LEN: usize = 8;
-/// Consoles that wait at the same time.
+/// Consoles that wait at the same time. Beyond it, the oldest of the source with most gives way.
 const MAX_WAITING: usize = 1024;
 /// Of one source.
 const MAX_PER_SOURCE: usize = 8;
@@ -89,6 +89,12 @@ struct Pending {
     state: State,
 }
 
+impl Pending {
+    fn source(&self) -> Source {
+        Source::of(self.asking.source.ip())
+    }
+}
+
 /// What a console hears that asks whether somebody decided.
 pub(crate) enum Polled {
     /// Nobody did yet.
@@ -132,14 +138,16 @@ impl Codes {
     ) -> Result<(), Full> {
         self.forget_old(now_ms);
         self.waiting.retain(|_, pending| pending.asking.device != asking.device);
-        let source = Source::of(asking.source.ip());
-        let of_source =
-            self.waiting.values().filter(|there| Source::of(there.asking.source.ip()) == source);
-        if self.waiting.len() >= MAX_WAITING
-            || of_source.count() >= MAX_PER_SOURCE
-            || self.waiting.contains_key(&code)
-        {
+        let mut held: BTreeMap<Source, usize> = BTreeMap::new();
+        self.waiting.values().for_each(|there| *held.entry(there.source()).or_default() += 1);
+        let own = held.get(&Source::of(asking.source.ip())).copied().unwrap_or(0);
+        if own >= MAX_PER_SOURCE || self.waiting.contains_key(&code) {
             return Err(Full);
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            let most = held.into_iter().max_by_key(|(_, count)| *count);
+            let (most, _) = most.filter(|(_, count)| *count > own + 1).ok_or(Full)?;
+            self.forget_oldest(most);
         }
         let pending = Pending { asking, secret, begun_ms: now_ms, state: State::Waiting };
         self.waiting.insert(code, pending);
@@ -212,6 +220,15 @@ impl Codes {
         match state {
             State::Approved(voucher) => Polled::Approved(voucher),
             _ => Polled::Denied,
+        }
+    }
+
+    fn forget_oldest(&mut self, source: Source) {
+        let of_source = self.waiting.iter().filter(|(_, there)| there.source() == source);
+        let oldest =
+            of_source.min_by_key(|(_, there)| there.begun_ms).map(|(code, _)| code.clone());
+        if let Some(oldest) = oldest {
+            self.waiting.remove(&oldest);
         }
     }
 
@@ -308,5 +325,30 @@ mod tests {
         codes.handle_begin(asking(1), (code(9), [9; 32]), 0).unwrap();
         assert!(matches!(codes.handle_poll(asking(1).device, &[1; 32], 0), Polled::Over));
         assert_eq!(codes.waiting.len(), MAX_PER_SOURCE);
+    }
+
+    #[test]
+    fn sources_with_many_consoles_give_way_to_one_with_none() {
+        let mut codes = Codes::default();
+        let begin = |codes: &mut Codes, source: u32, n: u32, now| {
+            let mut key = [0; 32];
+            key[..4].copy_from_slice(&n.to_be_bytes());
+            let source = std::net::SocketAddr::new(std::net::Ipv4Addr::from(source).into(), 1);
+            let asking = Asking { device: PublicKey(key), name: String::new(), source };
+            let random = adit_protocol::keys::sha256(&key);
+            codes.handle_begin(asking, (UserCode::new(random), key), now)
+        };
+        begin(&mut codes, 1, 0, 0).unwrap();
+        let sources = u32::try_from(MAX_WAITING / MAX_PER_SOURCE).unwrap() + 1;
+        for n in 1..=sources * u32::try_from(MAX_PER_SOURCE).unwrap() {
+            let _ = begin(&mut codes, 2 + n % sources, n, n.into());
+        }
+        assert_eq!(codes.waiting.len(), MAX_WAITING);
+        begin(&mut codes, 1_000, 1_000_000, 50_000).unwrap();
+        assert_eq!(codes.waiting.len(), MAX_WAITING);
+        // The one that waits alone, and longest, still does.
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&0_u32.to_be_bytes());
+        assert!(matches!(codes.handle_poll(PublicKey(key), &key, 50_000), Polled::Waiting));
     }
 }

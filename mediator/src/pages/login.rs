@@ -130,7 +130,7 @@ pub(super) fn passed(visitor: &Visitor, first: First, device: &str) -> Response 
     match first {
         First::Done(told) => logged_in(visitor, told, device),
         First::Second(passed) => {
-            pages.flows().handle_passed(visitor.from.device, *passed, unix_ms());
+            pages.flows().handle_passed(visitor.from, *passed, unix_ms());
             visitor.to(&second_address(device))
         }
     }
@@ -182,7 +182,7 @@ fn second_form(
     };
     if !known.keys.is_empty() {
         let mut flows = visitor.web.shared.pages.flows();
-        flows.handle_challenge(visitor.from.device, challenge, Purpose::Login, unix_ms());
+        flows.handle_challenge(visitor.from, challenge, Purpose::Login, unix_ms());
     }
     let page = SecondPage {
         csrf: visitor.csrf(),

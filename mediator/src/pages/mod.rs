@@ -107,7 +107,7 @@ pub(crate) fn router() -> Router<Arc<Web>> {
         .route("/login/second", get(login::show_second).post(login::second))
         .route("/login/key", post(login::key))
         .route("/login/oidc", get(provider::begin))
-        .route("/login/oidc/callback", get(provider::callback))
+        .route("/login/oidc/callback/{provider}", get(provider::callback))
         .route("/login/oidc/finish", get(provider::finish))
         .route("/device", get(device::show).post(device::typed))
         .route("/device/decide", post(device::decide))

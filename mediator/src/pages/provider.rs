@@ -1,11 +1,16 @@
 //! Logging in through an identity provider, and linking an account with one.
 //!
 //! The provider sends the browser back from another site, and then our cookies stay away
-//! (`SameSite=Strict`): the page that it comes to only sends it on to itself.
+//! (`SameSite=Strict`): the page that it comes to only sends it on to itself. Each provider comes
+//! back to an address of its own; what comes back to another's is not looked at.
 
 use adit_protocol::{code::failure, keys::fill_random};
 use adit_runtime::time::unix_ms;
-use axum::{extract::Query, http::StatusCode, response::Response};
+use axum::{
+    extract::{Path, Query},
+    http::StatusCode,
+    response::Response,
+};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -17,12 +22,12 @@ use super::{
 };
 use crate::{
     core::types::Refusal,
-    oidc::{Begun, Provider, RANDOM_LEN, Why, begin as sent, encode, token::Claims},
+    oidc::{Begun, Provider, RANDOM_LEN, Why, begin as sent, callback_path, encode, token::Claims},
     serve::mfa::{self, FRESH_MS, MfaError},
     store::{
         StoreError,
         accounts::{self, LoginRow},
-        oidc,
+        oidc, tenants,
     },
 };
 
@@ -33,14 +38,16 @@ const MAX_VALUE: usize = 4 * 1024;
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(super) struct Returned {
+    /// The provider whose address it came to.
+    at: String,
     code: String,
     state: String,
     iss: String,
     error: String,
 }
 
-fn redirect_of(visitor: &Visitor) -> String {
-    format!("{}/login/oidc/callback", visitor.party.origin)
+fn redirect_of(visitor: &Visitor, provider: &Provider) -> String {
+    format!("{}{}", visitor.party.origin, callback_path(&provider.name))
 }
 
 fn sorry(visitor: &Visitor, status: StatusCode, text: &str) -> Response {
@@ -74,18 +81,24 @@ async fn send(visitor: &Visitor, provider: &Provider, why: Why) -> Response {
     if fill_random(&mut random[..]).is_err() {
         return sorry(visitor, StatusCode::INTERNAL_SERVER_ERROR, "Something failed here.");
     }
-    let (begun, address) = sent(provider, (&endpoint, &redirect_of(visitor)), why, &random);
-    pages.flows().handle_sent(visitor.from.device, begun, unix_ms());
+    let (begun, address) =
+        sent(provider, (&endpoint, &redirect_of(visitor, provider)), why, &random);
+    pages.flows().handle_sent(visitor.from, begun, unix_ms());
     visitor.page(StatusCode::OK, &Message::onward(&address, "You are sent to log in there."))
 }
 
-/// `GET /login/oidc/callback`: from another site, without cookies.
-pub(super) async fn callback(visitor: Visitor, Query(back): Query<Returned>) -> Response {
-    let values = [&back.code, &back.state, &back.iss, &back.error];
+/// `GET /login/oidc/callback/{provider}`: from another site, without cookies.
+pub(super) async fn callback(
+    visitor: Visitor,
+    Path(at): Path<String>,
+    Query(back): Query<Returned>,
+) -> Response {
+    let values = [&at, &back.code, &back.state, &back.iss, &back.error];
     if values.iter().any(|value| value.len() > MAX_VALUE) {
         return sorry(&visitor, StatusCode::BAD_REQUEST, "The answer cannot be read.");
     }
     let query = encode(&[
+        ("at", &at),
         ("code", &back.code),
         ("state", &back.state),
         ("iss", &back.iss),
@@ -123,14 +136,20 @@ async fn redeemed(
     let Some(provider) = oidc::by_id(&shared.store.readers, &begun.provider).await? else {
         return Ok(None);
     };
-    if back.code.is_empty() || (!back.iss.is_empty() && back.iss != provider.issuer) {
+    if tenants::name_key(&back.at) != tenants::name_key(&provider.name) {
+        tracing::warn!(provider = %provider.name, "its answer came to another provider's address");
+        shared.logins.failed_there(visitor.from, &provider.partner_id).await?;
+        return Ok(None);
+    }
+    if back.code.is_empty() {
         tracing::info!(provider = %provider.name, error = ?back.error, "login refused there");
         return Ok(None);
     }
-    let redirect = redirect_of(visitor);
-    let code = (back.code.as_str(), begun.verifier.as_str(), redirect.as_str());
+    let redirect = redirect_of(visitor, &provider);
+    let code = (back.code.as_str(), back.iss.as_str());
+    let ours = (begun.verifier.as_str(), redirect.as_str());
     let when = (begun.nonce.as_str(), unix_ms() / 1000);
-    match shared.pages.remote.redeem(&provider, code, when).await {
+    match shared.pages.remote.redeem(&provider, code, ours, when).await {
         Ok(claims) => Ok(Some((provider, claims))),
         Err(error) => {
             tracing::warn!(provider = %provider.name, %error, "login there not accepted");
@@ -155,8 +174,8 @@ async fn login(visitor: &Visitor, provider: &Provider, claims: &Claims, device: 
              link it on your account page.";
         return sorry(visitor, StatusCode::FORBIDDEN, text);
     };
-    let method = provider.mfa.method(claims);
-    match shared.logins.page_oidc(account, method, visitor.from).await {
+    let shown = provider.mfa.shown(claims);
+    match shared.logins.page_oidc(account, shown, visitor.from).await {
         Ok(first) => passed(visitor, first, device),
         Err(refusal) => visitor.refused(&refusal),
     }

@@ -3,6 +3,10 @@
 //! Cookies are `__Host-`, `Secure`, `HttpOnly` and `SameSite=Strict`. One names the browser and
 //! stays: hashed, it stands where a console's key does. One holds the session token. A POST must
 //! come from our own origin and carry a token that only our pages know (ASVS 3.3, 3.5).
+//!
+//! INVARIANT: another site cannot make a browser lose its cookies. From there they stay away
+//! (`SameSite=Strict`), which looks like a browser that has none: so nothing is set then, and the
+//! page that is answered only asks for the same address again, by itself and with cookies.
 
 use std::sync::Arc;
 
@@ -11,7 +15,7 @@ use askama::Template;
 use axum::{
     Form,
     extract::{FromRequest, FromRequestParts, Request},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use zeroize::Zeroizing;
@@ -37,8 +41,14 @@ const COOKIE_LEN: usize = 64;
 /// Before what is hashed to the browser's identity and to its CSRF token.
 const BROWSER_LABEL: &[u8] = b"adit/1 browser";
 const CSRF_LABEL: &[u8] = b"adit/1 csrf";
+/// What other sites send browsers to on purpose, and what copes without cookies.
+const CALLBACK: &str = "/login/oidc/callback/";
+/// Who sent the browser here (Fetch Metadata); only browsers tell, and pages cannot.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Fields in one form.
 const MAX_FIELDS: usize = 16;
+/// Bytes of a form: strangers may send them, and a security key's answer is a few thousand.
+const MAX_FORM: usize = 32 * 1024;
 /// Pages are our own files and forms; nothing else.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; \
      form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
@@ -72,6 +82,11 @@ impl FromRequestParts<Arc<Web>> for Visitor {
         }
         let known = cookie(&parts.headers, BROWSER);
         let is_new = known.is_none();
+        // Forms from elsewhere are refused by their origin.
+        let asks = parts.method == Method::GET && !parts.uri.path().starts_with(CALLBACK);
+        if is_new && asks && is_elsewhere(&parts.headers) {
+            return Err(again(&parts.uri));
+        }
         let secret = match known {
             Some(known) => known,
             None => match random::<32>().map(Zeroizing::new) {
@@ -179,7 +194,10 @@ impl FromRequest<Arc<Web>> for Posted {
             let text = "The form was sent from another page. Open this one anew.";
             return Err(error_page(StatusCode::FORBIDDEN, text));
         }
-        let request = Request::from_parts(parts, body);
+        let Ok(body) = axum::body::to_bytes(body, MAX_FORM).await else {
+            return Err(error_page(StatusCode::PAYLOAD_TOO_LARGE, "The form is too long."));
+        };
+        let request = Request::from_parts(parts, body.into());
         let form = Form::<Vec<(String, String)>>::from_request(request, &()).await;
         let Ok(Form(fields)) = form else {
             return Err(error_page(StatusCode::BAD_REQUEST, "The form cannot be read."));
@@ -205,6 +223,18 @@ impl Posted {
         let found = self.fields.iter().find(|(there, _)| there == name);
         found.map_or("", |(_, value)| value.as_str())
     }
+}
+
+/// Did another site send the browser here? Not the person, not we, and no program.
+fn is_elsewhere(headers: &HeaderMap) -> bool {
+    let site = headers.get(FETCH_SITE).map(HeaderValue::as_bytes);
+    site.is_some_and(|site| site != b"none" && site != b"same-origin")
+}
+
+/// The same once more, from here.
+fn again(uri: &Uri) -> Response {
+    let target = uri.path_and_query().map_or("/login", |target| target.as_str());
+    html(StatusCode::OK, &Message::onward(target, "The page comes at once."))
 }
 
 /// Is the page asked for under its own name?

@@ -25,7 +25,7 @@ use crate::{
 /// Ways of logging in, as recorded.
 const PAGE: &str = "page";
 const OIDC: &str = "oidc";
-const DEVICE_CODE: &str = "device_code";
+pub(super) const DEVICE_CODE: &str = "device_code";
 
 /// A first factor was right, and a second one is asked for.
 #[derive(Clone)]
@@ -78,11 +78,11 @@ impl Logins {
     }
 
     /// An identity provider says that it is this account. `mfa`: how it says that it asked for
-    /// more than a password, if that counts here.
+    /// more than a password, if that counts here, and when, in seconds since 1970.
     pub(crate) async fn page_oidc(
         &self,
         account: AccountRow,
-        mfa: Option<&'static str>,
+        mfa: Option<(&'static str, u64)>,
         from: Origin,
     ) -> Result<First, Refusal> {
         let pool = &self.store.readers;
@@ -101,9 +101,12 @@ impl Logins {
             self.failed(&attempt, why).await?;
             return Err(wrong());
         }
-        let Some(mfa) = mfa else { return self.after_first(attempt, account, factors).await };
-        let proof =
-            Proof { mfa: mfa.to_owned(), mfa_ms: Some(attempt.now), authenticated_ms: attempt.now };
+        let Some((mfa, at_s)) = mfa else {
+            return self.after_first(attempt, account, factors).await;
+        };
+        // As old as it is there: a factor shown before breakfast is not fresh at noon.
+        let at = at_s.saturating_mul(1000).min(attempt.now);
+        let proof = Proof { mfa: mfa.to_owned(), mfa_ms: Some(at), authenticated_ms: at };
         let ground = Ground { proof, used: Judged::NotNeeded, page: None };
         self.finish(&attempt, account, ground).await.map(|(told, _)| First::Done(told))
     }
