@@ -64,6 +64,12 @@ pub(crate) const KEYS: &[Key] = &[
     key("audit.retention", Kind::Duration, Some("120d"), "how long contents are kept, at least"),
     key("audit.syslog", Kind::String, None, "HOST[:6514] of a syslog receiver over TLS"),
     key("audit.syslog_ca", Kind::String, None, "PEM file of its authority [default: the system's]"),
+    key(
+        "audit.syslog_confirm",
+        Kind::String,
+        Some("close_notify"),
+        "what confirms: close_notify (cannot be forged), close (rsyslog's gtls driver)",
+    ),
     key("audit.syslog_format", Kind::String, Some("json"), "json (hashes can be checked), cef"),
     key("audit.webhook", Kind::String, None, "https URL that entries are posted to"),
     key("audit.webhook_ca", Kind::String, None, "PEM file of its authority"),

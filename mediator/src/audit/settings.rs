@@ -25,6 +25,16 @@ pub(crate) enum Payload {
     Cef,
 }
 
+/// What shows that a receiver has read a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Confirm {
+    /// The end of TLS, which only the receiver can tell.
+    CloseNotify,
+    /// The end of the connection: for receivers that never say more. Whoever is on the way can
+    /// tell it, too.
+    Close,
+}
+
 /// A syslog receiver.
 #[derive(Clone, Debug)]
 pub(crate) struct SyslogTarget {
@@ -32,6 +42,7 @@ pub(crate) struct SyslogTarget {
     pub(crate) port: u16,
     pub(crate) ca: Option<PathBuf>,
     pub(crate) payload: Payload,
+    pub(crate) confirm: Confirm,
 }
 
 /// How a webhook knows us.
@@ -121,8 +132,15 @@ fn syslog(config: &Config) -> Result<Option<SyslogTarget>, CliError> {
         "cef" => Payload::Cef,
         _ => return Err(config.invalid("audit.syslog_format", "json or cef is expected")),
     };
+    let confirm = match config.string("audit.syslog_confirm")?.as_str() {
+        "close_notify" => Confirm::CloseNotify,
+        "close" => Confirm::Close,
+        _ => {
+            return Err(config.invalid("audit.syslog_confirm", "close_notify or close is expected"));
+        }
+    };
     let ca = config.opt_string("audit.syslog_ca")?.map(PathBuf::from);
-    Ok(Some(SyslogTarget { host, port, ca, payload }))
+    Ok(Some(SyslogTarget { host, port, ca, payload, confirm }))
 }
 
 fn webhook(config: &Config) -> Result<Option<WebhookTarget>, CliError> {

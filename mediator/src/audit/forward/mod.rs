@@ -61,6 +61,12 @@ pub(crate) enum ForwardError {
     /// It did not take the batch.
     #[error("the receiver answered {0}")]
     Refused(String),
+    /// It ended the connection without TLS's close_notify.
+    #[error(
+        "the receiver closed without close_notify; rsyslog's ossl driver sends it, for its gtls \
+         driver set audit.syslog_confirm = \"close\""
+    )]
+    Unconfirmed,
     /// It took too long.
     #[error("the receiver did not confirm in time")]
     Timeout,

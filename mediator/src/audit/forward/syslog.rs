@@ -3,18 +3,23 @@
 //! Syslog has no acknowledgement. What tells that a receiver has read everything is the end of
 //! the connection: we close our side after the last message, and the receiver closes its own, with
 //! TLS's close_notify, only when it has read up to there. A connection that ends otherwise
-//! confirms nothing.
+//! confirms nothing, unless the administrator says that this receiver never tells more: then the
+//! end of TCP counts, if nothing shows that something was left unread.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, io::ErrorKind, time::Duration};
 
 use adit_ledger::{Entry, export::cef};
 use adit_net::proxy::Dialer;
 use adit_runtime::time::format_ms;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_rustls::client::TlsStream;
 
 use super::{Batch, ForwardError, Receiver, SYSLOG, tls};
 use crate::{
-    audit::settings::{Payload, SyslogTarget},
+    audit::settings::{Confirm, Payload, SyslogTarget},
     store::audit::EntryRow,
 };
 
@@ -26,6 +31,9 @@ const MAX_BYTES: usize = 4 * 1024 * 1024;
 const MAX_ENTRIES: usize = 5_000;
 /// Bytes given to the connection at once.
 const CHUNK: usize = 64 * 1024;
+/// How long after a plain end a reset may come: of a receiver that ended with something unread,
+/// or before all had arrived.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Enterprise number for examples (RFC 5612): the names in the element are ours.
 const ENTERPRISE: &str = "adit@32473";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -60,7 +68,7 @@ impl Receiver for Syslog {
 
     async fn deliver(&mut self, batch: &Batch) -> Result<(), ForwardError> {
         let place = (self.target.host.as_str(), self.target.port);
-        let mut stream = tls::connect(&self.dialer, place, self.target.ca.as_deref(), b"").await?;
+        let mut stream = tls::connect(&self.dialer, place, self.target.ca.as_deref(), &[]).await?;
         let mut out = String::with_capacity(CHUNK + 8192);
         for row in &batch.entries {
             push_message(&mut out, self.target.payload, &self.host, batch, row);
@@ -72,16 +80,33 @@ impl Receiver for Syslog {
         stream.write_all(out.as_bytes()).await?;
         // close_notify, then the end of our side.
         stream.shutdown().await?;
-        let mut said = 0;
-        let mut buffer = [0; 512];
-        loop {
-            match stream.read(&mut buffer).await {
-                Ok(0) => return Ok(()),
-                Ok(count) if said + count <= MAX_SAID => said += count,
-                Ok(_) => return Err(ForwardError::Refused("with too much".to_owned())),
-                // Also an end without close_notify: so ends a receiver that was killed.
-                Err(error) => return Err(error.into()),
+        match (ended(&mut stream).await, self.target.confirm) {
+            (Err(ForwardError::Unconfirmed), Confirm::Close) => {
+                tokio::time::sleep(SETTLE).await;
+                match stream.get_ref().0.take_error()? {
+                    None => Ok(()),
+                    Some(error) => Err(error.into()),
+                }
             }
+            (done, _) => done,
+        }
+    }
+}
+
+/// Waits until the receiver has ended its side.
+async fn ended(stream: &mut TlsStream<TcpStream>) -> Result<(), ForwardError> {
+    let mut said = 0;
+    let mut buffer = [0; 512];
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(0) => return Ok(()),
+            Ok(count) if said + count <= MAX_SAID => said += count,
+            Ok(_) => return Err(ForwardError::Refused("with too much".to_owned())),
+            // An end without close_notify: so ends a receiver that was killed.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                return Err(ForwardError::Unconfirmed);
+            }
+            Err(error) => return Err(error.into()),
         }
     }
 }
