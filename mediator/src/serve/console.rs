@@ -12,8 +12,8 @@ use adit_runtime::time::unix_ms;
 use prost::Message;
 
 use super::{
-    agent, connection::Line, credentials, device, driver::Driver, logins, logins::Use, mfa, open,
-    refusals, requests,
+    agent, connection::Line, credentials, device, driver::Driver, logins, logins::Use, looks, mfa,
+    open, refusals, requests,
 };
 use crate::{
     authz::{Decision, Holder, Spot},
@@ -137,6 +137,11 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
     };
     if row.is_limited(shared.logins.settings.mfa) && !mfa::is_for_limited(&body) {
         return mfa::refuse_limited(line, &row, responder).await;
+    }
+    if let Some(look) = looks::at(&body)
+        && let Err(refusal) = looks::record(line, &row, look).await
+    {
+        return refuse(responder, refusal);
     }
     match body {
         Body::WhoAmI(_)

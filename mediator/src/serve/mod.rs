@@ -16,6 +16,7 @@ mod enroll;
 mod half_open;
 mod listen;
 mod logins;
+mod looks;
 pub(crate) mod mfa;
 mod open;
 mod refusals;
