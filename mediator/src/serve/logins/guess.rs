@@ -11,10 +11,9 @@ use adit_protocol::keys::PublicKey;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use super::{Logins, attempt::Attempt, busy, unavailable};
+use super::{Logins, attempt::Attempt, busy, hashing::Hashing, unavailable};
 use crate::{
     core::types::Refusal,
-    password,
     serve::half_open::Source,
     store::{StoreError, WriteTx, accounts, devices},
 };
@@ -37,20 +36,23 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who waits for a processor.
 pub(super) struct Guesses {
-    processors: Semaphore,
+    hashing: Hashing,
+    processors: Arc<Semaphore>,
     waiting: Semaphore,
     waiting_known: Semaphore,
     by_source: Arc<Mutex<HashMap<Source, usize>>>,
 }
 
 impl Guesses {
-    pub(super) fn new(at_once: usize) -> Self {
-        Self {
-            processors: Semaphore::new(at_once),
+    /// `None` if the system gives no threads.
+    pub(super) fn new(at_once: usize) -> Option<Self> {
+        Some(Self {
+            hashing: Hashing::start(at_once)?,
+            processors: Arc::new(Semaphore::new(at_once)),
             waiting: Semaphore::new(MAX_WAITING),
             waiting_known: Semaphore::new(MAX_WAITING_KNOWN),
             by_source: Arc::default(),
-        }
+        })
     }
 
     fn place(&self, ip: IpAddr) -> Option<Place> {
@@ -85,15 +87,13 @@ impl Logins {
         let waiting =
             if known.is_some() { &self.guesses.waiting_known } else { &self.guesses.waiting };
         let _waiting = waiting.try_acquire().map_err(|_| busy())?;
-        let processor = tokio::time::timeout(QUEUE_TIMEOUT, self.guesses.processors.acquire())
+        let processor = Arc::clone(&self.guesses.processors).acquire_owned();
+        let processor = tokio::time::timeout(QUEUE_TIMEOUT, processor)
             .await
             .map_err(|_| busy())?
             .map_err(|_| busy())?;
         let hash = hash.unwrap_or_else(|| self.nobody.clone());
-        let right = tokio::task::spawn_blocking(move || password::verify(&secret, &hash))
-            .await
-            .unwrap_or(false);
-        drop(processor);
+        let right = self.guesses.hashing.verify(secret, hash, processor).await.ok_or_else(busy)?;
         let retry_ms = known.or(attempt.account.as_ref().map(|account| account.retry_ms));
         Ok((right, retry_ms.unwrap_or(0)))
     }

@@ -15,6 +15,7 @@
 mod again;
 mod attempt;
 mod guess;
+mod hashing;
 pub(crate) mod page;
 
 use std::net::SocketAddr;
@@ -119,7 +120,7 @@ impl Logins {
         keys: WrappingKeys,
     ) -> Option<Self> {
         let nobody = password::hash(&password::generate()?)?;
-        let (guesses, refused) = (Guesses::new(at_once), Seldom::default());
+        let (guesses, refused) = (Guesses::new(at_once)?, Seldom::default());
         Some(Self { store, writer, home, guesses, refused, nobody, settings, keys })
     }
 
