@@ -75,6 +75,13 @@ pub async fn at_list(
     learnt.keep(&context.directory, Owner::of(&caller.account)).await;
 }
 
+/// Before a computer is opened that was picked from a list.
+pub async fn at_pick(directory: &DataDir, owner: &Owner, computer: KnownComputer) {
+    let (directory, owner) = (directory.clone(), owner.clone());
+    let work = move || book::update(&directory, &owner, |book| book.noted(&computer));
+    let _ = tokio::task::spawn_blocking(work).await;
+}
+
 /// While a session runs: a list that has grown old is asked for again, without haste.
 pub async fn quietly(directory: DataDir, owner: Owner, root: Fingerprint, peer: Peer) {
     tokio::time::sleep(QUIET_AFTER).await;

@@ -37,10 +37,10 @@ use tokio::{
 use crate::{
     cli::{Cli, Command, OpenArgs},
     config::Context,
-    failure,
+    failure, learning,
     link::{Caller, list_computers, refuse},
     open,
-    state::{KnownComputer, recent},
+    state::{KnownComputer, book::Owner, recent},
 };
 use model::{Action, Picker};
 use terminal::{FromTerminal, Screen};
@@ -68,6 +68,7 @@ type News = Option<Result<Arc<Vec<KnownComputer>>, String>>;
 /// Runs the picker until the user leaves it.
 pub async fn run(context: &Context, shutdown: &Shutdown) -> Result<(), CliError> {
     let caller = Caller::load(context)?;
+    let owner = Owner::of(&caller.account);
     let mut picker = Picker::new(recent::load(&context.directory).unwrap_or_default());
     let mut view = View::new(color_allowed());
     let (news_in, mut news) = watch::channel(News::None);
@@ -77,6 +78,15 @@ pub async fn run(context: &Context, shutdown: &Shutdown) -> Result<(), CliError>
     loop {
         let end = choose(&mut picker, &mut view, &mut news, &refresh, shutdown).await?;
         let End::Open(args) = end else { return Ok(()) };
+        let picked = match &*news.borrow() {
+            Some(Ok(computers)) => {
+                computers.iter().find(|known| known.id.to_string() == args.computer).cloned()
+            }
+            _ => None,
+        };
+        if let Some(computer) = picked {
+            learning::at_pick(&context.directory, &owner, computer).await;
+        }
         let outcome = open::open(context, &args, shutdown, Instant::now()).await;
         if shutdown.token().is_cancelled() {
             return outcome;

@@ -7,7 +7,7 @@
 //! that cannot be read, or is of another account, counts as empty and is made anew. Bounded in
 //! number and bytes: what was opened stays, then what was listed last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 
 use adit_protocol::{
     ids::ComputerId,
@@ -110,14 +110,27 @@ impl Book {
         }
     }
 
+    /// Adds a computer that is not there, or is described otherwise.
+    pub fn noted(&mut self, computer: &KnownComputer) {
+        let Some(entry) = Entry::new(computer, false) else { return };
+        match self.entries.iter_mut().find(|known| known.id == entry.id) {
+            Some(known) => *known = Entry { opened: known.opened, ..entry },
+            None => {
+                let at = self.entries.iter().take_while(|known| known.opened).count();
+                self.entries.insert(at, entry);
+                self.cut();
+            }
+        }
+    }
+
     /// Takes a list from the mediator. `complete`: there are no others any more.
     pub fn listed(&mut self, computers: &[KnownComputer], complete: bool, now_ms: u64) {
         let fresh = computers.iter().filter_map(|computer| Entry::new(computer, false));
         let mut entries: Vec<Entry> = Vec::new();
         let mut places: BTreeMap<ComputerId, usize> = BTreeMap::new();
         for entry in fresh {
-            if !places.contains_key(&entry.id) {
-                places.insert(entry.id, entries.len());
+            if let btree_map::Entry::Vacant(place) = places.entry(entry.id) {
+                place.insert(entries.len());
                 entries.push(entry);
             }
         }
@@ -378,6 +391,10 @@ mod tests {
         book.listed(&[one, renamed.clone(), renamed], true, 3);
         assert_eq!((names(&book), book.listed_ms), (vec!["new".into(), "pc1".into()], 3));
         assert!(book.find(&Selector::from("pc2")).is_none());
+        book.noted(&three);
+        book.noted(&KnownComputer { name: "newer".into(), ..two });
+        assert_eq!(names(&book), ["newer", "pc3", "pc1"]);
+        book.listed(&[computer(2, "p/a", "new"), computer(1, "p/a", "pc1")], true, 3);
         assert!(book.find(&Selector::from("new")).is_some());
     }
 
