@@ -124,12 +124,11 @@ fn valid_name(host: &str) -> Option<String> {
             && !l.ends_with('-')
             && l.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
     };
-    let name = host.strip_suffix('.').unwrap_or(host);
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     let last = name.rsplit('.').next()?;
     let numeric = last.bytes().all(|b| b.is_ascii_digit())
         || last.strip_prefix("0x").is_some_and(|h| h.bytes().all(|b| b.is_ascii_hexdigit()));
-    (name.len() <= MAX_HOST_LEN && !numeric && name.split('.').all(label_ok))
-        .then(|| name.to_ascii_lowercase())
+    (name.len() <= MAX_HOST_LEN && !numeric && name.split('.').all(label_ok)).then_some(name)
 }
 
 impl fmt::Display for Target {
@@ -192,6 +191,7 @@ mod tests {
             "a b:1",
             "127.1:80",
             "0x7f.0x1:80",
+            "0X7F000001:80",
             "::1:22",
             "1.2.3.4.5:1",
             "2130706433:80",
