@@ -308,7 +308,6 @@ impl Server {
         let web = Arc::new(web);
         let half_open = HalfOpen::new(settings.half_open, settings.half_open_per_source);
         let room = Arc::new(Semaphore::new(settings.connections));
-        let (connections, accepting) = (TaskTracker::new(), stop.child_token());
         for listener in listeners {
             let accept = listen::accept(
                 listener,
