@@ -31,6 +31,8 @@ const MAX_KNOWN_TARGETS: usize = 4096;
 const MAX_ADDRESSES: usize = 16;
 /// Targets of one session that the person at the computer is asked about.
 const MAX_ASKED_TARGETS: usize = 32;
+/// Targets named in the refusal of a session.
+const MAX_TOLD_DENIALS: usize = 4;
 /// Questions of one session that nobody answered; after them nobody is asked any more.
 const MAX_UNANSWERED: u32 = 3;
 
@@ -115,10 +117,19 @@ impl SessionGate {
             return Err(LOCKED.to_owned());
         }
         let loaded = self.rules.loaded();
-        admissible(&loaded.policy, grant, self.outside.now()).map_err(|denial| {
-            warn!(session_id = %grant.session, user = %grant.user, rule = denial.rule(), %denial,
-                "session refused");
-            denial.to_string()
+        admissible(&loaded.policy, grant, self.outside.now()).map_err(|denials| {
+            let mut texts: Vec<String> = Vec::new();
+            for denial in &denials {
+                warn!(session_id = %grant.session, user = %grant.user, rule = denial.rule(),
+                    %denial, "session refused");
+                texts.push(denial.to_string());
+            }
+            let more = texts.len().saturating_sub(MAX_TOLD_DENIALS);
+            texts.truncate(MAX_TOLD_DENIALS);
+            if more > 0 {
+                texts.push(format!("and {more} more"));
+            }
+            texts.join("; ")
         })
     }
 
@@ -172,7 +183,7 @@ impl SessionGate {
             let policy = if *by_consent { &consented } else { policy };
             policy.filter(target, &[*ip], now).is_ok()
         };
-        let fits = admissible(policy, grant, now).is_ok() && passed.iter().all(still);
+        let fits = still_useful(policy, grant, now) && passed.iter().all(still);
         if fits { Ok(()) } else { Err("policy_changed") }
     }
 
@@ -288,22 +299,30 @@ enum Refusal {
     Consent(Target, Verdict),
 }
 
-/// The console is trusted and at least one target could be reached now, perhaps by consent: that
-/// is asked for when a channel opens, by a console that has proved who it is.
-fn admissible(policy: &Policy, grant: &Grant, now: LocalTime) -> Result<(), Denial> {
+/// The console is trusted and every target that is asked for could be reached now, perhaps by
+/// consent: that is asked for when a channel opens, by a console that has proved who it is. Who
+/// asks for several learns at once which of them is not to be had, not at its first use.
+fn admissible(policy: &Policy, grant: &Grant, now: LocalTime) -> Result<(), Vec<Denial>> {
     let policy = policy.as_if_consented();
-    policy.check_console(grant.console)?;
-    if grant.any_target && policy.open_at(now) {
-        return Ok(());
+    policy.check_console(grant.console).map_err(|denial| vec![denial])?;
+    let any = grant.any_target && policy.open_at(now);
+    let denials: Vec<Denial> =
+        grant.targets.iter().filter_map(|target| policy.check_target(target, now).err()).collect();
+    match denials.is_empty() {
+        _ if any => Ok(()),
+        true if grant.targets.is_empty() => Err(vec![Denial::Nothing]),
+        true => Ok(()),
+        false => Err(denials),
     }
-    let mut first = None;
-    for target in &grant.targets {
-        match policy.check_target(target, now) {
-            Ok(()) => return Ok(()),
-            Err(denial) => first = first.or(Some(denial)),
-        }
-    }
-    Err(first.unwrap_or(Denial::Nothing))
+}
+
+/// What a live session needs to go on: one of its targets at least. What it was let through to
+/// is judged beside this, target by target.
+fn still_useful(policy: &Policy, grant: &Grant, now: LocalTime) -> bool {
+    let policy = policy.as_if_consented();
+    let reachable = |target| policy.check_target(target, now).is_ok();
+    let any = grant.any_target && policy.open_at(now);
+    policy.check_console(grant.console).is_ok() && (any || grant.targets.iter().any(reachable))
 }
 
 #[cfg(test)]

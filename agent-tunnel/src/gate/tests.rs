@@ -95,16 +95,24 @@ impl Bench {
 const LAN: &str = "[[allow]]\ntargets = ['10.0.0.0/8', '*.lab.example']\nports = [22]";
 
 #[tokio::test]
-async fn admits_when_one_target_is_allowed_and_permits_only_those() {
+async fn one_target_that_is_not_allowed_refuses_the_session_and_is_named() {
     let bench = bench(LAN, &["10.0.0.1:22", "192.168.0.1:22"], false);
-    assert_eq!(bench.gate.admit(&bench.grant), Ok(()));
+    let why = bench.gate.admit(&bench.grant).unwrap_err();
+    assert!(why.contains("192.168.0.1:22") && !why.contains("10.0.0.1:22"), "{why}");
+    let mut many = bench.grant.clone();
+    many.targets.extend((2..9).map(|n| tcp(&format!("192.168.0.{n}:22"))));
+    let why = bench.gate.admit(&many).unwrap_err();
+    assert!(why.contains("192.168.0.4:22") && why.ends_with("and 4 more"), "{why}");
+    // Whatever admitted the session, each channel is judged by itself.
     assert_eq!(bench.permit("10.0.0.1:22").await.unwrap(), ["10.0.0.1:22"]);
     assert_eq!(bench.permit("192.168.0.1:22").await, Err(ChannelCode::Policy));
     assert_eq!(*bench.world.refused.lock().unwrap(), ["not_allowed"]);
     assert!(bench.world.audited.lock().unwrap().is_empty(), "the grant was the audit");
-    let mut other = bench.grant.clone();
-    other.targets.remove(0);
-    assert!(bench.gate.admit(&other).unwrap_err().contains("192.168.0.1:22"));
+    let mut allowed = bench.grant.clone();
+    allowed.targets.truncate(1);
+    assert_eq!(bench.gate.admit(&allowed), Ok(()));
+    // A live session goes on as long as one of its targets is allowed and none it used is not.
+    assert_eq!(bench.gate.still_admitted(&bench.grant), Ok(()));
 }
 
 #[tokio::test]
