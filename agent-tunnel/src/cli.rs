@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use adit_runtime::{
-    cli::{CliError, Generate, GlobalArgs},
+    cli::{CliError, Generate, GlobalArgs, evidence},
     config::ConfigCommand,
     datadir::DataDir,
     logging,
@@ -208,10 +208,12 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
             }
         }
         Command::Receipts(ReceiptsCommand::Export) => {
-            commands::receipts_export(&DataDir::open_existing(path)?)
+            let dir = DataDir::open_existing(path)?;
+            evidence::receipts_export(|line| adit_endpoint::export_receipts(dir.path(), line))
         }
         Command::Witness(WitnessCommand::Show) => {
-            commands::witness_show(&DataDir::open_existing(path)?)
+            let dir = DataDir::open_existing(path)?;
+            evidence::witness_show(adit_endpoint::read_witness(dir.path()))
         }
         Command::Witness(WitnessCommand::Accept) => {
             commands::witness_accept(&DataDir::open_existing(path)?, output)

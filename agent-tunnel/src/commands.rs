@@ -1,13 +1,10 @@
 //! Commands that look at the data directory and ask the running agent: `status`, `policy`,
 //! `lock`, `unlock`, `consent`. Whatever they change is on disk before the agent hears of it.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use adit_runtime::{
-    cli::{CliError, escape_text},
+    cli::{CliError, escape_text, evidence},
     datadir::DataDir,
     local::{LocalClient, LocalError, socket_path},
     output::Output,
@@ -39,14 +36,16 @@ pub async fn status(dir: DataDir, output: Output) -> Result<(), CliError> {
     // The files tell what would hold if it ran.
     if let Some(enrollment) = Enrollment::load(&dir)? {
         let loaded = PolicyStore::new(dir.clone()).look();
+        let run = PROGRAM.command_line("run", dir.path());
         let status = stopped_status(&enrollment, &KillSwitch::new(dir), &loaded);
         output.emit(&status)?;
         output.human(status_text(&status))?;
         let error = CliError::from(error);
-        return Err(error.hint("start it with agent-tunnel run, or agent-tunnel service start"));
+        return Err(error.hint(format!("start it with {run}, or agent-tunnel service start")));
     }
     let error = CliError::from(error);
-    Err(error.hint("this data directory is not enrolled: run agent-tunnel enroll first"))
+    let enroll = PROGRAM.command_line("enroll TOKEN", dir.path());
+    Err(error.hint(format!("this data directory is not enrolled: first {enroll}")))
 }
 
 /// `lock` and `unlock`.
@@ -78,43 +77,11 @@ pub async fn lock(dir: DataDir, on: bool, output: Output) -> Result<(), CliError
     output.human(format_args!("The kill switch is {}: {more}.", state(on)))
 }
 
-/// `receipts export`.
-pub fn receipts_export(dir: &DataDir) -> Result<(), CliError> {
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let written = adit_endpoint::export_receipts(dir.path(), |line| writeln!(out, "{line}"));
-    written.and_then(|_| out.flush()).map_err(|error| {
-        CliError::failed("receipts_unreadable", format!("receipts cannot be written: {error}"))
-            .hint("check the owner and mode of the data directory")
-    })
-}
-
-/// `witness show`: heads on stdout, alerts as remarks.
-pub fn witness_show(dir: &DataDir) -> Result<(), CliError> {
-    let (heads, alerts) = adit_endpoint::read_witness(dir.path()).map_err(keep_error)?;
-    let mut out = std::io::stdout().lock();
-    for head in heads {
-        writeln!(out, "{head}").map_err(|error| {
-            CliError::failed("output_failed", format!("heads cannot be written: {error}"))
-        })?;
-    }
-    for alert in alerts {
-        eprintln!("alert: {}", escape_text(&alert));
-    }
-    Ok(())
-}
-
-fn keep_error(error: adit_endpoint::KeepError) -> CliError {
-    CliError::failed("records_unreadable", error.to_string())
-        .hint("restore the file; without it this end is no witness of what was before")
-}
-
 /// `witness accept`.
 pub fn witness_accept(dir: &DataDir, output: Output) -> Result<(), CliError> {
     // A running agent would write back what it knows.
     let _lock = dir.lock(PROGRAM.name)?;
-    let before = adit_endpoint::accept_log(dir.path()).map_err(keep_error)?;
-    output.emit(&json!({"accepted": true, "forgotten": before.len()}))?;
-    output.human("The next head of the audit log that is shown will be believed.")
+    evidence::witness_accepted(adit_endpoint::accept_log(dir.path()), output)
 }
 
 /// `consent`.

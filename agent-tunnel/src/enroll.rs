@@ -73,7 +73,8 @@ pub async fn run(dir: DataDir, request: Request, output: Output) -> Result<(), C
         let path = dir.path().join(crate::policy::POLICY_FILE);
         output.human(format_args!("What may be reached is in {}.", path.display()))?;
     }
-    output.human("Start it with: agent-tunnel run")
+    let run = settings::PROGRAM.command_line("run", dir.path());
+    output.human(format_args!("Start it with: {run}"))
 }
 
 /// The same token again is a repetition whose first answer may have been lost.

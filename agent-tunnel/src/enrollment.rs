@@ -11,6 +11,8 @@ use adit_protocol::{
 use adit_runtime::{cli::CliError, datadir::DataDir};
 use serde::{Deserialize, Serialize};
 
+use crate::settings::PROGRAM;
+
 /// File in the data directory.
 pub const ENROLLMENT_FILE: &str = "enrollment.json";
 const MAX_FILE_BYTES: u64 = 64 * 1024;
@@ -69,8 +71,10 @@ impl Enrollment {
     pub fn require(dir: &DataDir) -> Result<Self, CliError> {
         Self::load(dir)?.ok_or_else(|| {
             let message = format!("{} is not enrolled", dir.path().display());
-            CliError::not_there("not_enrolled", message)
-                .hint("run agent-tunnel enroll with a token from the mediator's administrator")
+            CliError::not_there("not_enrolled", message).hint(format!(
+                "with a token from the mediator's administrator: {}",
+                PROGRAM.command_line("enroll TOKEN", dir.path())
+            ))
         })
     }
 

@@ -13,7 +13,11 @@ use adit_runtime::cli::{CliError, Exit};
 const KNOWN: &[(&str, Exit, &str)] = &[
     (failure::TOKEN_INVALID, Exit::Refused, "ask the mediator's administrator for a new token"),
     (failure::TOKEN_EXPIRED, Exit::Refused, "ask the mediator's administrator for a new token"),
-    (failure::TOKEN_SPENT, Exit::Refused, "each token enrols once: ask for a new one"),
+    (
+        failure::TOKEN_SPENT,
+        Exit::Refused,
+        "ask the mediator's administrator for a new token; one may be made for several computers",
+    ),
     (failure::TOKEN_WRONG_ROLE, Exit::Refused, "ask for a token made by mediator token agent"),
     (failure::NOT_ENROLLED, Exit::Refused, "the mediator removed this computer: enrol it again"),
     (failure::NAME_TAKEN, Exit::Failed, "choose another name with --name"),

@@ -11,15 +11,17 @@ pub fn name() -> String {
     if name.trim().is_empty() { "computer".to_owned() } else { name.trim().to_owned() }
 }
 
-/// Its system, e.g. `Debian GNU/Linux 13`.
+/// Its system, e.g. `Debian GNU/Linux 13`: the same in every list, whoever tells it when.
 pub fn os() -> String {
-    bounded(System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.to_owned()))
+    let name = System::name().unwrap_or_else(|_| std::env::consts::OS.to_owned());
+    let version = System::os_version().unwrap_or_default();
+    bounded(format!("{name} {version}").trim().to_owned())
 }
 
 /// A check-in as far as it is about the computer.
 pub fn check_in() -> wire::CheckIn {
     wire::CheckIn {
-        os: bounded(System::name().unwrap_or_else(|_| std::env::consts::OS.to_owned())),
+        os: os(),
         os_version: bounded(System::os_version().unwrap_or_default()),
         arch: std::env::consts::ARCH.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -49,6 +51,7 @@ mod tests {
     fn says_something_within_bounds() {
         assert!(!super::name().is_empty() && super::name().len() <= 256);
         let report = super::check_in();
+        assert_eq!(report.os, super::os(), "two names for one system");
         assert!(!report.os.is_empty() && !report.arch.is_empty());
         assert!(report.load_permille <= 1_000_000);
     }

@@ -2,11 +2,21 @@
 
 use std::process::ExitCode;
 
+use adit_agent::cli::{Cli, Command, execute};
+use adit_runtime::{
+    cli::{parse, report},
+    interrupt,
+};
+
 fn main() -> ExitCode {
-    match adit_runtime::cli::parse::<adit_agent::cli::Cli>() {
+    match parse::<Cli>() {
         Ok(cli) => {
             let json = cli.global.json;
-            adit_runtime::cli::report(adit_agent::cli::execute(cli), json)
+            // The running agent stops in its own way.
+            if matches!(cli.command, Command::Run) {
+                return report(execute(cli), json);
+            }
+            interrupt::run(json, |_| execute(cli))
         }
         Err(code) => code,
     }

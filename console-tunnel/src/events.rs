@@ -161,9 +161,10 @@ impl Event<'_> {
                 '✓',
                 "granted",
                 format!(
-                    "{redirector} on {computer} ({client}) until {}, audited in {}",
-                    format_ms(*expires_ms),
-                    duration_text(*audit)
+                    "{redirector} on {computer} ({client}), audited in {}; renewed by itself, next \
+                     before {}",
+                    duration_text(*audit),
+                    format_ms(*expires_ms)
                 ),
             ),
             Self::Listening { protocol, local, target } => (

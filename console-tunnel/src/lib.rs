@@ -46,10 +46,12 @@ use std::{
 };
 
 use adit_runtime::{
-    cli::{CliError, GlobalArgs, parse, report},
+    cli::{CliError, GlobalArgs, evidence, parse, report},
     datadir::DataDir,
+    interrupt,
     shutdown::Shutdown,
 };
+use tokio_util::sync::CancellationToken;
 
 use cli::{AuditCommand, Cli, Command, ReceiptsCommand, SessionsCommand, WitnessCommand};
 use config::{Context, KEYS, PROGRAM, sources};
@@ -70,10 +72,17 @@ pub fn run() -> ExitCode {
         Err(code) => return code,
     };
     let json = cli.global.json;
-    report(dispatch(cli, started), json)
+    match &cli.command {
+        // What has sessions ends them first.
+        None | Some(Command::Open(_) | Command::Forward(_) | Command::Explain(_)) => {
+            report(dispatch(cli, started, &CancellationToken::new()), json)
+        }
+        Some(_) => interrupt::run(json, |stop| dispatch(cli, started, stop)),
+    }
 }
 
-fn dispatch(cli: Cli, started: Instant) -> Result<(), CliError> {
+/// `stop`: an end was asked for; heard by what is over quickly.
+fn dispatch(cli: Cli, started: Instant, stop: &CancellationToken) -> Result<(), CliError> {
     let Cli { global, command } = cli;
     match command {
         None if picker::is_possible(&global) => with_picker(global),
@@ -90,15 +99,19 @@ fn dispatch(cli: Cli, started: Instant) -> Result<(), CliError> {
             commands::audit::verify(global.output(), &file, key, &head, complete)
         }
         Some(Command::Receipts(ReceiptsCommand::Export)) => {
-            commands::receipts::receipts_export(&own_directory(&global)?)
+            let dir = own_directory(&global)?;
+            evidence::receipts_export(|line| adit_endpoint::export_receipts(dir.path(), line))
         }
         Some(Command::Witness(WitnessCommand::Show)) => {
-            commands::receipts::witness_show(&own_directory(&global)?)
+            evidence::witness_show(adit_endpoint::read_witness(own_directory(&global)?.path()))
         }
         Some(Command::Witness(WitnessCommand::Accept)) => {
-            commands::receipts::witness_accept(&own_directory(&global)?, &global.output())
+            commands::receipts::witness_accept(&own_directory(&global)?, global.output())
         }
-        Some(command) => with_runtime(global, command, started),
+        Some(command) => {
+            let context = Context::load(global)?;
+            block_on(execute(&context, command, started, stop))
+        }
     }
 }
 
@@ -116,11 +129,6 @@ fn with_picker(global: GlobalArgs) -> Result<(), CliError> {
     })
 }
 
-fn with_runtime(global: GlobalArgs, command: Command, started: Instant) -> Result<(), CliError> {
-    let context = Context::load(global)?;
-    block_on(execute(&context, command, started))
-}
-
 fn block_on(work: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
@@ -131,26 +139,28 @@ fn block_on(work: impl Future<Output = Result<(), CliError>>) -> Result<(), CliE
     result
 }
 
-async fn execute(context: &Context, command: Command, started: Instant) -> Result<(), CliError> {
-    // `login` asks on the terminal, where Ctrl-C must work as everywhere.
-    if let Command::Login(args) = command {
-        return commands::login::login(context, args).await;
-    }
-    let shutdown = Shutdown::install()?;
-    let quick = match command {
-        Command::Open(args) => return open::open(context, &args, &shutdown, started).await,
-        Command::Forward(args) => return open::forward(context, &args, &shutdown, started).await,
-        Command::Explain(args) => return open::explain::run(context, &args, &shutdown).await,
-        quick => quick,
-    };
-    tokio::select! {
-        result = quickly(context, quick) => result,
-        () = shutdown.token().cancelled_owned() => Err(CliError::interrupted()),
+async fn execute(
+    context: &Context,
+    command: Command,
+    started: Instant,
+    stop: &CancellationToken,
+) -> Result<(), CliError> {
+    match command {
+        Command::Open(args) => open::open(context, &args, &Shutdown::install()?, started).await,
+        Command::Forward(args) => {
+            open::forward(context, &args, &Shutdown::install()?, started).await
+        }
+        Command::Explain(args) => open::explain::run(context, &args, &Shutdown::install()?).await,
+        quick => tokio::select! {
+            result = quickly(context, quick) => result,
+            () = stop.cancelled() => Err(CliError::interrupted()),
+        },
     }
 }
 
 async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
     match command {
+        Command::Login(args) => commands::login::login(context, args).await,
         Command::Logout => commands::login::logout(context).await,
         Command::Whoami => commands::login::whoami(context).await,
         Command::Mfa(command) => commands::mfa::run(context, command).await,
@@ -175,8 +185,7 @@ async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
             }
         },
         // INVARIANT: these were handled before; see `dispatch` and `execute`.
-        Command::Login(_)
-        | Command::Open(_)
+        Command::Open(_)
         | Command::Forward(_)
         | Command::Explain(_)
         | Command::Audit(_)

@@ -5,6 +5,7 @@
 
 pub mod explain;
 mod no_path;
+mod refusal;
 mod run;
 
 use std::time::Instant;

@@ -18,7 +18,9 @@ use adit_runtime::{cli::CliError, shutdown::STOP_DEADLINE};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use adit_endpoint::{Explanation, OpenRequest, Session, SessionEvent, SessionHandle};
+pub use adit_endpoint::{
+    ChannelState, Explanation, OpenRequest, Session, SessionEvent, SessionHandle,
+};
 
 use crate::{
     cli::{Carrier, SessionArgs},

@@ -6,6 +6,7 @@ mod audit;
 mod credentials;
 mod erasure;
 mod receipts;
+mod relays;
 
 use std::{
     path::PathBuf,
@@ -18,8 +19,9 @@ use adit_runtime::{
     cli::{CliError, Generate, GlobalArgs, parse, report},
     config::{Config, ConfigCommand, Sources, parse_duration},
     datadir::FileLock,
+    interrupt,
     local::{LocalClient, LocalError, socket_path},
-    secretio,
+    people, secretio,
 };
 use clap::{Parser, Subcommand};
 use serde_json::Value;
@@ -83,6 +85,9 @@ enum Command {
     /// Technicians' devices
     #[command(subcommand, after_help = "Example: mediator device list")]
     Device(accounts::DeviceCommand),
+    /// Relays: list, drain, disable
+    #[command(subcommand, after_help = "Example: mediator relay list")]
+    Relay(relays::RelayCommand),
     /// Credentials of clients
     #[command(subcommand, after_help = "Example: mediator credential list --client acme/berlin")]
     Credential(credentials::CredentialCommand),
@@ -321,12 +326,14 @@ pub fn main() -> ExitCode {
         Err(code) => return code,
     };
     let json = cli.global.json;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(cli)),
-        Err(error) => Err(CliError::failed("runtime_failed", error.to_string())),
+    let serves = matches!(cli.command, Command::Serve);
+    let work = || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let failed = |error: std::io::Error| CliError::failed("runtime_failed", error.to_string());
+        runtime.map_err(failed)?.block_on(run(cli))
     };
-    report(result, json)
+    // The server stops in its own way.
+    if serves { report(work(), json) } else { interrupt::run(json, |_| work()) }
 }
 
 async fn run(cli: Cli) -> Result<(), CliError> {
@@ -341,6 +348,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Token(command) => token(global, command).await,
         Command::User(command) => user(global, command).await,
         Command::Device(command) => ask(global, AdminRequest::Accounts(command.into())).await,
+        Command::Relay(command) => ask(global, AdminRequest::Relays(command.into())).await,
         Command::Partner(command) => erasure::partner(global, command).await,
         Command::Certificate(command) => erasure::certificate(global, command).await,
         Command::Credential(command) => credentials::run(global, command).await,
@@ -364,7 +372,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         }
         Command::Compact => ask(global, AdminRequest::Compact).await,
         Command::Restore { file } => crate::restore::run(global, &file).await,
-        Command::Status => ask(global, AdminRequest::Status).await,
+        Command::Status => status(global).await,
         Command::Config(command) => {
             let data_dir = global.data_dir(&PROGRAM)?;
             let sources = Sources::new(global.config.as_deref(), &data_dir);
@@ -377,7 +385,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
 
 async fn client(global: &GlobalArgs, command: ClientCommand) -> Result<(), CliError> {
     match command {
-        ClientCommand::Add { path } => ask(global, AdminRequest::ClientAdd { path }).await,
+        ClientCommand::Add { path } => client_add(global, path).await,
         ClientCommand::List => ask(global, AdminRequest::ClientList).await,
         ClientCommand::Lockdown { path, reason } => {
             let act = AccountAct::ClientLock { path, locked: true, reason };
@@ -394,6 +402,53 @@ async fn client(global: &GlobalArgs, command: ClientCommand) -> Result<(), CliEr
             }
             erasure::erase(global, AdminRequest::ClientErase { path }).await
         }
+    }
+}
+
+/// A partner that was mistyped is a new one: that must be seen.
+async fn client_add(global: &GlobalArgs, path: String) -> Result<(), CliError> {
+    let output = global.output();
+    let added = call(global, AdminRequest::ClientAdd { path }).await?.pop().unwrap_or_default();
+    output.emit(&added)?;
+    people::one(output, &added)?;
+    let text = |value: &Value, name: &str| {
+        value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    if added.get("new_partner") != Some(&Value::Bool(true)) {
+        return Ok(());
+    }
+    let client = text(&added, "client");
+    let partner = client.split('/').next().unwrap_or_default();
+    let all = call(global, AdminRequest::PartnerList).await?;
+    let others: Vec<String> =
+        all.iter().map(|one| text(one, "partner")).filter(|name| name != partner).collect();
+    let nearest = others.iter().min_by_key(|name| strsim::damerau_levenshtein(name, partner));
+    // Not every new name is a mistyped one.
+    let near = |name: &&String| {
+        strsim::damerau_levenshtein(name, partner) <= partner.chars().count().div_ceil(3)
+    };
+    let known = match nearest.filter(near) {
+        Some(nearest) => format!(", beside {nearest}"),
+        None => String::new(),
+    };
+    people::note(&format!(
+        "{partner} is a new partner{known}. If it was not meant to be: \
+         mediator partner erase {partner} --yes"
+    ));
+    Ok(())
+}
+
+/// Whether it runs, and how much is connected.
+async fn status(global: &GlobalArgs) -> Result<(), CliError> {
+    let output = global.output();
+    let status = call(global, AdminRequest::Status).await?.pop().unwrap_or_default();
+    output.emit(&status)?;
+    people::one(output, &status)?;
+    match status.get("state").and_then(Value::as_str) {
+        // As the other programs say it.
+        Some("stopped") => Err(CliError::not_there("not_running", "the mediator does not run")
+            .hint("start it with mediator serve")),
+        _ => Ok(()),
     }
 }
 
@@ -442,24 +497,39 @@ async fn user(global: &GlobalArgs, command: UserCommand) -> Result<(), CliError>
     ask(global, request).await
 }
 
-/// Asks and prints the replies.
+/// Asks and prints the replies: a list as a table for people, one thing as lines.
 async fn ask(global: &GlobalArgs, request: AdminRequest) -> Result<(), CliError> {
-    let output = global.output();
-    for reply in call(global, request).await? {
-        output.emit(&reply)?;
-        output.human(human(&reply))?;
+    let (output, lists) = (global.output(), lists(&request));
+    let replies = call(global, request).await?;
+    for reply in &replies {
+        output.emit(reply)?;
     }
-    Ok(())
+    if lists {
+        return people::list(output, &replies, &[]);
+    }
+    replies.iter().try_for_each(|reply| people::one(output, reply))
 }
 
-/// `key value` pairs of an object, on one line.
-fn human(reply: &Value) -> String {
-    let Some(object) = reply.as_object() else { return reply.to_string() };
-    let pairs = object.iter().map(|(key, value)| match value {
-        Value::String(text) => format!("{key} {}", adit_runtime::cli::escape_text(text)),
-        other => format!("{key} {other}"),
-    });
-    pairs.collect::<Vec<_>>().join("  ")
+/// Whether the answer is a list, however many are in it.
+fn lists(request: &AdminRequest) -> bool {
+    use crate::admin::{
+        access::AccessAct, credentials::CredentialAct, oidc::OidcAct, relays::RelayAct,
+    };
+    matches!(
+        request,
+        AdminRequest::ClientList
+            | AdminRequest::UserList { .. }
+            | AdminRequest::SessionList
+            | AdminRequest::Relays(RelayAct::List)
+            | AdminRequest::Oidc(OidcAct::List)
+            | AdminRequest::Credentials(CredentialAct::List { .. })
+            | AdminRequest::Accounts(AccountAct::DeviceList | AccountAct::Logins { .. })
+            | AdminRequest::Access(
+                AccessAct::RoleList { .. }
+                    | AccessAct::ComputerList { .. }
+                    | AccessAct::RequestList { .. }
+            )
+    )
 }
 
 /// Through the running server, or under the lock when none runs.

@@ -161,9 +161,12 @@ async fn may_ask(
     let now = holder.computer(pool, act, &spot, facts.clone(), When::Now).await?;
     let approved = Facts { approved_until_ms: Some(u64::MAX), ..facts };
     match now {
-        Decision::Allow { .. } => {
-            let text = "no approval is needed: you may open it";
-            Err(Refusal::new(failure::BAD_REQUEST, text).into())
+        Decision::Allow { rule, .. } => {
+            let text = format!(
+                "no request is needed: you may open {} on {} already, by the rule {rule}",
+                wish.redirector, computer.name
+            );
+            Err(Refusal::new(failure::APPROVAL_NOT_NEEDED, text).into())
         }
         Decision::Deny { unmet, refusal, .. } => {
             let helps = unmet.contains(&Unmet::Approval)

@@ -74,6 +74,8 @@ pub struct Status {
     pub advertised: Vec<String>,
     /// Those of them that it tells nobody, with the reason.
     pub unconfirmed: Vec<String>,
+    /// An operator at the mediator wants us to get nothing new.
+    pub drained: bool,
 }
 
 /// Keeps the relay registered.
@@ -201,6 +203,7 @@ impl Control {
             mediator: Some(host),
             advertised: self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             unconfirmed,
+            drained: welcome.drained,
         });
         let again = tokio::select! {
             () = peer.closed() => false,

@@ -185,6 +185,11 @@ impl Hub {
         self.with(|state, _| state.machine.handle_drain());
     }
 
+    /// New joins are taken again.
+    pub fn handle_resume(self: &Arc<Self>) {
+        self.with(|state, _| state.machine.handle_resume());
+    }
+
     /// New limits.
     pub fn handle_limits(self: &Arc<Self>, limits: Limits) {
         self.with(|state, now| state.machine.handle_limits(limits, now));

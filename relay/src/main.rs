@@ -3,13 +3,20 @@
 use std::process::ExitCode;
 
 use adit_relay::cmd::Cli;
-use adit_runtime::cli::{parse, report};
+use adit_runtime::{
+    cli::{parse, report},
+    interrupt,
+};
 
 fn main() -> ExitCode {
     match parse::<Cli>() {
         Ok(cli) => {
             let json = cli.json();
-            report(cli.run(), json)
+            // The server stops in its own way.
+            match cli.serves() {
+                true => report(cli.run(), json),
+                false => interrupt::run(json, |_| cli.run()),
+            }
         }
         Err(code) => code,
     }

@@ -6,7 +6,14 @@
     reason = "JSON values give null for what is not there; figures of tests"
 )]
 
-use std::{fs, net::TcpListener, thread, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    net::TcpListener,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 
 use adit_tests::{
     peer::{self, End, TcpServer},
@@ -463,4 +470,183 @@ fn data_directories_that_cannot_be_used() -> Result<()> {
     let done = site.run("mediator", &["serve", "--json"], "")?;
     ensure!(done.code == 1 && !done.error_code().is_empty(), "{done:?}");
     Ok(())
+}
+
+#[test]
+fn one_forward_outside_the_policy_refuses_the_opening_and_is_named() -> Result<()> {
+    let mut site = Site::local("several-targets")?;
+    site.start_mediator()?;
+    site.start_relay("relay")?;
+    let server = TcpServer::start("127.0.0.1:0")?;
+    let allowed = format!("127.0.0.1:0:127.0.0.1:{}", server.port());
+    let policy = format!("[[allow]]\ntargets = [\"127.0.0.1\"]\nports = [{}]\n", server.port());
+    site.start_agent("agent", &policy)?;
+    site.login("console")?;
+    let outside = "127.0.0.1:0:192.0.2.9:3306";
+    let both = ["forward", "agent", "-L", &allowed, "-L", outside, "--json"];
+    let done = site.run("console", &both, "")?;
+    refused_with(&done, 3, &["policy_refused"])?;
+    let told = done.json().to_string();
+    ensure!(told.contains("192.0.2.9:3306") && !done.stdout.contains("listening"), "{done:?}");
+    let both_named =
+        |e: &Value| e.to_string().contains("192.0.2.9:3306") && text(e, "redirector") == "tcp";
+    site.audited("the attempt", |e| is("session.requested")(e) && both_named(e))?;
+    let refusal = site.audited("the refusal", |e| is("session.refused")(e) && both_named(e))?;
+    ensure!(text(&refusal, "end_reason") == "policy_refused", "{refusal}");
+    ensure!(text(&refusal, "message").contains("192.0.2.9:3306"), "{refusal}");
+    let forward = site.forward(&["-L", &allowed])?;
+    peer::echo(forward.local()?, 1, 10)?;
+    Ok(())
+}
+
+#[test]
+fn a_viewer_whose_target_refuses_says_so() -> Result<()> {
+    let mut site = Site::local("viewer-target")?;
+    site.start()?;
+    // Nothing else may listen where VNC servers do, for the time of the test.
+    if TcpListener::bind("127.0.0.1:5900").is_err() {
+        return Ok(());
+    }
+    // As viewers do: connects, finds the connection reset, and fails in its own way.
+    let script = "exec 3<>/dev/tcp/{host}/{port}; read -r -u 3 line; exit 7";
+    let config = format!("[viewers.vnc]\ncommand = [\"bash\", \"-c\", \"{script}\"]\n");
+    fs::write(site.data_dir("console").join("console-tunnel.toml"), config)?;
+    let done = site.run("console", &["open", "agent", "vnc", "--json"], "")?;
+    refused_with(&done, 4, &["target_refused"])?;
+    ensure!(done.json().to_string().contains("127.0.0.1:5900"), "{done:?}");
+    let refused = |e: &Value| text(e, "event") == "channel" && text(e, "state") == "refused";
+    ensure!(done.lines().iter().any(refused), "{done:?}");
+    let ended = site.audited("the end", is("session.ended"))?;
+    ensure!(text(&ended, "end_reason") == "target_refused", "{ended}");
+    site.audited("the refused channel", |e| {
+        text(e, "target") == "127.0.0.1:5900" && e.to_string().contains("target_refused")
+    })?;
+    Ok(())
+}
+
+#[test]
+fn commands_that_wait_say_that_they_were_interrupted() -> Result<()> {
+    let mut site = Site::local("interrupted")?;
+    site.start_mediator()?;
+    let (url, fingerprint) = (site.url.clone(), site.fingerprint.clone());
+    let login = ["login", &url, "--fingerprint", &fingerprint, "--json"];
+    let by_password = [&login[..], &["--user", "admin", "--password-stdin"]].concat();
+    let on_page = [&login[..], &["--web", "--no-browser"]].concat();
+    let client = site.client();
+    for (instance, args) in [
+        ("console", &by_password[..]),
+        ("console", &on_page),
+        ("agent-new", &["enroll", "-", "--json"]),
+        ("relay-new", &["join", "-", "--json"]),
+        ("mediator", &["user", "add", "jane", "--password-stdin", "--json"]),
+        ("mediator", &["credential", "add", &client, "c", "--json"]),
+    ] {
+        for signal in ["INT", "TERM"] {
+            let what = format!("{instance} {} {signal}", args.join(" "));
+            let mut command = site.command(instance, args);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+            let mut child = command.spawn()?;
+            thread::park_timeout(Duration::from_millis(1500));
+            ensure!(child.try_wait()?.is_none(), "{what}: it does not wait");
+            let sent =
+                Command::new("kill").args(["-s", signal, &child.id().to_string()]).status()?;
+            ensure!(sent.success());
+            // Its input stays open: the signal alone ends it.
+            let input = child.stdin.take();
+            let begun = Instant::now();
+            let done = child.wait_with_output()?;
+            drop(input);
+            ensure!(begun.elapsed() < Duration::from_secs(5), "{what}: {:?}", begun.elapsed());
+            let said = String::from_utf8_lossy(&done.stdout).into_owned();
+            let last = said.lines().last().unwrap_or_default();
+            let error: Value = serde_json::from_str(last).unwrap_or_default();
+            ensure!(error["error"]["code"] == "interrupted", "{what}: {said}");
+            ensure!(done.status.code() == Some(130), "{what}: {}", done.status);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_interrupted_password_prompt_leaves_a_terminal_that_echoes() -> Result<()> {
+    let mut site = Site::local("terminal")?;
+    site.start_mediator()?;
+    let (url, fingerprint) = (site.url.clone(), site.fingerprint.clone());
+    let args = ["login", &url, "--user", "admin", "--fingerprint", &fingerprint, "--json"];
+    let command = site.command("console", &args);
+    let words: Vec<String> = [command.get_program()]
+        .into_iter()
+        .chain(command.get_args())
+        .map(|word| format!("'{}'", word.to_string_lossy()))
+        .collect();
+    // The shell outlives Ctrl-C, to look at the terminal that is left.
+    let line = format!("trap : INT; {}; echo left $?; stty -a", words.join(" "));
+    let mut terminal = Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut keys = terminal.stdin.take().ok_or_else(|| anyhow::anyhow!("no terminal"))?;
+    thread::park_timeout(Duration::from_secs(2));
+    keys.write_all(b"half a pass\x03")?;
+    keys.flush()?;
+    thread::park_timeout(Duration::from_secs(2));
+    drop(keys);
+    let seen = String::from_utf8_lossy(&terminal.wait_with_output()?.stdout).into_owned();
+    ensure!(seen.contains("left 130") && seen.contains("\"interrupted\""), "{seen}");
+    ensure!(!seen.contains("half a pass"), "{seen}");
+    ensure!(seen.contains(" echo ") && !seen.contains("-echo "), "{seen}");
+    Ok(())
+}
+
+/// Who drains a relay, in a fixed order.
+fn drained_by(told: &Value) -> Vec<&str> {
+    let named = told["drained_by"].as_array().into_iter().flatten();
+    let mut named: Vec<&str> = named.filter_map(Value::as_str).collect();
+    named.sort_unstable();
+    named
+}
+
+#[test]
+fn a_relay_is_drained_and_resumed_where_each_began() -> Result<()> {
+    let mut site = Site::local("drain")?;
+    site.start()?;
+    let list = |site: &Site| site.ask("mediator", &["relay", "list", "--json"], "");
+    let wait = |site: &Site, what: &str, by: &[&str]| -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let relay = list(site)?;
+            let own = site.ask("relay", &["status", "--json"], "")?;
+            let same = [&relay, &own].iter().all(|told| drained_by(told) == by);
+            if same && relay["online"] == true && own["registered"] == true {
+                ensure!(relay["draining"] == !by.is_empty(), "{relay}");
+                ensure!((text(&own, "state") == "draining") == !by.is_empty(), "{own}");
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{what}: {relay} {own}");
+            thread::park_timeout(Duration::from_millis(100));
+        }
+    };
+    let name = text(&list(&site)?, "name").to_owned();
+    ensure!(!name.is_empty());
+    wait(&site, "the beginning", &[])?;
+    site.ask("relay", &["drain", "--json"], "")?;
+    wait(&site, "drained there", &["relay"])?;
+    // The mediator's word does not end what the relay's machine wants, and says so.
+    let told = site.ask("mediator", &["relay", "resume", &name, "--json"], "")?;
+    ensure!(told["draining"] == true && told["drained_by"][0] == "relay", "{told}");
+    wait(&site, "still drained", &["relay"])?;
+    site.ask("mediator", &["relay", "drain", &name, "--json"], "")?;
+    wait(&site, "drained by both", &["mediator", "relay"])?;
+    let told = site.ask("relay", &["resume", "--json"], "")?;
+    ensure!(told["draining"] == true && told["drained_by"][0] == "mediator", "{told}");
+    wait(&site, "drained by the mediator", &["mediator"])?;
+    let told = site.ask("mediator", &["relay", "resume", &name, "--json"], "")?;
+    ensure!(told["draining"] == false, "{told}");
+    wait(&site, "resumed", &[])?;
+    let server = TcpServer::start("127.0.0.1:0")?;
+    let forward = site.forward(&["-L", &to_port(server.port()), "--carrier", "relayed"])?;
+    peer::echo(forward.local()?, 1, 10)?;
+    let done = site.run("mediator", &["relay", "drain", "nowhere", "--json"], "")?;
+    refused_with(&done, 4, &["not_found"])
 }

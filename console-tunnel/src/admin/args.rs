@@ -278,7 +278,7 @@ pub enum Mfa {
 /// Devices.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Device {
-    /// List those that are switched off
+    /// List those with which somebody logged in, and those that are switched off
     #[command(after_help = "Example:\n  console-tunnel admin device list")]
     List,
     /// Switch one off; its logins and live sessions end
@@ -519,27 +519,27 @@ pub enum Relay {
     #[command(after_help = "Example:\n  console-tunnel admin relay list --json")]
     List,
     /// Give one nothing new
-    #[command(after_help = "Example:\n  console-tunnel admin relay drain 0190a0a0-…")]
+    #[command(after_help = "Example:\n  console-tunnel admin relay drain frankfurt-1")]
     Drain {
-        /// Id
+        /// Id or name
         relay: String,
     },
-    /// Use one again
-    #[command(after_help = "Example:\n  console-tunnel admin relay resume 0190a0a0-…")]
+    /// Use one again; a drain that began on its own machine ends there: relay resume
+    #[command(after_help = "Example:\n  console-tunnel admin relay resume frankfurt-1")]
     Resume {
-        /// Id
+        /// Id or name
         relay: String,
     },
     /// Let one not connect any more
-    #[command(after_help = "Example:\n  console-tunnel admin relay disable 0190a0a0-…")]
+    #[command(after_help = "Example:\n  console-tunnel admin relay disable frankfurt-1")]
     Disable {
-        /// Id
+        /// Id or name
         relay: String,
     },
     /// Let one connect again
-    #[command(after_help = "Example:\n  console-tunnel admin relay enable 0190a0a0-…")]
+    #[command(after_help = "Example:\n  console-tunnel admin relay enable frankfurt-1")]
     Enable {
-        /// Id
+        /// Id or name
         relay: String,
     },
 }

@@ -2,7 +2,6 @@
 //!
 //! - [`args`]: commands, options, help with examples
 //! - [`plan`]: which request a command is
-//! - `show`: answers for people and for scripts
 //! - [`key`]: key pairs of API keys, made and kept here
 //!
 //! Must never decide anything about rights: the mediator does.
@@ -10,11 +9,10 @@
 pub mod args;
 pub mod key;
 pub mod plan;
-mod show;
 
 use std::io::IsTerminal;
 
-use adit_runtime::{cli::CliError, secretio};
+use adit_runtime::{cli::CliError, people, secretio};
 use serde_json::{Value, json};
 
 pub use args::AdminCommand;
@@ -43,7 +41,11 @@ pub async fn run(context: &Context, command: AdminCommand) -> Result<(), CliErro
     }
     let mut api = Api::open(context).await?;
     match plan.answer {
-        Answer::One => show::one(context, &api.ask(&plan.ask).await?),
+        Answer::One => {
+            let answer = api.ask(&plan.ask).await?;
+            context.global.output().emit(&answer)?;
+            people::one(context.global.output(), &answer)
+        }
         Answer::List => list(context, &mut api, plan).await,
     }
 }
@@ -72,7 +74,7 @@ async fn list(context: &Context, api: &mut Api, plan: Plan) -> Result<(), CliErr
         let joined = if plan.ask.target.contains('?') { '&' } else { '?' };
         ask.target = format!("{}{joined}cursor={}", plan.ask.target, crate::api::part(next));
     }
-    show::list(context, &all)
+    people::list(context.global.output(), &all, &[])
 }
 
 /// What cannot be undone is asked about on a terminal, and needs `--yes` elsewhere.

@@ -1,27 +1,27 @@
 //! `credentials …`: stored credentials, through the HTTPS API and within one's rights.
 //!
-//! Secrets are read from standard input to its end, so that key files fit, and shown by `show`
-//! alone. Must never take a secret from the command line.
+//! Secrets are shown by `show` alone. Must never take a secret from the command line.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 
-use adit_runtime::cli::{CliError, escape_text};
-use clap::{Args, Subcommand};
+use adit_protocol::code::failure as failures;
+use adit_runtime::cli::{
+    CliError, CredentialAbout, CredentialEdit, credential_secret, escape_text,
+};
+use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use super::{note, table};
+use super::{note, prompt_failed, table};
 use crate::{
     api::{Api, Ask, part},
     config::Context,
     failure,
 };
 
-/// Bytes of a secret.
-const MAX_SECRET: usize = 16 * 1024;
-/// Bytes of notes.
-const MAX_NOTES: usize = 4096;
+/// Matches named in an error.
+const MAX_NAMED: usize = 10;
 /// Pages read at most.
 const MAX_PAGES: usize = 100;
 
@@ -51,7 +51,7 @@ pub enum CredentialsCommand {
         kind: String,
         /// Whose it is and where it may be used
         #[command(flatten)]
-        about: AboutArgs,
+        about: CredentialAbout,
     },
     /// Add a password that the mediator makes, or put a new one in place of a secret
     #[command(after_help = "Examples:
@@ -66,7 +66,7 @@ pub enum CredentialsCommand {
         name: Option<String>,
         /// Whose it is and where it may be used
         #[command(flatten)]
-        about: AboutArgs,
+        about: CredentialAbout,
         /// Characters, 16 to 127
         #[arg(long)]
         length: Option<usize>,
@@ -78,34 +78,13 @@ pub enum CredentialsCommand {
     #[command(after_help = "Examples:
   console-tunnel credentials edit 3f2a… --automatic true
   pass new | console-tunnel credentials edit 3f2a… --secret-stdin")]
-    Edit {
-        /// Id, or PARTNER/CLIENT[/COMPUTER]/NAME
-        credential: String,
-        /// Another name
-        #[arg(long)]
-        name: Option<String>,
-        /// Another user at the target
-        #[arg(long)]
-        user: Option<String>,
-        /// Read another secret from stdin
-        #[arg(long)]
-        secret_stdin: bool,
-        /// File with other notes
-        #[arg(long, value_name = "FILE")]
-        notes_file: Option<std::path::PathBuf>,
-        /// Only with this redirector; may be repeated, and replaces all of before
-        #[arg(long = "redirector")]
-        redirectors: Vec<String>,
-        /// Whether it is used without being named: true or false
-        #[arg(long, value_name = "BOOL")]
-        automatic: Option<bool>,
-    },
+    Edit(CredentialEdit),
     /// Show one with its secret; recorded, and needs a second factor shown just now
     #[command(after_help = "Examples:
   console-tunnel credentials show acme/berlin/web01/admin --reason 'console only'
   console-tunnel credentials show 3f2a… --json")]
     Show {
-        /// Id, or PARTNER/CLIENT[/COMPUTER]/NAME
+        /// Id, PARTNER/CLIENT[/COMPUTER]/NAME, or a name that no other has
         credential: String,
         /// Why; for the audit record
         #[arg(long)]
@@ -117,33 +96,12 @@ pub enum CredentialsCommand {
     /// Delete one
     #[command(after_help = "Example:\n  console-tunnel credentials delete 3f2a… --yes")]
     Delete {
-        /// Id, or PARTNER/CLIENT[/COMPUTER]/NAME
+        /// Id, PARTNER/CLIENT[/COMPUTER]/NAME, or a name that no other has
         credential: String,
         /// Do not ask
         #[arg(long)]
         yes: bool,
     },
-}
-
-// What is not secret.
-#[derive(Debug, Args)]
-#[expect(missing_docs, reason = "clap would show it as the command's description")]
-pub struct AboutArgs {
-    /// Only for this computer of the client
-    #[arg(long)]
-    pub computer: Option<String>,
-    /// User at the target
-    #[arg(long)]
-    pub user: Option<String>,
-    /// File with notes, which only those see who may read the secret
-    #[arg(long, value_name = "FILE")]
-    pub notes_file: Option<std::path::PathBuf>,
-    /// Only with this redirector; may be repeated [default: all that have a viewer]
-    #[arg(long = "redirector")]
-    pub redirectors: Vec<String>,
-    /// Use it without being named, where it is the only one
-    #[arg(long)]
-    pub automatic: bool,
 }
 
 /// `credentials …`.
@@ -176,7 +134,7 @@ pub async fn run(context: &Context, command: CredentialsCommand) -> Result<(), C
             return output.human(Zeroizing::new(lines.join("\n")).as_str());
         }
         CredentialsCommand::Add { client, name, kind, about } => {
-            let secret = secret_from_stdin(&kind)?;
+            let secret = secret_of(&kind)?;
             let mut body = about_json(&about)?;
             body.insert("kind".to_owned(), kind.into());
             body.insert("secret".to_owned(), secret.as_str().into());
@@ -194,27 +152,16 @@ pub async fn run(context: &Context, command: CredentialsCommand) -> Result<(), C
             let (client, name) = (client.unwrap_or_default(), name.unwrap_or_default());
             api.ask(&put(target_of(&client, &name)?, body)).await?
         }
-        CredentialsCommand::Edit {
-            credential,
-            name,
-            user,
-            secret_stdin,
-            notes_file,
-            redirectors,
-            automatic,
-        } => {
-            let id = find(&mut api, &credential).await?;
+        CredentialsCommand::Edit(edit) => {
+            let id = find(&mut api, &edit.credential).await?;
+            let (secret, notes) = (edit.secret()?, edit.notes()?);
             let mut body = Map::new();
-            insert(&mut body, "name", name);
-            insert(&mut body, "user", user);
-            insert(&mut body, "automatic", automatic);
-            insert(&mut body, "redirectors", (!redirectors.is_empty()).then_some(redirectors));
-            if secret_stdin {
-                body.insert("secret".to_owned(), secret_from_stdin("")?.as_str().into());
-            }
-            if let Some(path) = &notes_file {
-                body.insert("notes".to_owned(), notes(path)?.as_str().into());
-            }
+            insert(&mut body, "redirectors", edit.redirectors());
+            insert(&mut body, "name", edit.name);
+            insert(&mut body, "user", edit.user);
+            insert(&mut body, "automatic", edit.automatic);
+            insert(&mut body, "secret", secret.as_ref().map(|text| text.as_str()));
+            insert(&mut body, "notes", notes.as_ref().map(|text| text.as_str()));
             api.ask(&put(format!("/api/v1/credentials/{}", part(&id)), body)).await?
         }
         CredentialsCommand::Delete { credential, yes } => {
@@ -254,16 +201,14 @@ fn insert<T: Into<Value>>(body: &mut Map<String, Value>, name: &str, value: Opti
     }
 }
 
-fn about_json(about: &AboutArgs) -> Result<Map<String, Value>, CliError> {
+fn about_json(about: &CredentialAbout) -> Result<Map<String, Value>, CliError> {
     let mut body = object(json!({
         "redirectors": about.redirectors,
         "automatic": about.automatic,
     }));
     insert(&mut body, "computer", about.computer.clone());
     insert(&mut body, "user", about.user.clone());
-    if let Some(path) = &about.notes_file {
-        body.insert("notes".to_owned(), notes(path)?.as_str().into());
-    }
+    insert(&mut body, "notes", about.notes()?.as_ref().map(|text| text.as_str()));
     Ok(body)
 }
 
@@ -285,33 +230,71 @@ async fn list(api: &mut Api, client: Option<&str>) -> Result<Vec<Value>, CliErro
     Ok(all)
 }
 
-/// The id of what is named by id or by `PARTNER/CLIENT[/COMPUTER]/NAME`.
+/// The id of what is named by id, by `PARTNER/CLIENT[/COMPUTER]/NAME`, or by a name alone.
 async fn find(api: &mut Api, given: &str) -> Result<String, CliError> {
     let parts: Vec<&str> = given.split('/').collect();
-    let (partner, client, computer, name) = match parts.as_slice() {
-        [_] => return Ok(given.to_owned()),
-        [partner, client, name] => (partner, client, None, name),
-        [partner, client, computer, name] => (partner, client, Some(*computer), name),
+    let (client, computer, name) = match parts.as_slice() {
+        [_] if is_id(given) => return Ok(given.to_owned()),
+        [name] => (None, None, *name),
+        [partner, client, name] => (Some(format!("{partner}/{client}")), None, *name),
+        [partner, client, computer, name] => {
+            (Some(format!("{partner}/{client}")), Some(*computer), *name)
+        }
         _ => {
-            let text = "an id or PARTNER/CLIENT[/COMPUTER]/NAME is expected";
+            let text = "an id, PARTNER/CLIENT[/COMPUTER]/NAME or a name is expected";
             return Err(CliError::usage("usage", text));
         }
     };
-    let same = |value: &Value, field: &str, text: Option<&str>| {
-        let told = value.get(field).and_then(Value::as_str).map(str::to_lowercase);
-        told == text.map(str::to_lowercase)
+    let mut found = list(api, client.as_deref()).await?;
+    let whole = client.is_some();
+    found
+        .retain(|one| same(one, "name", Some(name)) && (!whole || same(one, "computer", computer)));
+    only(&found, given)
+}
+
+/// Whether it is an id and no name.
+fn is_id(given: &str) -> bool {
+    given.parse::<adit_protocol::ids::ComputerId>().is_ok()
+}
+
+fn same(value: &Value, field: &str, text: Option<&str>) -> bool {
+    let told = value.get(field).and_then(Value::as_str).map(str::to_lowercase);
+    told == text.map(str::to_lowercase)
+}
+
+/// The id of the only one that was found.
+fn only(found: &[Value], given: &str) -> Result<String, CliError> {
+    let text = |one: &Value, name: &str| {
+        one.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
     };
-    let found = list(api, Some(&format!("{partner}/{client}"))).await?;
-    let found = found
-        .iter()
-        .find(|one| same(one, "name", Some(name)) && same(one, "computer", computer))
-        .and_then(|one| one.get("credential_id"))
-        .and_then(Value::as_str);
-    found.map(str::to_owned).ok_or_else(|| {
-        let text = format!("there is no credential {}", escape_text(given));
-        CliError::not_there(adit_protocol::code::failure::NO_SUCH_CREDENTIAL, text)
-            .hint("console-tunnel credentials list")
-    })
+    match found {
+        [one] => Ok(text(one, "credential_id")),
+        [] => {
+            let message = format!("there is no credential {}", escape_text(given));
+            Err(CliError::not_there(failures::NO_SUCH_CREDENTIAL, message)
+                .hint("console-tunnel credentials list"))
+        }
+        several => {
+            let names: Vec<String> = several
+                .iter()
+                .take(MAX_NAMED)
+                .map(|one| {
+                    let place = [text(one, "client"), text(one, "computer"), text(one, "name")];
+                    let place: Vec<&str> =
+                        place.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+                    format!("{} ({})", place.join("/"), text(one, "credential_id"))
+                })
+                .collect();
+            let message = format!(
+                "\"{}\" means {} credentials: {}",
+                escape_text(given),
+                several.len(),
+                escape_text(&names.join(", "))
+            );
+            Err(CliError::failed("ambiguous_credential", message)
+                .hint("give PARTNER/CLIENT[/COMPUTER]/NAME or the id"))
+        }
+    }
 }
 
 fn show_list(context: &Context, found: &[Value]) -> Result<(), CliError> {
@@ -345,39 +328,28 @@ fn show_list(context: &Context, found: &[Value]) -> Result<(), CliError> {
     output.human(rows)
 }
 
-fn secret_from_stdin(kind: &str) -> Result<Zeroizing<String>, CliError> {
+/// Asked for on a terminal; else all of standard input.
+fn secret_of(kind: &str) -> Result<Zeroizing<String>, CliError> {
     if std::io::stdin().is_terminal() {
-        return rpassword::prompt_password("Secret: ").map(Zeroizing::new).map_err(|error| {
-            CliError::failed("terminal_failed", format!("cannot read from the terminal: {error}"))
-        });
+        let asked = rpassword::prompt_password("Secret: ").map(Zeroizing::new);
+        return asked.map_err(|error| prompt_failed(&error));
     }
-    let text = read(std::io::stdin().lock(), MAX_SECRET, "secret")?;
-    // Of a password the line's end is not part; of a key file every byte is.
-    let one_line = kind == "password" || text.lines().count() == 1;
-    let bare = if one_line { text.trim_end_matches(['\n', '\r']) } else { text.as_str() };
-    Ok(Zeroizing::new(bare.to_owned()))
+    credential_secret(kind)
 }
 
-fn notes(path: &std::path::Path) -> Result<Zeroizing<String>, CliError> {
-    let file = std::fs::File::open(path).map_err(|error| {
-        CliError::usage("secret_unreadable", format!("{}: {error}", path.display()))
-    })?;
-    read(file, MAX_NOTES, "text of the notes")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn read(from: impl Read, max: usize, what: &str) -> Result<Zeroizing<String>, CliError> {
-    // Room for all of it: a buffer that moved would leave a copy.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(max + 2));
-    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
-    from.take(limit).read_to_end(&mut bytes).map_err(|error| {
-        CliError::usage("secret_unreadable", format!("cannot read the {what}: {error}"))
-    })?;
-    if bytes.len() > max {
-        let text = format!("the {what} is longer than {max} bytes");
-        return Err(CliError::usage("secret_invalid", text));
+    #[test]
+    fn a_name_means_the_only_credential_that_has_it() {
+        let one = |id: &str, client: &str| json!({"credential_id": id, "client": client, "computer": null, "name": "admin"});
+        let found = [one("1", "p/a"), one("2", "p/b")];
+        assert_eq!(only(&found[..1], "admin").unwrap(), "1");
+        let error = only(&found, "admin").unwrap_err();
+        assert_eq!((error.code, error.exit.code()), ("ambiguous_credential", 1));
+        assert!(error.message.contains("p/b/admin (2)"), "{}", error.message);
+        assert_eq!(only(&[], "admin").unwrap_err().exit.code(), 4);
+        assert!(is_id("0190a0a0-0000-7000-8000-000000000000") && !is_id("admin"));
     }
-    String::from_utf8(std::mem::take(&mut *bytes)).map(Zeroizing::new).map_err(|error| {
-        drop(Zeroizing::new(error.into_bytes()));
-        CliError::usage("secret_invalid", format!("the {what} is not UTF-8"))
-    })
 }

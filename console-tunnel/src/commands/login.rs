@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use super::{
     mfa::{self, CODE_PROMPT, MfaCommand, TotpCommand, prompt as prompt_code},
-    note, web_login,
+    note, prompt_failed, web_login,
 };
 use crate::{
     cli::LoginArgs,
@@ -333,9 +333,7 @@ fn prompt(user: &str) -> Result<Zeroizing<String>, CliError> {
     }
     rpassword::prompt_password(format!("Password of {}: ", escape_text(user)))
         .map(Zeroizing::new)
-        .map_err(|error| {
-            CliError::failed("terminal_failed", format!("cannot read the password: {error}"))
-        })
+        .map_err(|error| prompt_failed(&error))
 }
 
 /// Says whether it is the given fingerprint or the remembered one that does not fit.

@@ -20,7 +20,7 @@ use qrcodegen::{QrCode, QrCodeEcc};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{note, table};
+use super::{note, prompt_failed, table};
 use crate::{
     config::Context,
     failure,
@@ -312,7 +312,7 @@ pub(super) async fn prompt(text: &'static str) -> Result<Zeroizing<String>, CliE
         .await
         .map_err(|error| failed(error.to_string()))?
         .map(Zeroizing::new)
-        .map_err(|error| failed(error.to_string()))
+        .map_err(|error| prompt_failed(&error))
 }
 
 /// A picture of the text in half blocks, light on dark; `None` if it is too long.

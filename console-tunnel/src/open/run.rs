@@ -13,12 +13,14 @@ use adit_runtime::{
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::no_path;
+use super::{no_path, refusal::Refusal};
 use crate::{
     cli::Carrier,
     events::{Event, Reporter},
     forward::Local,
-    session::{Enrolment, Explanation, Session, SessionEvent, SessionHandle, Sessions},
+    session::{
+        ChannelState, Enrolment, Explanation, Session, SessionEvent, SessionHandle, Sessions,
+    },
     state::KnownComputer,
     viewer::{self, Choice, Ended, Launched, Values, Viewer, credential::Handover},
 };
@@ -31,6 +33,8 @@ const LOOK: std::time::Duration = std::time::Duration::from_secs(2);
 const LOOK_LIMIT: std::time::Duration = std::time::Duration::from_millis(500);
 /// Time for sessions to end when a further one was refused.
 const WIND_DOWN: std::time::Duration = std::time::Duration::from_secs(2);
+/// Time for a refusal to be heard of whose reset the viewer felt already.
+const REFUSAL: std::time::Duration = std::time::Duration::from_millis(500);
 /// The user stopped the command.
 const INTERRUPTED: &str = "interrupted";
 /// The viewer's end is the session's end.
@@ -58,6 +62,12 @@ pub struct Running {
     stop: CancellationToken,
     viewer: Option<Viewer>,
     keep: bool,
+    /// The computer's name, for messages.
+    computer: String,
+    /// A connection was made to a target.
+    connected: bool,
+    /// The last one that was refused.
+    refused: Option<Refusal>,
 }
 
 /// Why to stop waiting.
@@ -83,6 +93,9 @@ impl Running {
             stop: CancellationToken::new(),
             viewer: None,
             keep: false,
+            computer: String::new(),
+            connected: false,
+            refused: None,
         }
     }
 
@@ -121,6 +134,7 @@ impl Running {
         self.handles.push(handle.clone());
         self.open += 1;
         self.pathless.insert(id, None);
+        self.computer.clone_from(&computer.name);
         self.tasks.spawn(pass_on(id, events, self.event_in.clone()));
         reporter.tell_at(
             id,
@@ -280,14 +294,32 @@ impl Running {
                     self.close_all(reason);
                 }
                 Next::ViewerGone(ended) => {
+                    if ended.failed.is_some() {
+                        self.hear_of_refusal(reporter).await?;
+                    }
                     if let Some(end) = self.viewer_gone(ended, reporter)? {
-                        (asked, outcome) = (Some(VIEWER_EXITED), end);
-                        self.close_all(VIEWER_EXITED);
+                        // The record says of a session that came to nothing why it did.
+                        let refused = self.refused.as_ref().filter(|_| !self.connected);
+                        let reason = refused.map_or(VIEWER_EXITED, |refused| refused.code.name());
+                        (asked, outcome) = (Some(reason), end);
+                        self.close_all(reason);
                     }
                 }
             }
         }
         outcome
+    }
+
+    /// A viewer that failed may have been faster than the news of why.
+    async fn hear_of_refusal(&mut self, reporter: &mut Reporter) -> Result<(), CliError> {
+        let deadline = tokio::time::Instant::now() + REFUSAL;
+        while !self.connected && self.refused.is_none() && self.open > 0 {
+            match tokio::time::timeout_at(deadline, self.events.recv()).await {
+                Ok(Some(happened)) => _ = self.tell(&happened, reporter)?,
+                Ok(None) | Err(_) => return Ok(()),
+            }
+        }
+        Ok(())
     }
 
     /// Tells that the viewer ended; gives the command's outcome unless the session goes on.
@@ -299,6 +331,9 @@ impl Running {
         reporter.set_quiet(false);
         self.viewer = None;
         let Ended { command, pid, exit_status, how, failed } = ended;
+        // What kept the viewer from its target says more than what the viewer made of it.
+        let refused = self.refused.as_ref().filter(|_| !self.connected);
+        let failed = refused.map(|refused| refused.error(&self.computer)).or(failed);
         let event =
             Event::Viewer { command: &command, pid: Some(pid), state: "exited", exit_status };
         reporter.tell(self.first_session(), &event)?;
@@ -322,6 +357,15 @@ impl Running {
         let closed = match &happened.event {
             SessionEvent::Carrier { .. } => {
                 self.pathless.remove(&happened.session);
+                None
+            }
+            SessionEvent::Channel { state: ChannelState::Open, .. } => {
+                self.connected = true;
+                None
+            }
+            SessionEvent::Channel { state: ChannelState::Refused, target, reason, .. } => {
+                let target = target.clone();
+                self.refused = reason.map(|code| Refusal { target, code });
                 None
             }
             SessionEvent::Closed { reason, .. } => {

@@ -42,6 +42,8 @@ pub mod failure {
     pub const CLIENT_LOCKED: &str = "client_locked";
     /// Somebody else must approve it first.
     pub const APPROVAL_REQUIRED: &str = "approval_required";
+    /// What is asked for may be done without anybody's approval.
+    pub const APPROVAL_NOT_NEEDED: &str = "approval_not_needed";
     /// The longest permitted time is over.
     pub const TIME_LIMIT: &str = "time_limit";
     /// No such request for access.

@@ -2,8 +2,10 @@
 //!
 //! - [`cli`]: errors with exit codes, global options, parsing, completions and man pages
 //! - [`output`]: the asked-for output on stdout, one JSON object a line with `--json`
+//! - [`people`]: the same for people, as lines and tables
 //! - [`config`]: TOML, environment and flags, with the origin of each value
 //! - [`datadir`]: the data directory, atomic writes, secrets, the lock of a running program
+//! - [`interrupt`]: Ctrl-C while a command waits, for whatever it waits
 //! - [`local`]: the socket through which local commands talk to a running program
 //! - [`logging`], [`metrics`]: what operators see
 //! - [`shutdown`], [`supervise`]: signals, and tasks that are never lost
@@ -16,10 +18,12 @@
 pub mod cli;
 pub mod config;
 pub mod datadir;
+pub mod interrupt;
 pub mod local;
 pub mod logging;
 pub mod metrics;
 pub mod output;
+pub mod people;
 pub mod secretio;
 pub mod shutdown;
 pub mod supervise;

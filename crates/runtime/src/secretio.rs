@@ -38,6 +38,20 @@ pub fn from_env(variable: &str, what: &str) -> Result<Option<Zeroizing<String>>,
     check(&mut bytes, what).map(Some)
 }
 
+/// Reads stdin to its end, at most `max` bytes.
+pub fn all_of_stdin(max: usize, what: &str) -> Result<Zeroizing<String>, CliError> {
+    read_all(platform::stdin(), max, what)
+}
+
+/// Reads a file, at most `max` bytes.
+pub fn all_of_file(path: &Path, max: usize, what: &str) -> Result<Zeroizing<String>, CliError> {
+    let file = std::fs::File::open(path).map_err(|error| {
+        let message = format!("cannot read the {what} from {}: {error}", path.display());
+        CliError::usage("secret_unreadable", message)
+    })?;
+    read_all(file, max, what)
+}
+
 /// A token given as argument, as `-` on stdin, or in `ADIT_TOKEN` if there is no argument.
 pub fn token(argument: Option<&str>) -> Result<Zeroizing<String>, CliError> {
     match argument {
@@ -73,12 +87,30 @@ fn read_line(reader: &mut impl Read, what: &str) -> Result<Zeroizing<String>, Cl
     check(&mut line, what)
 }
 
+fn read_all(from: impl Read, max: usize, what: &str) -> Result<Zeroizing<String>, CliError> {
+    // Room for all of it: a buffer that moved would leave a copy.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(max.saturating_add(2)));
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    from.take(limit).read_to_end(&mut bytes).map_err(|error| {
+        CliError::usage("secret_unreadable", format!("cannot read the {what}: {error}"))
+    })?;
+    check_within(&mut bytes, max, what)
+}
+
 fn check(bytes: &mut Zeroizing<Vec<u8>>, what: &str) -> Result<Zeroizing<String>, CliError> {
+    check_within(bytes, MAX_SECRET_BYTES, what)
+}
+
+fn check_within(
+    bytes: &mut Zeroizing<Vec<u8>>,
+    max: usize,
+    what: &str,
+) -> Result<Zeroizing<String>, CliError> {
     if bytes.is_empty() {
         return Err(CliError::usage("secret_missing", format!("the {what} is empty")));
     }
-    if bytes.len() > MAX_SECRET_BYTES {
-        let message = format!("the {what} is longer than {MAX_SECRET_BYTES} bytes");
+    if bytes.len() > max {
+        let message = format!("the {what} is longer than {max} bytes");
         return Err(CliError::usage("secret_invalid", message));
     }
     String::from_utf8(std::mem::take(&mut **bytes)).map(Zeroizing::new).map_err(|error| {

@@ -1,7 +1,7 @@
 //! Signals: the first SIGTERM or Ctrl-C asks everything to stop, the second ends the process at
 //! once, SIGHUP asks to reload. Nothing here stops a task by force while it may still clean up.
 
-mod platform;
+pub(crate) mod platform;
 
 use std::time::Duration;
 

@@ -3,6 +3,8 @@
 //! What withdraws something is durable first and then ends live sessions: a mediator that stops
 //! in between finds them withdrawn when it starts.
 
+use std::collections::BTreeMap;
+
 use adit_protocol::{code::failure, keys::Fingerprint};
 use adit_runtime::{
     cli::CliError,
@@ -27,7 +29,7 @@ use crate::{
     store::{
         StoreError, WriteTx,
         accounts::{self, MfaPolicy},
-        factors, locks, tenants,
+        devices, factors, locks, tenants,
     },
     vault::VaultError,
 };
@@ -51,7 +53,7 @@ pub(crate) enum AccountAct {
     Logins { user: String },
     /// Ends them.
     Logout { user: String },
-    /// Lists disabled devices.
+    /// Lists devices with which somebody logged in, and those that are disabled.
     DeviceList,
     /// Disables or enables a device.
     Device { device: String, disabled: bool, reason: String },
@@ -256,12 +258,41 @@ async fn logout((context, actor): Who<'_>, user: String) -> Result<Vec<Value>, C
 
 async fn device_list((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
     actor.may_at_home(context, users::MANAGE).await?;
-    let found = locks::devices(&context.store.readers, actor.partner_id()).await;
-    let found = found.map_err(store_error)?;
-    let told = found.iter().map(|lock| {
-        json!({"device": lock.what, "since": format_ms(lock.since_ms), "reason": lock.reason})
-    });
-    Ok(told.collect())
+    let (pool, partner) = (&context.store.readers, actor.partner_id());
+    let mut all: BTreeMap<String, Listed> = BTreeMap::new();
+    for known in devices::known(pool, partner).await.map_err(store_error)? {
+        let listed = all.entry(known.device.fingerprint().to_string()).or_default();
+        listed.used_ms = listed.used_ms.max(known.used_ms);
+        listed.users.push(known.user);
+    }
+    for lock in locks::devices(pool, partner).await.map_err(store_error)? {
+        let device = lock.what.clone();
+        all.entry(device).or_default().lock = Some(lock);
+    }
+    Ok(all.into_iter().map(|(device, listed)| listed.tell(&device)).collect())
+}
+
+/// A device that somebody logged in with, or that is switched off.
+#[derive(Default)]
+struct Listed {
+    users: Vec<String>,
+    used_ms: u64,
+    lock: Option<locks::Lock>,
+}
+
+impl Listed {
+    fn tell(self, device: &str) -> Value {
+        let Self { mut users, used_ms, lock } = self;
+        users.sort_unstable();
+        json!({
+            "device": device,
+            "enabled": lock.is_none(),
+            "users": users,
+            "last_login": (used_ms > 0).then(|| format_ms(used_ms)),
+            "since": lock.as_ref().map(|lock| format_ms(lock.since_ms)),
+            "reason": lock.map(|lock| lock.reason).unwrap_or_default(),
+        })
+    }
 }
 
 async fn device(

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{actor::not_found, handle::Who};
 use crate::{
+    core::relays::RelayState,
     place::store_error,
     roles::Permission,
     store::{StoreError, relays, tenants},
@@ -24,6 +25,9 @@ pub(crate) enum RelayAct {
     Disable { relay: String, disabled: bool },
 }
 
+/// Several relays have the name.
+pub(crate) const AMBIGUOUS_RELAY: &str = "ambiguous_relay";
+
 const MANAGE: &[Permission] = &[Permission::ManageRelays];
 
 /// Does it.
@@ -36,29 +40,57 @@ pub(super) async fn handle(who: Who<'_>, act: RelayAct) -> Result<Vec<Value>, Cl
     }
 }
 
-async fn list((context, _): Who<'_>) -> Result<Vec<Value>, CliError> {
+async fn list(who: Who<'_>) -> Result<Vec<Value>, CliError> {
     let mut told = Vec::new();
-    for row in relays::list(&context.store.readers).await.map_err(store_error)? {
+    for row in relays::list(&who.0.store.readers).await.map_err(store_error)? {
         let id = row.id;
-        let load = match &context.broker {
-            Some(broker) => {
-                broker.ask(move |driver, _| driver.broker.relay_load(id)).await.flatten()
-            }
-            None => None,
-        };
+        let state = state(who, id).await;
+        let drained_by = drained_by(row.draining, state);
         told.push(json!({
             "relay_id": id.to_string(),
             "name": row.name,
             "region": row.region,
             "identity": row.identity.fingerprint().to_string(),
-            "online": load.is_some(),
-            "pairs": load,
-            "draining": row.draining,
+            "online": state.is_some(),
+            "pairs": state.map(|state| state.load),
+            "draining": !drained_by.is_empty(),
+            "drained_by": drained_by,
             "enabled": !row.disabled,
             "last_seen": format_ms(row.last_seen_ms),
         }));
     }
     Ok(told)
+}
+
+/// What the server knows of a relay that is registered.
+async fn state((context, _): Who<'_>, id: RelayId) -> Option<RelayState> {
+    let broker = context.broker.as_ref()?;
+    broker.ask(move |driver, _| driver.broker.relay_state(id)).await.flatten()
+}
+
+/// Who wants a relay to get nothing new: an operator here, or its own machine.
+fn drained_by(here: bool, state: Option<RelayState>) -> Vec<&'static str> {
+    let itself = state.is_some_and(|state| state.drains);
+    let here = here.then_some("mediator");
+    here.into_iter().chain(itself.then_some("relay")).collect()
+}
+
+/// The relay that is meant: its id, or its name if no other has it.
+async fn find((context, _): Who<'_>, given: &str) -> Result<RelayId, CliError> {
+    if let Ok(id) = given.parse() {
+        return Ok(id);
+    }
+    let mut rows = relays::list(&context.store.readers).await.map_err(store_error)?;
+    rows.retain(|row| row.name == given);
+    match rows.as_slice() {
+        [] => Err(not_found("relay")),
+        [row] => Ok(row.id),
+        several => {
+            let ids: Vec<String> = several.iter().map(|row| row.id.to_string()).collect();
+            let text = format!("{} relays have that name: {}", ids.len(), ids.join(", "));
+            Err(CliError::failed(AMBIGUOUS_RELAY, text).hint("give the id"))
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -67,12 +99,11 @@ enum Change {
     Disabled(bool),
 }
 
-async fn set(
-    (context, actor): Who<'_>,
-    relay: &str,
-    change: Change,
-) -> Result<Vec<Value>, CliError> {
-    let id: RelayId = relay.parse().map_err(|_| not_found("relay"))?;
+async fn set(who: Who<'_>, relay: &str, change: Change) -> Result<Vec<Value>, CliError> {
+    let id = find(who, relay).await?;
+    // What its own machine wants does not change with our word.
+    let before = state(who, id).await;
+    let (context, actor) = who;
     let home = context.home().await.map_err(store_error)?;
     let by = actor.clone();
     let done = context.writer.write(move |tx| {
@@ -105,8 +136,13 @@ async fn set(
         };
         broker.act(act).await;
     }
+    let relay = id.to_string();
     Ok(vec![match change {
-        Change::Draining(on) => json!({"relay_id": relay, "draining": on}),
+        Change::Draining(on) => {
+            let drained_by = drained_by(on, before);
+            let draining = !drained_by.is_empty();
+            json!({"relay_id": relay, "draining": draining, "drained_by": drained_by})
+        }
         Change::Disabled(on) => json!({"relay_id": relay, "enabled": !on}),
     }])
 }

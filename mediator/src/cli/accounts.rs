@@ -55,13 +55,13 @@ impl From<MfaCommand> for AccountAct {
 
 #[derive(Subcommand)]
 pub(super) enum DeviceCommand {
-    /// List devices that are disabled
+    /// List devices with which somebody logged in, and those that are disabled
     #[command(after_help = "Example: mediator device list --json")]
     List,
     /// Disable a technician's device: its logins and live sessions end
     #[command(
         after_help = "Example: mediator device disable sha256:9f86… --reason 'laptop lost'\n\n\
-        `mediator user sessions USER` and the audit log name devices."
+        `mediator device list` and the audit log name devices."
     )]
     Disable {
         /// Fingerprint of the device's key

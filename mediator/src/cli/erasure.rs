@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use adit_protocol::keys::Fingerprint;
-use adit_runtime::cli::{CliError, GlobalArgs};
+use adit_runtime::{
+    cli::{CliError, GlobalArgs},
+    people,
+};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
@@ -81,14 +84,9 @@ pub(super) async fn certificate(
     match command {
         CertificateCommand::Verify { file, key } => verify(global, &file, &key),
         CertificateCommand::List => {
-            for mut line in super::call(global, AdminRequest::CertificateList).await? {
-                output.emit(&line)?;
-                if let Some(object) = line.as_object_mut() {
-                    object.remove("certificate");
-                }
-                output.human(super::human(&line))?;
-            }
-            Ok(())
+            let all = super::call(global, AdminRequest::CertificateList).await?;
+            all.iter().try_for_each(|line| output.emit(line))?;
+            people::list(output, &all, &["certificate"])
         }
         CertificateCommand::Show { erasure } => {
             let all = super::call(global, AdminRequest::CertificateList).await?;

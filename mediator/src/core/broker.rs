@@ -21,7 +21,7 @@ use bytes::Bytes;
 use super::{
     ending::{ENDED_BY_ADMINISTRATOR, EndedBy, Ending, PERMISSION_WITHDRAWN},
     events,
-    relays::Registered,
+    relays::{Registered, RelayState},
     session::{Phase, Session, lease_ms},
     types::*,
 };
@@ -129,10 +129,10 @@ impl Broker {
     pub(crate) fn handle_connected(&mut self, id: ConnectionId, device: Device, now: Now) {
         let older = match &device {
             Device::Agent { computer, .. } => self.agents.insert(*computer, id),
-            Device::Relay { id: relay, identity, info } => {
-                let (identity, info) = (*identity, info.clone());
+            Device::Relay { id: relay, identity, info, drains } => {
+                let (identity, info, drains) = (*identity, info.clone(), *drains);
                 let since = now.mono;
-                let new = Registered { connection: id, identity, info, load: 0, since };
+                let new = Registered { connection: id, identity, info, load: 0, since, drains };
                 self.relays.insert(*relay, new).map(|relay| relay.connection)
             }
             Device::Console { .. } => None,
@@ -481,11 +481,12 @@ impl Broker {
         open
     }
 
-    /// An operator wants a relay to get nothing new.
+    /// An operator wants a relay to get nothing new. It registers again, and hears of it.
     pub(crate) fn handle_relay_drained(&mut self, id: RelayId) {
         if let Some(relay) = self.relays.get_mut(&id) {
             relay.info.addresses.clear();
         }
+        self.handle_relay_dropped(id);
     }
 
     /// A relay has to connect anew: under another setting, or to be refused.
@@ -495,9 +496,10 @@ impl Broker {
         }
     }
 
-    /// A relay's load, if it is registered.
-    pub(crate) fn relay_load(&self, id: RelayId) -> Option<u64> {
-        self.relays.get(&id).map(|relay| relay.load)
+    /// A relay's state, if it is registered.
+    pub(crate) fn relay_state(&self, id: RelayId) -> Option<RelayState> {
+        let state = |relay: &Registered| RelayState { load: relay.load, drains: relay.drains };
+        self.relays.get(&id).map(state)
     }
 
     /// How much of everything there is.

@@ -18,7 +18,7 @@ impl Desk {
             addresses,
             ..wire::RelayInfo::default()
         };
-        let device = Device::Relay { id: RelayId([n; 16]), identity: key(n), info };
+        let device = Device::Relay { id: RelayId([n; 16]), identity: key(n), info, drains: !takes };
         self.broker.handle_connected(ConnectionId(u64::from(n)), device, self.now);
         self.drain();
     }

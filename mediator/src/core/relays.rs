@@ -37,6 +37,17 @@ pub(super) struct Registered {
     pub(super) info: wire::RelayInfo,
     pub(super) load: u64,
     pub(super) since: Duration,
+    /// It registered without addresses.
+    pub(super) drains: bool,
+}
+
+/// What is known of a registered relay.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RelayState {
+    /// Pairs and waiting joins.
+    pub(crate) load: u64,
+    /// It takes nothing new, by its own machine's word.
+    pub(crate) drains: bool,
 }
 
 impl Registered {

@@ -138,6 +138,7 @@ impl World {
                     addresses: vec!["relay.example:443".into()],
                     ..wire::RelayInfo::default()
                 },
+                drains: false,
             };
             self.relay_connection = Some(id);
             self.broker.handle_connected(id, device, self.now);

@@ -141,7 +141,14 @@ pub(crate) enum Device {
     /// A console.
     Console { identity: PublicKey, noise: [u8; 32] },
     /// A relay.
-    Relay { id: RelayId, identity: PublicKey, info: wire::RelayInfo },
+    Relay {
+        id: RelayId,
+        identity: PublicKey,
+        /// Without addresses it gets no new sessions.
+        info: wire::RelayInfo,
+        /// It named no address itself: it drains.
+        drains: bool,
+    },
 }
 
 /// Which sessions an administrator's act ends.

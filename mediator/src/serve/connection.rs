@@ -199,7 +199,8 @@ async fn speak(mut line: Line) {
                 // Whoever is sent to a relay must find it there.
                 line.peer.set_keepalive(KEEPALIVE_RELAY);
                 let told = unconfirmed.iter().map(ToString::to_string).collect();
-                answer(&line, responder, KEEPALIVE_RELAY, told).await;
+                let to_relay = ToRelay { unconfirmed: told, drained: relay.draining };
+                answer(&line, responder, KEEPALIVE_RELAY, to_relay).await;
                 relay::serve(line, relay, device, unconfirmed).await;
             }
             Err(failure) => responder.fail(failure),
@@ -213,11 +214,20 @@ async fn speak(mut line: Line) {
 }
 
 async fn welcome(line: &Line, responder: Responder, keepalive: Duration) {
-    answer(line, responder, keepalive, Vec::new()).await;
+    answer(line, responder, keepalive, ToRelay::default()).await;
 }
 
-/// `unconfirmed`: addresses of this relay that nobody is told.
-async fn answer(line: &Line, responder: Responder, keepalive: Duration, unconfirmed: Vec<String>) {
+/// What only a relay is told.
+#[derive(Default)]
+struct ToRelay {
+    /// Its addresses that nobody is told.
+    unconfirmed: Vec<String>,
+    /// An operator wants it to get nothing new.
+    drained: bool,
+}
+
+async fn answer(line: &Line, responder: Responder, keepalive: Duration, to_relay: ToRelay) {
+    let ToRelay { unconfirmed, drained } = to_relay;
     let shared = &line.shared;
     let relays = shared.broker.ask(|driver, _| driver.broker.relay_infos()).await;
     responder.reply(Body::Welcome(wire::Welcome {
@@ -229,6 +239,7 @@ async fn answer(line: &Line, responder: Responder, keepalive: Duration, unconfir
         check_in_ms: shared.check_in_ms,
         relays: relays.unwrap_or_default(),
         unconfirmed,
+        drained,
         installation: shared.installation.root().fingerprint().to_string(),
         web_login: shared.logins.settings.mfa == MfaRule::PhishingResistant,
     }));
@@ -285,6 +296,7 @@ async fn known_relay(
     let cert = told.noise_cert.clone().or_else(|| hello.noise_cert.clone());
     let noise = noise_key(line, cert.as_ref())?;
     let mut addresses = relay::addresses(&told.addresses)?;
+    let drains = addresses.is_empty();
     if row.draining {
         // Without addresses it gets nothing new.
         addresses.clear();
@@ -298,7 +310,7 @@ async fn known_relay(
         addresses,
         region,
     };
-    Ok((row, Device::Relay { id, identity: line.identity, info }, unconfirmed))
+    Ok((row, Device::Relay { id, identity: line.identity, info, drains }, unconfirmed))
 }
 
 /// The Noise key that the connection's own identity certified.

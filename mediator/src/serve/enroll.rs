@@ -167,8 +167,8 @@ impl Candidate {
                     refusal = refused(failure::NOT_PERMITTED, text);
                 }
                 Known::No if !tokens::spend(tx, self.token).await? => {
-                    refusal =
-                        refused(failure::TOKEN_SPENT, "the token was used up; ask for a new one");
+                    let text = "this token has enrolled as many devices as it was made for";
+                    refusal = refused(failure::TOKEN_SPENT, text);
                 }
                 Known::No => {}
             }

@@ -7,6 +7,39 @@ use super::{Columns, StoreError, WriteTx, bigint};
 
 /// Of one account; the one that was used longest ago is forgotten first.
 pub(crate) const MAX_PER_ACCOUNT: u32 = 32;
+/// Listed at most.
+const MAX_LISTED: u32 = 100_000;
+
+/// A console with which somebody logged in.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) device: PublicKey,
+    /// Whose account it was.
+    pub(crate) user: String,
+    /// When it was last used to log in.
+    pub(crate) used_ms: u64,
+}
+
+/// Devices of all accounts, or of those of one partner; those used last first.
+pub(crate) async fn known(pool: &AnyPool, partner: Option<&str>) -> Result<Vec<Known>, StoreError> {
+    let of = if partner.is_some() { "WHERE a.partner_id = $1" } else { "" };
+    let statement = format!(
+        "SELECT d.device AS device, a.name AS name, d.used_ms AS used_ms FROM known_device d \
+         JOIN account a ON a.id = d.account_id {of} ORDER BY d.used_ms DESC LIMIT {MAX_LISTED}"
+    );
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(statement));
+    if let Some(partner) = partner {
+        query = query.bind(partner.to_owned());
+    }
+    let rows = query.fetch_all(pool).await?;
+    rows.iter()
+        .map(|row| {
+            let device = PublicKey::from_slice(&row.blob("device")?)
+                .map_err(|_| StoreError::Corrupt("key of a device".into()))?;
+            Ok(Known { device, user: row.text("name")?, used_ms: row.number("used_ms")? })
+        })
+        .collect()
+}
 
 /// Before when a known device gets no password accepted; `None`: it is not known.
 pub(crate) async fn retry_ms(

@@ -1,4 +1,4 @@
-//! `relay status` and `relay drain`: both sides of the local socket.
+//! `relay status`, `relay drain` and `relay resume`: both sides of the local socket.
 
 use std::{
     path::PathBuf,
@@ -10,7 +10,7 @@ use adit_runtime::{
     cli::{CliError, GlobalArgs, escape_text},
     config::parse_duration,
     datadir::DataDir,
-    local::{LocalClient, socket_path},
+    local::{LocalClient, LocalError, socket_path},
 };
 use clap::Args;
 use serde_json::{Value, json};
@@ -49,13 +49,35 @@ pub(super) async fn drain(global: &GlobalArgs, args: &DrainArgs) -> Result<(), C
         .hint("wait longer with --deadline, or stop the relay: its sessions move elsewhere"))
 }
 
+pub(super) async fn resume(global: &GlobalArgs) -> Result<(), CliError> {
+    let path = socket(global)?;
+    let replies = LocalClient::call(&path, json!({"command": "resume"})).await?;
+    let reply = replies.into_iter().next().unwrap_or_default();
+    global.output().emit(&reply)?;
+    global.output().human(match reply.get("drained_by").and_then(Value::as_array) {
+        Some(by) if !by.is_empty() => {
+            "no longer drained here, but an operator drains it at the mediator: \
+             console-tunnel admin relay resume, or mediator relay resume there"
+        }
+        _ => "taking new joins again",
+    })
+}
+
 pub(super) async fn status(global: &GlobalArgs) -> Result<(), CliError> {
     let path = socket(global)?;
-    let replies = LocalClient::call(&path, json!({"command": "status"})).await?;
+    let replies = match LocalClient::call(&path, json!({"command": "status"})).await {
+        Err(error @ LocalError::NotRunning(_)) => {
+            global.output().emit(&json!({"state": "stopped"}))?;
+            global.output().human("state                 stopped")?;
+            return Err(CliError::from(error).hint("start it with relay serve"));
+        }
+        replies => replies?,
+    };
     let reply = replies.into_iter().next().unwrap_or_default();
     global.output().emit(&reply)?;
     let text = |key: &str| match reply.get(key) {
         Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(items)) if items.is_empty() => "-".to_owned(),
         Some(Value::Array(items)) => {
             items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
         }
@@ -64,6 +86,7 @@ pub(super) async fn status(global: &GlobalArgs) -> Result<(), CliError> {
     };
     let lines: Vec<String> = [
         ("state", "state"),
+        ("drained by", "drained_by"),
         ("relay", "relay_id"),
         ("mediator", "mediator"),
         ("listening on", "listen"),
@@ -102,6 +125,7 @@ impl Responder {
                 let ms = request.get("deadline_ms").and_then(Value::as_u64).unwrap_or_default();
                 self.drain(Duration::from_millis(ms).min(MAX_DEADLINE)).await
             }
+            Some("resume") => Ok(vec![self.resume()]),
             _ => Err(CliError::usage("local_bad_request", "no such command")),
         }
     }
@@ -109,13 +133,15 @@ impl Responder {
     fn status(&self) -> Value {
         let counts = self.hub.counts();
         let control = self.control.status().borrow().clone();
-        let state = match (self.hub.is_draining(), control.registered) {
-            (true, _) => "draining",
-            (false, true) => "serving",
-            (false, false) => "connecting",
+        let drained_by = self.drained_by();
+        let state = match (drained_by.is_empty(), control.registered) {
+            (false, _) => "draining",
+            (true, true) => "serving",
+            (true, false) => "connecting",
         };
         json!({
             "state": state,
+            "drained_by": drained_by,
             "registered": control.registered,
             "relay_id": self.relay_id,
             "mediator": control.mediator,
@@ -127,6 +153,22 @@ impl Responder {
             "unjoined": counts.unjoined,
             "uptime_ms": u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
+    }
+
+    /// Who wants it to take nothing new.
+    fn drained_by(&self) -> Vec<&'static str> {
+        let here = self.hub.is_draining().then_some("relay");
+        let there = self.control.status().borrow().drained.then_some("mediator");
+        here.into_iter().chain(there).collect()
+    }
+
+    fn resume(&self) -> Value {
+        if self.hub.is_draining() {
+            self.hub.handle_resume();
+            self.control.register_again();
+        }
+        let drained_by = self.drained_by();
+        json!({"draining": !drained_by.is_empty(), "drained_by": drained_by})
     }
 
     async fn drain(&self, deadline: Duration) -> Result<Vec<Value>, CliError> {

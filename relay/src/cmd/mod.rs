@@ -44,8 +44,15 @@ enum Command {
     Join(JoinArgs),
     /// Relay sessions until stopped
     Serve(ServeArgs),
-    /// Take no new joins and wait for the running relay's pairs to end; restart it to serve again
+    /// Take no new joins and wait for the running relay's pairs to end; until resume or a restart
     Drain(DrainArgs),
+    /// Take new joins again after drain
+    #[command(
+        after_help = "Examples:\n  relay resume\n  relay resume --data-dir /srv/relay --json\n\n\
+        A drain that an operator began at the mediator ends there: console-tunnel admin relay \
+        resume, or mediator relay resume."
+    )]
+    Resume,
     /// Tell what the running relay does
     #[command(
         after_help = "Examples:\n  relay status\n  relay status --json --data-dir /srv/relay"
@@ -67,6 +74,11 @@ impl Cli {
         self.global.json
     }
 
+    /// Does it run until it is stopped?
+    pub fn serves(&self) -> bool {
+        matches!(self.command, Command::Serve(_))
+    }
+
     /// Does what was asked.
     pub fn run(self) -> Result<(), CliError> {
         let Self { global, command } = self;
@@ -80,6 +92,7 @@ impl Cli {
             Command::Join(args) => block_on(enrol::run(&global, &args)),
             Command::Serve(args) => block_on(serve::run(&global, &args)),
             Command::Drain(args) => block_on(local::drain(&global, &args)),
+            Command::Resume => block_on(local::resume(&global)),
             Command::Status => block_on(local::status(&global)),
         }
     }

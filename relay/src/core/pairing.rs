@@ -351,6 +351,11 @@ impl Pairing {
         self.draining = true;
     }
 
+    /// New joins are taken again.
+    pub fn handle_resume(&mut self) {
+        self.draining = false;
+    }
+
     /// New limits; they hold for what comes, and idle and lifetime also for what is there.
     pub fn handle_limits(&mut self, limits: Limits, now: Instant) {
         let (old, new) = (self.limits.lifetime, limits.lifetime);

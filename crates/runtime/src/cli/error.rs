@@ -3,6 +3,8 @@
 
 use std::fmt;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -10,6 +12,9 @@ use super::escape::escape_text;
 
 /// Code of the error that is reported by silence: whoever read stdout has gone.
 const BROKEN_PIPE: &str = "broken_pipe";
+
+/// Time for whoever tells the outcome to write it and end the process.
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Exit codes of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,9 +150,17 @@ impl<'a> From<&'a CliError> for ErrorObject<'a> {
     }
 }
 
+/// Whether the outcome of this process's command is told, or being told.
+static TOLD: AtomicBool = AtomicBool::new(false);
+
 /// Tells the outcome of a command, text to stderr or an object as stdout's last line, and gives
 /// the exit code. A closed stdout is told by nothing and counts as done.
+///
+/// Once in a process: who comes second waits for the first to end it.
 pub fn report(result: Result<(), CliError>, json: bool) -> ExitCode {
+    if TOLD.swap(true, Ordering::SeqCst) {
+        std::thread::park_timeout(LAST_WORDS);
+    }
     let Err(error) = result else { return ExitCode::SUCCESS };
     if error.code == BROKEN_PIPE {
         return ExitCode::SUCCESS;

@@ -2,13 +2,17 @@
 //! Never decides anything about a command itself; never prints a secret.
 
 mod args;
+mod credential;
 mod error;
 mod escape;
+pub mod evidence;
 mod generate;
 mod parse;
 mod paths;
 
 pub use args::{GlobalArgs, Program};
+pub use credential::{CredentialAbout, CredentialEdit, credential_secret};
+pub(crate) use error::LAST_WORDS;
 pub use error::{CliError, Exit, report};
 pub(crate) use escape::escape_json;
 pub use escape::escape_text;

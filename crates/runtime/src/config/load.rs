@@ -173,7 +173,25 @@ pub(super) fn find_key(keys: &'static [Key], path: &str) -> Option<&'static Key>
 }
 
 pub(super) fn unknown_key(keys: &[Key], path: &str, origin: &Origin) -> CliError {
-    unknown("key", path, &origin.to_string(), keys.iter().map(|key| key.path.to_owned()))
+    let message = format!("{origin}: unknown key \"{}\"", escape_text(path));
+    let error = CliError::usage("config_unknown_key", message);
+    // Of the same depth: a section for what stands where a section stands; and keys of that very
+    // name in other sections.
+    let depth = path.split('.').count();
+    let near = keys.iter().flat_map(|key| {
+        let ends = key.path.match_indices('.').map(|(at, _)| at).chain([key.path.len()]);
+        let same = ends.take(depth).last().and_then(|end| key.path.get(..end)).unwrap_or(key.path);
+        let last = key.path.rsplit('.').next().unwrap_or(key.path);
+        [
+            (2 * strsim::damerau_levenshtein(same, path), same, same == key.path),
+            (2 * strsim::damerau_levenshtein(last, path) + 1, key.path, true),
+        ]
+    });
+    match near.min_by_key(|(distance, ..)| *distance) {
+        Some((_, key, true)) => error.hint(format!("did you mean \"{key}\"?")),
+        Some((_, section, false)) => error.hint(format!("did you mean [{section}]?")),
+        None => error.hint("this program has no configuration keys"),
+    }
 }
 
 fn unknown(

@@ -1,13 +1,13 @@
 //! Which signals mean what on each platform.
 
 #[cfg(unix)]
-pub(super) use unix::Signals;
+pub(crate) use unix::Signals;
 #[cfg(windows)]
-pub(super) use windows::Signals;
+pub(crate) use windows::Signals;
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Signal {
+pub(crate) enum Signal {
     /// SIGTERM, Ctrl-C, and their like.
     Stop,
     /// SIGHUP; Windows has none.
@@ -21,26 +21,38 @@ mod unix {
 
     use super::Signal;
 
-    pub(in crate::shutdown) struct Signals {
+    pub(crate) struct Signals {
         terminate: tokio::signal::unix::Signal,
         interrupt: tokio::signal::unix::Signal,
-        hangup: tokio::signal::unix::Signal,
+        hangup: Option<tokio::signal::unix::Signal>,
     }
 
     impl Signals {
         pub(in crate::shutdown) fn new() -> std::io::Result<Self> {
+            let hangup = Some(signal(SignalKind::hangup())?);
+            Ok(Self { hangup, ..Self::stopping()? })
+        }
+
+        /// Leaves SIGHUP as it is, which `nohup` may have set.
+        pub(crate) fn stopping() -> std::io::Result<Self> {
             Ok(Self {
                 terminate: signal(SignalKind::terminate())?,
                 interrupt: signal(SignalKind::interrupt())?,
-                hangup: signal(SignalKind::hangup())?,
+                hangup: None,
             })
         }
 
-        pub(in crate::shutdown) async fn next(&mut self) -> Signal {
+        pub(crate) async fn next(&mut self) -> Signal {
+            let hangup = async {
+                match &mut self.hangup {
+                    Some(hangup) => hangup.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 Some(()) = self.terminate.recv() => Signal::Stop,
                 Some(()) = self.interrupt.recv() => Signal::Stop,
-                Some(()) = self.hangup.recv() => Signal::Reload,
+                Some(()) = hangup => Signal::Reload,
                 else => std::future::pending().await,
             }
         }
@@ -55,7 +67,7 @@ mod windows {
 
     use super::Signal;
 
-    pub(in crate::shutdown) struct Signals {
+    pub(crate) struct Signals {
         interrupt: CtrlC,
         terminate: CtrlBreak,
         close: CtrlClose,
@@ -72,7 +84,12 @@ mod windows {
             })
         }
 
-        pub(in crate::shutdown) async fn next(&mut self) -> Signal {
+        /// The same: there is nothing like SIGHUP.
+        pub(crate) fn stopping() -> std::io::Result<Self> {
+            Self::new()
+        }
+
+        pub(crate) async fn next(&mut self) -> Signal {
             tokio::select! {
                 Some(()) = self.interrupt.recv() => Signal::Stop,
                 Some(()) = self.terminate.recv() => Signal::Stop,

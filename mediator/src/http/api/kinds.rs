@@ -556,8 +556,17 @@ kinds! {
     }
     /// A session that was ended.
     EndedSession { session_id: String, ended: bool, }
-    /// A device that is switched off.
-    Device { device: String, since: String, reason: String, }
+    /// A console with which somebody logged in, or that is switched off.
+    Device {
+        device: String,
+        enabled: bool,
+        /// Who logged in with it.
+        users: Vec<String>,
+        last_login: Option<String>,
+        /// Since when it is switched off.
+        since: Option<String>,
+        reason: String,
+    }
     /// A device that was switched off or on.
     EnabledDevice { device: String, enabled: bool, logins_ended: u64, sessions_ended: u64, }
     /// A relay.
@@ -568,12 +577,21 @@ kinds! {
         identity: String,
         online: bool,
         pairs: Option<u64>,
+        /// It gets nothing new.
         draining: bool,
+        /// Who wants that: `mediator`, an operator here; `relay`, its own machine.
+        drained_by: Vec<String>,
         enabled: bool,
         last_seen: String,
     }
     /// What was changed of a relay.
-    ChangedRelay { relay_id: String, draining: Option<bool>, enabled: Option<bool>, }
+    ChangedRelay {
+        relay_id: String,
+        draining: Option<bool>,
+        /// Who still wants it to get nothing new.
+        drained_by: Option<Vec<String>>,
+        enabled: Option<bool>,
+    }
     /// An API key.
     ApiKey {
         key_id: String,

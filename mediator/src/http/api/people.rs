@@ -53,7 +53,7 @@ pub(super) fn mount(api: &mut Api) {
         op(Delete, "/users/{user}/groups/{group}", "users.ungroup", text, USERS),
         ungroup,
     );
-    let text = "List devices that are switched off";
+    let text = "List devices with which somebody logged in, and those that are switched off";
     api.operation(op(Get, "/devices", "devices.list", text, USERS), devices);
     let text = "Switch a technician's device off; its logins and live sessions end";
     api.operation(

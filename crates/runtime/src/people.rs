@@ -1,0 +1,156 @@
+//! Answers for people: objects as lines of names and values, lists as tables that fit the
+//! terminal. The same things as JSON are [`crate::output`]'s.
+//!
+//! Nothing in an answer acts on the terminal: all text is escaped.
+
+use std::io::Write;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::Value;
+
+use crate::{
+    cli::{CliError, escape_text},
+    output::Output,
+};
+
+/// Columns of a terminal that does not say how many it has.
+const DEFAULT_WIDTH: u16 = 80;
+/// Items of a list inside a table's cell that are named.
+const MAX_NAMED: usize = 6;
+
+/// A table: no lines, fitted to the terminal.
+pub fn table(columns: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(columns.to_vec());
+    // Without a terminal there is no width, and nothing is folded.
+    if let Some(width) = table.width() {
+        table.set_width(usable_width(width));
+    }
+    table
+}
+
+/// Serial lines and some emulators report 0 columns, which would leave one letter a line.
+fn usable_width(reported: u16) -> u16 {
+    if reported == 0 { DEFAULT_WIDTH } else { reported }
+}
+
+/// A remark on stderr, escaped. If nobody can read it, nobody misses it.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "note: {}", escape_text(text));
+}
+
+/// One thing: a line for each of its fields that says something.
+pub fn one(output: Output, answer: &Value) -> Result<(), CliError> {
+    let Some(fields) = answer.as_object() else { return Ok(()) };
+    let shown = fields.iter().filter(|(_, value)| !is_empty(value));
+    let width = shown.clone().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let lines: Vec<String> = shown
+        .map(|(name, value)| format!("{:width$}  {}", escape_text(name), text(value)))
+        .collect();
+    output.human(lines.join("\n"))
+}
+
+/// A list: the columns are the fields that any item has, except those of `left_out`, which
+/// `--json` has.
+pub fn list(output: Output, items: &[Value], left_out: &[&str]) -> Result<(), CliError> {
+    if output.json {
+        return Ok(());
+    }
+    let mut columns: Vec<&String> = Vec::new();
+    for (name, value) in items.iter().filter_map(Value::as_object).flatten() {
+        let wanted = !is_empty(value) && !left_out.contains(&name.as_str());
+        if wanted && !columns.contains(&name) {
+            columns.push(name);
+        }
+    }
+    if columns.is_empty() {
+        note("there are none");
+        return Ok(());
+    }
+    let headers: Vec<String> =
+        columns.iter().map(|name| escape_text(name).to_uppercase().replace('_', " ")).collect();
+    let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+    let mut rows = table(&headers);
+    for item in items {
+        rows.add_row(
+            columns.iter().map(|name| item.get(name.as_str()).map_or_else(String::new, cell)),
+        );
+    }
+    output.human(rows)
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        // What does not hold is not worth a column.
+        Value::Object(fields) => fields.values().all(|one| is_empty(one) || *one == false),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+/// A value within a table: of a long list its first items and how many more there are.
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Array(items) if items.len() > MAX_NAMED => {
+            let first: Vec<String> = items.iter().take(MAX_NAMED).map(text).collect();
+            format!("{} and {} more", first.join(", "), items.len() - MAX_NAMED)
+        }
+        value => text(value),
+    }
+}
+
+/// A value in words.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => escape_text(text),
+        Value::Array(items) => {
+            let texts: Vec<String> = items.iter().map(text).collect();
+            texts.join(if items.iter().any(Value::is_object) { "; " } else { ", " })
+        }
+        Value::Object(fields) => {
+            // What does not hold is not worth a word.
+            let shown = fields.iter().filter(|(_, value)| !is_empty(value) && **value != false);
+            let texts: Vec<String> = shown
+                .map(|(name, value)| match value {
+                    Value::Bool(_) => escape_text(name),
+                    value => format!("{}={}", escape_text(name), text(value)),
+                })
+                .collect();
+            texts.join(" ")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn values_are_told_in_words_and_nothing_acts_on_a_terminal() {
+        assert_eq!(text(&json!(true)), "yes");
+        assert_eq!(text(&json!(["a", "b"])), "a, b");
+        assert_eq!(text(&json!({"a": 1, "b": null, "c": true, "d": false})), "a=1 c");
+        assert_eq!(text(&json!("\u{1b}[2J")), "\\u{1b}[2J");
+    }
+
+    #[test]
+    fn long_lists_in_a_table_are_cut_and_say_so() {
+        let items: Vec<u8> = (1..=9).collect();
+        assert_eq!(cell(&json!(items)), "1, 2, 3, 4, 5, 6 and 3 more");
+        assert_eq!(cell(&json!([1, 2])), "1, 2");
+    }
+
+    #[test]
+    fn a_terminal_without_columns_counts_as_one_of_eighty() {
+        assert_eq!(usable_width(0), 80);
+        assert_eq!(usable_width(40), 40);
+    }
+}
