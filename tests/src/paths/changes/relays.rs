@@ -25,6 +25,16 @@ const KEYSTROKE_MORE_MS: f64 = 20.0;
 /// End-to-end round trip of the first byte's laboratory, and how many of them it may take.
 const FIRST_BYTE_RTT_MS: f64 = 100.0;
 const FIRST_BYTE_RTTS: f64 = 3.5;
+/// So often it is opened. Round trips are what is judged, and a busy processor only ever adds to
+/// them: so the quickest must keep the bar. One round trip too many, now and then, would show in
+/// the median, which may take half a round trip more.
+const OPENS: usize = 5;
+const MEDIAN_MORE_RTTS: f64 = 0.5;
+/// What the direct path gives in the second after the first one, of what it gives later.
+const SOON: f64 = 0.8;
+/// So many moves are made at most, and the bar is kept if it is in most of them: what else the
+/// processors have to do in a given second is nothing of the path's.
+const MOVES: usize = 3;
 
 pub(super) fn scenes() -> Vec<Scene> {
     vec![
@@ -151,7 +161,7 @@ fn first_byte(
     // Connections of mediator and relays to each other have settled.
     pause(Duration::from_secs(1));
     let mut times = Vec::new();
-    for run in 0..5 {
+    for run in 0..OPENS {
         let instance = who(&world, run)?;
         let begin = Instant::now();
         let local = World::local()?;
@@ -167,14 +177,29 @@ fn first_byte(
         ensure!(met || !first, "not a first contact: {events:?}");
         console.interrupt()?;
     }
-    let median = median(times);
-    let trips = median / FIRST_BYTE_RTT_MS;
-    let mut seen = Seen::note(format!("{median:.0} ms: {trips:.2} round trips"));
-    if trips > FIRST_BYTE_RTTS {
-        seen.problems.push(format!("{trips:.2} round trips, allowed {FIRST_BYTE_RTTS}"));
-    }
     world.close()?;
-    Ok(seen)
+    Ok(judge_opens(times))
+}
+
+/// See [`OPENS`].
+fn judge_opens(times: Vec<f64>) -> Seen {
+    let trips = |ms: f64| ms / FIRST_BYTE_RTT_MS;
+    let least = times.iter().copied().fold(f64::INFINITY, f64::min);
+    let median = median(times);
+    let mut seen = Seen::note(format!(
+        "{least:.0} ms: {:.2} round trips; {median:.0} ms in the median",
+        trips(least)
+    ));
+    for (what, took, allowed) in [
+        ("at best", least, FIRST_BYTE_RTTS),
+        ("in the median", median, FIRST_BYTE_RTTS + MEDIAN_MORE_RTTS),
+    ] {
+        if trips(took) > allowed {
+            let took = trips(took);
+            seen.problems.push(format!("{took:.2} round trips {what}, allowed {allowed:.2}"));
+        }
+    }
+    seen
 }
 
 /// Bytes that came, by time.
@@ -188,6 +213,43 @@ fn to_direct(place: &Place<'_>) -> Result<Seen> {
     }
     world.ctl("set agent-nat allow=no-udp")?;
     world.run_servers()?;
+    let mut moves: Vec<Move> = Vec::new();
+    let kept = |moves: &[Move], kept: bool| {
+        moves.iter().filter(|m| (m.soon >= SOON * m.later) == kept).count() > MOVES / 2
+    };
+    while !kept(&moves, true) && !kept(&moves, false) {
+        if !moves.is_empty() {
+            world.close_console()?;
+            world.ctl("set agent-nat allow=no-udp")?;
+        }
+        let made = one_move(&mut world)?;
+        let file = world.site.artifacts().join(format!("progress-{}.txt", moves.len()));
+        fs::write(file, &made.progress)?;
+        moves.push(made);
+    }
+    let told: Vec<_> = moves
+        .iter()
+        .map(|m| format!("{:.0} Mbit/s after 1 s, {:.0} later", m.soon, m.later))
+        .collect();
+    let mut seen = Seen::note(told.join("; "));
+    seen.direct = moves.iter().map(|m| m.after).max();
+    if !kept(&moves, true) {
+        seen.problems.push(format!("less than 80 % a second after the move: {}", told.join("; ")));
+    }
+    world.close()?;
+    Ok(seen)
+}
+
+/// What one move was like: the time to the direct carrier, and Mbit/s.
+struct Move {
+    after: Duration,
+    soon: f64,
+    later: f64,
+    /// Milliseconds since UDP passes, and bytes.
+    progress: String,
+}
+
+fn one_move(world: &mut World) -> Result<Move> {
     world.open_until("relayed", Duration::from_secs(10))?;
     let local = World::local()?;
     let came = std::sync::Arc::new(Mutex::new(Progress::new()));
@@ -206,7 +268,6 @@ fn to_direct(place: &Place<'_>) -> Result<Seen> {
     let Some(after) = world.direct_again(since, Duration::from_secs(30))? else {
         bail!("not direct within 30 s of UDP's return")
     };
-    pause(Duration::from_secs(5));
     let done = bulk.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
     ensure!(done["intact"] == true, "{done}");
     let came = came.lock().map_err(|_| anyhow::anyhow!("a thread panicked"))?.clone();
@@ -215,29 +276,25 @@ fn to_direct(place: &Place<'_>) -> Result<Seen> {
         .filter_map(|(at, bytes)| Some((at.checked_duration_since(since)?.as_millis(), bytes)))
         .map(|(ms, bytes)| format!("{ms} {bytes}"))
         .collect();
-    fs::write(world.site.artifacts().join("progress.txt"), times.join("\n"))?;
-    let rate = |from: Duration, to: Duration| rate(&came, since + after + from, since + after + to);
-    let second = Duration::from_secs(1);
-    let soon = rate(second, second * 2);
-    let later = median((2..=4).map(|n| rate(second * n, second * (n + 1))).collect());
-    let mut seen = Seen::note(format!("{soon:.0} Mbit/s after 1 s, {later:.0} later"));
-    seen.direct = Some(after);
-    if soon < 0.8 * later {
-        seen.problems.push(format!("{soon:.0} of {later:.0} Mbit/s a second after the move"));
-    }
-    world.close()?;
-    Ok(seen)
+    let second = |n: u32| {
+        let at = |n| since + after + Duration::from_secs(1) * n;
+        rate(&came, at(n), at(n + 1))
+    };
+    let soon = second(1).context("the copy was over within two seconds")?;
+    let later = (2..=4).map_while(second).collect::<Vec<_>>();
+    ensure!(!later.is_empty(), "the copy was over within three seconds");
+    Ok(Move { after, soon, later: median(later), progress: times.join("\n") })
 }
 
-/// Mbit/s between two moments.
-fn rate(came: &Progress, from: Instant, to: Instant) -> f64 {
-    let inside: Vec<_> = came.iter().filter(|(at, _)| (from..=to).contains(at)).collect();
-    match (inside.first(), inside.last()) {
-        (Some((t0, b0)), Some((t1, b1))) if t1 > t0 => {
-            #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-            let bits = (b1 - b0) as f64 * 8.0;
-            bits / (*t1 - *t0).as_secs_f64() / 1e6
-        }
-        _ => 0.0,
-    }
+/// Mbit/s between two moments, if bytes came until then.
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn rate(came: &Progress, from: Instant, to: Instant) -> Option<f64> {
+    // Between two reports bytes came evenly, as far as anybody knows.
+    let at = |moment: Instant| {
+        let next = came.iter().position(|(at, _)| *at >= moment)?;
+        let ((t0, b0), (t1, b1)) = (came.get(next.checked_sub(1)?)?, came.get(next)?);
+        let part = (moment - *t0).as_secs_f64() / (*t1 - *t0).as_secs_f64();
+        Some(*b0 as f64 + (*b1 - *b0) as f64 * part)
+    };
+    Some((at(to)? - at(from)?) * 8.0 / (to - from).as_secs_f64() / 1e6)
 }
