@@ -109,6 +109,11 @@ impl Actor {
         self.remote().map(|remote| remote.holder.partner.as_str())
     }
 
+    /// Name of that partner; nothing for one that reaches all.
+    pub(crate) fn partner_name(&self) -> &str {
+        self.remote().map_or("", |remote| &remote.partner)
+    }
+
     /// Refuses everybody but the machine's administrator: for what has no route.
     pub(crate) fn local_only(&self) -> Result<(), CliError> {
         match self {

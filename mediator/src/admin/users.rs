@@ -1,5 +1,12 @@
 //! Accounts of technicians.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use adit_protocol::code::failure;
 use adit_runtime::cli::CliError;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -32,6 +39,12 @@ use crate::{
 
 /// Passwords hashed at the same time: each takes 19 MiB and most of a tenth of a second (R42).
 static HASHING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);
+/// Names that were taken, by partner. A name is good once in an installation, because it is all that
+/// a login says; so whoever may add users learns of others' names, but of few.
+static TAKEN: Mutex<BTreeMap<String, (u32, Instant)>> = Mutex::new(BTreeMap::new());
+/// How many a partner may meet within [`TAKEN_WITHIN`]; then it adds nobody for the rest of it.
+const MAX_TAKEN: u32 = 20;
+const TAKEN_WITHIN: Duration = Duration::from_secs(3600);
 /// Instead of a role: nothing is bound.
 const NO_ROLE: &str = "none";
 
@@ -46,6 +59,10 @@ pub(super) async fn add(
     names::check(&user).map_err(bad_name)?;
     actor.may_at_home(context, MANAGE).await?;
     let partner = super::access::partner(context, actor, partner).await?;
+    if actor.remote().is_some() && taken(&partner.id, 0) >= MAX_TAKEN {
+        let text = "too many names were taken; add no user for an hour";
+        return Err(CliError::refused(failure::RATE_LIMITED, text));
+    }
     let mut judged = None;
     if role != NO_ROLE
         && let Some(own) = actor.partner_id()
@@ -90,16 +107,49 @@ pub(super) async fn add(
             })
         })
         .await;
-    let partner = added.map_err(|error| match error {
-        StoreError::Missing("role") => {
-            let text = format!("there is no role \"{role}\"");
-            CliError::usage("usage", text).hint("mediator role list")
-        }
-        error => store_error(error),
-    })?;
+    let partner = match added {
+        Ok(partner) => partner,
+        Err(error) => return Err(not_added((context, actor), (user, &role), error).await?),
+    };
     let mut told = json!({"user": user, "partner": partner, "role": role});
     show_generated(&mut told, generated);
     Ok(vec![told])
+}
+
+/// Why a user was not added. A name that is taken, wherever, is recorded and counted.
+async fn not_added(
+    (context, actor): (&AdminContext, &Actor),
+    (user, role): (String, &str),
+    error: StoreError,
+) -> Result<CliError, CliError> {
+    if matches!(error, StoreError::Missing("role")) {
+        let text = format!("there is no role \"{role}\"");
+        return Ok(CliError::usage("usage", text).hint("mediator role list"));
+    }
+    if let (StoreError::Taken(_), Some(own)) = (&error, actor.partner_id()) {
+        taken(own, 1);
+        let event = actor.event("user.add_refused", actor.partner_name());
+        let event = event.outcome("refused").end_reason(failure::NAME_TAKEN);
+        context.record(own, event.extra_personal("user", user)).await?;
+    }
+    Ok(store_error(error))
+}
+
+/// Adds to the taken names that a partner met lately, and tells their number.
+fn taken(partner: &str, more: u32) -> u32 {
+    let mut table = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    table.retain(|_, (_, since)| since.elapsed() < TAKEN_WITHIN);
+    match (table.get_mut(partner), more) {
+        (Some((count, _)), more) => {
+            *count = count.saturating_add(more);
+            *count
+        }
+        (None, 0) => 0,
+        (None, more) => {
+            table.insert(partner.to_owned(), (more, Instant::now()));
+            more
+        }
+    }
 }
 
 /// Who may see users: whoever manages them or what they may do, and whoever audits.

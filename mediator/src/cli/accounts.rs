@@ -121,7 +121,8 @@ pub(super) enum OidcCommand {
     #[command(
         after_help = "Example: mediator oidc add Directory --issuer https://id.example \\\n    \
         --client-id adit --secret-file /etc/adit/oidc.secret --mfa-amr mfa\n\n\
-        Register https://HOST/login/oidc/callback/directory there (the name, in small letters). Without --mfa-acr and --mfa-amr its logins \
+        Register https://HOST/login/oidc/callback/directory there, the name in small letters.\n\
+        Without --mfa-acr and --mfa-amr its logins \
         count as a password: a second factor is asked for here."
     )]
     Add {
