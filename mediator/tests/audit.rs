@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use adit_protocol::wire::{self, frame::Body};
 use common::{Mediator, hello, identity};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -37,6 +38,8 @@ enum Manner {
     Takes,
     /// Cuts the connection after some bytes.
     Cuts,
+    /// Takes, and ends the connection without saying that TLS ends.
+    TakesInSilence,
 }
 
 /// A receiver that can go away and come back.
@@ -165,7 +168,9 @@ where
         got.lock().unwrap().entry(value("tree")).or_default().push(entry.seq());
     }
     assert!(rest.is_empty());
-    let _ = stream.shutdown().await;
+    if manner == Manner::Takes {
+        let _ = stream.shutdown().await;
+    }
 }
 
 async fn post<S>(mut stream: S, manner: Manner, got: &Got)
@@ -277,6 +282,31 @@ async fn syslog_has_no_gap_after_outages_and_crashes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_never_says_goodbye_confirms_only_if_the_administrator_says_so() {
+    let mut receiver = Receiver::new(false).await;
+    let lines = format!(
+        "syslog = \"127.0.0.1:{}\"\nsyslog_ca = {}\n",
+        receiver.port,
+        quoted(&receiver.file("ca.pem"))
+    );
+    let mut mediator = Mediator::start();
+    mediator.stop();
+    configure(&mediator, &lines);
+    receiver.start(Manner::TakesInSilence).await;
+    mediator.serve();
+    while receiver.visits.load(Ordering::Relaxed) < 3 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(mediator.admin(&["audit", "forwarding"]).is_empty());
+    mediator.stop();
+    let file = mediator.dir.path().join("mediator.toml");
+    let text = std::fs::read_to_string(&file).unwrap() + "syslog_confirm = \"close\"\n";
+    std::fs::write(file, text).unwrap();
+    mediator.serve();
+    receiver.has_all_of(&mediator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_has_no_gap_after_outages_and_crashes() {
     let receiver = Receiver::new(true).await;
     let lines = format!(
@@ -346,8 +376,21 @@ async fn search_levels_and_retention_by_command() {
     let next = first[2]["next"].as_str().unwrap();
     let second = mediator.admin(&["audit", "search", "--limit", "1", "--after", next]);
     assert!(second[0]["seq"].as_u64() < first[1]["seq"].as_u64());
+    // Looks are kept of those whose level says so.
+    let look = async |query: &str| {
+        let list = wire::ListComputers { query: query.into(), ..Default::default() };
+        device.ask(Body::ListComputers(list)).await.unwrap();
+    };
+    look("before").await;
+    mediator.admin(&["audit", "level", "admin", "5"]);
+    look("meanwhile").await;
     mediator.admin(&["audit", "level", "admin", "2"]);
-    assert_eq!(names(&["--event", "user.audit_level"]), ["user.audit_level"]);
+    look("after").await;
+    let looks = mediator.admin(&["audit", "search", "--event", "computers.listed"]);
+    assert_eq!(looks.len(), 1, "{looks:?}");
+    assert_eq!((&looks[0]["level"], &looks[0]["actor"]), (&5.into(), &"admin".into()));
+    assert_eq!(looks[0]["extra_personal"]["query"], "meanwhile");
+    assert_eq!(names(&["--event", "user.audit_level"]), ["user.audit_level"; 2]);
     let (code, _) = mediator.try_admin(&["audit", "level", "admin", "6"], "");
     assert_eq!(code, 2);
     let (code, told) =

@@ -55,11 +55,11 @@ async fn a_power_cut_at_any_write_loses_nothing_that_was_acknowledged() {
     let shim = Shim::new();
     let mut mediator = Mediator::start();
     mediator.stop();
-    let base = [read(&mediator.database()), Vec::new()];
+    let base = [read(&mediator.database()), Vec::new(), read(&heads(&mediator))];
     shim.record();
     mediator.serve_with(|command| shim.on(command));
     let mut acknowledged: Vec<(usize, String)> = Vec::new();
-    for _ in 0..3 {
+    for round in 0..3 {
         let logins = (0..4).map(|_| async {
             let device = login(&mediator).await.unwrap();
             // Everything that this rests on is in the journal by now.
@@ -67,6 +67,11 @@ async fn a_power_cut_at_any_write_loses_nothing_that_was_acknowledged() {
         });
         acknowledged.extend(futures_util::future::join_all(logins).await);
         mediator.admin(&["client", "add", &format!("main/client{}", acknowledged.len())]);
+        // A head of what was just acknowledged stands beside the database, too.
+        let before = noted(&shim.ops());
+        while round == 1 && noted(&shim.ops()) == before {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
     mediator.kill();
     let ops = shim.ops();
@@ -90,10 +95,31 @@ fn read(file: &Path) -> Vec<u8> {
     std::fs::read(file).unwrap()
 }
 
+/// Signed heads that the mediator keeps beside the database: one that does not go on from them is
+/// not served.
+fn heads(mediator: &Mediator) -> std::path::PathBuf {
+    mediator.dir.path().join("audit-heads.jsonl")
+}
+
+fn noted(ops: &[Op]) -> usize {
+    ops.iter().filter(|op| op.file == b'h').count()
+}
+
+/// Database, write-ahead log and noted heads.
+type Files = [Vec<u8>; 3];
+
 /// The files as a power cut leaves them: what was synced is there; of each later write all, none
-/// or the first or last sectors.
-fn after_a_cut(base: &[Vec<u8>; 2], ops: &[Op], dice: &mut Dice) -> [Vec<u8>; 2] {
+/// or the first or last sectors. The heads are replaced as a whole: the last ones, or those
+/// before if the directory was not synced any more.
+fn after_a_cut(base: &Files, ops: &[Op], dice: &mut Dice) -> Files {
     let mut files = base.clone();
+    let replaced = ops.iter().filter(|op| op.file == b'h').map(|op| match &op.act {
+        Act::Write { bytes, .. } => bytes,
+        other => panic!("{other:?} of the heads"),
+    });
+    if let Some(last) = replaced.rev().nth(dice.roll(2)) {
+        files[2].clone_from(last);
+    }
     for (index, letter) in [b'd', b'w'].into_iter().enumerate() {
         let mine: Vec<&Op> = ops.iter().filter(|op| op.file == letter).collect();
         let synced =
@@ -132,14 +158,13 @@ fn put(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
     file[offset..offset + bytes.len()].copy_from_slice(bytes);
 }
 
-fn restore(mediator: &Mediator, files: &[Vec<u8>; 2]) {
+fn restore(mediator: &Mediator, files: &Files) {
     let database = mediator.database();
     let beside = |end: &str| database.with_extension(format!("db{end}"));
     let _ = std::fs::remove_file(beside("-shm"));
     std::fs::write(&database, &files[0]).unwrap();
     std::fs::write(beside("-wal"), &files[1]).unwrap();
-    // Heads are noted every few seconds; a disk that lost writes may have lost that file's too.
-    let _ = std::fs::remove_file(mediator.dir.path().join("audit-heads.jsonl"));
+    std::fs::write(heads(mediator), &files[2]).unwrap();
 }
 
 /// Devices with a recorded login.

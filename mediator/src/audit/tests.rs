@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use adit_ledger::{Event, Level, Trust, verify_export};
+use sqlx::Row;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    forward, levels,
+    fill, forward, levels,
     retention::{self, DAY_MS},
     search::{self, Cursor, Filter, Page, Reach},
 };
@@ -288,6 +289,42 @@ async fn levels_leave_out_what_may_be_left_out_and_nothing_else() {
     for (level, kept) in kept.into_iter().enumerate() {
         assert_eq!(kept, [level >= 3, level >= 5, true, true], "level {level}");
     }
+    running.close().await;
+}
+
+#[tokio::test]
+async fn a_log_from_before_its_nodes_gets_all_of_them_once() {
+    let fixture = Fixture::new();
+    let running = fixture.open().await.unwrap();
+    let partner = running.partner("p").await;
+    let event = || Event::new("session.granted", Level::Normal);
+    running.add(&partner, (0..4_500).map(|n| (n, event())).collect()).await;
+    let nodes = async || -> BTreeSet<(i64, i64, Vec<u8>)> {
+        let rows = sqlx::query("SELECT level, idx, hash FROM audit_node")
+            .fetch_all(&running.store.readers)
+            .await
+            .unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+    };
+    let all = nodes().await;
+    assert!(all.len() > 500);
+    // As an old version left it, with some entries of this one.
+    for statement in [
+        "DELETE FROM audit_node WHERE (idx + 1) * (1 << level) < 4400",
+        "DELETE FROM setting WHERE name = 'audit_nodes_built'",
+    ] {
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move {
+                sqlx::query(statement).execute(tx.sql()).await?;
+                Ok(())
+            })
+        });
+        job.await.unwrap();
+    }
+    assert!(nodes().await.len() < 20);
+    fill::run(running.store.clone(), running.writer.clone()).await.unwrap();
+    assert_eq!(nodes().await, all);
+    assert!(tenants::setting(&running.store.readers, "audit_nodes_built").await.unwrap().is_some());
     running.close().await;
 }
 

@@ -17,7 +17,7 @@ pub struct Shim {
 /// A write, truncation or sync of a database file.
 #[derive(Clone, Debug)]
 pub struct Op {
-    /// `d` database, `w` write-ahead log.
+    /// `d` database, `w` write-ahead log, `h` the noted heads as a whole.
     pub file: u8,
     pub act: Act,
     /// Where the journal is after it.
