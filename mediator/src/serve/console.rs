@@ -81,7 +81,11 @@ pub(super) async fn serve(mut line: Line, noise: [u8; 32], mut login: Option<Log
                 }
             },
             Body::DeviceLogin(wish) => device::begin(&line, &wish, responder),
-            Body::DeviceLoginPoll(wish) => match device::poll(&line, &wish).await {
+            Body::DeviceLoginPoll(wish) => match polled(&line, login, &wish).await {
+                device::Answer::Again => match current(&line, login).await {
+                    Some(row) => responder.reply(Body::Me(mfa::me_of(&line, &row))),
+                    None => refuse(responder, not_logged_in()),
+                },
                 device::Answer::LoggedIn(told, token) => {
                     login = Some(token);
                     logged_in(&mut line, told, token, responder).await;
@@ -98,6 +102,25 @@ pub(super) async fn serve(mut line: Line, noise: [u8; 32], mut login: Option<Log
     if registered {
         broker.act(move |driver, now| driver.disconnected(id, None, now)).await;
     }
+}
+
+/// The login that this console has, if it may be kept up.
+async fn current(line: &Line, login: Option<LoginId>) -> Option<LoginRow> {
+    let logins = &line.shared.logins;
+    logins.session(login?, line.identity, Use::Upkeep).await.ok()
+}
+
+fn not_logged_in() -> Refusal {
+    Refusal::new(failure::NOT_LOGGED_IN, "not logged in")
+}
+
+async fn polled(
+    line: &Line,
+    login: Option<LoginId>,
+    wish: &wire::DeviceLoginPoll,
+) -> device::Answer {
+    let has = current(line, login).await;
+    device::poll(line, wish, has.as_ref()).await
 }
 
 /// The broker learns of a console once somebody is logged in there: strangers cost it nothing.
@@ -129,7 +152,7 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
     let for_what = if mfa::is_upkeep(&body) { Use::Upkeep } else { Use::Act };
     let session = match *login {
         Some(token) => shared.logins.session(token, line.identity, for_what).await,
-        None => Err(Refusal::new(failure::NOT_LOGGED_IN, "not logged in")),
+        None => Err(not_logged_in()),
     };
     let row = match session {
         Ok(row) => row,

@@ -14,11 +14,11 @@ use adit_protocol::{
 use adit_runtime::{cli::escape_text, time::unix_ms};
 use zeroize::Zeroizing;
 
-use super::{connection::Line, logins::token_text};
+use super::{Voucher, connection::Line, logins::token_text};
 use crate::{
     core::types::Refusal,
     pages::codes::{Asking, LIFE_MS, MAX_NAME, Polled, UserCode},
-    store::accounts::LoginId,
+    store::accounts::{LoginId, LoginRow},
 };
 
 /// Longest time that one question is left open.
@@ -61,14 +61,33 @@ fn begun(line: &Line, wish: &wire::DeviceLogin) -> Result<wire::DeviceCode, Refu
 pub(super) enum Answer {
     /// Logged in.
     LoggedIn(wire::LoggedIn, LoginId),
+    /// The login that the console has already is fresh again.
+    Again,
     /// Not yet.
     Pending,
     /// No.
     Refused(Refusal),
 }
 
+async fn approved(line: &Line, voucher: Voucher, has: Option<&LoginRow>) -> Answer {
+    let logins = &line.shared.logins;
+    let done = match has {
+        Some(row) => logins.vouched(row, voucher, line.from()).await.map(|()| Answer::Again),
+        None => logins
+            .for_device(voucher, line.from())
+            .await
+            .map(|(told, id)| Answer::LoggedIn(told, id)),
+    };
+    done.unwrap_or_else(Answer::Refused)
+}
+
 /// A console asks whether somebody decided; the answer comes when somebody does, or after a while.
-pub(super) async fn poll(line: &Line, wish: &wire::DeviceLoginPoll) -> Answer {
+/// `has`: the login that it has, which is then kept.
+pub(super) async fn poll(
+    line: &Line,
+    wish: &wire::DeviceLoginPoll,
+    has: Option<&LoginRow>,
+) -> Answer {
     let pages = &line.shared.pages;
     let secret = sha256(wish.device_code.as_bytes());
     let until = tokio::time::Instant::now() + POLL;
@@ -80,13 +99,7 @@ pub(super) async fn poll(line: &Line, wish: &wire::DeviceLoginPoll) -> Answer {
         let polled = pages.codes().handle_poll(line.identity, &secret, unix_ms());
         match polled {
             Polled::Waiting => {}
-            Polled::Approved(voucher) => {
-                let done = line.shared.logins.for_device(*voucher, line.from()).await;
-                return match done {
-                    Ok((told, id)) => Answer::LoggedIn(told, id),
-                    Err(refusal) => Answer::Refused(refusal),
-                };
-            }
+            Polled::Approved(voucher) => return approved(line, *voucher, has).await,
             Polled::Denied => {
                 let text = "the login was refused on the page";
                 return Answer::Refused(Refusal::new(failure::LOGIN_DENIED, text));

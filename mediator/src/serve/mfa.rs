@@ -168,6 +168,11 @@ impl MfaError {
     }
 }
 
+/// What a console is told of its login.
+pub(super) fn me_of(line: &Line, row: &LoginRow) -> wire::Me {
+    me(&Person::at(line, row))
+}
+
 fn me(who: &Person<'_>) -> wire::Me {
     let row = who.row;
     wire::Me {

@@ -8,6 +8,7 @@ use super::{
     Logins, MAX_CODE, Origin,
     attempt::{Attempt, CONSOLE, proved_events, record, why_not},
     guess::is_delayed,
+    page::{DEVICE_CODE, Voucher},
     page_asked, unavailable, wrong,
 };
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     store::{
         StoreError,
         accounts::{self, LoginRow},
-        devices, factors,
+        devices, factors, locks,
     },
 };
 
@@ -84,6 +85,55 @@ impl Logins {
             return Err(wrong());
         }
         Ok(())
+    }
+
+    /// The same by a login on the page, where security keys are: whoever logged in there and said
+    /// yes to this console vouches for the login that it has.
+    pub(crate) async fn vouched(
+        &self,
+        row: &LoginRow,
+        voucher: Voucher,
+        from: Origin,
+    ) -> Result<(), Refusal> {
+        let attempt = Attempt {
+            account: Some(row.account.clone()),
+            user: row.account.name.clone(),
+            from,
+            now: unix_ms(),
+            failed: "login.reauthentication_failed",
+            delays: false,
+            via: DEVICE_CODE,
+        };
+        if voucher.account.id != row.account.id {
+            self.failed(&attempt, "other_user").await?;
+            let text = "somebody else logged in on the page; log in there as the same user";
+            return Err(Refusal::new(failure::LOGIN_DENIED, text));
+        }
+        let (login, page, proof) = (row.id, voucher.login, voucher.proof);
+        let event = proved_events("login.reauthenticated", &attempt, &row.account, &proof.mfa).0;
+        let expires_ms = attempt.now.saturating_add(self.settings.life_ms);
+        let (account, device, now) = (row.account.clone(), from.device, attempt.now);
+        let done = self.writer.write(move |tx| {
+            Box::pin(async move {
+                // What changed since somebody said yes is not vouched for.
+                let good = accounts::is_unchanged(tx, &account.id, &account.password).await?
+                    && !locks::device_in(tx, device, &account.partner_id).await?
+                    && accounts::login_lives_in(tx, page, now).await?
+                    && accounts::prove(tx, login, &proof, expires_ms).await?;
+                if !good {
+                    return Err(StoreError::Missing("login"));
+                }
+                record(tx, &account, (event, None)).await.map(|_| ())
+            })
+        });
+        match done.await {
+            Ok(()) => Ok(()),
+            Err(StoreError::Missing(_)) => {
+                self.failed(&attempt, "changed").await?;
+                Err(wrong())
+            }
+            Err(error) => Err(unavailable(&error)),
+        }
     }
 
     async fn refreshed(
