@@ -13,7 +13,7 @@ use std::{
 
 use adit_net::{
     proxy::{Dialer, ProxyConfig},
-    tls::{outgoing, read_pem_chain},
+    tls::{Authorities, outgoing, read_pem_chain},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -259,7 +259,8 @@ impl Remote {
             "" => Vec::new(),
             file => read_pem_chain(&read(file)?).map_err(|_| RemoteError::Answer("authority"))?,
         };
-        let connector = outgoing(roots, &[b"http/1.1"]).map_err(|error| unreachable(&error))?;
+        let connector = outgoing(Authorities::SystemAnd(roots), &[b"http/1.1"])
+            .map_err(|error| unreachable(&error))?;
         let name = ServerName::try_from(host.clone())
             .map_err(|_| RemoteError::Address(address.to_owned()))?;
         let dialed = self.dialer.dial(&host, port, DEADLINE).await;
