@@ -21,6 +21,8 @@ pub(crate) mod authz;
 pub mod cli;
 pub(crate) mod config;
 pub(crate) mod core;
+#[doc(hidden)]
+pub mod decoders;
 pub(crate) mod http;
 pub(crate) mod init;
 pub(crate) mod installation;

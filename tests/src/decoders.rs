@@ -3,6 +3,12 @@
 //! A function says whether the input was accepted, and panics when the decoder breaks a promise:
 //! a panic of its own, two encodings of one value, a limit that does not hold.
 
+mod files;
+mod net;
+mod sealed;
+mod text;
+mod web;
+
 use std::str::FromStr as _;
 
 use adit_agent::policy::Policy;
@@ -56,6 +62,33 @@ pub const DECODERS: &[Decoder] = &[
     Decoder { name: "dpop", accepts: dpop, valid: valid::dpop },
     Decoder { name: "policy", accepts: policy, valid: valid::policy },
     Decoder { name: "target", accepts: target, valid: valid::target },
+    Decoder { name: "certified", accepts: sealed::certified, valid: sealed::valid_certified },
+    Decoder { name: "sealed", accepts: sealed::sealed, valid: sealed::valid_sealed },
+    Decoder { name: "upnp", accepts: adit_net::portmap::fuzz_upnp, valid: net::valid_upnp },
+    Decoder { name: "socks", accepts: net::socks, valid: net::valid_socks },
+    Decoder { name: "proxy", accepts: net::proxy, valid: net::valid_proxy },
+    Decoder { name: "metrics", accepts: net::metrics, valid: net::valid_metrics },
+    Decoder { name: "local", accepts: net::local, valid: net::valid_local },
+    Decoder { name: "config", accepts: files::config, valid: files::valid_config },
+    Decoder { name: "console_files", accepts: files::console, valid: files::valid_console },
+    Decoder { name: "book", accepts: files::book, valid: files::valid_book },
+    Decoder { name: "enrolment", accepts: files::enrolment, valid: files::valid_enrolment },
+    Decoder { name: "witness", accepts: files::witness, valid: files::valid_witness },
+    Decoder { name: "relay_cache", accepts: files::relays, valid: files::valid_relays },
+    Decoder { name: "mediator_files", accepts: files::mediator, valid: files::valid_mediator },
+    Decoder { name: "pem", accepts: files::pem, valid: files::valid_pem },
+    Decoder { name: "destruction", accepts: files::destruction, valid: files::valid_destruction },
+    Decoder { name: "webauthn", accepts: web::webauthn, valid: web::valid_webauthn },
+    Decoder { name: "id_token", accepts: web::id_token, valid: web::valid_id_token },
+    Decoder { name: "key_set", accepts: web::key_set, valid: web::valid_key_set },
+    Decoder { name: "proof", accepts: web::proof, valid: web::valid_proof },
+    Decoder { name: "admin", accepts: web::admin, valid: web::valid_admin },
+    Decoder { name: "query", accepts: web::query, valid: web::valid_query },
+    Decoder { name: "rules", accepts: text::rules, valid: text::valid_rules },
+    Decoder { name: "codes", accepts: text::codes, valid: text::valid_codes },
+    Decoder { name: "address", accepts: text::address, valid: text::valid_address },
+    Decoder { name: "words", accepts: text::words, valid: text::valid_words },
+    Decoder { name: "viewer", accepts: text::viewer, valid: text::valid_viewer },
 ];
 
 /// The decoder of that name.
@@ -120,7 +153,11 @@ fn handshake(data: &[u8]) -> bool {
             assert!(NatSummary::from_wire(&nat.to_wire()) == nat);
         }
     }
-    init.is_ok() | decode_reply(data).is_ok()
+    let trickle = wire::Trickle::decode(data);
+    if let Ok(trickle) = &trickle {
+        assert!(Candidate::list_from_wire(&trickle.candidates).len() <= MAX_CANDIDATES);
+    }
+    init.is_ok() | decode_reply(data).is_ok() | trickle.is_ok()
 }
 
 /// The relay's door: a Noise message to a known key, and what is inside one.

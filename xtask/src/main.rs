@@ -27,7 +27,8 @@ cargo xtask COMMAND
   test [STAGE…]               everything that CI runs (Linux, root); stages: packages, ci, unit,
                               programs, e2e; more arguments after -- go to the end-to-end tests
   ci [CHECK…]                 formatting, lints, docs, dependencies, licences, house rules
-  fuzz [--seconds N] [TARGET…]  runs the fuzz targets (needs cargo-fuzz)
+  fuzz [--seconds N] [TARGET…]  builds the fuzz targets and runs each for 30 s, or so many
+                              (Linux, macOS; needs a C++ compiler)
   faults [--rounds N]         kills the mediator and cuts its power at random points, 200 times each
   paths [oracle|matrix|changes|--hard] [--long] [--jobs N] [--seed N] [--runs N] [NAME…]
                               every pair of networks against theory, then changes of a network
@@ -44,6 +45,9 @@ Examples
 ";
 
 fn main() -> ExitCode {
+    if let Some(ended) = fuzz::rustc() {
+        return ended;
+    }
     let args: Vec<String> = env::args().skip(1).collect();
     match run(&args) {
         Ok(code) => code,

@@ -228,6 +228,17 @@ fn is_url(url: &str, expected: &Expected<'_>) -> bool {
         && expected.hosts.iter().any(|own| own.eq_ignore_ascii_case(host))
 }
 
+/// For fuzzing: whether a proof holds but for its nonce, which nobody can foresee.
+pub(crate) fn fuzz_proof(proof: &str) -> bool {
+    let Some(proofs) = Proofs::new() else { return false };
+    let hosts = ["mediator.example".to_owned()];
+    let (method, path) = ("GET", "/api/v1/me");
+    let expected = Expected { method, path, hosts: &hosts, token: "token", now_s: 1_800_000_000 };
+    let judged = proofs.check(proof, &expected);
+    assert!(judged.is_err(), "accepted without a nonce");
+    judged == Err(Refused::Nonce)
+}
+
 #[cfg(test)]
 mod tests {
     use adit_protocol::{

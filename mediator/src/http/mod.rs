@@ -26,6 +26,7 @@ use std::sync::Arc;
 use axum::{Router, body::Bytes, extract::State};
 use tokio_util::task::TaskTracker;
 
+pub(crate) use dpop::fuzz_proof;
 pub(crate) use problem::Problem;
 pub(crate) use server::{Client, Server};
 pub(crate) use tokens::{KEY_PREFIX, Tokens};

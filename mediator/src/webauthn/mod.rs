@@ -11,6 +11,7 @@
 pub(crate) mod authenticator;
 pub(crate) mod ceremony;
 pub(crate) mod client;
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 

@@ -644,3 +644,18 @@ kinds! {
         rules: Vec<RuleOutcome>,
     }
 }
+
+/// For fuzzing: whether a query is one that some operation takes.
+pub(crate) fn fuzz_queries(text: &str) -> bool {
+    fn is<T: serde::de::DeserializeOwned>(text: &str) -> bool {
+        serde_urlencoded::from_str::<T>(text).is_ok()
+    }
+    is::<Paging>(text)
+        | is::<ComputerQuery>(text)
+        | is::<RequestQuery>(text)
+        | is::<ExplainQuery>(text)
+        | is::<AuditQuery>(text)
+        | is::<ExportQuery>(text)
+        | is::<ConsistencyQuery>(text)
+        | is::<InclusionQuery>(text)
+}

@@ -35,7 +35,7 @@ use utoipa::ToSchema;
 
 pub(crate) use audit::Exports;
 pub(crate) use document::{Described, One};
-pub(crate) use kinds::Nothing;
+pub(crate) use kinds::{Nothing, fuzz_queries};
 
 use super::{
     Problem, Web, WebState,

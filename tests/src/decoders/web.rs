@@ -1,0 +1,159 @@
+//! What browsers, identity providers and clients of the API say.
+
+use adit_mediator::decoders::{self, KeyFixture, TOKEN_CLAIMS, TOKEN_HEADER};
+use adit_protocol::dpop::{base64url, token_hash};
+use aws_lc_rs::signature::Ed25519KeyPair;
+use serde_json::{Value, json};
+
+use super::signing_key;
+
+/// The standard's own example (WebAuthn Level 3 §16).
+const VECTORS: &str = include_str!("../../../mediator/src/webauthn/vectors.json");
+
+fn bytes(value: &Value) -> Vec<u8> {
+    let digits = value.as_str().unwrap_or_default().as_bytes();
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|n| u8::try_from(n).ok());
+    let pair = |pair: &[u8]| match pair {
+        [high, low] => Some(digit(high)? << 4 | digit(low)?),
+        _ => None,
+    };
+    digits.chunks(2).filter_map(pair).collect()
+}
+
+/// The fixture, and the parts of its answers.
+fn key_fixture() -> (KeyFixture, [Vec<u8>; 4]) {
+    let vectors: Value = serde_json::from_str(VECTORS).unwrap_or_default();
+    let one = vectors.get(0).cloned().unwrap_or_default();
+    let of = |half: &str, part: &str| {
+        bytes(one.pointer(&format!("/{half}/{part}")).unwrap_or(&Value::Null))
+    };
+    let text = |half: &str, part: &str| base64url(&of(half, part));
+    let registration = json!({
+        "client_data": text("create", "client_data"),
+        "attestation": text("create", "attestation"),
+    });
+    let assertion = json!({
+        "id": base64url(&bytes(one.get("id").unwrap_or(&Value::Null))),
+        "client_data": text("get", "client_data"),
+        "authenticator_data": text("get", "authenticator_data"),
+        "signature": text("get", "signature"),
+    });
+    let fixture = KeyFixture {
+        created: of("create", "challenge"),
+        registration: registration.to_string().into_bytes(),
+        got: of("get", "challenge"),
+        assertion: assertion.to_string().into_bytes(),
+    };
+    let parts = [
+        of("create", "attestation"),
+        of("create", "client_data"),
+        of("get", "authenticator_data"),
+        of("get", "client_data"),
+    ];
+    (fixture, parts)
+}
+
+/// Answers of security keys, and their parts.
+pub(super) fn webauthn(data: &[u8]) -> bool {
+    thread_local! {
+        static FIXTURE: KeyFixture = key_fixture().0;
+    }
+    FIXTURE.with(|fixture| decoders::webauthn(data, fixture))
+}
+
+pub(super) fn valid_webauthn() -> Vec<Vec<u8>> {
+    let (fixture, parts) = key_fixture();
+    parts.into_iter().chain([fixture.registration, fixture.assertion]).collect()
+}
+
+/// Signs as the provider, or the holder of a proof's key.
+fn sign(input: &str) -> Vec<u8> {
+    thread_local! {
+        static PAIR: Option<Ed25519KeyPair> = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).ok();
+    }
+    PAIR.with(|pair| pair.as_ref().map(|pair| pair.sign(input.as_bytes()).as_ref().to_vec()))
+        .unwrap_or_default()
+}
+
+fn own_key() -> Value {
+    let key = signing_key().map(|key| base64url(&key.public().0));
+    json!({"kty": "OKP", "crv": "Ed25519", "kid": "k", "use": "sig", "alg": "EdDSA", "x": key})
+}
+
+fn good_token() -> String {
+    let input =
+        format!("{}.{}", base64url(TOKEN_HEADER.as_bytes()), base64url(TOKEN_CLAIMS.as_bytes()));
+    format!("{input}.{}", base64url(&sign(&input)))
+}
+
+/// ID tokens, their headers and claims.
+pub(super) fn id_token(data: &[u8]) -> bool {
+    thread_local! {
+        static KNOWN: (Vec<u8>, String) =
+            (json!({"keys": [own_key()]}).to_string().into_bytes(), good_token());
+    }
+    KNOWN.with(|(keys, good)| decoders::id_token(data, keys, good, &sign))
+}
+
+pub(super) fn valid_id_token() -> Vec<Vec<u8>> {
+    vec![good_token().into_bytes(), TOKEN_CLAIMS.into(), TOKEN_HEADER.into()]
+}
+
+/// A provider's keys and addresses.
+pub(super) fn key_set(data: &[u8]) -> bool {
+    decoders::key_set(data)
+}
+
+pub(super) fn valid_key_set() -> Vec<Vec<u8>> {
+    let rsa = json!({"kty": "RSA", "n": base64url(&[0xc1; 256]), "e": "AQAB"});
+    let keys = json!({"keys": [own_key(), rsa]}).to_string();
+    vec![keys.into_bytes(), b"https://id.example:8443/keys?x=1".to_vec()]
+}
+
+fn proof_header() -> String {
+    let mut jwk = own_key();
+    if let Some(jwk) = jwk.as_object_mut() {
+        jwk.retain(|name, _| ["kty", "crv", "x"].contains(&name.as_str()));
+    }
+    json!({"typ": "dpop+jwt", "alg": "EdDSA", "jwk": jwk}).to_string()
+}
+
+/// Claims of a proof of possession.
+pub(super) fn proof(data: &[u8]) -> bool {
+    decoders::proof(data, &proof_header(), &sign)
+}
+
+pub(super) fn valid_proof() -> Vec<Vec<u8>> {
+    let claims = json!({
+        "jti": "0123456789abcdef", "htm": "GET", "htu": "https://mediator.example/api/v1/me",
+        "iat": 1_800_000_000, "ath": token_hash("token"), "nonce": "n",
+    });
+    vec![claims.to_string().into_bytes()]
+}
+
+/// Requests to do something.
+pub(super) fn admin(data: &[u8]) -> bool {
+    decoders::admin_request(data)
+}
+
+pub(super) fn valid_admin() -> Vec<Vec<u8>> {
+    let user = r#"{"act":"user_add","user":"ann","partner":"p","role":"technician","mfa":true,"password":"x"}"#;
+    let conditions = r#"{"reason":true,"hours":"mon-fri 08:00-18:00","networks":["192.0.2.0/24"]}"#;
+    [r#"{"act":"client_add","path":"p/c"}"#, user, conditions].map(Vec::from).into()
+}
+
+/// Forms and queries.
+pub(super) fn query(data: &[u8]) -> bool {
+    decoders::query(data)
+}
+
+pub(super) fn valid_query() -> Vec<Vec<u8>> {
+    [
+        "csrf=abc&user=ann%40example&password=a+b%26c",
+        "limit=10&cursor=cGMx",
+        "person=ann&since=2026-01-01T00%3A00%3A00Z&format=csv",
+        "tree=t&old_size=1&new_size=2",
+    ]
+    .map(Vec::from)
+    .into()
+}
