@@ -8,7 +8,7 @@ use adit_protocol::ids::ComputerId;
 use serde::{Deserialize, Serialize};
 use sqlx::{AnyPool, any::AnyRow};
 
-use super::{Columns, StoreError, WriteTx, access, audit, bigint, credentials};
+use super::{Columns, StoreError, WriteTx, access, audit, bigint, credentials, tenants::name_key};
 
 /// Entries looked at in one step.
 const STEP: u32 = 500;
@@ -246,23 +246,79 @@ pub(crate) async fn delete_partner(
     Ok(())
 }
 
-/// The logs of a partner, former ones too.
-pub(crate) async fn logs(pool: &AnyPool, partner: &str) -> Result<Vec<String>, StoreError> {
-    let rows = sqlx::query("SELECT id FROM audit_tree WHERE partner_id = $1 ORDER BY id")
-        .bind(partner.to_owned())
-        .fetch_all(pool)
-        .await?;
-    rows.iter().map(|row| row.text("id")).collect()
+/// The logs of a partner, former ones too, with their numbers.
+pub(crate) async fn logs(pool: &AnyPool, partner: &str) -> Result<Vec<(String, u64)>, StoreError> {
+    let rows =
+        sqlx::query("SELECT id, number FROM audit_tree WHERE partner_id = $1 ORDER BY number")
+            .bind(partner.to_owned())
+            .fetch_all(pool)
+            .await?;
+    rows.iter().map(|row| Ok((row.text("id")?, row.number("number")?))).collect()
 }
 
-/// Entries from `from` on that may tell of persons: of a client, or all. Also where to go on;
-/// `None`: there are no more.
+/// A client that has the name of an erased one.
+pub(crate) struct Namesake {
+    created_ms: u64,
+    /// Tree and entry with which it was added, if that is still there.
+    added: Option<(u64, u64)>,
+}
+
+impl Namesake {
+    /// Whether an entry of that name is the newer client's: by sequence, whatever clocks did, else
+    /// by time.
+    pub(crate) fn owns(&self, tree_number: u64, seq: u64, time_ms: u64) -> bool {
+        match self.added {
+            Some(added) => (tree_number, seq) >= added,
+            None => time_ms >= self.created_ms,
+        }
+    }
+}
+
+/// The client that is called `path` now, if it is another one than `client`.
+pub(crate) async fn namesake(
+    pool: &AnyPool,
+    partner: &str,
+    client: &str,
+    path: &str,
+) -> Result<Option<Namesake>, StoreError> {
+    let name = path.split_once('/').map_or("", |(_, name)| name);
+    let row = sqlx::query(
+        "SELECT created_ms FROM client WHERE partner_id = $1 AND name_key = $2 AND id <> $3",
+    )
+    .bind(partner.to_owned())
+    .bind(name_key(name))
+    .bind(client.to_owned())
+    .fetch_optional(pool)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let added = sqlx::query(
+        "SELECT t.number AS number, e.seq AS seq, e.line AS line FROM audit_entry e \
+         JOIN audit_tree t ON t.id = e.tree WHERE t.partner_id = $1 AND e.event = $2 \
+         ORDER BY t.number DESC, e.seq DESC",
+    )
+    .bind(partner.to_owned())
+    .bind("client.added")
+    .fetch_all(pool)
+    .await?;
+    let mut of_path = None;
+    for row in added {
+        let entry = parsed(&row.text("line")?)?;
+        if entry.is_some_and(|entry| entry.event().client.as_deref() == Some(path)) {
+            of_path = Some((row.number("number")?, row.number("seq")?));
+            break;
+        }
+    }
+    Ok(Some(Namesake { created_ms: row.number("created_ms")?, added: of_path }))
+}
+
+/// Entries from `from` on that may tell of persons, with their times: of a client, or all. Also
+/// where to go on; `None`: there are no more.
 pub(crate) async fn telling(
     pool: &AnyPool,
     tree: &str,
     from: u64,
     client: Option<&str>,
-) -> Result<(Vec<u64>, Option<u64>), StoreError> {
+) -> Result<(Vec<(u64, u64)>, Option<u64>), StoreError> {
     let pattern = client.map_or_else(
         || "%".to_owned(),
         |path| {
@@ -293,9 +349,8 @@ pub(crate) async fn telling(
     for row in &rows {
         let seq = row.number("seq")?;
         last = Some(seq);
-        if parsed(&row.text("line")?)?.is_some_and(|entry| tells(&entry, client)) {
-            found.push(seq);
-        }
+        let entry = parsed(&row.text("line")?)?.filter(|entry| tells(entry, client));
+        found.extend(entry.map(|entry| (seq, entry.time_ms())));
     }
     let full = rows.len() >= STEP as usize;
     Ok((found, last.filter(|_| full).map(|seq| seq.saturating_add(1))))

@@ -38,6 +38,15 @@ impl Fixture {
         self.dir.path().join("a b?c#d%.db")
     }
 
+    /// A copy takes the place of the database, which is closed.
+    pub(crate) fn put_back(&self, copy: &Path) {
+        let file = self.file();
+        for end in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{end}", file.display()));
+        }
+        std::fs::copy(copy, file).unwrap();
+    }
+
     pub(crate) async fn open(&self) -> Result<Running, StoreError> {
         let mode = if self.file().exists() { Mode::Write } else { Mode::Create };
         let store = Store::open(&self.file(), mode).await?;

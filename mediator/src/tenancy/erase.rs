@@ -157,7 +157,13 @@ pub(crate) async fn again(
     erased: &[Erased],
 ) -> Result<u64, StoreError> {
     let mut count = 0;
+    let done = erasures::all(&store.readers).await?;
     for one in erased {
+        // A backup that was made after an erasure holds nothing of it, but perhaps a new client of
+        // the same name.
+        if done.iter().any(|row| row.id == one.erasure && row.finished_ms.is_some()) {
+            continue;
+        }
         let is_client = one.kind == Kind::Client.name();
         let clients = match is_client {
             true => vec![one.client_id.clone()],
@@ -177,8 +183,8 @@ pub(crate) async fn again(
             })
         });
         let rows = rows.await?;
-        let path = is_client.then_some(subject.as_str());
-        let entries = forget_entries(store, writer, &one.partner_id, path).await?;
+        let client = is_client.then_some((one.client_id.as_str(), subject.as_str()));
+        let entries = forget_entries(store, writer, &one.partner_id, client).await?;
         count += u64::from(rows != Counts::default() || entries > 0);
     }
     Ok(count)
@@ -273,10 +279,11 @@ async fn run((context, actor): Who<'_>, mut erasure: Erasure) -> Result<Value, C
     erasure.counts = delete_rows(context, &erasure, clients.clone()).await?;
     // What was permitted before, and recorded behind the rows.
     end_sessions(context, &erasure, &clients).await?;
-    let path = (erasure.kind == Kind::Client).then_some(erasure.subject.as_str());
+    let client = (erasure.kind == Kind::Client)
+        .then_some((erasure.client_id.as_str(), erasure.subject.as_str()));
     for _ in 0..MAX_PASSES {
         let (store, writer) = (&context.store, &context.writer);
-        let more = forget_entries(store, writer, &erasure.partner_id, path).await;
+        let more = forget_entries(store, writer, &erasure.partner_id, client).await;
         let more = more.map_err(store_error)?;
         erasure.counts.entries += more;
         if more == 0 {
@@ -350,19 +357,30 @@ async fn delete_rows(
     Ok(counts)
 }
 
-/// One pass over a partner's logs; how many entries lost what was personal.
+/// One pass over a partner's logs; how many entries lost what was personal. `client`: id and path;
+/// entries name a client by its path, so those of a newer client of that name are told apart.
 async fn forget_entries(
     store: &Store,
     writer: &Writer,
     partner: &str,
-    client: Option<&str>,
+    client: Option<(&str, &str)>,
 ) -> Result<u64, StoreError> {
     let mut erased = 0;
-    for tree in erasures::logs(&store.readers, partner).await? {
+    let newer = match client {
+        Some((id, path)) => erasures::namesake(&store.readers, partner, id, path).await?,
+        None => None,
+    };
+    let client = client.map(|(_, path)| path);
+    for (tree, number) in erasures::logs(&store.readers, partner).await? {
         let mut next = Some(0);
         while let Some(from) = next {
-            let (entries, more) = erasures::telling(&store.readers, &tree, from, client).await?;
+            let (found, more) = erasures::telling(&store.readers, &tree, from, client).await?;
             next = more;
+            let is_newer = |(seq, time_ms): &(u64, u64)| {
+                newer.as_ref().is_some_and(|newer| newer.owns(number, *seq, *time_ms))
+            };
+            let entries: Vec<u64> =
+                found.into_iter().filter(|one| !is_newer(one)).map(|(seq, _)| seq).collect();
             if entries.is_empty() {
                 continue;
             }

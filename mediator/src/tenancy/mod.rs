@@ -13,3 +13,5 @@
 pub(crate) mod certificate;
 pub(crate) mod erase;
 pub(crate) mod ledger;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! Erasure, retention and restored backups together: whatever order they come in, the log verifies,
+//! what was erased stays erased, and nobody else loses anything.
+
+use adit_ledger::{Event, Level};
+use adit_runtime::time::unix_ms;
+
+use super::{erase::again, ledger::Erased};
+use crate::{
+    audit::retention::{DAY_MS, prune},
+    store::{
+        audit,
+        erasures::{self, Counts, Erasure, Kind},
+        tenants,
+        tests::{Fixture, Running},
+    },
+};
+
+const PATH: &str = "acme/gone";
+
+struct Town {
+    fixture: Fixture,
+    backups: tempfile::TempDir,
+    partner: tenants::Partner,
+}
+
+impl Town {
+    async fn new() -> (Self, Running) {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let partner = running.partner("acme").await;
+        (Self { fixture, backups: tempfile::tempdir().unwrap(), partner }, running)
+    }
+
+    /// A client of that path, and entries by `actor` about it.
+    async fn client(&self, running: &Running, actor: &'static str, entries: u64) -> String {
+        let partner = self.partner.clone();
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move {
+                let client = tenants::create_client(tx, &partner, "gone").await?;
+                let added = Event::new("client.added", Level::Significant).client(PATH);
+                tx.append(&partner.id, added).await?;
+                Ok(client.id)
+            })
+        });
+        let id = job.await.unwrap();
+        self.entries(running, PATH, actor, entries).await;
+        id
+    }
+
+    async fn entries(&self, running: &Running, path: &'static str, actor: &'static str, n: u64) {
+        let partner = self.partner.id.clone();
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move {
+                for _ in 0..n {
+                    let event = Event::new("session.granted", Level::Significant);
+                    tx.append(&partner, event.client(path).actor(actor)).await?;
+                }
+                Ok(())
+            })
+        });
+        job.await.unwrap();
+    }
+
+    /// As the command does, up to the certificate.
+    async fn erase(&self, running: &Running, client: &str) -> Erased {
+        let new = Erasure {
+            id: format!("erasure of {client}"),
+            kind: Kind::Client,
+            partner_id: self.partner.id.clone(),
+            client_id: client.to_owned(),
+            subject: PATH.to_owned(),
+            begun_ms: unix_ms(),
+            finished_ms: None,
+            counts: Counts::default(),
+            certificate: String::new(),
+        };
+        let erased = Erased {
+            kind: "client".into(),
+            partner_id: new.partner_id.clone(),
+            client_id: new.client_id.clone(),
+            subject: new.subject.clone(),
+            erasure: new.id.clone(),
+            begun_ms: new.begun_ms,
+        };
+        let begun = new.clone();
+        let job = running
+            .writer
+            .write(move |tx| Box::pin(async move { erasures::begin(tx, &begun).await }));
+        job.await.unwrap();
+        let done = again(&running.store, &running.writer, std::slice::from_ref(&erased)).await;
+        assert_eq!(done.unwrap(), 1);
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move { erasures::finish(tx, &new.id, unix_ms(), "{}").await })
+        });
+        job.await.unwrap();
+        erased
+    }
+
+    async fn backup(&self, running: &Running, name: &str) -> std::path::PathBuf {
+        let file = self.backups.path().join(name);
+        running.store.copy_to(&file).await.unwrap();
+        file
+    }
+
+    /// As `restore` does.
+    async fn restore(
+        &self,
+        running: Running,
+        backup: &std::path::Path,
+        erased: &[Erased],
+    ) -> Running {
+        running.close().await;
+        self.fixture.put_back(backup);
+        let running = self.fixture.open().await.unwrap();
+        let trees = audit::current(&running.store.readers).await.unwrap();
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move {
+                for (partner, name, head) in trees {
+                    tx.start_tree(&partner, &name, Some(&head)).await?;
+                }
+                Ok(())
+            })
+        });
+        job.await.unwrap();
+        again(&running.store, &running.writer, erased).await.unwrap();
+        verified(&running).await;
+        running
+    }
+
+    /// What is due a year later.
+    async fn prune(&self, running: &Running) -> u64 {
+        let stop = tokio_util::sync::CancellationToken::new();
+        let due = unix_ms() + 365 * DAY_MS;
+        prune(&running.store, &running.writer, 0, &[], due, &stop).await.unwrap()
+    }
+}
+
+async fn verified(running: &Running) {
+    let report = crate::admin::export::verify_store(&running.store, Default::default());
+    report.await.unwrap().unwrap();
+}
+
+async fn told_by(running: &Running, actor: &str) -> i64 {
+    sqlx::query_scalar("SELECT COUNT(*) FROM audit_entry WHERE line LIKE $1")
+        .bind(format!("%{actor}%"))
+        .fetch_one(&running.store.readers)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn what_was_erased_stays_so_through_retention_and_restored_backups() {
+    let (town, running) = Town::new().await;
+    let gone = town.client(&running, "zorro", 1100).await;
+    town.entries(&running, "acme/stays", "stayer", 300).await;
+    let before = town.backup(&running, "before").await;
+    // Contents of the first block go by age, the rest by the erasure.
+    assert!(town.prune(&running).await > 1000);
+    verified(&running).await;
+    let pruned = town.backup(&running, "pruned").await;
+    let erased = vec![town.erase(&running, &gone).await];
+    verified(&running).await;
+    assert_eq!((told_by(&running, "zorro").await, told_by(&running, "stayer").await), (0, 300));
+    // A backup of before both, of between, and of before again: nothing comes back.
+    let mut running = running;
+    for backup in [&before, &pruned, &before] {
+        running = town.restore(running, backup, &erased).await;
+        assert_eq!(told_by(&running, "zorro").await, 0, "{}", backup.display());
+        assert_eq!(told_by(&running, "stayer").await, 300);
+        let clients = erasures::clients(&running.store.readers, &town.partner.id).await.unwrap();
+        assert!(!clients.contains(&gone));
+        town.prune(&running).await;
+        verified(&running).await;
+    }
+    // Doing it once more changes nothing.
+    assert_eq!(again(&running.store, &running.writer, &erased).await.unwrap(), 0);
+    running.close().await;
+}
+
+#[tokio::test]
+async fn a_new_client_of_an_erased_ones_name_loses_nothing_by_a_restored_backup() {
+    let (town, running) = Town::new().await;
+    let gone = town.client(&running, "zorro", 20).await;
+    let early = town.backup(&running, "early").await;
+    let erased = vec![town.erase(&running, &gone).await];
+    let new = town.client(&running, "newcomer", 20).await;
+    let late = town.backup(&running, "late").await;
+    let running = town.restore(running, &late, &erased).await;
+    assert_eq!((told_by(&running, "zorro").await, told_by(&running, "newcomer").await), (0, 20));
+    let clients = erasures::clients(&running.store.readers, &town.partner.id).await.unwrap();
+    assert_eq!(clients, [new]);
+    town.entries(&running, PATH, "newcomer", 5).await;
+    // The same where the erasure had not finished when the name was given anew.
+    let job = running.writer.write(|tx| {
+        Box::pin(async move {
+            let reopen = sqlx::query("UPDATE erasure SET finished_ms = NULL");
+            Ok(reopen.execute(tx.sql()).await?)
+        })
+    });
+    job.await.unwrap();
+    again(&running.store, &running.writer, &erased).await.unwrap();
+    assert_eq!(told_by(&running, "newcomer").await, 25);
+    verified(&running).await;
+    // And a backup of before both still gives nothing of the old one back.
+    let running = town.restore(running, &early, &erased).await;
+    assert_eq!(told_by(&running, "zorro").await, 0);
+    running.close().await;
+}
