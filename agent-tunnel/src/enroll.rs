@@ -22,7 +22,12 @@ use adit_runtime::{
 };
 use serde_json::json;
 
-use crate::{enrollment::Enrollment, failure, host, policy::PolicyStore, settings};
+use crate::{
+    enrollment::{Enrollment, is_partner_id},
+    failure, host,
+    policy::PolicyStore,
+    settings,
+};
 
 /// Roles of `Hello` (docs/protocol.md).
 const ROLE_ENROLLING: u32 = 4;
@@ -146,7 +151,9 @@ async fn redeem(
     let _ = tokio::time::timeout(adit_control::CLOSE_DEADLINE, driver).await;
     let fits = [&enrolled.name, &enrolled.client, &enrolled.partner];
     let computer = ComputerId::from_slice(&enrolled.device_id).ok();
-    let computer = computer.filter(|_| fits.iter().all(|text| text.len() <= MAX_TEXT));
+    let partner_id = Some(enrolled.partner_id).filter(|id| !id.is_empty());
+    let known = partner_id.as_ref().is_none_or(|id| is_partner_id(id));
+    let computer = computer.filter(|_| known && fits.iter().all(|text| text.len() <= MAX_TEXT));
     Ok(Enrollment {
         computer: computer.ok_or_else(|| {
             CliError::failed(codes::BAD_REQUEST, "the mediator's answer cannot be read")
@@ -154,6 +161,7 @@ async fn redeem(
         name: enrolled.name,
         client: enrolled.client,
         partner: enrolled.partner,
+        partner_id,
         hosts: token.hosts.clone(),
         root: token.root,
         agent_key: public.fingerprint(),

@@ -27,8 +27,11 @@ pub struct Enrollment {
     pub name: String,
     /// `partner/client`.
     pub client: String,
-    /// Partner id, the tenant of grants.
+    /// Name of the partner.
     pub partner: String,
+    /// Partner id, the tenant of grants: no other partner's log is believed. `None`: enrolled by a
+    /// version that did not remember it, and no session since.
+    pub partner_id: Option<String>,
     /// Mediator addresses, `host:port`.
     pub hosts: Vec<String>,
     /// The installation's root key.
@@ -49,6 +52,8 @@ struct Stored {
     name: String,
     client: String,
     partner: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    partner_id: Option<String>,
     hosts: Vec<String>,
     root: String,
     agent_key: String,
@@ -86,6 +91,7 @@ impl Enrollment {
             name: self.name.clone(),
             client: self.client.clone(),
             partner: self.partner.clone(),
+            partner_id: self.partner_id.clone(),
             hosts: self.hosts.clone(),
             root: self.root.to_string(),
             agent_key: self.agent_key.to_string(),
@@ -101,7 +107,8 @@ impl Enrollment {
 
     fn from_stored(stored: Stored) -> Option<Self> {
         let texts = [&stored.name, &stored.client, &stored.partner];
-        let fits = texts.iter().all(|text| text.len() <= MAX_TEXT);
+        let id_fits = stored.partner_id.as_ref().is_none_or(|id| is_partner_id(id));
+        let fits = id_fits && texts.iter().all(|text| text.len() <= MAX_TEXT);
         if stored.format != FORMAT || stored.hosts.is_empty() || !fits {
             return None;
         }
@@ -113,10 +120,16 @@ impl Enrollment {
             name: stored.name,
             client: stored.client,
             partner: stored.partner,
+            partner_id: stored.partner_id,
             hosts: stored.hosts,
             proxy: stored.proxy,
         })
     }
+}
+
+/// What can be a partner's id.
+pub fn is_partner_id(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_TEXT && !text.contains(char::is_whitespace)
 }
 
 impl fmt::Debug for Enrollment {
@@ -145,6 +158,7 @@ mod tests {
             name: "pc".into(),
             client: "p/c".into(),
             partner: "p".into(),
+            partner_id: Some("p1".into()),
             hosts: vec!["mediator.example:443".into()],
             root: Fingerprint([2; 32]),
             agent_key: Fingerprint([3; 32]),
@@ -168,6 +182,17 @@ mod tests {
             let mode = std::fs::metadata(outer.path().join(ENROLLMENT_FILE)).unwrap();
             assert_eq!(mode.permissions().mode() & 0o777, 0o600);
         }
+    }
+
+    #[test]
+    fn an_enrolment_of_before_partners_were_remembered_reads_back() {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(outer.path()).unwrap();
+        let before = Enrollment { partner_id: None, ..sample() };
+        before.save(&dir).unwrap();
+        let text = std::fs::read_to_string(outer.path().join(ENROLLMENT_FILE)).unwrap();
+        assert!(!text.contains("partner_id"), "{text}");
+        assert_eq!(Enrollment::require(&dir).unwrap(), before);
     }
 
     #[test]

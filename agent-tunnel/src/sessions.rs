@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
+    enrollment::Enrollment,
     gate::{Outside, SessionGate},
     run::{Agent, World, stun_addresses, stun_ports},
 };
@@ -72,6 +73,8 @@ pub struct Sessions {
     outside: Arc<dyn Outside>,
     offers: Arc<Semaphore>,
     live: Mutex<BTreeMap<SessionId, Live>>,
+    /// The partner of an earlier version's enrolment is on disk.
+    pinned: Mutex<bool>,
     tasks: Tasks,
 }
 
@@ -113,6 +116,7 @@ impl Sessions {
             relay_cache: None,
             records: Some(agent.dir.path().to_owned()),
             mediator: String::new(),
+            partner: agent.enrollment.partner_id.clone(),
         };
         let endpoint = Endpoint::start(endpoint_config, link.clone(), CancellationToken::new());
         let endpoint = endpoint.await.map_err(|error| {
@@ -126,6 +130,7 @@ impl Sessions {
             outside,
             offers: Arc::new(Semaphore::new(MAX_OFFERS)),
             live: Mutex::default(),
+            pinned: Mutex::default(),
             tasks: Tasks::default(),
         }))
     }
@@ -195,7 +200,24 @@ impl Sessions {
         let computer = self.agent.enrollment.computer;
         let between = Arc::new(EndpointGate { gate: gate.clone(), computer });
         let (answer, session) = self.endpoint.answer(offer, between).await?;
+        self.remember_partner();
         Ok((answer, session, gate))
+    }
+
+    /// An agent that was enrolled by an earlier version learns whose log it believes from its first
+    /// session, once.
+    fn remember_partner(&self) {
+        let known = self.agent.enrollment.partner_id.is_some();
+        let Some(partner) = self.endpoint.partner().filter(|_| !known) else { return };
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        if *pinned {
+            return;
+        }
+        let enrollment = Enrollment { partner_id: Some(partner), ..self.agent.enrollment.clone() };
+        match enrollment.save(&self.agent.dir) {
+            Ok(()) => *pinned = true,
+            Err(error) => warn!(%error, "this computer's partner is not remembered"),
+        }
     }
 
     /// Remembers a session; the future follows it to its end.
@@ -242,7 +264,8 @@ impl Sessions {
 
     /// What this agent does not believe of the audit log is not only for the log file.
     fn tell_doubt(&self, refusal: &wire::Failure) {
-        if [codes::AUDIT_UNPROVEN, codes::AUDIT_FORKED].contains(&refusal.code.as_str()) {
+        let doubts = [codes::AUDIT_UNPROVEN, codes::AUDIT_FORKED, codes::AUDIT_FOREIGN];
+        if doubts.contains(&refusal.code.as_str()) {
             self.agent.events.emit(&json!({
                 "event": "audit_alert",
                 "code": refusal.code,

@@ -67,6 +67,7 @@ const FAILURES: &[(&str, Exit, &str)] = &[
     (codes::AUDIT_UNAVAILABLE, Exit::Failed, "the mediator's administrator must see to its disk"),
     (codes::AUDIT_UNPROVEN, Exit::Refused, DISTRUST),
     (codes::AUDIT_FORKED, Exit::Refused, DISTRUST),
+    (codes::AUDIT_FOREIGN, Exit::Refused, DISTRUST),
     (codes::INTERNAL, Exit::Failed, "see the mediator's log"),
     (codes::NOT_ENROLLED, Exit::Refused, "log in again"),
     (codes::UNSUPPORTED_VERSION, Exit::Failed, "install the version that the mediator speaks"),

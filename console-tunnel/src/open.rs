@@ -39,6 +39,7 @@ use crate::{
     session::{Enrolment, OpenRequest, Session, Sessions, Wanted, wish},
     state::{
         KnownAgents, KnownComputer, KnownRedirector, MediatorTrust, Selector, Verdict,
+        account::pin_first,
         book::{self, Book, Owner},
         recent::{self, Recent},
     },
@@ -52,8 +53,13 @@ pub use run::Running;
 
 /// What this console refuses where nobody else sees it; everything else the mediator refuses and
 /// records itself.
-const OWN_REFUSALS: [&str; 4] =
-    ["agent_key_changed", "agent_untrusted", codes::AUDIT_UNPROVEN, codes::AUDIT_FORKED];
+const OWN_REFUSALS: [&str; 5] = [
+    "agent_key_changed",
+    "agent_untrusted",
+    codes::AUDIT_UNPROVEN,
+    codes::AUDIT_FORKED,
+    codes::AUDIT_FOREIGN,
+];
 /// The console had the computer described otherwise than it is.
 const STALE: [&str; 2] = [codes::STALE_KEY, codes::STALE_DESCRIPTION];
 /// A port where the web service speaks TLS, unless the redirector's name says it.
@@ -499,6 +505,7 @@ impl<'a> Opening<'a> {
             let peer = self.sessions.peer.clone();
             running.aside(learning::quietly(directory.clone(), owner.clone(), root, peer));
         }
+        let partner = self.sessions.partner();
         // Files are written while the first bytes are under way, and must not hold them up.
         running.besides(move || {
             recent::remember(&directory, opened);
@@ -506,6 +513,7 @@ impl<'a> Opening<'a> {
                 book.root = Some(root);
                 book.opened(&computer);
             });
+            pin_first(&directory, partner.as_deref());
         });
         Ok(())
     }

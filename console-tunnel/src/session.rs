@@ -106,6 +106,7 @@ impl Sessions {
             relay_cache: Some(context.directory.path().join(RELAY_CACHE)),
             records: Some(context.directory.path().to_owned()),
             mediator: caller.account.address(),
+            partner: caller.account.pinned().map(str::to_owned),
         };
         // First of all the connection is begun; all else is done while it is being made.
         let mut tasks = JoinSet::new();
@@ -162,6 +163,11 @@ impl Sessions {
             tasks.spawn(endpoint.clone().abandon(prepared, reply));
         }
         Ok(Self { endpoint, peer, answer, root, asked, tasks })
+    }
+
+    /// The partner whose audit log is believed, once it is known.
+    pub fn partner(&self) -> Option<String> {
+        self.endpoint.partner()
     }
 
     /// The proof that a computer's agent was enrolled with its key, where no session brought it.

@@ -199,6 +199,7 @@ impl Shared {
                         name: enroll.name.clone(),
                         client: "p/c".into(),
                         partner: "p".into(),
+                        partner_id: "p".into(),
                     }),
                 };
                 assert_ne!(identity.0, [0; 32]);

@@ -47,10 +47,16 @@ const PASSWORD_VARIABLE: &str = "ADIT_PASSWORD";
 pub async fn login(context: &Context, args: LoginArgs) -> Result<(), CliError> {
     let (host, port) = parse_url(&args.url)?;
     let stored = Account::load(&context.directory)?;
-    let pinned = stored.filter(|account| account.host == host && account.port == port);
-    let pinned = pinned.map(|account| account.trust);
-    let account =
-        Account { host, port, trust: MediatorTrust::WebPki, user: None, partner: String::new() };
+    let known = stored.filter(|account| account.host == host && account.port == port);
+    let pinned = known.as_ref().map(|account| account.trust);
+    let account = Account {
+        host,
+        port,
+        trust: MediatorTrust::WebPki,
+        user: None,
+        partner: String::new(),
+        pin: known.and_then(|account| account.pin),
+    };
     let caller = Caller::anonymous(context, account)?;
     let trust = match (args.fingerprint, pinned) {
         (Some(fingerprint), _) => MediatorTrust::Root(fingerprint),
@@ -76,12 +82,13 @@ pub async fn login(context: &Context, args: LoginArgs) -> Result<(), CliError> {
     if token.is_empty() {
         return Err(failure::unexpected());
     }
-    let account = Account {
+    let mut account = Account {
         trust,
         user: Some(logged_in.user.clone()),
         partner: logged_in.partner.clone(),
         ..caller.account.clone()
     };
+    account.pin_partner(&logged_in.partner_id)?;
     account.save(&context.directory)?;
     save_token(&context.directory, &token)?;
     remark(&logged_in);

@@ -6,7 +6,13 @@ use adit_runtime::{
     output::Output,
 };
 
+use crate::state::account::forget_pin;
+
 /// `witness accept`.
 pub fn witness_accept(dir: &DataDir, output: Output) -> Result<(), CliError> {
-    evidence::witness_accepted(adit_endpoint::accept_log(dir.path()), output)
+    let forgotten = adit_endpoint::accept_log(dir.path());
+    if forgotten.is_ok() {
+        forget_pin(dir)?;
+    }
+    evidence::witness_accepted(forgotten, output)
 }

@@ -5,8 +5,11 @@
 use std::{fmt, str::FromStr};
 
 use adit_net::{proxy::format_host_port, tls::Trust};
-use adit_protocol::keys::Fingerprint;
-use adit_runtime::{cli::CliError, datadir::DataDir};
+use adit_protocol::{code::failure as codes, keys::Fingerprint, limits::MAX_TEXT};
+use adit_runtime::{
+    cli::{CliError, escape_text},
+    datadir::DataDir,
+};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -65,6 +68,18 @@ pub struct Account {
     pub user: Option<String>,
     /// The user's partner.
     pub partner: String,
+    /// Whose audit log this console believes for that user; outlives a logout.
+    pub pin: Option<Pin>,
+}
+
+/// The partner of a user, as it was told at the first login.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// Whose.
+    pub user: String,
+    /// Id of the partner, the tenant of grants.
+    pub partner_id: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -77,6 +92,8 @@ struct AccountFile {
     user: Option<String>,
     #[serde(default)]
     partner: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pin: Option<Pin>,
 }
 
 impl Account {
@@ -93,9 +110,9 @@ impl Account {
         let text = str::from_utf8(&bytes).map_err(|error| damaged(error.to_string()))?;
         let file: AccountFile =
             toml::from_str(text).map_err(|error| damaged(error.message().to_owned()))?;
-        let AccountFile { host, port, trust, user, partner } = file;
+        let AccountFile { host, port, trust, user, partner, pin } = file;
         let trust = trust.parse().map_err(damaged)?;
-        Ok(Some(Self { host, port, trust, user, partner }))
+        Ok(Some(Self { host, port, trust, user, partner, pin }))
     }
 
     /// Writes the account.
@@ -106,10 +123,33 @@ impl Account {
             trust: self.trust.to_string(),
             user: self.user.clone(),
             partner: self.partner.clone(),
+            pin: self.pin.clone(),
         };
         let text = toml::to_string(&file)
             .map_err(|error| CliError::failed("internal", format!("cannot encode: {error}")))?;
         directory.write_atomic(ACCOUNT_FILE, text.as_bytes(), 0o600)
+    }
+
+    /// The partner whose audit log is believed for the user who is logged in.
+    pub fn pinned(&self) -> Option<&str> {
+        let user = self.user.as_deref()?;
+        self.pin.as_ref().filter(|pin| is_same_user(&pin.user, user)).map(|pin| &*pin.partner_id)
+    }
+
+    /// Remembers the partner of the user who is logged in, the first time. An error if another one
+    /// is remembered: a mediator that was taken over would lead to a partner of its own making.
+    pub fn pin_partner(&mut self, partner_id: &str) -> Result<(), CliError> {
+        let Some(user) = self.user.clone().filter(|_| is_partner_id(partner_id)) else {
+            return Ok(());
+        };
+        match self.pinned() {
+            Some(known) if known == partner_id => Ok(()),
+            Some(known) => Err(foreign(&user, known, partner_id)),
+            None => {
+                self.pin = Some(Pin { user, partner_id: partner_id.to_owned() });
+                Ok(())
+            }
+        }
     }
 
     /// `host:port`.
@@ -123,6 +163,46 @@ impl Account {
             MediatorTrust::Root(fingerprint) => fingerprint.to_string(),
             MediatorTrust::WebPki => format!("webpki:{}", self.address()),
         }
+    }
+}
+
+fn is_partner_id(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_TEXT && !text.contains(char::is_whitespace)
+}
+
+fn is_same_user(one: &str, other: &str) -> bool {
+    one.to_lowercase() == other.to_lowercase()
+}
+
+fn foreign(user: &str, known: &str, told: &str) -> CliError {
+    let (user, told) = (escape_text(user), escape_text(told));
+    let message = format!(
+        "the mediator says that {user} belongs to partner {told}; this console knows {known}"
+    );
+    CliError::refused(codes::AUDIT_FOREIGN, message).hint(
+        "do not go on; tell your administrator. If the account was moved to another partner on \
+         purpose: console-tunnel witness accept, then log in again",
+    )
+}
+
+/// Remembers the partner of somebody who logged in with a version that did not: that of the first
+/// session. What cannot be written now is with the next one.
+pub fn pin_first(directory: &DataDir, partner_id: Option<&str>) {
+    let Some(partner_id) = partner_id else { return };
+    let Ok(Some(mut account)) = Account::load(directory) else { return };
+    if account.pinned().is_none()
+        && account.pin_partner(partner_id).is_ok()
+        && account.pin.is_some()
+    {
+        let _ = account.save(directory);
+    }
+}
+
+/// Forgets whose log is believed; for the owner of this console, after looking into it.
+pub fn forget_pin(directory: &DataDir) -> Result<(), CliError> {
+    match Account::load(directory)? {
+        Some(account) if account.pin.is_some() => Account { pin: None, ..account }.save(directory),
+        _ => Ok(()),
     }
 }
 
@@ -184,6 +264,7 @@ mod tests {
                 trust,
                 user: Some("ann".into()),
                 partner: "main".into(),
+                pin: Some(Pin { user: "ann".into(), partner_id: "p1".into() }),
             };
             account.save(&directory).unwrap();
             assert_eq!(Account::load(&directory).unwrap(), Some(account.clone()));
@@ -200,6 +281,31 @@ mod tests {
         remove_token(&directory).unwrap();
         remove_token(&directory).unwrap();
         assert!(load_token(&directory).unwrap().is_none());
+    }
+
+    #[test]
+    fn another_partner_under_the_same_name_is_refused_also_after_a_logout() {
+        let mut account = Account {
+            host: "m".into(),
+            port: 1,
+            trust: MediatorTrust::WebPki,
+            user: Some("ann".into()),
+            partner: "main".into(),
+            pin: None,
+        };
+        account.pin_partner("").unwrap();
+        assert_eq!(account.pinned(), None);
+        account.pin_partner("p1").unwrap();
+        account.pin_partner("p1").unwrap();
+        assert_eq!(account.pin_partner("p2").unwrap_err().code, codes::AUDIT_FOREIGN);
+        account.user = None;
+        assert_eq!(account.pinned(), None);
+        account.user = Some("Ann".into());
+        assert_eq!(account.pin_partner("p2").unwrap_err().code, codes::AUDIT_FOREIGN);
+        // Another account has a partner of its own.
+        account.user = Some("bob".into());
+        account.pin_partner("p2").unwrap();
+        assert_eq!(account.pinned(), Some("p2"));
     }
 
     #[test]

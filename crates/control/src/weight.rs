@@ -43,6 +43,7 @@ pub(crate) fn of(body: &Body, wire: usize) -> usize {
         Body::MfaState(state) => size_of_val(state.factors.as_slice()),
         Body::RecoveryCodes(told) => size_of_val(told.codes.as_slice()),
         Body::Receipts(told) => size_of_val(told.lines.as_slice()),
+        Body::ReceiptRequest(asked) => size_of_val(asked.wanted.as_slice()),
         Body::HeadProof(proof) => size_of_val(proof.links.as_slice()),
         Body::EnrolmentProof(proof) => evidence(proof.audit.as_ref()),
         _ => 0,

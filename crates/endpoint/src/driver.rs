@@ -15,7 +15,7 @@ use adit_core::{path::PathChooser, punch::Punch, resume::Event};
 use adit_net::noise::signal::SignalCipher;
 use adit_protocol::{
     candidate::Candidate,
-    code::{ChannelCode, failure},
+    code::ChannelCode,
     grant::Grant,
     handshake::SessionKeys,
     ids::{CarrierNumber, ChannelId, SessionId},
@@ -47,6 +47,7 @@ use crate::{
     shared::{ChannelTap, DriverEvent, Progress, Shared},
     target::{self, Gate},
     udp::{Addresses, Inbox, UdpStack},
+    witness::code_of,
 };
 
 /// Messages that wait for the driver.
@@ -377,7 +378,7 @@ impl Driver {
     fn alarmed(&self, alert: &wire::HeadAlert) -> String {
         let session = self.p.session.to_string();
         (self.p.alarm)(&session, alert);
-        failure::AUDIT_FORKED.to_owned()
+        code_of(alert).to_owned()
     }
 
     fn note_peer(&mut self, trickle: &wire::Trickle) {

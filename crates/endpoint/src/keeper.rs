@@ -3,8 +3,8 @@
 //!
 //! Files, all 0600 in the program's own directory: `receipts/N.jsonl` (appended, at most
 //! [`MAX_SEGMENTS`] of [`MAX_SEGMENT`] bytes, the oldest goes first), `receipts/sent` (what the
-//! mediator has acknowledged), `witness` (replaced as a whole), `alerts.jsonl`. Several consoles
-//! may share a directory: lines are appended with one write each.
+//! mediator has acknowledged), those of `counterparts`, `witness` (replaced as a whole), and those of `alerts`. Several
+//! consoles may share a directory: lines are appended with one write each.
 //!
 //! Must never say that a line is durable before it is.
 
@@ -18,22 +18,21 @@ use std::{
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{error, warn};
 
+use crate::alerts::Pace;
+
 /// Bytes of a file of receipts.
 pub(crate) const MAX_SEGMENT: u64 = 8 * 1024 * 1024;
 /// Files of receipts.
 pub(crate) const MAX_SEGMENTS: u64 = 16;
-/// Bytes of the list of alerts; an older one is kept beside.
-const MAX_ALERTS: u64 = 1024 * 1024;
 /// Bytes of the list of heads.
 const MAX_WITNESS: u64 = 4 * 1024 * 1024;
 /// Lines that wait for the disk.
 const MAX_WAITING: usize = 4096;
 /// Lines written with one fsync.
 const MAX_BATCH: usize = 256;
-const RECEIPTS: &str = "receipts";
+pub(crate) const RECEIPTS: &str = "receipts";
 const SENT: &str = "sent";
 const WITNESS: &str = "witness";
-const ALERTS: &str = "alerts.jsonl";
 
 /// The files could not be read or written.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -67,10 +66,14 @@ pub(crate) struct Keeper {
     jobs: mpsc::Sender<Job>,
     /// The newest list of heads, until it is on disk.
     witness: Mutex<Option<String>>,
+    /// Of alerts.
+    pub(crate) pace: Mutex<Pace>,
     /// Something waits for the disk.
     work: Notify,
     /// How many receipts were written: news for the sender.
     pub(crate) written: watch::Sender<u64>,
+    /// How often counterparts of receipts were found to be missing.
+    pub(crate) wanted: watch::Sender<u64>,
 }
 
 impl Keeper {
@@ -86,11 +89,18 @@ impl Keeper {
             directory,
             jobs,
             witness: Mutex::new(None),
+            pace: Mutex::default(),
             work: Notify::new(),
             written: watch::Sender::new(0),
+            wanted: watch::Sender::new(0),
         });
         let run = run(keeper.clone(), queue);
         Ok((keeper, run))
+    }
+
+    /// The program's own directory.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
     }
 
     /// Appends a receipt; the answer says whether it is durable.
@@ -126,28 +136,6 @@ impl Keeper {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Writes an alert down, at once.
-    pub(crate) fn alert(&self, line: &str) {
-        let Some(directory) = &self.directory else { return };
-        let path = directory.join(ALERTS);
-        let full = fs::metadata(&path).is_ok_and(|meta| meta.len() >= MAX_ALERTS);
-        if full && let Err(error) = fs::rename(&path, directory.join("alerts.1.jsonl")) {
-            error!(%error, "old alerts cannot be put aside");
-        }
-        let written = append(&path, format!("{line}\n").as_bytes());
-        if let Err(error) = written {
-            error!(%error, path = %path.display(), "alert cannot be written down");
-        }
-    }
-
-    /// The last alerts, oldest first.
-    pub(crate) fn alerts(&self, count: usize) -> Vec<String> {
-        let Some(directory) = &self.directory else { return Vec::new() };
-        let text = read_all(&directory.join(ALERTS), 2 * MAX_ALERTS).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines.iter().skip(lines.len().saturating_sub(count)).map(|line| (*line).into()).collect()
     }
 
     /// Waits until what was handed over is on disk.
@@ -288,7 +276,7 @@ fn append_receipts(directory: &Path, lines: &str) -> Result<(), KeepError> {
 }
 
 /// One write and one fsync. A line that a crash left incomplete is ended first.
-fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let fresh = !path.exists();
     let mut file = options().read(true).append(true).create(true).open(path)?;
     let len = file.seek(SeekFrom::End(0))?;
@@ -310,7 +298,7 @@ fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}.tmp", std::process::id()));
     let beside = PathBuf::from(beside);
@@ -395,7 +383,7 @@ fn parse_place(text: &str) -> Option<Place> {
     Some(Place { segment: segment.parse().ok()?, offset: offset.parse().ok()? })
 }
 
-fn read_all(path: &Path, max: u64) -> Result<String, KeepError> {
+pub(crate) fn read_all(path: &Path, max: u64) -> Result<String, KeepError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),

@@ -12,9 +12,11 @@
 //! - every task belongs to the endpoint's tracker and stops with its token;
 //! - a panic or error in one session ends that session.
 
+mod alerts;
 mod carrier;
 mod carriers;
 mod connect;
+mod counterparts;
 mod direct;
 mod driver;
 mod early;
@@ -31,6 +33,7 @@ mod memory;
 mod netcheck;
 mod opening;
 mod pace;
+mod partner;
 mod punching;
 mod reach;
 mod receipts;
@@ -87,6 +90,7 @@ use driver::Message;
 use early::Early;
 use keeper::Keeper;
 use memory::Memory;
+use partner::Partner;
 use report::Reports;
 use udp::UdpStack;
 use witness::Witness;
@@ -116,6 +120,8 @@ pub struct EndpointConfig {
     pub records: Option<PathBuf>,
     /// The mediator's name, without spaces: what the file says of relays is of this mediator.
     pub mediator: String,
+    /// The partner whose log is believed, if the program knows it yet.
+    pub partner: Option<String>,
 }
 
 /// Why an endpoint could not start.
@@ -167,6 +173,7 @@ pub struct Endpoint {
     /// What sessions keep for local sockets, together.
     pool: Pool,
     witness: Witness,
+    partner: Partner,
     tasks: TaskTracker,
     cancel: CancellationToken,
     state: Mutex<State>,
@@ -211,6 +218,8 @@ impl Endpoint {
         let witness = Witness::load(keeper.clone())?;
         let (spool, link, token) = (keeper.clone(), control.clone(), cancel.child_token());
         tasks.spawn(async move { spool::run(spool, link, token).await });
+        let (ask, link, token) = (keeper.clone(), control.clone(), cancel.child_token());
+        tasks.spawn(async move { counterparts::run(ask, link, token).await });
         let state = State { grace: config.offline_grace, ..State::default() };
         Ok(Arc::new(Self {
             role: config.role,
@@ -224,6 +233,7 @@ impl Endpoint {
             keeper,
             pool: Pool::default(),
             witness,
+            partner: Partner::new(config.partner),
             tasks,
             cancel,
             state: Mutex::new(state),
@@ -356,6 +366,7 @@ impl Endpoint {
             self.keeper.flush().await;
             spool::flush(&self.keeper).await;
             self.reports.flush(deadline).await;
+            counterparts::flush(&self.keeper).await;
         };
         // What does not end in time is cut off.
         let _ = tokio::time::timeout(deadline, end).await;

@@ -5,7 +5,7 @@
 use std::{io::IoSlice, sync::Arc, time::Duration};
 
 use adit_core::resume::Deliverable;
-use adit_protocol::code::ChannelCode;
+use adit_protocol::{code::ChannelCode, ticket::Role};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -26,7 +26,9 @@ const MIN_ROOM: usize = 8 * 1024;
 const MAX_SLICES: usize = 64;
 
 /// Moves bytes between a local connection and its channel until the channel is over.
-/// Nothing is written before `ready`.
+/// Nothing is written before `ready`, and at the agent nothing is read either: who has signed
+/// nothing gets nothing from the target. The console's first bytes travel with the opening, and are
+/// held back where they arrive.
 pub(crate) async fn run(
     shared: Arc<Shared>,
     tap: ChannelTap,
@@ -45,14 +47,26 @@ pub(crate) async fn run(
             // One direction may end regularly long before the other; an error ends both.
             let up = read_local(&shared, id, &wake, read);
             let refusal = &mut code;
-            let down = async {
+            let ready = async {
                 ready.await.map_err(|why| {
                     *refusal = why;
                     Broken
-                })?;
-                write_local(&shared, id, &wake, write).await
+                })
             };
-            if tokio::try_join!(up, down).is_ok() {
+            let down = write_local(&shared, id, &wake, write);
+            let both = async {
+                if shared.role() == Role::Agent {
+                    ready.await?;
+                    tokio::try_join!(up, down)
+                } else {
+                    let down = async {
+                        ready.await?;
+                        down.await
+                    };
+                    tokio::try_join!(up, down)
+                }
+            };
+            if both.await.is_ok() {
                 // Both regular ends are on their way; the machine says when they have arrived.
                 std::future::pending::<()>().await;
             }

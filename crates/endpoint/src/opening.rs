@@ -212,7 +212,12 @@ impl Endpoint {
     /// Console: asks the mediator for a session and starts it.
     pub async fn open(self: &Arc<Self>, request: OpenRequest) -> Result<Session, OpenError> {
         let (keys, _) = self.control.last().ok_or(OpenError::Control(RequestError::Closed))?;
-        let prepared = self.prepare(request, keys.root.fingerprint())?;
+        let computer = request.computer;
+        let prepared = self.prepare(request, keys.root.fingerprint()).inspect_err(|error| {
+            if let OpenError::Doubt(doubt) = error {
+                self.alarm(doubt, &format!("opening of {computer}"), "console");
+            }
+        })?;
         let peer = self.control.peer().ok_or(OpenError::Control(RequestError::Closed))?;
         // The mediator gives the agent as long, and then says which of the two was silent.
         let answer = peer.request(prepared.message(), OPEN_TIMEOUT + MEDIATOR_SLACK).await;
@@ -231,6 +236,7 @@ impl Endpoint {
         if request.carrier == CarrierChoice::Direct && !direct {
             return Err(OpenError::NoPath("direct carriers are switched off".into()));
         }
+        self.require_own(&request.tenant)?;
         let session = SessionId(random()?);
         let quic_key = SigningKey::generate()?;
         let seen = self.seen_head(root, &request.tenant);
@@ -389,9 +395,11 @@ impl Endpoint {
             Ok(wire::frame::Body::Granted(granted)) => Ok(granted),
             Ok(_) => Err(OpenError::BadAnswer("mediator answered something else".into())),
             Err(RequestError::Failed(failure)) => {
-                if [failure::AUDIT_FORKED, failure::AUDIT_UNPROVEN].contains(&&*failure.code) {
+                let codes =
+                    [failure::AUDIT_FORKED, failure::AUDIT_UNPROVEN, failure::AUDIT_FOREIGN];
+                if codes.contains(&&*failure.code) {
                     let code = (failure.code.as_str(), failure.message.as_str());
-                    self.note_alarm(code, &session.to_string(), "agent", (None, None));
+                    self.note_alarm(code, &session.to_string(), "agent", None);
                 }
                 Err(OpenError::Refused(failure))
             }

@@ -12,9 +12,10 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use adit_core::resume::{ChannelEnd, Deliverable};
+use adit_core::resume::{ChannelEnd, Deliverable, Resume};
 use adit_ledger::{
     Hash, Receipt,
     receipt::{Close, Role as Signer, Statement},
@@ -46,6 +47,8 @@ const SERVICE_PORT: u16 = 1;
 const MAX_LINE: usize = 8 * 1024;
 /// Bytes of receipts that wait for the peer.
 const MAX_WAITING: usize = 4 * 1024 * 1024;
+/// How often it is looked whether the last ones were delivered.
+const LOOK: Duration = Duration::from_millis(5);
 /// Channels remembered, live and over.
 const MAX_ENTRIES: usize = 4 * MAX_CHANNELS_PER_SESSION;
 
@@ -69,6 +72,8 @@ struct Entry {
     /// The target that the peer's open receipt names.
     peer: Option<String>,
     closed: bool,
+    /// The own close receipt, until the peer's has come.
+    unmatched: Option<String>,
     peer_closed: bool,
     release: watch::Sender<Release>,
 }
@@ -227,6 +232,9 @@ impl Receipts {
         let line = self.sign(id, target, Some(close));
         let mut state = self.state();
         state.send(&line);
+        if let Some(entry) = state.channels.get_mut(&id).filter(|entry| !entry.peer_closed) {
+            entry.unmatched = Some(line.clone());
+        }
         state.forget_old();
         drop(state);
         self.news.notify_one();
@@ -241,16 +249,41 @@ impl Receipts {
         state.channels.iter().filter(|(_, entry)| live(entry)).map(|(id, _)| *id).collect()
     }
 
-    /// Waits until the peer's close receipts have come for all channels that are over here.
-    pub(crate) async fn settled(&self) {
+    /// Waits until the peer's close receipts have come for all channels that are over here, and the
+    /// peer has all of ours; or nothing more can come.
+    pub(crate) async fn settled(&self, shared: &Shared) {
         loop {
             let progress = self.progress.notified();
-            let open = |entry: &Entry| entry.closed && !entry.peer_closed;
-            if !self.state().channels.values().any(open) {
+            let (service, owed) = {
+                let state = self.state();
+                let open = |entry: &Entry| entry.closed && !entry.peer_closed;
+                let waits = state.channels.values().any(open) || !state.outgoing.is_empty();
+                (state.service, waits)
+            };
+            let Some(service) = service else { return };
+            let look =
+                |resume: &mut Resume, _| (resume.is_live(service), resume.is_delivered(service));
+            let (live, delivered) = shared.with(look);
+            if !live || (!owed && delivered) {
                 return;
             }
-            progress.await;
+            tokio::select! {
+                () = progress => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
         }
+    }
+
+    /// Own close receipts of channels that the peer opened, too, and whose close has not come.
+    pub(crate) fn unmatched(&self) -> Vec<String> {
+        let state = self.state();
+        let known = state.channels.values().filter(|entry| entry.peer.is_some());
+        known.filter_map(|entry| entry.unmatched.clone()).collect()
+    }
+
+    /// The program's files.
+    pub(crate) fn keeper(&self) -> &Arc<Keeper> {
+        &self.keeper
     }
 
     /// A receipt of the other end. An error is a story that cannot be true.
@@ -285,7 +318,10 @@ impl Receipts {
             Some(_) if entry.peer.as_ref() != Some(&said.target) || entry.peer_closed => {
                 return Err("its channel was never opened, or led elsewhere");
             }
-            Some(_) => entry.peer_closed = true,
+            Some(_) => {
+                entry.peer_closed = true;
+                entry.unmatched = None;
+            }
         }
         if entry.target.as_ref().is_some_and(|target| *target != said.target) {
             return Err("it names another target");
@@ -376,6 +412,7 @@ impl State {
             own_durable: false,
             peer: None,
             closed: false,
+            unmatched: None,
             peer_closed: false,
             release: watch::Sender::new(Release::Waiting),
         })

@@ -17,6 +17,9 @@ use crate::{
 
 /// Receipts in one message.
 const BATCH: usize = 64;
+/// Pause after a full message: the mediator takes 400 receipts a second for long, and a backlog is
+/// in no hurry.
+const PACE: Duration = Duration::from_millis(200);
 /// Time for the mediator to make them durable.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failure.
@@ -52,12 +55,15 @@ async fn send_all(keeper: Arc<Keeper>, control: ControlLink) {
             }
             continue;
         }
+        let full = lines.len() >= BATCH;
         let lines = lines.into_iter().map(Into::into).collect();
         match peer.request(Body::Receipts(wire::Receipts { lines }), ACK_TIMEOUT).await {
             Ok(_) => {
                 if let Err(error) = keeper.acknowledged(place) {
                     warn!(%error, "receipts will be sent again");
                     tokio::time::sleep(RETRY).await;
+                } else if full {
+                    tokio::time::sleep(PACE).await;
                 }
             }
             Err(error) => {

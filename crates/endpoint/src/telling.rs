@@ -15,6 +15,7 @@ use tracing::info;
 
 use crate::{
     carriers::{Carrier, carrier_event, kind},
+    counterparts,
     driver::{Driver, Message},
     events::{ChannelState, SessionEvent},
     link::Link,
@@ -23,6 +24,9 @@ use crate::{
 
 /// What has not led to a direct path by then counts as failed, though it is tried on.
 const FIRST_ROUNDS: Duration = Duration::from_secs(12);
+/// Time for both ends to exchange their last receipts: round trips of a bad path, and a machine
+/// that is busy.
+const LAST_RECEIPTS: Duration = Duration::from_secs(1);
 /// Time for the last records to leave when the session ends.
 const LAST_WORDS: Duration = Duration::from_millis(150);
 
@@ -177,22 +181,32 @@ impl Driver {
         for id in &live {
             self.p.shared.with(|resume, _| resume.reset(*id, ChannelCode::SessionEnded));
         }
-        if live.is_empty() || self.carriers.is_empty() {
+        if self.carriers.is_empty() {
             return;
         }
-        let receipts = self.p.receipts.clone();
-        let events = async {
+        let (receipts, shared) = (self.p.receipts.clone(), self.p.shared.clone());
+        let settled = async {
+            // Channels that have ended but were not told yet are among those.
             while !receipts.live().is_empty() {
-                if let DriverEvent::Channel(id, lasted, progress) =
-                    self.p.shared.driver_event().await
-                {
+                if let DriverEvent::Channel(id, lasted, progress) = shared.driver_event().await {
                     self.tell_channel(id, lasted, &progress);
                 }
             }
-            receipts.settled().await;
+            let mut settled = std::pin::pin!(receipts.settled(&shared));
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut settled => return,
+                    event = shared.driver_event() => {
+                        if let DriverEvent::Channel(id, lasted, progress) = event {
+                            self.tell_channel(id, lasted, &progress);
+                        }
+                    }
+                }
+            }
         };
-        // An end that went without them is told apart by the mediator.
-        let _ = tokio::time::timeout(LAST_WORDS, events).await;
+        // What does not come in time is asked for at the mediator.
+        let _ = tokio::time::timeout(LAST_RECEIPTS, settled).await;
     }
 
     pub(crate) async fn finish(mut self, reason: &str) {
@@ -209,6 +223,10 @@ impl Driver {
             }
         };
         let _ = tokio::time::timeout(LAST_WORDS, events).await;
+        let unmatched = self.p.receipts.unmatched();
+        if !unmatched.is_empty() {
+            counterparts::want(self.p.receipts.keeper(), unmatched).await;
+        }
         self.punching.forget(&self.p);
         self.p.cancel.cancel();
         let totals = *self.p.totals.borrow();

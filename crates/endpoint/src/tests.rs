@@ -15,6 +15,7 @@ use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinSet,
 };
 
@@ -45,6 +46,11 @@ struct World {
 impl World {
     /// Both ends; the agent connects every channel to `target`.
     fn new(target: std::net::SocketAddr) -> Self {
+        Self::released_by(target, watch::Sender::new(true).subscribe())
+    }
+
+    /// The same; the agent's channels are released with `released`.
+    fn released_by(target: std::net::SocketAddr, released: watch::Receiver<bool>) -> Self {
         let (console, agent) = (
             Shared::new(Role::Console, Pool::default()),
             Shared::new(Role::Agent, Pool::default()),
@@ -57,10 +63,15 @@ impl World {
                 if let DriverEvent::Machine(Event::Connect(id, _)) = shared.driver_event().await {
                     let tap = shared.register(|r, _| r.is_live(id).then_some(id));
                     let (shared, Some(tap)) = (shared.clone(), tap) else { continue };
+                    let mut released = released.clone();
                     served.spawn(async move {
                         let stream = TcpStream::connect(target).await.unwrap();
                         shared.with(|r, now| r.connected(id, now));
-                        local::run(shared, tap, stream, async { Ok(()) }).await;
+                        let ready = async move {
+                            let _ = released.wait_for(|released| *released).await;
+                            Ok(())
+                        };
+                        local::run(shared, tap, stream, ready).await;
                     });
                 }
             }
@@ -216,6 +227,33 @@ async fn a_reset_arrives_as_a_reset_and_an_end_as_an_end() {
     world.console.with(|r, _| r.close("closed"));
     let end = tokio::time::timeout(Duration::from_secs(5), app.read(&mut [0; 8])).await.unwrap();
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+/// A console that has signed nothing is sent nothing of what the target says by itself, and the
+/// target gets nothing of the console's.
+#[tokio::test]
+async fn before_the_receipts_nothing_passes_the_agent_in_either_direction() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let release = watch::Sender::new(false);
+    let mut world = World::released_by(listener.local_addr().unwrap(), release.subscribe());
+    world.carrier().await;
+    let mut app = world.open().await;
+    app.write_all(b"hello").await.unwrap();
+    let (mut target, _) = listener.accept().await.unwrap();
+    target.write_all(b"banner").await.unwrap();
+    let (mut up, mut down) = ([0; 5], [0; 6]);
+    let silence = Duration::from_millis(300);
+    let early = tokio::time::timeout(silence, async {
+        tokio::select! {
+            got = app.read(&mut down) => got,
+            got = target.read(&mut up) => got,
+        }
+    });
+    assert!(early.await.is_err(), "bytes passed before the channel was released");
+    release.send_replace(true);
+    app.read_exact(&mut down).await.unwrap();
+    target.read_exact(&mut up).await.unwrap();
+    assert_eq!((&up, &down), (b"hello", b"banner"));
 }
 
 /// What a peer asks of the driver waits in the connection, not in memory.

@@ -29,6 +29,7 @@ use tracing::{error, warn};
 
 use crate::{
     Endpoint,
+    alerts::Fork,
     keeper::{KeepError, Keeper},
     link::ControlLink,
 };
@@ -37,6 +38,8 @@ use crate::{
 const PROVE: Duration = Duration::from_secs(5);
 /// Heads of others' logs that change under our hands this often are not followed.
 const MAX_ROUNDS: usize = 8;
+/// Logs whose heads are kept: whoever has many of them is shown too many partners.
+const MAX_LOGS: usize = 256;
 
 /// Why a session or a first contact is refused.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -54,14 +57,36 @@ pub enum Doubt {
         /// The head that is shown now.
         shown: Box<SignedHead>,
     },
+    /// The log of a partner that is not this end's.
+    #[error("audit log: of partner {shown}, but this end belongs to partner {own}")]
+    Foreign {
+        /// The partner's id that was told at enrolment or login.
+        own: String,
+        /// What is shown instead, cut.
+        shown: String,
+    },
+    /// No head of a further log is kept.
+    #[error(
+        "audit log: heads of {MAX_LOGS} logs are kept, and this is another one; after looking \
+         into it, witness accept makes room"
+    )]
+    TooMany,
 }
 
 impl Doubt {
     /// Stable code (docs/errors.md).
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Unproven(_) => failure::AUDIT_UNPROVEN,
+            Self::Unproven(_) | Self::TooMany => failure::AUDIT_UNPROVEN,
             Self::Discord { .. } => failure::AUDIT_FORKED,
+            Self::Foreign { .. } => failure::AUDIT_FOREIGN,
+        }
+    }
+
+    fn heads(&self) -> Option<(&SignedHead, &SignedHead)> {
+        match self {
+            Self::Discord { known, shown, .. } => Some((known, shown)),
+            _ => None,
         }
     }
 }
@@ -69,10 +94,9 @@ impl Doubt {
 impl Doubt {
     /// For the other end.
     pub(crate) fn to_wire(&self) -> wire::HeadAlert {
-        let (known, shown) = match self {
-            Self::Unproven(_) => (Bytes::new(), Bytes::new()),
-            Self::Discord { known, shown, .. } => (known.to_line().into(), shown.to_line().into()),
-        };
+        let line = |head: &SignedHead| Bytes::from(head.to_line());
+        let heads = self.heads().map(|(known, shown)| (line(known), line(shown)));
+        let (known, shown) = heads.unwrap_or_default();
         wire::HeadAlert { code: self.code().to_owned(), known, shown }
     }
 }
@@ -137,15 +161,29 @@ impl Witness {
         heads.iter().filter(|((of, _), _)| *of == root).map(|(_, head)| told(head)).collect()
     }
 
+    /// The partners of an installation whose logs were seen.
+    pub(crate) fn partners(&self, root: Fingerprint) -> Vec<String> {
+        let heads = self.heads();
+        heads.keys().filter(|(of, _)| *of == root).map(|(_, tenant)| tenant.clone()).collect()
+    }
+
     /// Puts `new` in the place of exactly `known`; `false` if another one came between.
-    fn replace(&self, log: &Log, known: Option<&SignedHead>, new: &SignedHead) -> bool {
+    fn replace(
+        &self,
+        log: &Log,
+        known: Option<&SignedHead>,
+        new: &SignedHead,
+    ) -> Result<bool, Doubt> {
         let mut heads = self.heads();
         if heads.get(log) != known {
-            return false;
+            return Ok(false);
+        }
+        if known.is_none() && heads.len() >= MAX_LOGS {
+            return Err(Doubt::TooMany);
         }
         heads.insert(log.clone(), new.clone());
         self.keeper.heads(render(&heads));
-        true
+        Ok(true)
     }
 }
 
@@ -164,7 +202,8 @@ fn render(heads: &BTreeMap<Log, SignedHead>) -> String {
 
 fn parse(text: &str) -> Result<BTreeMap<Log, SignedHead>, KeepError> {
     let damaged = |n: usize| {
-        let reason = format!("line {n} of the heads seen is damaged; restore the file");
+        let reason =
+            format!("line {n} of the heads seen is damaged; restore the file, or witness accept");
         KeepError::new(std::path::Path::new("witness"), reason)
     };
     let mut heads = BTreeMap::new();
@@ -183,16 +222,17 @@ fn parse(text: &str) -> Result<BTreeMap<Log, SignedHead>, KeepError> {
 }
 
 /// Accepts a log that does not go on from the head seen: the next head shown is believed. For the
-/// device's owner, after a restored backup; not while the program runs.
+/// device's owner, after a restored backup; not while the program runs. Works with a file that
+/// cannot be read, too: it is put aside as it is. Gives the lines that it had.
 pub fn accept(directory: &std::path::Path) -> Result<Vec<String>, KeepError> {
     let (keeper, _) = Keeper::start(Some(directory.to_owned()))?;
-    let heads = parse(&keeper.read_heads()?)?;
-    let lines = heads.values().map(SignedHead::to_line).collect();
+    let (known, damaged) = match keeper.read_heads().and_then(|text| parse(&text)) {
+        Ok(heads) => (heads.values().map(SignedHead::to_line).collect::<Vec<_>>(), None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
     keeper.forget_heads()?;
-    let note = json!({"code": "accepted", "known": heads.values().map(SignedHead::to_line)
-        .collect::<Vec<_>>()});
-    keeper.alert(&note.to_string());
-    Ok(lines)
+    keeper.alert(json!({"code": "accepted", "known": &known, "damaged": damaged}));
+    Ok(known)
 }
 
 /// What this device saw and what alarmed it, without running.
@@ -231,20 +271,24 @@ impl Endpoint {
         grant: &Grant,
         audit: Option<&wire::AuditEvidence>,
     ) -> Result<Shown, Doubt> {
+        self.require_own(&grant.tenant)?;
         let evidence = Evidence::from_wire(audit)?;
         evidence.check_grant(root, grant)?;
+        self.adopt_partner(root.fingerprint(), grant).await?;
         let Evidence { head, links, .. } = evidence;
         self.follow(root, &grant.tenant, &head, &links).await?;
+        self.partner.adopt(&grant.tenant);
         Ok(Shown { head, links })
     }
 
-    /// Console: the agent's enrolment must be in the log. Gives the number and time of its entry.
+    /// An agent's enrolment must be in the log. Gives the number and time of its entry.
     pub async fn check_enrolment(
         &self,
         tenant: &str,
         computer: ComputerId,
         agent: PublicKey,
     ) -> Result<(u64, u64), Doubt> {
+        self.require_own(tenant)?;
         let missing = || Doubt::Unproven(EvidenceError::Missing);
         let (Some(peer), Some((keys, _))) = (self.control.peer(), self.control.last()) else {
             return Err(missing());
@@ -258,12 +302,28 @@ impl Endpoint {
         let Ok(wire::frame::Body::EnrolmentProof(proof)) = answer else { return Err(missing()) };
         let evidence = Evidence::from_wire(proof.audit.as_ref())?;
         evidence.check_enrolment(keys.root, &computer.to_string(), agent)?;
-        // In the log that goes on today, or in one that it follows: which of the two was seen is
-        // found out with the grant.
-        if seen.is_none_or(|seen| seen.tree == evidence.head.tree) {
-            self.follow(keys.root, tenant, &evidence.head, &evidence.links).await?;
-        }
+        self.place(keys.root, tenant, &evidence.head, &evidence.links).await?;
         Ok((evidence.entry.seq(), evidence.entry.time_ms()))
+    }
+
+    /// A head must be of the history that was seen: of a log that the one seen goes on from, where
+    /// enrolments stay when a backup was restored, or one that goes on from it.
+    async fn place(
+        &self,
+        root: PublicKey,
+        tenant: &str,
+        head: &SignedHead,
+        links: &[Link],
+    ) -> Result<(), Doubt> {
+        let known = self.witness.seen(root.fingerprint(), tenant);
+        if let Some(known) = known.filter(|known| known.tree != head.tree) {
+            match ordered(&self.control, head, &known, links).await {
+                Ok(_) => return Ok(()),
+                Err(Discord::Unproven) => {}
+                Err(why) => return Err(doubt(why, &known, head)),
+            }
+        }
+        self.follow(root, tenant, head, links).await
     }
 
     /// The same, as it is shown with a grant: in the head that the grant's own entry was found in,
@@ -318,7 +378,7 @@ impl Endpoint {
                     .await
                     .map_err(|why| doubt(why, known, head))?,
             };
-            if order != Order::Newer || self.witness.replace(&log, known.as_ref(), head) {
+            if order != Order::Newer || self.witness.replace(&log, known.as_ref(), head)? {
                 return Ok(());
             }
         }
@@ -327,12 +387,8 @@ impl Endpoint {
 
     /// Tells of a refusal and writes it down with the heads that show why.
     pub(crate) fn alarm(&self, doubt: &Doubt, session: &str, found_by: &str) {
-        let (known, shown) = match doubt {
-            Doubt::Unproven(_) => (None, None),
-            Doubt::Discord { known, shown, .. } => (Some(known.to_line()), Some(shown.to_line())),
-        };
         let text = doubt.to_string();
-        self.note_alarm((doubt.code(), &text), session, found_by, (known, shown));
+        self.note_alarm((doubt.code(), &text), session, found_by, doubt.heads());
     }
 
     /// A first contact whose enrolment is not proved.
@@ -342,15 +398,16 @@ impl Endpoint {
 
     /// The other end refuses a session for what it was shown.
     pub(crate) fn alarm_of_peer(&self, session: &str, alert: &wire::HeadAlert) {
-        let code = match alert.code.as_str() {
-            failure::AUDIT_FORKED => failure::AUDIT_FORKED,
-            _ => failure::AUDIT_UNPROVEN,
+        // It is the peer's word: only what the installation signed is kept as a head.
+        let root = self.control.last().map(|(keys, _)| keys.root);
+        let signed = |line: &Bytes| {
+            let head = SignedHead::parse(line).ok()?;
+            check_head(&head, root?).ok().map(|()| head)
         };
-        // Only what is a head is kept as one: it is the peer's word.
-        let line = |bytes: &Bytes| SignedHead::parse(bytes).ok().map(|head| head.to_line());
+        let heads = signed(&alert.known).zip(signed(&alert.shown));
+        let heads = heads.as_ref().map(|(known, shown)| (known, shown));
         let text = "the other end refuses the session for what the mediator showed it";
-        let heads = (line(&alert.known), line(&alert.shown));
-        self.note_alarm((code, text), session, "peer", heads);
+        self.note_alarm((code_of(alert), text), session, "peer", heads);
     }
 
     pub(crate) fn note_alarm(
@@ -358,9 +415,8 @@ impl Endpoint {
         (code, text): (&str, &str),
         session: &str,
         found_by: &str,
-        (known, shown): (Option<String>, Option<String>),
+        heads: Option<(&SignedHead, &SignedHead)>,
     ) {
-        error!(code, session_id = session, found_by, "audit log: {text}");
         let time = self.control.last().map_or(0, |(_, clock)| clock.now_ms());
         let line = json!({
             "time_ms": time,
@@ -368,11 +424,22 @@ impl Endpoint {
             "session_id": session,
             "found_by": found_by,
             "message": text,
-            "known": known,
-            "shown": shown,
+            "known": heads.map(|(known, _)| known.to_line()),
+            "shown": heads.map(|(_, shown)| shown.to_line()),
         });
-        self.keeper.alert(&line.to_string());
+        let evidence = heads.is_some_and(|(known, shown)| {
+            self.keeper.fork(&Fork { known, shown, told: found_by == "peer" }, &line)
+        });
+        if evidence || self.keeper.alert(line) {
+            error!(code, session_id = session, found_by, "audit log: {text}");
+        }
     }
+}
+
+/// What the other end calls it, if that is a code of ours.
+pub(crate) fn code_of(alert: &wire::HeadAlert) -> &'static str {
+    let codes = [failure::AUDIT_FORKED, failure::AUDIT_FOREIGN];
+    codes.into_iter().find(|code| *code == alert.code).unwrap_or(failure::AUDIT_UNPROVEN)
 }
 
 fn doubt(why: Discord, known: &SignedHead, shown: &SignedHead) -> Doubt {
@@ -403,3 +470,6 @@ async fn ordered(
         _ => Err(Discord::Unproven),
     }
 }
+
+#[cfg(test)]
+mod tests;

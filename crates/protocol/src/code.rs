@@ -84,6 +84,8 @@ pub mod failure {
     pub const AUDIT_UNPROVEN: &str = "audit_unproven";
     /// The audit log shows another history than it showed before, or shows to others.
     pub const AUDIT_FORKED: &str = "audit_forked";
+    /// The audit log that is shown is of another partner than this device belongs to.
+    pub const AUDIT_FOREIGN: &str = "audit_foreign";
     /// Unexpected fault of the server.
     pub const INTERNAL: &str = "internal";
     /// Enrolment token unknown, of another installation, or mutilated.

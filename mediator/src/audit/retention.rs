@@ -16,7 +16,10 @@ use sqlx::AnyPool;
 use tokio_util::sync::CancellationToken;
 
 use super::keys::BLOCK;
-use crate::store::{Columns, Store, StoreError, WriteTx, Writer, bigint, tenants};
+use crate::{
+    proof,
+    store::{Columns, Store, StoreError, WriteTx, Writer, bigint, tenants},
+};
 
 /// A day, milliseconds.
 pub(crate) const DAY_MS: u64 = 24 * 3_600_000;
@@ -185,6 +188,12 @@ pub(crate) async fn prune(
         let keep = policy.retention_ms.unwrap_or(retention_ms).max(MIN_DAYS * DAY_MS);
         // Whole days: one pass and one record a day.
         let cutoff = now_ms.saturating_sub(keep) / DAY_MS * DAY_MS;
+        // What the ends signed goes with what the log says of it, not before.
+        let ends = (&store.readers, writer);
+        let receipts = proof::receipts::prune(ends, &policy.partner_id, cutoff).await?;
+        if receipts > 0 {
+            tracing::info!(receipts, partner = policy.partner, "old receipts deleted");
+        }
         let rows = sqlx::query("SELECT id, number FROM audit_tree WHERE partner_id = $1")
             .bind(policy.partner_id.clone())
             .fetch_all(&store.readers)

@@ -1,15 +1,24 @@
 //! The two ends' receipts as they arrive: kept, compared with the session's record and with each
 //! other. What differs or does not come becomes an event of the log; receipts are never altered.
+//!
+//! Only receipts of the two ends of a session that is on record are kept: what a device tells of
+//! other sessions is an event, seldom, and nothing else.
+
+use std::sync::Arc;
 
 use adit_ledger::{
     Entry, Event, Level, Receipt,
     evidence::GRANTED,
     receipt::{Role, compare},
 };
-use adit_protocol::{ids::SessionId, keys::PublicKey};
+use adit_protocol::{ids::SessionId, keys::PublicKey, wire};
+use bytes::Bytes;
 use sqlx::AnyPool;
 
-use crate::store::{Columns, StoreError, WriteTx, bigint};
+use crate::{
+    serve::Seldom,
+    store::{Columns, StoreError, WriteTx, Writer, bigint},
+};
 
 /// Receipts in one message.
 pub(crate) const MAX_RECEIPTS: usize = 64;
@@ -17,8 +26,10 @@ pub(crate) const MAX_RECEIPTS: usize = 64;
 pub(crate) const GRACE_MS: u64 = 15 * 60_000;
 /// Receipts looked at in one go.
 const SWEEP: i64 = 200;
-/// Receipts are kept as long as the log is at least.
-const KEPT_MS: u64 = 120 * 24 * 3_600_000;
+/// Sessions whose receipts are deleted in one transaction.
+const PRUNE: i64 = 64;
+/// Bytes of receipts in one answer.
+const MAX_ANSWER: usize = 128 * 1024;
 
 const WAITED_FOR: i16 = 0;
 const COMPARED: i16 = 1;
@@ -30,10 +41,13 @@ pub(crate) struct Sender {
     pub(crate) partner_id: String,
     pub(crate) partner: String,
     pub(crate) identity: PublicKey,
+    /// Devices that told of what is none of theirs.
+    pub(crate) strange: Arc<Seldom>,
 }
 
 /// What the log's session row says.
 struct Recorded {
+    client: String,
     console: PublicKey,
     agent: PublicKey,
     redirector: String,
@@ -66,9 +80,16 @@ pub(crate) async fn take(
 async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<(), StoreError> {
     let said = &receipt.statement;
     let (session, line) = (SessionId(said.session).to_string(), receipt.to_line());
+    let Some(recorded) = recorded(tx, &session, &sender.partner_id).await? else {
+        return strange(tx, sender, receipt, "no_such_session", None).await;
+    };
+    if let Some(what) = recorded.foreign(receipt) {
+        return strange(tx, sender, receipt, what, Some(&recorded.client)).await;
+    }
+    let client = recorded.client.as_str();
     if let Some((known, _)) = find(tx, receipt, said.role).await? {
         if known != line {
-            return differ(tx, sender, receipt, "two_stories").await;
+            return differ(tx, (sender, client), receipt, "two_stories").await;
         }
         return Ok(()); // both ends send both
     }
@@ -78,7 +99,7 @@ async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<()
         "INSERT INTO receipt (session_id, channel, kind, role, partner_id, received_ms, state, \
          line) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
-    .bind(session.clone())
+    .bind(session)
     .bind(bigint(said.channel))
     .bind(kind)
     .bind(said.role.name())
@@ -88,13 +109,8 @@ async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<()
     .bind(line)
     .execute(tx.sql())
     .await?;
-    match recorded(tx, &session, &sender.partner_id).await? {
-        None => differ(tx, sender, receipt, "no_such_session").await?,
-        Some(recorded) => {
-            if let Some(what) = recorded.differs(receipt) {
-                differ(tx, sender, receipt, what).await?;
-            }
-        }
+    if let Some(what) = recorded.differs(receipt) {
+        differ(tx, (sender, client), receipt, what).await?;
     }
     let other = match said.role {
         Role::Console => Role::Agent,
@@ -108,9 +124,10 @@ async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<()
     };
     settle(tx, receipt, COMPARED).await?;
     match same {
-        Err(mismatch) => differ(tx, sender, receipt, &mismatch.to_string()).await,
+        Err(mismatch) => differ(tx, (sender, client), receipt, &mismatch.to_string()).await,
         Ok(()) if state == MISSED => {
-            let event = event("receipt.settled", Level::Significant, &sender.partner, receipt);
+            let level = Level::Significant;
+            let event = event("receipt.settled", level, (&sender.partner, client), receipt);
             tx.append(&sender.partner_id, event.outcome("done")).await.map(|_| ())
         }
         Ok(()) => Ok(()),
@@ -163,7 +180,7 @@ async fn recorded(
     partner_id: &str,
 ) -> Result<Option<Recorded>, StoreError> {
     let row = sqlx::query(
-        "SELECT console, agent, redirector, target, any_target FROM session \
+        "SELECT client, console, agent, redirector, target, any_target FROM session \
          WHERE id = $1 AND partner_id = $2",
     )
     .bind(session.to_owned())
@@ -173,6 +190,7 @@ async fn recorded(
     row.map(|row| {
         let corrupt = |_| StoreError::Corrupt("session: key".to_owned());
         Ok(Recorded {
+            client: row.text("client")?,
             console: PublicKey::from_slice(&row.blob("console")?).map_err(corrupt)?,
             agent: PublicKey::from_slice(&row.blob("agent")?).map_err(corrupt)?,
             redirector: row.text("redirector")?,
@@ -184,40 +202,54 @@ async fn recorded(
 }
 
 impl Recorded {
-    fn differs(&self, receipt: &Receipt) -> Option<&'static str> {
+    /// It speaks of other devices than the session's: of whose keys nobody knows anything.
+    fn foreign(&self, receipt: &Receipt) -> Option<&'static str> {
         let said = &receipt.statement;
-        let target = self.any_target || self.targets.split(',').any(|one| one == said.target);
         let facts = [
             (said.console == self.console.fingerprint(), "console"),
             (said.agent == self.agent.fingerprint(), "agent"),
-            (said.redirector == self.redirector, "redirector"),
-            (target, "target"),
         ];
+        facts.into_iter().find(|(holds, _)| !holds).map(|(_, what)| what)
+    }
+
+    fn differs(&self, receipt: &Receipt) -> Option<&'static str> {
+        let said = &receipt.statement;
+        let target = self.any_target || self.targets.split(',').any(|one| one == said.target);
+        let facts = [(said.redirector == self.redirector, "redirector"), (target, "target")];
         facts.into_iter().find(|(holds, _)| !holds).map(|(_, what)| what)
     }
 }
 
-fn event(name: &str, level: Level, partner: &str, receipt: &Receipt) -> Event {
+/// With the session's client, so that it goes when the client is erased.
+fn event(name: &str, level: Level, (partner, client): (&str, &str), receipt: &Receipt) -> Event {
+    let said = &receipt.statement;
+    let event = about(name, level, partner, receipt)
+        .redirector(&said.redirector)
+        .target(&said.target)
+        .extra("channel", said.channel);
+    if client.is_empty() { event } else { event.client(client) }
+}
+
+/// No more than ids, hashes and words of ours.
+fn about(name: &str, level: Level, partner: &str, receipt: &Receipt) -> Event {
     let said = &receipt.statement;
     Event::new(name, level)
         .partner(partner)
         .session_id(SessionId(said.session).to_string())
-        .redirector(&said.redirector)
         .device(said.console.to_string())
-        .target(&said.target)
         .extra("agent", said.agent.to_string())
-        .extra("channel", said.channel)
         .extra("receipt", kind(receipt))
         .extra("role", said.role.name())
 }
 
 async fn differ(
     tx: &mut WriteTx,
-    sender: &Sender,
+    (sender, client): (&Sender, &str),
     receipt: &Receipt,
     what: &str,
 ) -> Result<(), StoreError> {
-    let event = event("receipt.mismatch", Level::Critical, &sender.partner, receipt)
+    let names = (sender.partner.as_str(), client);
+    let event = event("receipt.mismatch", Level::Critical, names, receipt)
         .outcome("mismatch")
         .extra("difference", what);
     tracing::error!(session_id = %SessionId(receipt.statement.session), what,
@@ -225,17 +257,126 @@ async fn differ(
     tx.append(&sender.partner_id, event).await.map(|_| ())
 }
 
-/// Receipts whose counterpart is overdue become events; old ones are deleted.
+/// A receipt that is not kept. One a minute of each device and kind is recorded, with the number
+/// of others: any device may sign any number of them.
+async fn strange(
+    tx: &mut WriteTx,
+    sender: &Sender,
+    receipt: &Receipt,
+    what: &str,
+    client: Option<&str>,
+) -> Result<(), StoreError> {
+    let key = [sender.identity.0.as_slice(), what.as_bytes()].concat();
+    let Some(others) = sender.strange.note(&key, tx.now_ms()) else { return Ok(()) };
+    let mut event = about("receipt.mismatch", Level::Critical, &sender.partner, receipt)
+        .outcome("mismatch")
+        .extra("difference", what)
+        .extra("sender", sender.identity.fingerprint().to_string());
+    if let Some(client) = client {
+        event = event.client(client);
+    }
+    if others > 0 {
+        event = event.extra("others", others);
+    }
+    tracing::error!(session_id = %SessionId(receipt.statement.session), what, others,
+        "a device sends receipts of what is not its session");
+    tx.append(&sender.partner_id, event).await.map(|_| ())
+}
+
+/// Close receipts of the other end, for one end of each of these sessions.
+pub(crate) async fn counterparts(
+    pool: &AnyPool,
+    (partner_id, identity): (&str, PublicKey),
+    asked: &[wire::ReceiptName],
+) -> Result<Vec<Bytes>, StoreError> {
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    for name in asked.iter().take(MAX_RECEIPTS) {
+        let Ok(session) = SessionId::from_slice(&name.session_id) else { continue };
+        let rows = sqlx::query(
+            "SELECT r.line AS line, r.role AS role, s.console AS console, s.agent AS agent \
+             FROM receipt r JOIN session s ON s.id = r.session_id \
+             WHERE r.session_id = $1 AND r.channel = $2 AND r.kind = $3 \
+             AND r.partner_id = $4 AND s.partner_id = $4",
+        )
+        .bind(session.to_string())
+        .bind(bigint(name.channel))
+        .bind("close")
+        .bind(partner_id.to_owned())
+        .fetch_all(pool)
+        .await?;
+        for row in rows {
+            let end = match row.text("role")?.as_str() {
+                "agent" => row.blob("console")?,
+                _ => row.blob("agent")?,
+            };
+            let line = row.text("line")?;
+            if end == identity.0 && bytes + line.len() <= MAX_ANSWER {
+                bytes += line.len();
+                found.push(line.into());
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Deletes a partner's receipts that came before `cutoff_ms`, as its log's retention goes: not
+/// those whose counterpart is still waited for.
+pub(crate) async fn prune(
+    (pool, writer): (&AnyPool, &Writer),
+    partner_id: &str,
+    cutoff_ms: u64,
+) -> Result<u64, StoreError> {
+    let mut pruned = 0;
+    loop {
+        let (partner, cutoff) = (partner_id.to_owned(), bigint(cutoff_ms));
+        let sessions = sqlx::query(
+            "SELECT DISTINCT session_id FROM receipt \
+             WHERE partner_id = $1 AND received_ms < $2 AND state <> $3 LIMIT $4",
+        )
+        .bind(partner.clone())
+        .bind(cutoff)
+        .bind(WAITED_FOR)
+        .bind(PRUNE)
+        .fetch_all(pool)
+        .await?;
+        if sessions.is_empty() {
+            return Ok(pruned);
+        }
+        let sessions: Vec<String> =
+            sessions.iter().map(|row| row.text("session_id")).collect::<Result<_, _>>()?;
+        let step = writer.write(move |tx| {
+            Box::pin(async move {
+                let mut deleted = 0;
+                for session in sessions {
+                    let done = sqlx::query(
+                        "DELETE FROM receipt WHERE session_id = $1 AND partner_id = $2 \
+                         AND received_ms < $3 AND state <> $4",
+                    )
+                    .bind(session)
+                    .bind(partner.clone())
+                    .bind(cutoff)
+                    .bind(WAITED_FOR)
+                    .execute(tx.sql())
+                    .await?;
+                    deleted += done.rows_affected();
+                }
+                Ok(deleted)
+            })
+        });
+        match step.await? {
+            0 => return Ok(pruned),
+            some => pruned += some,
+        }
+    }
+}
+
+/// Receipts whose counterpart is overdue become events.
 pub(crate) async fn sweep(tx: &mut WriteTx, now_ms: u64) -> Result<u64, StoreError> {
     let due = bigint(now_ms.saturating_sub(GRACE_MS));
-    sqlx::query("DELETE FROM receipt WHERE received_ms < $1 AND state <> $2")
-        .bind(bigint(now_ms.saturating_sub(KEPT_MS)))
-        .bind(WAITED_FOR)
-        .execute(tx.sql())
-        .await?;
     let rows = sqlx::query(
         "SELECT r.line AS line, r.partner_id AS partner_id, \
-         COALESCE(p.name, r.partner_id) AS partner FROM receipt r \
+         COALESCE(p.name, r.partner_id) AS partner, COALESCE(s.client, '') AS client \
+         FROM receipt r \
          LEFT JOIN partner p ON p.id = r.partner_id \
          LEFT JOIN session s ON s.id = r.session_id \
          WHERE r.state = $1 AND r.received_ms < $2 \
@@ -260,7 +401,8 @@ pub(crate) async fn sweep(tx: &mut WriteTx, now_ms: u64) -> Result<u64, StoreErr
             Role::Console => "agent",
             Role::Agent => "console",
         };
-        let event = event("receipt.missing", Level::Critical, &row.text("partner")?, &receipt)
+        let (partner, client) = (row.text("partner")?, row.text("client")?);
+        let event = event("receipt.missing", Level::Critical, (&partner, &client), &receipt)
             .outcome("missing")
             .extra("missing_from", other);
         tx.append(&row.text("partner_id")?, event).await?;

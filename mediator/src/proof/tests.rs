@@ -136,16 +136,24 @@ mod receipts {
     };
     use adit_protocol::{ids::SessionId, keys::SigningKey};
 
+    use std::sync::Arc;
+
     use super::*;
-    use crate::proof::receipts::{GRACE_MS, Sender, sweep, take};
+    use crate::proof::receipts::{GRACE_MS, Sender, counterparts, sweep, take};
 
     struct Ends {
         console: SigningKey,
         agent: SigningKey,
         partner: String,
+        strange: Arc<crate::serve::Seldom>,
     }
 
     impl Ends {
+        fn new(partner: String) -> Self {
+            let key = || SigningKey::generate().unwrap();
+            Self { console: key(), agent: key(), partner, strange: Arc::default() }
+        }
+
         fn receipt(&self, role: Role, channel: u64, delivered: Option<u64>) -> Receipt {
             let close = delivered.map(|delivered| Close {
                 sent: delivered,
@@ -183,6 +191,7 @@ mod receipts {
                 partner_id: self.partner.clone(),
                 partner: "acme".into(),
                 identity: key.public(),
+                strange: Arc::clone(&self.strange),
             };
             let lines = receipts.iter().map(|receipt| receipt.to_line().into()).collect();
             let job = running
@@ -269,8 +278,7 @@ mod receipts {
         let fixture = Fixture::new();
         let running = fixture.open().await.unwrap();
         let partner = running.partner("acme").await.id;
-        let key = || SigningKey::generate().unwrap();
-        let ends = Ends { console: key(), agent: key(), partner };
+        let ends = Ends::new(partner);
         session(&running, &ends).await;
         let both = |channel, delivered| {
             [Role::Console, Role::Agent].map(|role| ends.receipt(role, channel, delivered))
@@ -307,6 +315,122 @@ mod receipts {
         let told: Vec<_> =
             events(&running).await.into_iter().skip(4).filter_map(|(_, said)| said).collect();
         assert_eq!(told, ["two_stories", "no_such_session"]);
+        running.close().await;
+    }
+
+    async fn kept(running: &Running) -> i64 {
+        let count = sqlx::query_scalar("SELECT COUNT(*) FROM receipt");
+        count.fetch_one(&running.store.readers).await.unwrap()
+    }
+
+    /// Any device can sign any number of receipts of sessions that never were, or were others'.
+    #[tokio::test]
+    async fn receipts_of_what_is_not_the_senders_session_fill_neither_table_nor_log() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let partner = running.partner("acme").await.id;
+        let ends = Ends::new(partner.clone());
+        session(&running, &ends).await;
+        let mut invented = Vec::new();
+        for n in 0..60 {
+            let mut statement = ends.receipt(Role::Agent, n, None).statement;
+            statement.session = [u8::try_from(n).unwrap() + 8; 16];
+            invented.push(Receipt::sign(&ends.agent, statement));
+        }
+        ends.send(&running, Role::Agent, &invented).await;
+        // Another computer's agent, also with the right console's name, and a console that signs
+        // as an agent of its own.
+        let others = Ends { strange: Arc::clone(&ends.strange), ..Ends::new(partner) };
+        let mut statement = others.receipt(Role::Agent, 2, None).statement;
+        statement.console = ends.console.public().fingerprint();
+        let foreign = Receipt::sign(&others.agent, statement.clone());
+        others.send(&running, Role::Agent, &[foreign]).await;
+        let usurped = Receipt::sign(&others.agent, statement);
+        ends.send(&running, Role::Console, &[usurped]).await;
+        assert_eq!(kept(&running).await, 0);
+        let told: Vec<_> =
+            events(&running).await.into_iter().filter_map(|(_, said)| said).collect();
+        assert_eq!(told, ["no_such_session", "agent", "agent"]);
+        // What is the ends' own is taken nevertheless.
+        let own = [ends.receipt(Role::Agent, 2, None), ends.receipt(Role::Agent, 2, Some(1))];
+        ends.send(&running, Role::Agent, &own).await;
+        assert_eq!(kept(&running).await, 2);
+        running.close().await;
+    }
+
+    /// Whoever missed the other end's last word gets it here, and nobody else does.
+    #[tokio::test]
+    async fn close_receipts_are_given_to_the_other_end_alone() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let partner = running.partner("acme").await.id;
+        let ends = Ends::new(partner.clone());
+        session(&running, &ends).await;
+        let close = ends.receipt(Role::Agent, 2, Some(1));
+        let told = [ends.receipt(Role::Agent, 2, None), close.clone()];
+        ends.send(&running, Role::Agent, &told).await;
+        let name = |channel| wire::ReceiptName { session_id: vec![7; 16].into(), channel };
+        let asked = [name(2), name(3)];
+        let pool = &running.store.readers;
+        let given = async |partner: &str, key: &SigningKey| {
+            counterparts(pool, (partner, key.public()), &asked).await.unwrap()
+        };
+        assert_eq!(given(&partner, &ends.console).await, [close.to_line()]);
+        assert!(given(&partner, &ends.agent).await.is_empty());
+        assert!(given(&partner, &SigningKey::generate().unwrap()).await.is_empty());
+        assert!(given("other", &ends.console).await.is_empty());
+        running.close().await;
+    }
+
+    /// Erasing a client finds what is said of its receipts, and legal hold and retention are those
+    /// of the log: no clock that leaps deletes a receipt.
+    #[tokio::test]
+    async fn events_name_the_client_and_receipts_last_as_long_as_the_log() {
+        use crate::audit::retention::{DAY_MS, prune, set_hold};
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let partner = running.partner("acme").await.id;
+        let ends = Ends::new(partner.clone());
+        session(&running, &ends).await;
+        let alone = [ends.receipt(Role::Console, 3, None), ends.receipt(Role::Console, 3, Some(5))];
+        ends.send(&running, Role::Console, &alone).await;
+        assert_eq!(later(&running).await, 2);
+        ends.send(&running, Role::Agent, &[ends.receipt(Role::Agent, 3, Some(6))]).await;
+        let lines: Vec<String> =
+            sqlx::query_scalar("SELECT line FROM audit_entry WHERE event LIKE 'receipt.%'")
+                .fetch_all(&running.store.readers)
+                .await
+                .unwrap();
+        assert_eq!(lines.len(), 3);
+        for line in lines {
+            let entry = adit_ledger::Entry::parse(line.as_bytes()).unwrap();
+            assert_eq!(entry.event().client.as_deref(), Some("acme/berlin"), "{line}");
+        }
+        // 400 days later by the wall clock; retention goes by a time of its own.
+        let now = adit_runtime::time::unix_ms();
+        let job = running
+            .writer
+            .write(move |tx| Box::pin(async move { sweep(tx, now + 400 * DAY_MS).await }));
+        job.await.unwrap();
+        assert_eq!(kept(&running).await, 3);
+        let at = async |days: u64| {
+            let stop = tokio_util::sync::CancellationToken::new();
+            let due = now + days * DAY_MS;
+            prune(&running.store, &running.writer, 0, &[], due, &stop).await.unwrap();
+            kept(&running).await
+        };
+        let hold = async |on| {
+            let partner = partner.clone();
+            let job = running.writer.write(move |tx| {
+                Box::pin(async move { set_hold(tx, &partner, on, "case 7").await })
+            });
+            job.await.unwrap();
+        };
+        assert_eq!(at(119).await, 3, "never shorter than the default");
+        hold(true).await;
+        assert_eq!(at(400).await, 3, "a legal hold keeps them");
+        hold(false).await;
+        assert_eq!(at(400).await, 0);
         running.close().await;
     }
 }

@@ -1,5 +1,7 @@
 //! What agents say.
 
+use std::sync::Arc;
+
 use adit_control::failure as fail;
 use adit_protocol::{
     code::failure,
@@ -14,6 +16,7 @@ use serde_json::json;
 
 use super::{
     connection::{Line, encoded, fact},
+    open,
     run::Shared,
 };
 use crate::{
@@ -109,6 +112,14 @@ async fn handle(line: &Line, computer: &computers::ComputerRow, request: adit_co
             let names = (computer.partner_id.clone(), computer.partner.clone());
             receipts(line, names, told, responder).await;
         }
+        Body::ReceiptRequest(asked) => {
+            counterparts(line, &computer.partner_id, asked, responder).await;
+        }
+        // An agent that does not know yet whose log it is to believe asks about itself.
+        Body::EnrolmentRequest(asked) if asked.computer_id == computer.id.to_bytes() => {
+            let whose = (computer.partner_id.as_str(), computer.id);
+            open::prove_enrolment(line, whose, asked.seen, responder).await;
+        }
         body => of_session(line, body, responder).await,
     }
 }
@@ -126,7 +137,8 @@ pub(super) async fn receipts(
     let Some((_room, responder)) = room(&line.shared, told.lines.len(), responder).await else {
         return;
     };
-    let sender = proof::receipts::Sender { partner_id, partner, identity: line.identity };
+    let strange = Arc::clone(&line.shared.strange_receipts);
+    let sender = proof::receipts::Sender { partner_id, partner, identity: line.identity, strange };
     let taken = line.shared.writer.write(move |tx| {
         Box::pin(async move { proof::receipts::take(tx, sender, told.lines).await })
     });
@@ -136,6 +148,26 @@ pub(super) async fn receipts(
             tracing::error!(%error, "receipts not written");
             let text = "the mediator cannot record it at the moment";
             responder.fail(fail(failure::AUDIT_UNAVAILABLE, text));
+        }
+    }
+}
+
+/// Gives an end what the other end of its sessions has signed.
+pub(super) async fn counterparts(
+    line: &Line,
+    partner: &str,
+    asked: wire::ReceiptRequest,
+    responder: adit_control::Responder,
+) {
+    if asked.wanted.len() > proof::receipts::MAX_RECEIPTS {
+        return responder.fail(fail(failure::BAD_REQUEST, "too many receipts"));
+    }
+    let (pool, whose) = (&line.shared.store.readers, (partner, line.identity));
+    match proof::receipts::counterparts(pool, whose, &asked.wanted).await {
+        Ok(lines) => responder.reply(Body::Receipts(wire::Receipts { lines })),
+        Err(error) => {
+            tracing::error!(%error, "receipts cannot be read");
+            responder.fail(fail(failure::INTERNAL, "receipts cannot be read"));
         }
     }
 }

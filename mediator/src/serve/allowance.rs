@@ -28,6 +28,8 @@ const fn limit(per_second: u32, burst: u32) -> Limit {
 const CHECK_INS: Limit = limit(1, 60);
 /// Events of sessions, each a record. After an outage an agent has 4,096 to tell.
 const REPORTS: Limit = limit(100, 16_384);
+/// Receipts, each a row. Ends send what they have spooled at no more than 320 a second.
+const RECEIPTS: Limit = limit(400, 16_384);
 /// Targets of SOCKS sessions, each a record that a connection waits for.
 const TARGETS: Limit = limit(50, 2_000);
 /// Each names up to 2,000 sessions.
@@ -46,7 +48,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// Devices whose allowance is remembered; those that have all of it are forgotten first.
 const MAX_REMEMBERED: usize = 16_384;
 
-const KINDS: usize = 8;
+const KINDS: usize = 9;
 
 /// A kind of message, how much of it a message is, and its name in the record.
 fn weigh(body: &Body) -> (usize, Limit, &'static str, u32) {
@@ -54,6 +56,7 @@ fn weigh(body: &Body) -> (usize, Limit, &'static str, u32) {
     match body {
         Body::CheckIn(_) => (0, CHECK_INS, "check_ins", 1),
         Body::SessionReport(report) => (1, REPORTS, "reports", count(report.events.len())),
+        Body::Receipts(told) => (8, RECEIPTS, "receipts", count(told.lines.len())),
         Body::TargetRequest(_) => (2, TARGETS, "targets", 1),
         Body::RelayReport(_) => (3, RELAY_REPORTS, "relay_reports", 1),
         Body::Signal(_) => (4, SIGNALS, "signals", 1),
@@ -175,6 +178,24 @@ mod tests {
         for _ in 0..4_096 / 64 {
             assert_eq!(buckets.take(&report(64), Duration::ZERO), Taken::After(Duration::ZERO));
         }
+    }
+
+    /// At the pace at which ends send them, receipts of weeks never wait, let alone end a connection.
+    #[test]
+    fn a_backlog_of_receipts_is_taken_and_leaves_room_for_sessions() {
+        let mut buckets = Buckets::default();
+        let told =
+            |n: usize| Body::Receipts(wire::Receipts { lines: vec![bytes::Bytes::new(); n] });
+        let mut now = Duration::ZERO;
+        for _ in 0..4_000 {
+            assert_eq!(buckets.take(&told(64), now), Taken::After(Duration::ZERO), "{now:?}");
+            now += Duration::from_millis(200);
+        }
+        // Whoever sends more waits, and only with these.
+        let waits = (0..400).any(|_| buckets.take(&told(64), now) != Taken::After(Duration::ZERO));
+        assert!(waits);
+        let renew = Body::Renew(wire::Renew::default());
+        assert_eq!(buckets.take(&renew, now), Taken::After(Duration::ZERO));
     }
 
     #[test]

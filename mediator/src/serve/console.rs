@@ -203,6 +203,9 @@ async fn handle(line: &Line, login: &mut Option<LoginId>, body: Body, responder:
             let names = (row.account.partner_id.clone(), row.account.partner.clone());
             agent::receipts(line, names, told, responder).await;
         }
+        Body::ReceiptRequest(asked) => {
+            agent::counterparts(line, &row.account.partner_id, asked, responder).await;
+        }
         Body::EnrolmentRequest(asked) => open::enrolment(line, &row, asked, responder).await,
         Body::ConsoleRefusal(told) => refusals::refused(line, &row, told, responder).await,
         Body::ListSessions(_) => match sessions(line, &row).await {

@@ -547,6 +547,7 @@ fn agent_refusal(told: &wire::Failure) -> Refusal {
         failure::BUSY,
         failure::AUDIT_UNPROVEN,
         failure::AUDIT_FORKED,
+        failure::AUDIT_FOREIGN,
     ];
     let code = codes.into_iter().find(|code| *code == told.code).unwrap_or(failure::AGENT_REFUSED);
     let message = told.message.chars().take(MAX_TEXT / 4).collect::<String>();

@@ -232,6 +232,7 @@ impl Candidate {
                 name: row.name.clone(),
                 client: row.client_path(),
                 partner: row.partner,
+                partner_id: row.partner_id,
             }));
         }
         Ok(match relays::by_identity(tx, self.identity).await? {
@@ -269,6 +270,7 @@ impl Candidate {
             name: self.name,
             client: client.path(),
             partner: client.partner,
+            partner_id: client.partner_id,
         })
     }
 

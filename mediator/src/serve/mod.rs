@@ -36,3 +36,4 @@ pub(crate) use logins::{
     token_id, token_text,
 };
 pub(crate) use run::{Shared, run};
+pub(crate) use seldom::Seldom;

@@ -165,25 +165,38 @@ pub(super) async fn enrolment(
     let Ok(id) = ComputerId::from_slice(&asked.computer_id) else {
         return responder.fail(refuse(no_such_computer()));
     };
-    let visible = visible(line, login, id).await;
-    let proof = match visible {
-        Ok(false) => return responder.fail(refuse(no_such_computer())),
+    match visible(line, login, id).await {
+        Ok(false) => responder.fail(refuse(no_such_computer())),
         Ok(true) => {
-            let forest = line.shared.writer.forest();
-            let seen = seen_head(asked.seen);
-            forest.enrolment(&account.partner_id, &id.to_string(), seen).await
+            let whose = (account.partner_id.as_str(), id);
+            prove_enrolment(line, whose, asked.seen, responder).await;
         }
-        Err(error) => Err(error),
-    };
-    match proof {
+        Err(error) => {
+            tracing::warn!(%error, computer_id = %id, "enrolment cannot be proved");
+            responder.fail(adit_control::failure(failure::AUDIT_UNPROVEN, NO_ENROLMENT));
+        }
+    }
+}
+
+/// What is said when there is none.
+const NO_ENROLMENT: &str = "the log has no proof of this computer's enrolment";
+
+/// Shows the entry of a computer's enrolment to somebody who may know of it.
+pub(super) async fn prove_enrolment(
+    line: &Line,
+    (partner, computer): (&str, ComputerId),
+    seen: Option<wire::SeenHead>,
+    responder: adit_control::Responder,
+) {
+    let forest = line.shared.writer.forest();
+    match forest.enrolment(partner, &computer.to_string(), seen_head(seen)).await {
         Ok(audit) => {
             let proof = wire::EnrolmentProof { audit: Some(audit) };
             responder.reply(wire::frame::Body::EnrolmentProof(proof));
         }
         Err(error) => {
-            tracing::warn!(%error, computer_id = %id, "enrolment cannot be proved");
-            let text = "the log has no proof of this computer's enrolment";
-            responder.fail(adit_control::failure(failure::AUDIT_UNPROVEN, text));
+            tracing::warn!(%error, computer_id = %computer, "enrolment cannot be proved");
+            responder.fail(adit_control::failure(failure::AUDIT_UNPROVEN, NO_ENROLMENT));
         }
     }
 }

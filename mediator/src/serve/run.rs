@@ -85,6 +85,8 @@ pub(crate) struct Shared {
     pub(crate) strangers: Strangers,
     /// Refused enrolments that were recorded lately.
     pub(crate) refused_tokens: Arc<Seldom>,
+    /// Devices that sent receipts of what is none of theirs, lately.
+    pub(crate) strange_receipts: Arc<Seldom>,
     pub(crate) pages: Pages,
 }
 
@@ -291,6 +293,7 @@ impl Server {
             sources: settings.sources.clone(),
             strangers: Strangers::default(),
             refused_tokens: Arc::default(),
+            strange_receipts: Arc::default(),
             pages,
         });
         let control_cert = live(installation.server())?;

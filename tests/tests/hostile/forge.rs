@@ -5,9 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use adit_ledger::{Entry, Event, MerkleTree, SignedHead};
+use adit_ledger::{Entry, Event, Level, MerkleTree, SignedHead};
 use adit_net::identity::DeviceIdentity;
-use adit_protocol::keys::SigningKey;
+use adit_protocol::keys::{PublicKey, SigningKey};
 use adit_tests::site::Site;
 use anyhow::{Context as _, Result, ensure};
 use prost::Message as _;
@@ -109,6 +109,129 @@ impl Forger {
                 .execute(&mut db)
                 .await?;
             ensure!(swapped.rows_affected() == 1, "one computer is expected");
+            db.close().await?;
+            Ok(())
+        })
+    }
+
+    /// The computers and technicians of the first partner stand under another one, of the
+    /// mediator's own making, which takes the first one's name. Its log is perfectly valid.
+    pub(crate) fn move_to_partner(&self, made_up: &str) -> Result<()> {
+        self.runtime.block_on(async {
+            let mut db = self.database().await?;
+            let row = sqlx::query("SELECT id FROM partner WHERE name = $1")
+                .bind(made_up.to_owned())
+                .fetch_one(&mut db)
+                .await?;
+            let to: String = row.get("id");
+            let row = sqlx::query("SELECT id, name FROM partner WHERE id <> $1")
+                .bind(to.clone())
+                .fetch_one(&mut db)
+                .await?;
+            let (from, name): (String, String) = (row.get("id"), row.get("name"));
+            for statement in [
+                "UPDATE partner SET name = 'before', name_key = 'before' WHERE id = $1 AND $2 = $2",
+                "UPDATE partner SET name = $1, name_key = $1 WHERE id = $2",
+                "UPDATE computer SET partner_id = $2, client_id = \
+                 (SELECT id FROM client WHERE partner_id = $2) WHERE partner_id = $1",
+                "UPDATE account SET partner_id = $2 WHERE partner_id = $1",
+                "UPDATE access_binding SET partner_id = $2, scope_partner_id = $2 \
+                 WHERE partner_id = $1",
+            ] {
+                let first = if statement.contains("name = $1") { &name } else { &from };
+                sqlx::query(statement)
+                    .bind(first.clone())
+                    .bind(to.clone())
+                    .execute(&mut db)
+                    .await?;
+            }
+            db.close().await?;
+            Ok(())
+        })
+    }
+
+    /// A second tree beside the partner's, signed as well as that, whose only purpose is an
+    /// enrolment of the agent of `other` under the computer `name`. The computer `other` is gone.
+    pub(crate) fn enrol_apart(&self, name: &str, other: &str) -> Result<()> {
+        const APART: &str = "apart";
+        let key = self.log_key()?;
+        self.runtime.block_on(async {
+            let mut db = self.database().await?;
+            let select =
+                "SELECT id, partner_id, identity, noise_cert FROM computer WHERE name = $1";
+            let computer = sqlx::query(select).bind(name.to_owned()).fetch_one(&mut db).await?;
+            let evil = sqlx::query(select).bind(other.to_owned()).fetch_one(&mut db).await?;
+            let (id, partner): (String, String) = (computer.get("id"), computer.get("partner_id"));
+            let (identity, cert): (Vec<u8>, Vec<u8>) =
+                (evil.get("identity"), evil.get("noise_cert"));
+            let current =
+                sqlx::query("SELECT head FROM audit_tree WHERE partner_id = $1 AND current = 1")
+                    .bind(partner.clone())
+                    .fetch_one(&mut db)
+                    .await?;
+            let head = SignedHead::parse(current.get::<String, _>("head").as_bytes())?;
+            let print = PublicKey::from_slice(&identity)?.fingerprint().to_string();
+            let enrolled = Event::new("enroll.succeeded", Level::Significant)
+                .outcome("granted")
+                .computer_id(id.clone())
+                .extra("identity", print);
+            let entries = [
+                Entry::seal(0, head.time_ms, Event::tree_started(None), [1; 16]),
+                Entry::seal(1, head.time_ms, enrolled, [2; 16]),
+            ];
+            let mut merkle = MerkleTree::new();
+            entries.iter().for_each(|entry| drop(merkle.append(entry.leaf())));
+            let (size, root) = (merkle.size(), merkle.root());
+            let forged =
+                SignedHead::sign(&key, APART, size, root, head.time_ms, head.key_cert.clone())?;
+            sqlx::query(
+                "INSERT INTO audit_tree (id, partner_id, current, frontier, head, number) \
+                 VALUES ($1, $2, 0, $3, $4, 0)",
+            )
+            .bind(APART)
+            .bind(partner)
+            .bind(merkle.to_bytes())
+            .bind(forged.to_line())
+            .execute(&mut db)
+            .await?;
+            for entry in &entries {
+                sqlx::query(
+                    "INSERT INTO audit_entry (tree, seq, time_ms, event, leaf, line) \
+                     VALUES ($1, $2, $3, $4, $5, $6)",
+                )
+                .bind(APART)
+                .bind(i64::try_from(entry.seq())?)
+                .bind(i64::try_from(entry.time_ms())?)
+                .bind(entry.event().name.clone())
+                .bind(entry.leaf().0.to_vec())
+                .bind(entry.to_line())
+                .execute(&mut db)
+                .await?;
+            }
+            let [_, mut told] = entries;
+            told.erase();
+            sqlx::query(
+                "UPDATE enrolment SET tree = $1, seq = 1, line = $2 WHERE computer_id = $3",
+            )
+            .bind(APART)
+            .bind(told.to_line())
+            .bind(id.clone())
+            .execute(&mut db)
+            .await?;
+            let gone: String = evil.get("id");
+            for (statement, which) in [
+                ("DELETE FROM enrolment WHERE computer_id = $1", &gone),
+                ("DELETE FROM computer_label WHERE computer_id = $1", &gone),
+                ("DELETE FROM computer WHERE id = $1", &gone),
+            ] {
+                sqlx::query(statement).bind(which.clone()).execute(&mut db).await?;
+            }
+            sqlx::query("UPDATE computer SET identity = $1, noise_cert = $2 WHERE id = $3")
+                .bind(identity)
+                .bind(cert)
+                .bind(id)
+                .execute(&mut db)
+                .await?;
             db.close().await?;
             Ok(())
         })

@@ -5,7 +5,10 @@
 
 mod forge;
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use adit_tests::{
     peer::{self, TcpServer},
@@ -66,21 +69,9 @@ fn honest_receipts_agree_with_the_log_and_with_each_other() -> Result<()> {
     site.start()?;
     let server = server()?;
     session(&site, "console", "agent", &server)?;
-    let (console, agent) = (
-        kept(&site, "console", &["receipts", "export"])?,
-        kept(&site, "agent", &["receipts", "export"])?,
-    );
+    let (console, agent) = (all_four(&site, "console")?, all_four(&site, "agent")?);
     for line in fs::read_to_string(&console)?.lines() {
         ensure!(line.contains("\"receipt\":"), "{line}");
-    }
-    for file in [&console, &agent] {
-        let kinds = fs::read_to_string(file)?;
-        for kind in ["open", "close"] {
-            for role in ["console", "agent"] {
-                let wanted = format!("\"receipt\":\"{kind}\",\"role\":\"{role}\"");
-                ensure!(kinds.contains(&wanted), "{file} lacks {wanted}:\n{kinds}");
-            }
-        }
     }
     let done = verify(&site, &["--receipts", &console, "--receipts", &agent])?;
     ensure!(done.code == 0, "{}{}", done.stdout, done.stderr);
@@ -91,6 +82,130 @@ fn honest_receipts_agree_with_the_log_and_with_each_other() -> Result<()> {
         events.iter().all(|e| !text(e, "event").starts_with("receipt.")),
         "honest receipts alarmed the mediator: {events:?}"
     );
+    Ok(())
+}
+
+/// Receipts of an instance, in a file, once both ends' opens and closes are among them. They come
+/// before the session is over, or from the mediator as soon as it has them: never by chance.
+fn all_four(site: &Site, instance: &str) -> Result<String> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let file = kept(site, instance, &["receipts", "export"])?;
+        let kinds = fs::read_to_string(&file)?;
+        let lacks = ["open", "close"]
+            .iter()
+            .flat_map(|kind| ["console", "agent"].map(|role| (kind, role)))
+            .map(|(kind, role)| format!("\"receipt\":\"{kind}\",\"role\":\"{role}\""))
+            .find(|wanted| !kinds.contains(wanted));
+        match lacks {
+            None => return Ok(file),
+            Some(wanted) => {
+                ensure!(Instant::now() < deadline, "{instance} lacks {wanted}:\n{kinds}");
+            }
+        }
+        adit_tests::process::pause(Duration::from_millis(100));
+    }
+}
+
+/// The agent does not see the end of a session: its machine sleeps. What it signs when it is back
+/// reaches the console through the mediator.
+#[test]
+fn a_close_receipt_that_does_not_come_in_time_comes_by_the_mediator() -> Result<()> {
+    let mut site = Site::local("late-receipt")?;
+    site.start()?;
+    let server = server()?;
+    let spec = to_port(server.port());
+    let forward = site.forward_from("console", "agent", &["-L", &spec])?;
+    peer::echo(forward.local()?, 3, 500)?;
+    let late = forward.session.replace('-', "");
+    site.process("agent")?.signal("STOP")?;
+    let closed = forward.close();
+    site.process("agent")?.signal("CONT")?;
+    closed?;
+    let closes = |file: &str| -> Result<bool> {
+        let text = fs::read_to_string(file)?;
+        let agents = "\"receipt\":\"close\",\"role\":\"agent\"";
+        Ok(text.lines().any(|line| line.contains(agents) && line.contains(&late)))
+    };
+    let first = kept(&site, "console", &["receipts", "export"])?;
+    ensure!(!closes(&first)?, "the agent slept, and signed nevertheless");
+    let deadline = Instant::now() + 2 * SOON;
+    loop {
+        // Whichever console runs next asks.
+        session(&site, "console", "agent", &server)?;
+        let file = kept(&site, "console", &["receipts", "export"])?;
+        if closes(&file)? {
+            let done = verify(&site, &["--receipts", &file])?;
+            ensure!(done.code == 0, "{}{}", done.stdout, done.stderr);
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "the agent's close receipt never came");
+        adit_tests::process::pause(Duration::from_millis(500));
+    }
+}
+
+#[test]
+fn another_partners_log_is_believed_by_neither_end() -> Result<()> {
+    let mut site = Site::local("other-partner")?;
+    site.start_mediator()?;
+    site.start_relay("relay")?;
+    let enrolled = site.start_agent("agent", POLICY_LOOPBACK)?;
+    site.login("console")?;
+    let server = server()?;
+    session(&site, "console", "agent", &server)?;
+    let client = format!("shadow/{}", adit_tests::site::CLIENT);
+    site.ask("mediator", &["client", "add", &client, "--json"], "")?;
+    let args = ["user", "add", "eve", "--partner", "shadow", "--role", "administrator", "--json"];
+    let eve = text(&site.ask("mediator", &args, "")?, "password").to_owned();
+    site.kill("mediator")?;
+    Forger::open(&site)?.move_to_partner("shadow")?;
+    site.restart("mediator")?;
+    site.process("agent")?.event("online", SOON)?;
+    // The console knows whose log it is to see, also at the next login.
+    refused_with(&again(|| try_open(&site, "console", "agent"))?, "audit_foreign")?;
+    let shown = site.run("console", &["witness", "show"], "")?;
+    ensure!(shown.stderr.contains("audit_foreign"), "no alert at the console: {shown:?}");
+    let (user, password) = site.admin.clone();
+    let login = |console: &str, user: &str, password: &str| {
+        let args = ["login", &site.url, "--user", user, "--password-stdin", "--fingerprint"];
+        let args = [&args[..], &[&site.fingerprint, "--json"]].concat();
+        site.run(console, &args, password)
+    };
+    refused_with(&login("console", &user, &password)?, "audit_foreign")?;
+    // One that never saw another log is refused by the agent, which was enrolled for its own.
+    let done = login("console2", "eve", &eve)?;
+    ensure!(done.code == 0, "{done:?}");
+    site.ask("console2", &["trust", "agent", text(&enrolled, "agent_key"), "--json"], "")?;
+    refused_with(&again(|| try_open(&site, "console2", "agent"))?, "audit_foreign")?;
+    let status = site.ask("agent", &["status", "--json"], "")?;
+    ensure!(status["audit_alerts"].to_string().contains("audit_foreign"), "no alert: {status}");
+    Ok(())
+}
+
+#[test]
+fn an_enrolment_in_a_second_tree_is_not_believed() -> Result<()> {
+    let mut site = Site::local("second-tree")?;
+    site.start()?;
+    let computer =
+        text(&site.ask("console", &["computers", "agent", "--json"], "")?, "computer_id")
+            .to_owned();
+    let evil = site.start_agent("agent-evil", POLICY_LOOPBACK)?;
+    site.start_agent("agent2", POLICY_LOOPBACK)?;
+    let server = server()?;
+    // The console has seen the log, and has not met the computer yet.
+    session(&site, "console", "agent2", &server)?;
+    for instance in ["agent", "agent-evil", "mediator"] {
+        site.kill(instance)?;
+    }
+    Forger::open(&site)?.enrol_apart("agent", "agent-evil")?;
+    let file = site.data_dir("agent-evil").join("enrollment.json");
+    let own = fs::read_to_string(&file)?;
+    fs::write(&file, own.replace(text(&evil, "computer_id"), &computer))?;
+    site.restart("mediator")?;
+    site.restart("agent-evil")?;
+    refused_with(&again(|| try_open(&site, "console", "agent"))?, "audit_forked")?;
+    let shown = site.run("console", &["witness", "show"], "")?;
+    ensure!(shown.stderr.contains("apart"), "no evidence at the console: {shown:?}");
     Ok(())
 }
 

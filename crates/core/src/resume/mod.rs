@@ -171,6 +171,11 @@ impl Resume {
         self.channels.contains_key(&id) || self.flows.contains_key(&id)
     }
 
+    /// Was everything that a live channel was given delivered at the other end?
+    pub fn is_delivered(&self, id: ChannelId) -> bool {
+        self.channels.get(&id).is_some_and(|channel| channel.send.acked() >= channel.send.end())
+    }
+
     /// Is some channel moving much?
     pub fn has_bulk(&self) -> bool {
         self.channels.values().any(|c| c.bulk)

@@ -208,6 +208,7 @@ impl Logins {
             mfa_setup: limited,
             user: account.name,
             partner: account.partner,
+            partner_id: account.partner_id,
             recovery_left,
         };
         Ok(Ok((told, id)))
