@@ -34,7 +34,10 @@ adit-bench [--quick] [--rounds N] [--gb N] [--only NAME]… [--programs DIR] [--
   --rounds N   rounds of every measurement
   --gb N       gigabytes (10^9 bytes) each way in each round
   --only NAME  relayed, relay, direct, ping, open; all without it
-  audit [--events N]   openings with durable audit, search and verification of a long log
+  audit [--events N] [--only openings|flood|verify|search]… [--place DIR] [--dir DIR]
+               openings with durable audit, others' requests in a flood of logins, verification
+               and search of a long log; --place: where data is, on a disk; --dir: keep the long
+               log there, or use the one that was kept
   --programs   where mediator, relay, agent-tunnel and console-tunnel are
   --report     where to write the report
 ";
