@@ -31,10 +31,11 @@ const TURN: Duration = Duration::from_secs(4);
 /// Who floods, and how soon one who is sent away comes again.
 const FLOODERS: usize = 32;
 const AGAIN: Duration = Duration::from_millis(250);
-/// Consoles that work meanwhile, how often each lists computers and opens a session.
+/// Consoles that work meanwhile, how often each lists computers and opens a session: a hundred
+/// sessions in all, fewer than one console may hold.
 const CONSOLES: usize = 8;
 const LISTS: Duration = Duration::from_millis(110);
-const OPENINGS: Duration = Duration::from_millis(270);
+const OPENINGS: Duration = Duration::from_millis(450);
 /// Between two reads of the API.
 const READS: Duration = Duration::from_millis(60);
 
@@ -51,10 +52,10 @@ pub(super) async fn measure(plan: &Plan) -> Result<Vec<Bar>> {
     let mut site = Site::new(plan, "flood")?;
     site.serve()?;
     site.run(&["client", "add", "main/bench"])?;
-    let agent = Arc::new(site.agent("pc").await?);
-    let mut consoles = Vec::new();
-    for _ in 0..CONSOLES {
+    let (mut consoles, mut agents) = (Vec::new(), Vec::new());
+    for n in 0..CONSOLES {
         consoles.push(site.console().await?);
+        agents.push(Arc::new(site.agent(&format!("pc-{n}")).await?));
     }
     let address = site.address()?;
     let mut web = Web::open(&site, consoles.first().context("none")?).await?;
@@ -65,7 +66,7 @@ pub(super) async fn measure(plan: &Plan) -> Result<Vec<Bar>> {
     for turn in 0..=2 * TURNS {
         let flood = (turn > 0 && turn % 2 == 0).then(|| Flood::start(address));
         let mut times = Times::default();
-        work(&consoles, &agent, &mut web, &mut next, &mut times).await?;
+        work(&consoles, &agents, &mut web, &mut next, &mut times).await?;
         if let Some(flood) = flood {
             checked += flood.stop().await?;
         }
@@ -104,14 +105,14 @@ pub(super) async fn measure(plan: &Plan) -> Result<Vec<Bar>> {
 /// One turn of everybody's usual work.
 async fn work(
     consoles: &[Device],
-    agent: &Arc<Agent>,
+    agents: &[Arc<Agent>],
     web: &mut Web<'_>,
     next: &mut usize,
     times: &mut Times,
 ) -> Result<()> {
     let until = Instant::now() + TURN;
     let (mut lists, mut openings) = (JoinSet::new(), JoinSet::new());
-    for console in consoles {
+    for (console, agent) in consoles.iter().zip(agents) {
         let peer = console.peer.clone();
         lists.spawn(async move {
             let mut times = Vec::new();
