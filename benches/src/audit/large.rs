@@ -8,6 +8,7 @@ use std::{
 
 use adit_ledger::time::format_time;
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use super::{Bar, Plan, entries, percentile, site::Site, web::Web};
 
@@ -62,7 +63,8 @@ pub(super) async fn search(plan: &Plan) -> Result<Vec<Bar>> {
     let version = web.get("/api/v1/computers").await?.ms;
     eprintln!("a request that reads next to nothing takes {version:.0} ms");
     let newest = web.get("/api/v1/audit/events?limit=1").await?;
-    let events = newest.body["items"][0]["seq"].as_u64().context("no newest entry")? + 1;
+    let events =
+        newest.body.pointer("/items/0/seq").and_then(Value::as_u64).context("no newest entry")? + 1;
     ensure!(events >= plan.events, "the log in {} has {events} entries", site.dir.display());
     let mut bars = Vec::new();
     for (name, query) in searches(now_ms()?) {
@@ -72,7 +74,7 @@ pub(super) async fn search(plan: &Plan) -> Result<Vec<Bar>> {
         let mut cursor = None;
         for _ in 0..5 {
             let page = web.get(&page(&target, cursor.as_deref())).await?;
-            cursor = page.body["next"].as_str().map(str::to_owned);
+            cursor = page.body.get("next").and_then(Value::as_str).map(str::to_owned);
             if cursor.is_none() {
                 break;
             }
@@ -123,7 +125,7 @@ async fn measure(web: &mut Web<'_>, name: &str, target: &str) -> Result<Bar> {
     for _ in 0..TIMES {
         let answer = web.get(target).await?;
         times.push(answer.ms);
-        found = answer.body["items"].as_array().map_or(0, Vec::len);
+        found = answer.body.get("items").and_then(Value::as_array).map_or(0, Vec::len);
     }
     let first = times.first().copied().unwrap_or(f64::NAN);
     times.sort_by(f64::total_cmp);

@@ -49,7 +49,9 @@ impl Tree {
 
     fn head(&self, size: usize) -> SignedHead {
         let mut merkle = MerkleTree::new();
-        self.entries[..size].iter().for_each(|entry| drop(merkle.append(entry.leaf())));
+        for entry in &self.entries[..size] {
+            merkle.append(entry.leaf());
+        }
         SignedHead::sign(&self.key, self.id, size as u64, merkle.root(), 1, None).unwrap()
     }
 
