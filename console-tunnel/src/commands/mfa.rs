@@ -20,7 +20,7 @@ use qrcodegen::{QrCode, QrCodeEcc};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{note, prompt_failed, table};
+use super::{note, prompt_failed, table, web_login};
 use crate::{
     config::Context,
     failure,
@@ -29,6 +29,9 @@ use crate::{
 
 /// Light modules around a code (ISO/IEC 18004 asks for four; scanners do with two).
 const QUIET: i32 = 2;
+
+/// Kind of a factor that is a security key.
+const SECURITY_KEY: &str = "webauthn";
 
 /// What to do with second factors.
 #[derive(Debug, Subcommand)]
@@ -51,8 +54,15 @@ pub enum MfaCommand {
     /// Show password and second factor again, without a new login
     #[command(after_help = "Examples:
   console-tunnel mfa verify
+  console-tunnel mfa verify --web
   oathtool … | console-tunnel mfa verify --totp-stdin")]
     Verify {
+        /// Log in on the web page instead, for example with a security key
+        #[arg(long, conflicts_with_all = ["password_stdin", "totp_stdin"])]
+        web: bool,
+        /// Open no browser; only show where to log in
+        #[arg(long)]
+        no_browser: bool,
         /// Read the password from the first line of stdin
         #[arg(long)]
         password_stdin: bool,
@@ -113,9 +123,15 @@ pub async fn run(context: &Context, command: MfaCommand) -> Result<(), CliError>
             output.emit(&json!({"factor": factor, "removed": true}))?;
             output.human("the second factor is removed")
         }
-        MfaCommand::Verify { password_stdin, totp_stdin } => {
-            let shown = shown(&session, password_stdin, totp_stdin).await?;
-            let me = session.reauthenticate(shown).await?;
+        MfaCommand::Verify { web, no_browser, password_stdin, totp_stdin } => {
+            let typed = password_stdin || totp_stdin;
+            let me = if web || !typed && session.has_only_keys().await {
+                let key = session.caller.identity().signing.public();
+                web_login::again(context, (&session.online.peer, key), no_browser).await?
+            } else {
+                let shown = shown(&session, password_stdin, totp_stdin).await?;
+                session.reauthenticate(shown).await?
+            };
             let mfa_at = (me.mfa_ms > 0).then(|| format_ms(me.mfa_ms));
             output.emit(&json!({
                 "user": me.user,
@@ -166,6 +182,13 @@ impl Session {
             Body::MfaState(state) => Ok(state),
             _ => Err(failure::unexpected()),
         }
+    }
+
+    /// Is every second factor one that only a browser can ask for?
+    async fn has_only_keys(&self) -> bool {
+        let Ok(state) = self.state().await else { return false };
+        let mut counting = state.factors.iter().filter(|factor| factor.confirmed).peekable();
+        counting.peek().is_some() && counting.all(|factor| factor.kind == SECURITY_KEY)
     }
 
     async fn unconfirmed(&self) -> Result<String, CliError> {

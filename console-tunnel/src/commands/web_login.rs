@@ -1,4 +1,5 @@
-//! `login --web`: a person logs in on the mediator's page and confirms this console there.
+//! `login --web` and `mfa verify --web`: a person logs in on the mediator's page and confirms this
+//! console there.
 //!
 //! The mediator gives a secret for this device and a short code for the person. Only an `https`
 //! address is ever opened, and only where there is a desktop to open it on.
@@ -11,6 +12,7 @@ use adit_control::{
 };
 use adit_protocol::{
     code::failure as codes,
+    keys::PublicKey,
     wire::{self, frame::Body},
 };
 use adit_runtime::{
@@ -51,10 +53,17 @@ pub(super) async fn login(
         let waited = async {
             let told = match &code {
                 Some(told) => told.clone(),
-                None => begin(context, (config, &connected.peer), args).await?,
+                None => {
+                    let key = config.identity.signing.public();
+                    begin(context, (&connected.peer, key), args.no_browser).await?
+                }
             };
             code = Some(told.clone());
-            decided(&connected.peer, told).await
+            match decided(&connected.peer, told).await? {
+                Some(Body::LoggedIn(logged_in)) => Ok(Some(logged_in)),
+                Some(_) => Err(failure::unexpected()),
+                None => Ok(None),
+            }
         };
         let done = tokio::select! {
             done = waited => done?,
@@ -64,6 +73,22 @@ pub(super) async fn login(
             return Ok(logged_in);
         }
         rest(code.as_ref()).await?;
+    }
+}
+
+/// Waits until the person of the login that this connection has logged in on the page: with the
+/// security key that only a browser can ask for.
+pub(super) async fn again(
+    context: &Context,
+    (peer, key): (&Peer, PublicKey),
+    no_browser: bool,
+) -> Result<wire::Me, CliError> {
+    let told = begin(context, (peer, key), no_browser).await?;
+    match decided(peer, told).await? {
+        Some(Body::Me(me)) => Ok(me),
+        Some(_) => Err(failure::unexpected()),
+        None => Err(CliError::failed(codes::BUSY, "the connection to the mediator broke")
+            .hint("begin again: console-tunnel mfa verify --web")),
     }
 }
 
@@ -80,8 +105,8 @@ async fn rest(code: Option<&wire::DeviceCode>) -> Result<(), CliError> {
 
 async fn begin(
     context: &Context,
-    (config, peer): (&ConnectConfig, &Peer),
-    args: &LoginArgs,
+    (peer, key): (&Peer, PublicKey),
+    no_browser: bool,
 ) -> Result<wire::DeviceCode, CliError> {
     let wish = wire::DeviceLogin { name: device_name() };
     let Body::DeviceCode(told) = ask(peer, Body::DeviceLogin(wish)).await? else {
@@ -91,7 +116,7 @@ async fn begin(
         return Err(failure::unexpected());
     }
     let output = context.global.output();
-    let key = config.identity.signing.public().fingerprint().to_string();
+    let key = key.fingerprint().to_string();
     let (url, code) = (escape_text(&told.url), escape_text(&told.user_code));
     output.emit(&json!({
         "event": "login_code",
@@ -103,7 +128,7 @@ async fn begin(
     output.human(format_args!(
         "Log in at  {url}\nwith code  {code}\nThis console's key, to compare there: {key}"
     ))?;
-    if !args.no_browser && has_desktop() {
+    if !no_browser && has_desktop() {
         let address = format!("{url}?code={code}");
         if let Err(error) = open::that_detached(address) {
             note(&format!("no browser was opened: {error}"));
@@ -113,12 +138,12 @@ async fn begin(
 }
 
 /// Asks until somebody decided; nothing if the connection broke.
-async fn decided(peer: &Peer, told: wire::DeviceCode) -> Result<Option<wire::LoggedIn>, CliError> {
+async fn decided(peer: &Peer, told: wire::DeviceCode) -> Result<Option<Body>, CliError> {
     let secret = Zeroizing::new(told.device_code);
     loop {
         let poll = wire::DeviceLoginPoll { device_code: secret.as_str().to_owned() };
         match peer.request(Body::DeviceLoginPoll(poll), POLL_TIMEOUT).await {
-            Ok(Body::LoggedIn(logged_in)) => return Ok(Some(logged_in)),
+            Ok(body @ (Body::LoggedIn(_) | Body::Me(_))) => return Ok(Some(body)),
             Ok(Body::DevicePending(_)) => {}
             Ok(_) => return Err(failure::unexpected()),
             Err(RequestError::Timeout(_) | RequestError::Closed) => return Ok(None),

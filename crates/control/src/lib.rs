@@ -25,7 +25,7 @@ use adit_protocol::{
 };
 
 pub use backoff::Backoff;
-pub use clock::MediatorClock;
+pub use clock::{MAX_SKEW, MediatorClock, Skew};
 pub use driver::start;
 pub use peer::{Incoming, Peer, Request, RequestError, Responder};
 

@@ -11,7 +11,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use adit_net::{
@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 pub use persistent::{DownReason, Event, Persistent};
 
-use crate::{CloseReason, Incoming, MediatorClock, Options, Peer, RequestError, start};
+use crate::{CloseReason, Incoming, MediatorClock, Options, Peer, RequestError, Skew, start};
 
 /// Port of a mediator unless another is given.
 pub const DEFAULT_PORT: u16 = 443;
@@ -336,8 +336,10 @@ async fn connect_one(
     let (peer, incoming, driver) = start(stream, Options::client());
     let mut driver: Driver = Box::pin(driver);
 
+    let asked = Instant::now();
     let Answers { welcome, replies, ahead } = say_hello(config, host, &peer, &mut driver).await?;
     let clock = MediatorClock::new(welcome.now_ms, Instant::now());
+    compare_clocks(welcome.now_ms, asked.elapsed());
     let not_certified = |error| ConnectError::Keys { host: host.to_owned(), error };
     let root = info.root.ok_or(KeyError::InvalidKey).map_err(not_certified)?;
     let keys =
@@ -361,6 +363,16 @@ async fn connect_one(
         root,
     };
     Ok((connected, driver))
+}
+
+/// Says once in each connection whether this computer's clock is wrong. Nothing here goes by it,
+/// but people, their one-time codes and the rules of endpoints do.
+fn compare_clocks(mediator_ms: u64, trip: Duration) {
+    let own = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let own_ms = u64::try_from(own.as_millis()).unwrap_or(u64::MAX);
+    if let Some(skew) = Skew::of(own_ms, mediator_ms, trip) {
+        tracing::warn!(%skew, "this computer's clock is not the mediator's: set one of them");
+    }
 }
 
 /// A handshake that broke without a word: perhaps because somebody on the way ended it.
