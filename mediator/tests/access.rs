@@ -16,7 +16,11 @@ use adit_protocol::{
     code::failure,
     wire::{self, frame::Body},
 };
-use common::{Device, Mediator, hello, identity, open};
+use common::{
+    Device, Mediator,
+    api::{Web, Who, register},
+    hello, identity, open,
+};
 use serde_json::Value;
 
 /// R25, R26: so soon must a live session end.
@@ -230,6 +234,60 @@ async fn access_is_asked_for_approved_by_another_and_taken_back() {
     ] {
         assert_eq!(mediator.events_named(name).len(), count, "{name}");
     }
+}
+
+#[tokio::test]
+async fn nobody_approves_an_own_request_with_a_key_or_another_account_on_the_same_device() {
+    let mediator = Mediator::start();
+    let (_agent, pc, _) = mediator.agent("pc").await;
+    let ann = mediator.admin(&["user", "add", "ann", "--role", "none"]);
+    let me = identity();
+    let console = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+    console.login("ann", ann[0]["password"].as_str().unwrap()).await.unwrap();
+    mediator.bind("technician", "ann", &["--require", "approval"]);
+    // She manages the partner, too, and so may register keys and add users.
+    mediator.bind("administrator", "ann", &["--require", "approval"]);
+    let wish = wire::RequestAccess {
+        computer_id: pc.device_id.clone(),
+        redirector: "ssh".into(),
+        reason: "disk is full".into(),
+        length_ms: 600_000,
+        ..Default::default()
+    };
+    let Body::AccessRequest(asked) = console.ask(Body::RequestAccess(wish)).await.unwrap() else {
+        panic!()
+    };
+    let decide = |approve: bool| {
+        let request_id = asked.request_id.clone();
+        Body::DecideRequest(wire::DecideRequest { request_id, approve, ..Default::default() })
+    };
+    // Another console of hers.
+    let second = identity();
+    let elsewhere = mediator.connect(&second, hello(2, &second, &[])).await.unwrap();
+    elsewhere.login("ann", ann[0]["password"].as_str().unwrap()).await.unwrap();
+    assert_eq!(elsewhere.ask(decide(true)).await.unwrap_err().code, failure::NOT_PERMITTED);
+    // A key, whoever registered it.
+    let root = identity();
+    let admin = mediator.connect(&root, hello(2, &root, &[])).await.unwrap();
+    admin.login("admin", &mediator.password).await.unwrap();
+    let (root, mut web) = (Who::at(&admin, &root).await, Web::connect(&mediator).await);
+    let key = register(&mut web, &root, "k", "administrator", &serde_json::json!({})).await;
+    let target = format!("/api/v1/requests/{}/approve", asked.request_id);
+    let refused = web.ask(&key, "POST", &target, Some(&serde_json::json!({}))).await;
+    assert_eq!((refused.status, refused.code()), (403, failure::NOT_PERMITTED), "{refused:?}");
+    // Another account on a device of hers.
+    let rep = mediator.admin(&["user", "add", "rep", "--role", "administrator"]);
+    for (device, good) in [(&second, false), (&identity(), true)] {
+        let console = mediator.connect(device, hello(2, device, &[])).await.unwrap();
+        console.login("rep", rep[0]["password"].as_str().unwrap()).await.unwrap();
+        match console.ask(decide(true)).await {
+            Ok(Body::AccessRequest(done)) => assert!(good && done.state == "approved"),
+            Err(refused) => assert!(!good && refused.code == failure::NOT_PERMITTED),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(mediator.events_named("request.decision_refused").len(), 3);
+    assert_eq!(mediator.events_named("request.approved").len(), 1);
 }
 
 #[tokio::test]

@@ -176,6 +176,7 @@ fn a_console_is_logged_in_on_the_page_with_a_security_key() -> Result<()> {
     ensure!(text(&me, "mfa") == "webauthn" && me["mfa_setup"] == false, "{me}");
     world.site.audited("the approval", |e| text(e, "event") == "login.device_approved")?;
     world.site.audited("the login", is("login.succeeded", "mfa", "webauthn"))?;
+    proved_again(&mut world)?;
 
     let (mut refused, code) = world.console("console2")?;
     world.browser.goto(&world.page(&format!("/device?code={code}")))?;
@@ -195,6 +196,23 @@ fn a_console_is_logged_in_on_the_page_with_a_security_key() -> Result<()> {
     world.browser.fill("#code", "bbbb bbbb")?;
     world.browser.click("form[action='/device'] button")?;
     world.browser.see("Too many wrong codes").map(drop)
+}
+
+/// Whoever has only a security key proves it anew on the page; the console keeps its login.
+fn proved_again(world: &mut World) -> Result<()> {
+    let mut console = world.site.spawn("console", &["mfa", "verify", "--no-browser", "--json"])?;
+    let told = console.event("login_code", READY)?;
+    world.browser.goto(&world.page(&format!("/device?code={}", text(&told, "user_code"))))?;
+    world.browser.click("button[value=yes]")?;
+    world.browser.see("The console is logged in")?;
+    ensure!(console.exit(SOON)?.success(), "{}", console.last_words());
+    let me = console.events().pop().context("nothing told")?;
+    ensure!(text(&me, "mfa") == "webauthn" && text(&me, "user") == "ann", "{me}");
+    let again = world.site.audited("the proof", |e| {
+        text(e, "event") == "login.reauthenticated" && text(e, "via") == "device_code"
+    })?;
+    ensure!(text(&again, "mfa") == "webauthn", "{again}");
+    Ok(())
 }
 
 /// The key at the next login; one that was copied is noticed; the page's login ends with the
@@ -265,6 +283,13 @@ fn one_time_codes_need_no_script_and_a_disabled_user_is_logged_out() -> Result<(
         ensure!(strict && text(cookie, "sameSite") == "Strict", "{cookie}");
         ensure!(text(cookie, "name").starts_with("__Host-"), "{cookie}");
     }
+    // A link elsewhere, from where no cookie comes along: it replaces none.
+    let link = format!("data:text/html,<a id=elsewhere href='{}'>x</a>", world.page("/login"));
+    world.browser.goto(&link)?;
+    world.browser.click("#elsewhere")?;
+    world.browser.see("9 recovery codes are left")?;
+    world.browser.goto(&world.page("/account"))?;
+    world.browser.see("9 recovery codes are left")?;
     world.site.ask("mediator", &["user", "disable", "ann", "--json"], "")?;
     world.browser.goto(&world.page("/account"))?;
     world.browser.see("Password")?;
@@ -335,7 +360,7 @@ fn an_identity_provider_lets_in_whoever_is_linked_and_nobody_else() -> Result<()
 
 fn with_provider(algorithm: &str) -> Result<()> {
     let mut world = World::start(&format!("pages-oidc-{algorithm}"), "")?;
-    let redirect = world.page("/login/oidc/callback");
+    let redirect = world.page("/login/oidc/callback/directory");
     let secret = "a secret of the client's: 0123456789";
     let (certificate, key) = &world.certificate;
     let provider = Provider::start((certificate, key), &redirect, secret, algorithm)?;
@@ -344,7 +369,9 @@ fn with_provider(algorithm: &str) -> Result<()> {
     let (file, ca) = (file.to_string_lossy(), certificate.to_string_lossy());
     let add = ["oidc", "add", "Directory", "--issuer", &provider.issuer, "--client-id", "adit"];
     let more = ["--secret-file", &file, "--ca-file", &ca, "--mfa-amr", "otp", "--json"];
-    world.site.ask("mediator", &[&add[..], &more].concat(), "")?;
+    let added = world.site.ask("mediator", &[&add[..], &more].concat(), "")?;
+    ensure!(redirect.ends_with(text(&added, "callback_path")), "{added}");
+    not_answered_by_another(&world, text(&added, "id"))?;
 
     let there = |world: &mut World, name: &str| -> Result<()> {
         world.browser.wait("#login")?;
@@ -382,4 +409,37 @@ fn with_provider(algorithm: &str) -> Result<()> {
     // What came back once does not come back twice.
     world.browser.goto(&world.page("/login/oidc/finish?code=x&state=y"))?;
     world.browser.see("was not begun in this browser").map(drop)
+}
+
+/// What one provider was asked is not answered at another's address, whatever else is right, nor
+/// in the name of another.
+fn not_answered_by_another(world: &World, provider: &str) -> Result<()> {
+    let curl = |cookie: &str, path: &str| -> Result<String> {
+        let cookie = format!("Cookie: {cookie}");
+        let mut command = Command::new("curl");
+        command.args(["-sik", "--max-time", "20", "-H", &cookie, &world.page(path)]);
+        Ok(String::from_utf8(command.output()?.stdout)?)
+    };
+    for (answer, good) in [
+        ("at=other", "another address"),
+        ("at=directory&iss=https://evil.example", "another name"),
+        ("at=directory", "no name where one was promised"),
+    ] {
+        let page = curl("x=y", "/login")?;
+        let cookie = page.split("__Host-adit-browser=").nth(1).context("no cookie")?;
+        let cookie = format!("__Host-adit-browser={}", &cookie[..64]);
+        let sent = curl(&cookie, &format!("/login/oidc?provider={provider}"))?;
+        let state = sent.split("state=").nth(1).context("not sent")?;
+        let state: String = state
+            .chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+            .collect();
+        let back = format!("/login/oidc/finish?code=x&state={state}&{answer}");
+        let told = curl(&cookie, &back)?;
+        ensure!(told.contains(" 403") && told.contains("did not let you in"), "{good}: {told}");
+        // Once only.
+        let again = curl(&cookie, &back)?;
+        ensure!(again.contains("was not begun in this browser"), "{again}");
+    }
+    Ok(())
 }

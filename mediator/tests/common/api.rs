@@ -1,9 +1,13 @@
 //! A small client of the HTTPS API: HTTP/1.1 with proofs of possession, as a script would do it.
 
-use adit_net::tls::{Trust, connect_web};
+use adit_net::{
+    identity::DeviceIdentity,
+    tls::{Trust, connect_web},
+};
 use adit_protocol::{
     dpop::{Claims, base64url, prove},
     keys::{Fingerprint, SigningKey, random},
+    wire::{self, frame::Body},
 };
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, body::Bytes, client::conn::http1::SendRequest};
@@ -41,13 +45,31 @@ pub struct Who {
     pub key: SigningKey,
 }
 
+impl Who {
+    /// Whoever is logged in on a console.
+    pub async fn at(device: &super::Device, me: &DeviceIdentity) -> Self {
+        let token = match device.ask(Body::ApiTokenRequest(wire::ApiTokenRequest {})).await {
+            Ok(Body::ApiToken(told)) => told.token,
+            other => panic!("{other:?}"),
+        };
+        Self { token, key: SigningKey::from_seed(&me.signing.seed()[..]).unwrap() }
+    }
+}
+
 pub fn now_s() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }
 
 impl Web {
     pub async fn connect(mediator: &Mediator) -> Self {
-        let tcp = tokio::net::TcpStream::connect(("127.0.0.1", mediator.port)).await.unwrap();
+        Self::connect_from(mediator, "127.0.0.1").await
+    }
+
+    /// From another of the machine's own addresses.
+    pub async fn connect_from(mediator: &Mediator, source: &str) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(std::net::SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+        let tcp = socket.connect(([127, 0, 0, 1], mediator.port).into()).await.unwrap();
         let root: Fingerprint = mediator.fingerprint.parse().unwrap();
         let tls = connect_web(tcp, "127.0.0.1", Trust::Root(root)).await.unwrap();
         let (sender, connection) =

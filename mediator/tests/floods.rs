@@ -1,0 +1,204 @@
+//! Floods of the HTTPS port: whoever asks too much waits, others are served, and memory stays
+//! bounded (R16, R42).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
+
+mod common;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use adit_protocol::{
+    code::failure,
+    wire::{self, frame::Body},
+};
+use common::{
+    Mediator,
+    api::{Answer, Web, Who, register},
+    hello, identity,
+};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+/// Connections of one flood.
+const CONNECTIONS: usize = 8;
+/// Until a flood must have met its bound, also on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// An answer to somebody else must not take longer in a flood: far above what it takes, far below
+/// what waiting for the flood's end would.
+const SERVED_WITHIN: Duration = Duration::from_secs(5);
+
+async fn admin(mediator: &Mediator) -> Who {
+    mediator.admin(&["role", "bind", "owner", "--user", "admin", "--installation"]);
+    let me = identity();
+    let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+    device.login("admin", &mediator.password).await.unwrap();
+    Who::at(&device, &me).await
+}
+
+async fn ask(web: &mut Web, who: &Who) -> Answer {
+    let target = "/api/v1/me";
+    let proof = web.proof(who, "GET", target);
+    let headers = [("authorization", format!("DPoP {}", who.token)), ("dpop", proof)];
+    web.send("GET", target, &headers, None).await
+}
+
+fn is_told_to_wait(answer: &Answer) -> bool {
+    let wait = answer.headers.get("retry-after").and_then(|wait| wait.to_str().ok());
+    let told = answer.status == 429 && answer.code() == failure::RATE_LIMITED;
+    told && wait.is_some_and(|wait| (1..=60).contains(&wait.parse::<u64>().unwrap()))
+}
+
+/// Asks as another until the flood was told to wait often enough; the slowest answer.
+async fn meanwhile(web: &mut Web, who: &Who, waits: &AtomicU64) -> Duration {
+    let (begun, mut slowest, mut after) = (Instant::now(), Duration::ZERO, 0);
+    while after < 20 {
+        assert!(begun.elapsed() < PATIENCE, "the flood met no bound");
+        let asked = Instant::now();
+        let answer = ask(web, who).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        slowest = slowest.max(asked.elapsed());
+        after += u32::from(waits.load(Ordering::Relaxed) > 0);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    slowest
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_who_floods_waits_and_others_at_the_same_address_are_served() {
+    let mediator = Mediator::start();
+    let root = admin(&mediator).await;
+    let mut web = Web::connect(&mediator).await;
+    let flooder = Arc::new(register(&mut web, &root, "flooder", "auditor", &json!({})).await);
+    let other = register(&mut web, &root, "other", "auditor", &json!({})).await;
+    let (waits, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let mut flood = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let mut web = Web::connect(&mediator).await;
+        let (flooder, waits, over) = (Arc::clone(&flooder), Arc::clone(&waits), Arc::clone(&over));
+        flood.spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                let answer = ask(&mut web, &flooder).await;
+                if answer.status != 200 {
+                    assert!(is_told_to_wait(&answer), "{answer:?}");
+                    waits.fetch_add(1, Ordering::Relaxed);
+                    // So that the address itself stays within its bound.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        });
+    }
+    let slowest = meanwhile(&mut web, &other, &waits).await;
+    over.store(true, Ordering::Relaxed);
+    while let Some(done) = flood.join_next().await {
+        done.unwrap();
+    }
+    assert!(slowest < SERVED_WITHIN, "{slowest:?}");
+    println!(
+        "told to wait {} times; slowest other answer {slowest:?}",
+        waits.load(Ordering::Relaxed)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_floods_waits_and_other_sources_are_served() {
+    let mediator = Mediator::start();
+    let root = admin(&mediator).await;
+    let mut web = Web::connect(&mediator).await;
+    let (waits, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let mut flood = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let mut web = Web::connect_from(&mediator, "127.0.0.9").await;
+        let (waits, over) = (Arc::clone(&waits), Arc::clone(&over));
+        flood.spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                let answer = web.send("GET", "/api/v1/version", &[], None).await;
+                if answer.status != 200 {
+                    assert!(is_told_to_wait(&answer), "{answer:?}");
+                    waits.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+    }
+    let slowest = meanwhile(&mut web, &root, &waits).await;
+    over.store(true, Ordering::Relaxed);
+    while let Some(done) = flood.join_next().await {
+        done.unwrap();
+    }
+    assert!(slowest < SERVED_WITHIN, "{slowest:?}");
+    println!(
+        "told to wait {} times; slowest other answer {slowest:?}",
+        waits.load(Ordering::Relaxed)
+    );
+}
+
+/// Sources of a flood from many.
+const SOURCES: u8 = 48;
+/// Requests of each.
+const EACH: usize = 40;
+/// What strangers may make the mediator keep: connections, browsers, consoles that wait, failures.
+const MAY_KEEP_KB: u64 = 48 * 1024;
+
+fn resident_kb(mediator: &Mediator) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", mediator.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_do_not_fill_the_memory() {
+    let mediator = Mediator::start();
+    let mut web = Web::connect(&mediator).await;
+    web.send("GET", "/login", &[], None).await;
+    let before = resident_kb(&mediator);
+    let port = mediator.port;
+    let mediator = Arc::new(mediator);
+    let mut flood = JoinSet::new();
+    for number in 1..=SOURCES {
+        let mediator = Arc::clone(&mediator);
+        flood.spawn(async move {
+            let source = format!("127.0.1.{number}");
+            let mut web = Web::connect_from(&mediator, &source).await;
+            // As much as a form may have, with a token of nobody's.
+            let form = format!("csrf={}", "x".repeat(30 * 1024));
+            let origin = format!("https://127.0.0.1:{port}");
+            let stolen = "adit-api-0123456789012345678901234567890123456789012";
+            for _ in 0..EACH {
+                // Each time another browser.
+                assert_eq!(web.send("GET", "/login", &[], None).await.status, 200);
+                web.send("GET", "/login/oidc?provider=x", &[], None).await;
+                let headers = [("origin", origin.clone())];
+                assert!(web.send("POST", "/login", &headers, Some(&form)).await.status >= 400);
+                let headers = [("authorization", format!("DPoP {stolen}"))];
+                let refused = web.send("POST", "/api/v1/users", &headers, Some(&form)).await;
+                assert_eq!(refused.status, 401);
+            }
+        });
+    }
+    // Consoles that wait to be logged in, each with a key of its own.
+    let mut waiting = Vec::new();
+    for _ in 0..64 {
+        let me = identity();
+        let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+        let wish = wire::DeviceLogin { name: "x".repeat(1_000) };
+        let _ = device.ask(Body::DeviceLogin(wish)).await;
+        waiting.push(device);
+    }
+    while let Some(done) = flood.join_next().await {
+        done.unwrap();
+    }
+    let grown = resident_kb(&mediator).saturating_sub(before);
+    println!("{grown} KB more after {} requests", usize::from(SOURCES) * EACH * 4);
+    assert!(grown < MAY_KEEP_KB, "{grown} KB");
+    assert_eq!(web.send("GET", "/api/v1/version", &[], None).await.status, 200);
+}
