@@ -620,7 +620,7 @@ fn a_relay_is_drained_and_resumed_where_each_began() -> Result<()> {
             let same = [&relay, &own].iter().all(|told| drained_by(told) == by);
             if same && relay["online"] == true && own["registered"] == true {
                 ensure!(relay["draining"] == !by.is_empty(), "{relay}");
-                ensure!((text(&own, "state") == "draining") == !by.is_empty(), "{own}");
+                ensure!((text(&own, "state") == "draining") != by.is_empty(), "{own}");
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "{what}: {relay} {own}");

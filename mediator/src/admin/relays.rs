@@ -26,7 +26,6 @@ pub(crate) enum RelayAct {
 }
 
 /// Several relays have the name.
-pub(crate) const AMBIGUOUS_RELAY: &str = "ambiguous_relay";
 
 const MANAGE: &[Permission] = &[Permission::ManageRelays];
 
@@ -88,7 +87,7 @@ async fn find((context, _): Who<'_>, given: &str) -> Result<RelayId, CliError> {
         several => {
             let ids: Vec<String> = several.iter().map(|row| row.id.to_string()).collect();
             let text = format!("{} relays have that name: {}", ids.len(), ids.join(", "));
-            Err(CliError::failed(AMBIGUOUS_RELAY, text).hint("give the id"))
+            Err(CliError::failed("ambiguous_relay", text).hint("give the id"))
         }
     }
 }

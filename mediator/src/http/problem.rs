@@ -30,7 +30,7 @@ const STATUS: [(&str, StatusCode); 11] = [
     (failure::NOT_LOGGED_IN, StatusCode::UNAUTHORIZED),
     (failure::NAME_TAKEN, StatusCode::CONFLICT),
     (failure::AMBIGUOUS_COMPUTER, StatusCode::CONFLICT),
-    (crate::admin::relays::AMBIGUOUS_RELAY, StatusCode::CONFLICT),
+    ("ambiguous_relay", StatusCode::CONFLICT),
     (failure::RATE_LIMITED, StatusCode::TOO_MANY_REQUESTS),
     (failure::BUSY, StatusCode::SERVICE_UNAVAILABLE),
     (failure::AUDIT_UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
