@@ -25,8 +25,6 @@ pub(crate) enum RelayAct {
     Disable { relay: String, disabled: bool },
 }
 
-/// Several relays have the name.
-
 const MANAGE: &[Permission] = &[Permission::ManageRelays];
 
 /// Does it.
