@@ -180,7 +180,9 @@ impl Forger {
                 Entry::seal(1, head.time_ms, enrolled, [2; 16]),
             ];
             let mut merkle = MerkleTree::new();
-            entries.iter().for_each(|entry| drop(merkle.append(entry.leaf())));
+            for entry in &entries {
+                merkle.append(entry.leaf());
+            }
             let (size, root) = (merkle.size(), merkle.root());
             let forged =
                 SignedHead::sign(&key, APART, size, root, head.time_ms, head.key_cert.clone())?;
