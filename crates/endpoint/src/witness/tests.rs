@@ -30,19 +30,21 @@ struct Tree {
     id: &'static str,
     key: SigningKey,
     entries: Vec<Entry>,
+    /// Two trees of one name tell different things if theirs differ.
+    salt: [u8; 16],
 }
 
 impl Tree {
     fn new(id: &'static str, follows: Option<&SignedHead>) -> Self {
         let started = Entry::seal(0, 1, Event::tree_started(follows), [1; 16]);
-        Self { id, key: SigningKey::generate().unwrap(), entries: vec![started] }
+        Self { id, key: SigningKey::generate().unwrap(), entries: vec![started], salt: [2; 16] }
     }
 
     fn grow(&mut self, count: u64) -> SignedHead {
         for _ in 0..count {
             let seq = self.entries.len() as u64;
             let event = Event::new("session.granted", Level::Significant);
-            self.entries.push(Entry::seal(seq, seq, event, [2; 16]));
+            self.entries.push(Entry::seal(seq, seq, event, self.salt));
         }
         self.head(self.entries.len())
     }
@@ -148,7 +150,7 @@ async fn an_enrolment_in_a_tree_apart_from_the_one_seen_proves_nothing() {
     let links = [rolled.started(&back), log.grown(&log.head(5), &seen)];
     assert_eq!(console.place(&back, &links).await.unwrap_err().code(), failure::AUDIT_FORKED);
     // The same tree, otherwise continued.
-    let mut other = Tree::new("a", None);
+    let mut other = Tree { salt: [3; 16], ..Tree::new("a", None) };
     let longer = other.grow(30);
     let links = [other.grown(&other.head(21), &longer)];
     assert_eq!(console.place(&longer, &links).await.unwrap_err().code(), failure::AUDIT_FORKED);
