@@ -209,7 +209,7 @@ fn proved_again(world: &mut World) -> Result<()> {
     let me = console.events().pop().context("nothing told")?;
     ensure!(text(&me, "mfa") == "webauthn" && text(&me, "user") == "ann", "{me}");
     let again = world.site.audited("the proof", |e| {
-        text(e, "event") == "login.reauthenticated" && text(e, "via") == "device_code"
+        text(e, "event") == "login.reauthenticated" && e["extra"]["via"] == "device_code"
     })?;
     ensure!(text(&again, "mfa") == "webauthn", "{again}");
     Ok(())

@@ -157,6 +157,7 @@ fn another_partners_log_is_believed_by_neither_end() -> Result<()> {
     site.ask("mediator", &["client", "add", &client, "--json"], "")?;
     let args = ["user", "add", "eve", "--partner", "shadow", "--role", "administrator", "--json"];
     let eve = text(&site.ask("mediator", &args, "")?, "password").to_owned();
+    site.ask("mediator", &["user", "mfa", "optional", "eve", "--json"], "")?;
     site.kill("mediator")?;
     Forger::open(&site)?.move_to_partner("shadow")?;
     site.restart("mediator")?;
