@@ -11,7 +11,9 @@ use crate::punch::Family;
 #[derive(Clone, Debug)]
 pub(super) struct Carrier {
     pub(super) kind: CarrierKind,
+    /// Smoothed: how long to wait for signs of life.
     rtt: Duration,
+    least: Least,
     health: Health,
     /// Anything authenticated, checks included.
     last_sign: Instant,
@@ -31,6 +33,31 @@ pub(super) struct Carrier {
     doubted: bool,
     /// At the end of a hold it is used only if it answers.
     trial_at: Option<Instant>,
+}
+
+/// The least round trip of a period of [`super::LEAST_OVER`], and of the one before it. All
+/// carriers' periods are the same: otherwise one would remember the time before a queue for longer
+/// than another behind the same queue.
+#[derive(Clone, Copy, Debug)]
+struct Least {
+    period: u64,
+    now: Duration,
+    before: Duration,
+}
+
+impl Least {
+    fn handle(&mut self, sample: Duration, period: u64) {
+        match period.saturating_sub(self.period) {
+            0 => self.now = self.now.min(sample),
+            1 => *self = Self { period, now: sample, before: self.now },
+            _ => *self = Self { period, now: sample, before: sample },
+        }
+    }
+
+    /// In `period`; the last that is known if that is older.
+    fn at(&self, period: u64) -> Duration {
+        if period == self.period { self.now.min(self.before) } else { self.now }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,10 +85,16 @@ pub(super) enum Tier {
 
 impl Carrier {
     /// `lapses`: of others of this kind, lately.
-    pub(super) fn new(kind: CarrierKind, rtt: Duration, lapses: u32, now: Instant) -> Self {
+    pub(super) fn new(
+        kind: CarrierKind,
+        rtt: Duration,
+        lapses: u32,
+        (now, period): (Instant, u64),
+    ) -> Self {
         Self {
             kind,
             rtt,
+            least: Least { period, now: rtt, before: rtt },
             health: Health::Live { since: now, held_until: now + hold(lapses) },
             last_sign: now,
             last_received: now,
@@ -96,16 +129,23 @@ impl Carrier {
     }
 
     /// Round trip for comparison.
-    pub(super) fn score(&self) -> Duration {
+    pub(super) fn score(&self, period: u64) -> Duration {
+        let least = self.least.at(period);
         match self.kind {
-            CarrierKind::Direct { family: Family::V6 } => self.rtt.saturating_sub(V6_PREFERENCE),
-            _ => self.rtt,
+            CarrierKind::Direct { family: Family::V6 } => least.saturating_sub(V6_PREFERENCE),
+            _ => least,
         }
     }
 
+    /// Whether its round trip is known of this period or the one before.
+    pub(super) fn is_measured(&self, period: u64) -> bool {
+        period.saturating_sub(self.least.period) <= 1
+    }
+
     /// Smoothed as in RFC 9002 §5.3.
-    pub(super) fn handle_rtt(&mut self, sample: Duration) {
+    pub(super) fn handle_rtt(&mut self, sample: Duration, period: u64) {
         self.rtt = (self.rtt * 7 + sample) / 8;
+        self.least.handle(sample, period);
     }
 
     pub(super) fn handle_activity(&mut self, activity: Activity, now: Instant) {

@@ -8,8 +8,8 @@ use std::{
 use adit_protocol::{ids::CarrierNumber, limits::MAX_CARRIERS, ticket::Role};
 
 use super::{
-    Activity, BETTER_FOR, CarrierKind, PathEvent, RTT_HYSTERESIS, TRUSTED_AFTER, WANT_DIRECT_GAPS,
-    WANT_DIRECT_MIN,
+    Activity, BETTER_FOR, CarrierKind, LEAST_OVER, PathEvent, RTT_HYSTERESIS, TRUSTED_AFTER,
+    WANT_DIRECT_GAPS, WANT_DIRECT_MIN,
     carrier::{Carrier, Tier},
 };
 
@@ -28,6 +28,7 @@ pub struct PathChooser {
     /// flaps is no better than the one before it.
     lapses: BTreeMap<CarrierKind, (u32, Instant)>,
     events: VecDeque<PathEvent>,
+    began: Instant,
     now: Instant,
 }
 
@@ -50,6 +51,7 @@ impl PathChooser {
             last_wanted: None,
             lapses: BTreeMap::new(),
             events: VecDeque::new(),
+            began: now,
             now,
         }
     }
@@ -69,7 +71,8 @@ impl PathChooser {
         }
         self.lapses.retain(|_, (_, at)| now < *at + TRUSTED_AFTER);
         let lapses = self.lapses.get(&kind).map_or(0, |(lapses, _)| *lapses);
-        self.carriers.insert(carrier, Carrier::new(kind, rtt, lapses, now));
+        let times = (now, self.period(now));
+        self.carriers.insert(carrier, Carrier::new(kind, rtt, lapses, times));
         self.decide(now);
         true
     }
@@ -85,7 +88,8 @@ impl PathChooser {
 
     /// A round trip was measured, by the transport or by a check of its path.
     pub fn handle_rtt(&mut self, carrier: CarrierNumber, sample: Duration, now: Instant) {
-        self.with(carrier, now, |c| c.handle_rtt(sample));
+        let period = self.period(now);
+        self.with(carrier, now, |c| c.handle_rtt(sample, period));
     }
 
     /// Data moved.
@@ -159,6 +163,11 @@ impl PathChooser {
         self.chosen.map(|c| (c.interactive, c.bulk))
     }
 
+    /// Periods by which round trips are compared.
+    fn period(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.began).as_secs() / LEAST_OVER.as_secs()
+    }
+
     fn with(&mut self, carrier: CarrierNumber, now: Instant, change: impl FnOnce(&mut Carrier)) {
         if let Some(carrier) = self.carriers.get_mut(&carrier) {
             change(carrier);
@@ -213,8 +222,11 @@ impl PathChooser {
         // The order but for round trips: healthy, direct, interactive slot.
         let class = |c: &Carrier| (c.tier(now), c.is_direct(), !c.retiring, c.slot() == 0);
         let top = self.carriers.values().map(class).max()?;
+        let period = self.period(now);
         let peers = || self.carriers.iter().filter(|(_, c)| class(c) == top);
-        let (best, best_score) = peers().map(|(n, c)| (*n, c.score())).min_by_key(|b| b.1)?;
+        let (best, best_score, is_measured) = peers()
+            .map(|(n, c)| (*n, c.score(period), c.is_measured(period)))
+            .min_by_key(|b| b.1)?;
         let current = self.chosen.map(|c| c.interactive);
         let current_in_top = current.and_then(|n| peers().find(|(m, _)| **m == n));
         let Some((current, carrier)) = current_in_top else {
@@ -227,7 +239,8 @@ impl PathChooser {
             return Some(stay.unwrap_or(best));
         };
         let current = *current;
-        if top.0 <= Tier::Silent || best_score + RTT_HYSTERESIS > carrier.score() {
+        let is_better = is_measured && best_score + RTT_HYSTERESIS <= carrier.score(period);
+        if top.0 <= Tier::Silent || !is_better {
             self.challenger = None;
             return Some(current);
         }
@@ -254,8 +267,9 @@ impl PathChooser {
         };
         let current = self.chosen.map(|c| c.bulk);
         let keep = current.filter(|n| self.carriers.get(n).is_some_and(usable));
-        let best =
-            || self.carriers.iter().filter(|(_, c)| usable(c)).min_by_key(|(_, c)| c.score());
+        let period = self.period(now);
+        let usable_ones = || self.carriers.iter().filter(|(_, c)| usable(c));
+        let best = || usable_ones().min_by_key(|(_, c)| c.score(period));
         keep.or_else(|| best().map(|(n, _)| *n)).unwrap_or(interactive)
     }
 

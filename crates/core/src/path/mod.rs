@@ -44,6 +44,9 @@ pub const ONE_WAY_FACTOR: u32 = 4;
 pub const CHECKS_GRACE: Duration = Duration::from_secs(2);
 /// A carrier without any sign of life for so long is dead (RFC 7675 §5.1).
 pub const DEAD_AFTER: Duration = Duration::from_secs(30);
+/// Paths are compared by the least round trip of the last one to two of these: what is above it are
+/// queues, mostly the session's own, which go wherever its data go.
+pub const LEAST_OVER: Duration = Duration::from_secs(10);
 /// Another path of the same kind must be better by this much ...
 pub const RTT_HYSTERESIS: Duration = Duration::from_millis(5);
 /// ... for this long.

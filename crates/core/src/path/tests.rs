@@ -286,6 +286,35 @@ fn jitter_between_equal_paths_moves_nothing_and_a_better_path_wins() {
 }
 
 #[test]
+fn a_queue_that_the_session_fills_is_no_reason_to_move() {
+    for seed in 0..20 {
+        let mut life = Life::new(Role::Console, seed);
+        life.up(1, V4, 20);
+        life.up(2, V4, 20);
+        let tell = |life: &mut Life, tenths: u32, rtts: [std::ops::RangeInclusive<u64>; 2]| {
+            for tenth in 0..tenths {
+                let sample = ms(life.rng.random_range(rtts[0].clone()));
+                life.chooser.handle_rtt(CarrierNumber(1), sample, life.now);
+                // The one that carries nothing is measured seldom.
+                if tenth % 20 == 0 {
+                    let sample = ms(life.rng.random_range(rtts[1].clone()));
+                    life.chooser.handle_rtt(CarrierNumber(2), sample, life.now);
+                }
+                life.run(ms(100));
+            }
+        };
+        tell(&mut life, 10, [20..=24, 20..=24]);
+        life.truth.get_mut(&1).unwrap().rtt = ms(60);
+        tell(&mut life, 600, [30..=140, 40..=120]);
+        assert_eq!((life.used(), life.moves), (Some((1, 1)), 1), "seed {seed}");
+        // But a path that became longer is left.
+        life.truth.get_mut(&1).unwrap().rtt = ms(100);
+        tell(&mut life, 300, [90..=110, 20..=24]);
+        assert_eq!((life.used(), life.moves), (Some((2, 2)), 2), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_flapping_path_is_used_less_and_less() {
     let mut life = Life::new(Role::Console, 5);
     life.up(1, RELAY, 20);
