@@ -59,16 +59,14 @@ pub(super) async fn fill(dir: &Path, events: u64, now_ms: u64) -> Result<()> {
     let (sender, mut groups) = mpsc::channel(AHEAD);
     let maker = tokio::task::spawn_blocking(move || make(tree, events, now_ms, &sender));
     let mut last = None;
-    while let Some(first) = groups.recv().await {
+    let mut next = groups.recv().await;
+    while next.is_some() {
         let mut write = db.begin().await?;
-        let mut group = first;
         for _ in 0..STATEMENTS {
+            let Some(group) = next else { break };
             insert(&mut write, &id, log, &group).await?;
             last = Some(group.tree);
-            match groups.recv().await {
-                Some(next) => group = next,
-                None => break,
-            }
+            next = groups.recv().await;
         }
         write.commit().await?;
     }

@@ -15,9 +15,9 @@ use zeroize::Zeroizing;
 
 use crate::password;
 
-/// How far behind (nice values, sched(7)): an eighth of what an equal would get, so that logins
+/// How far behind (nice values, sched(7)): a seventieth of what an equal would get, so that logins
 /// go on, if slowly, on a machine that has more to do than it can.
-const BEHIND: i32 = 10;
+const BEHIND: i32 = 19;
 
 /// A comparison to make.
 struct Job {
