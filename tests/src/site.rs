@@ -399,6 +399,21 @@ impl Site {
         Ok(Forward { process, session: text(&granted, "session_id").to_owned(), granted, locals })
     }
 
+    /// Waits until the mediator tells a console that a computer is there: after its restart, and
+    /// the longer the slower the disk, agents come back in a time of their own.
+    pub fn wait_online(&self, console: &str, computer: &str) -> Result<()> {
+        let deadline = Instant::now() + 2 * READY;
+        loop {
+            let done = self.run(console, &["computers", "--json"], "")?;
+            let is_it = |told: &Value| text(told, "name") == computer && told["online"] == true;
+            if done.code == 0 && done.lines().iter().any(is_it) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{computer} does not come back: {done:?}");
+            thread::park_timeout(LOOK);
+        }
+    }
+
     /// Exports the audit and verifies it with the root key. Gives its events, the oldest first.
     pub fn audit(&self) -> Result<Vec<Value>> {
         let args = ["audit", "verify", "--key", &self.fingerprint];

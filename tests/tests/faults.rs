@@ -13,7 +13,7 @@ use std::{
     net::{SocketAddr, TcpStream, UdpSocket},
     sync::mpsc,
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use adit_tests::{
@@ -21,12 +21,8 @@ use adit_tests::{
     process::text,
     site::{Forward, READY, SOON, Site, to_port},
 };
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-
-/// Time for an agent to be back after the mediator is.
-const BACK: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(100);
 
 /// A paced transfer in the background; the receiver hears how far it is.
 fn transfer(
@@ -43,18 +39,6 @@ fn intact(transfer: JoinHandle<Result<Value>>) -> Result<Value> {
     let result = transfer.join().map_err(|_| anyhow::anyhow!("panicked"))??;
     ensure!(result["intact"] == true, "{result}");
     Ok(result)
-}
-
-fn wait_online(site: &Site) -> Result<()> {
-    let deadline = Instant::now() + BACK;
-    while Instant::now() < deadline {
-        let listed = site.run("console", &["computers", "--json"], "")?;
-        if listed.json()["online"] == true {
-            return Ok(());
-        }
-        thread::park_timeout(LOOK);
-    }
-    bail!("the agent does not come back")
 }
 
 /// A new session works.
@@ -89,7 +73,7 @@ fn sessions_outlive_the_mediator() -> Result<()> {
         intact(transfer)?;
     }
     site.restart("mediator")?;
-    wait_online(&site)?;
+    site.wait_online("console", "agent")?;
     let sessions: Vec<_> = forwards.iter().map(|f| f.session.clone()).collect();
     for forward in forwards {
         peer::echo(forward.local()?, 5, 100)?;
@@ -128,7 +112,7 @@ fn acknowledged_audit_records_survive_kills() -> Result<()> {
         }
         drop(consoles);
         site.restart("mediator")?;
-        wait_online(&site)?;
+        site.wait_online("console", "agent")?;
         let audit = site.audit().with_context(|| format!("round {round}"))?;
         for session in &granted {
             ensure!(
@@ -220,7 +204,7 @@ fn a_killed_agent_ends_its_sessions_and_comes_back() -> Result<()> {
     let ended =
         |e: &Value| text(e, "event") == "session.ended" && text(e, "session_id") == forward.session;
     site.audited("the end", ended)?;
-    wait_online(&site)?;
+    site.wait_online("console", "agent")?;
     works(&site, &server)
 }
 
@@ -234,7 +218,7 @@ fn a_killed_console_is_noticed_and_others_go_on() -> Result<()> {
     fs::write(site.data_dir("agent").join("agent-tunnel.toml"), config)?;
     site.kill("agent")?;
     site.restart("agent")?;
-    wait_online(&site)?;
+    site.wait_online("console", "agent")?;
     let server = TcpServer::start("127.0.0.1:0")?;
     let other = site.forward_from("console2", "agent", &["-L", &to_port(server.port())])?;
     let mut forward = site.forward(&["-L", &to_port(server.port())])?;

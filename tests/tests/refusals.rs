@@ -426,21 +426,11 @@ fn a_mediator_with_another_key_is_refused_by_all() -> Result<()> {
     // The agent waits minutes before it asks a stranger again; its owner need not.
     site.kill("agent")?;
     site.restart("agent")?;
-    wait_online(&site)?;
+    site.wait_online("console", "agent")?;
     let server = TcpServer::start("127.0.0.1:0")?;
     let forward = site.forward(&["-L", &to_port(server.port())])?;
     peer::echo(forward.local()?, 1, 10)?;
     Ok(())
-}
-
-fn wait_online(site: &Site) -> Result<()> {
-    for _ in 0..300 {
-        if site.run("console", &["computers", "--json"], "")?.json()["online"] == true {
-            return Ok(());
-        }
-        thread::park_timeout(Duration::from_millis(100));
-    }
-    anyhow::bail!("the agent does not come back")
 }
 
 #[test]

@@ -294,14 +294,13 @@ fn two_histories_cannot_be_shown_to_two_ends() -> Result<()> {
     let before = Forger::open(&site)?.copy()?;
     // One history for the second console and the first agent …
     site.restart("mediator")?;
-    site.process("agent")?.event("online", SOON)?;
-    adit_tests::process::pause(Duration::from_secs(3));
+    site.wait_online("console2", "agent")?;
     session(&site, "console2", "agent", &server)?;
     site.kill("mediator")?;
     // … another one for everybody else, of about the same length.
     Forger::open(&site)?.put_back(&before)?;
     site.restart("mediator")?;
-    adit_tests::process::pause(Duration::from_secs(3));
+    site.wait_online("console", "agent2")?;
     session(&site, "console", "agent2", &server)?;
     // The first agent remembers; and so does the second console, who tells the second agent.
     refused_with(&again(|| try_open(&site, "console", "agent"))?, "audit_forked")?;
