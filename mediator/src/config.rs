@@ -36,7 +36,12 @@ pub(crate) const KEYS: &[Key] = &[
     key("limits.connections", Kind::Integer, Some("16000"), "connections at a time"),
     key("limits.half_open", Kind::Integer, Some("4096"), "not yet authenticated connections"),
     key("limits.half_open_per_source", Kind::Integer, Some("512"), "of one source address"),
-    key("limits.logins", Kind::Integer, Some("2"), "passwords checked at the same time"),
+    key(
+        "limits.logins",
+        Kind::Integer,
+        Some("2"),
+        "passwords checked at the same time, at most by half of the processors",
+    ),
     key(
         "accounts.mfa",
         Kind::String,

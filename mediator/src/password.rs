@@ -1,9 +1,11 @@
 //! Passwords: rules, hashing, and generated ones. Never logged, wiped from memory.
 
+use std::time::Duration;
+
 use adit_protocol::keys::fill_random;
 use argon2::{
-    Argon2,
-    password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash},
+    Algorithm, Argon2, Block, Params, Version,
+    password_hash::{PasswordHasher, phc::PasswordHash},
 };
 use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
@@ -16,6 +18,10 @@ pub(crate) const MIN_CHARS_WITH_FACTOR: usize = 8;
 pub(crate) const MAX_BYTES: usize = 1024;
 /// Characters of a generated password: 5 bits each.
 const GENERATED_CHARS: usize = 24;
+/// Blocks of 1 KiB that comparing with a hash may take: no more than a damaged database may ask.
+const MAX_BLOCKS: usize = 64 * 1024;
+/// Memory for comparing that nobody needed for so long is given back.
+const KEPT: Duration = Duration::from_secs(60);
 /// Letters and digits that are not mistaken for one another.
 pub(crate) const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 /// What the dictionaries of common passwords, names and English words lack: other languages'
@@ -111,16 +117,76 @@ pub(crate) fn hash(password: &str) -> Option<String> {
     Argon2::default().hash_password(password.as_bytes()).ok().map(|hash| hash.to_string())
 }
 
+/// The memory that comparing takes, kept between one password and the next: taken anew each time
+/// it is thousands of page faults. What was in it is wiped as soon as nothing follows.
+#[derive(Default)]
+pub(crate) struct Memory {
+    blocks: Vec<Block>,
+    used: bool,
+}
+
+impl Memory {
+    fn blocks(&mut self, count: usize) -> Option<&mut [Block]> {
+        if count > MAX_BLOCKS {
+            return None;
+        }
+        if self.blocks.len() < count {
+            self.blocks.resize(count, Block::new());
+        }
+        self.used = true;
+        self.blocks.get_mut(..count)
+    }
+
+    /// How long it may stay as it is while nobody needs it; `None`: for ever.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        if self.used {
+            return Some(Duration::ZERO);
+        }
+        (!self.blocks.is_empty()).then_some(KEPT)
+    }
+
+    /// Wipes it; if that is done, gives it back.
+    pub(crate) fn fade(&mut self) {
+        if self.used {
+            self.blocks.fill(Block::new());
+            self.used = false;
+        } else {
+            self.blocks = Vec::new();
+        }
+    }
+}
+
 /// Checks a password against a hash. Takes as long whatever the outcome.
-pub(crate) fn verify(password: &str, hash: &str) -> bool {
+pub(crate) fn verify_in(memory: &mut Memory, password: &str, hash: &str) -> bool {
     let password = normalised(password);
-    PasswordHash::new(hash)
-        .is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok())
+    compare(memory, &password, hash).unwrap_or(false)
+}
+
+/// `None`: the hash is not one of ours.
+fn compare(memory: &mut Memory, password: &str, hash: &str) -> Option<bool> {
+    let hash = PasswordHash::new(hash).ok()?;
+    let (salt, expected) = (hash.salt?, hash.hash?);
+    let version = match hash.version {
+        Some(version) => Version::try_from(version).ok()?,
+        None => Version::default(),
+    };
+    let algorithm = Algorithm::try_from(hash.algorithm.as_str()).ok()?;
+    let params = Params::try_from(&hash).ok()?;
+    let blocks = memory.blocks(params.block_count())?;
+    let mut found = Zeroizing::new(vec![0; expected.as_bytes().len()]);
+    let argon = Argon2::new(algorithm, version, params);
+    argon.hash_password_into_with_memory(password.as_bytes(), &salt, &mut found, blocks).ok()?;
+    let same = aws_lc_rs::constant_time::verify_slices_are_equal(&found, expected.as_bytes());
+    Some(same.is_ok())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn verify(password: &str, hash: &str) -> bool {
+        verify_in(&mut Memory::default(), password, hash)
+    }
 
     fn alone(password: &str, user: &str) -> Result<(), WeakPassword> {
         check(password, user, "acme", MIN_CHARS)
@@ -170,5 +236,30 @@ mod tests {
         let hash = hash(&password).unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
         assert!(verify(&password, &hash) && !verify("other", &hash) && !verify("x", "junk"));
+    }
+
+    /// What one password left in the memory must not decide about the next.
+    #[test]
+    fn memory_that_is_used_again_decides_as_new_memory_does() {
+        let hash = hash("horse battery staple").unwrap();
+        // As another program would have made it: other costs, another length.
+        let small =
+            "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4";
+        let mut memory = Memory::default();
+        for _ in 0..2 {
+            for _ in 0..2 {
+                assert!(verify_in(&mut memory, "horse battery staple", &hash));
+                assert!(verify_in(&mut memory, "password", small));
+                assert!(!verify_in(&mut memory, "another", &hash));
+            }
+            assert_eq!(memory.patience(), Some(Duration::ZERO));
+            memory.fade();
+            assert!(memory.blocks.iter().all(|block| block.as_ref() == [0_u64; 128]));
+            assert_eq!(memory.patience(), Some(KEPT));
+        }
+        memory.fade();
+        assert_eq!((memory.patience(), memory.blocks.capacity()), (None, 0));
+        let greedy = "$argon2id$v=19$m=4000000,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4";
+        assert!(!verify_in(&mut memory, "password", greedy) && memory.blocks.is_empty());
     }
 }

@@ -1,5 +1,7 @@
 //! What consoles say. Everything but `Login` needs a login that holds at that moment.
 
+use std::time::Duration;
+
 use adit_control::{Responder, failure as fail};
 use adit_ledger::{Event, Level};
 use adit_protocol::{
@@ -43,6 +45,9 @@ const MAX_QUERY: usize = 256;
 const API_TOKEN_LIFE_MS: u64 = 600_000;
 /// Wrong passwords on one connection.
 const MAX_LOGIN_FAILURES: u32 = 20;
+/// Whoever is told that there is no room for a login is told so late: asking again is not cheaper
+/// than waiting, and connecting anew costs both more.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// The login that a console comes with, if it holds. Asked before the welcome, after which the
 /// console may send at once what only those may who are logged in.
@@ -74,6 +79,10 @@ pub(super) async fn serve(mut line: Line, noise: [u8; 32], mut login: Option<Log
                 Ok((told, token)) => {
                     login = Some(token);
                     logged_in(&mut line, told, token, responder).await;
+                }
+                Err(refusal) if refusal.code == failure::BUSY => {
+                    tokio::time::sleep(NO_ROOM_PAUSE).await;
+                    refuse(responder, refusal);
                 }
                 Err(refusal) => {
                     failures += 1;

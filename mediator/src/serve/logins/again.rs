@@ -37,6 +37,7 @@ impl Logins {
         if secret.len() > password::MAX_BYTES || code.len() > MAX_CODE {
             return Err(wrong());
         }
+        let _place = self.guesses.begin(from.source.ip())?;
         let shown = Shown::parse(&code);
         let with_password = !secret.is_empty();
         let account = &row.account;

@@ -91,6 +91,7 @@ impl Logins {
         if user.len() > MAX_USER || secret.len() > password::MAX_BYTES {
             return Err(wrong());
         }
+        let _place = self.guesses.begin(from.source.ip())?;
         let pool = &self.store.readers;
         let read = |error: StoreError| unavailable(&error);
         // The device proved who it is: this tells nothing of any user. First of all, since nothing

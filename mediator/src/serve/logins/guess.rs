@@ -1,29 +1,29 @@
 //! What keeps guesses few, and processors free for others.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use adit_protocol::keys::PublicKey;
-use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use super::{Logins, attempt::Attempt, busy, hashing::Hashing, unavailable};
+use super::{
+    Logins,
+    attempt::Attempt,
+    busy,
+    hashing::Hashing,
+    turns::{Asker, Turns},
+    unavailable,
+};
 use crate::{
     core::types::Refusal,
+    http::{Begun, UnderWay},
     serve::half_open::Source,
     store::{StoreError, WriteTx, accounts, devices},
 };
 
-/// Logins that may wait for a processor.
-const MAX_WAITING: usize = 64;
-/// The same for consoles with which their user logged in before.
-const MAX_WAITING_KNOWN: usize = 64;
-/// Of one source.
-const MAX_WAITING_PER_SOURCE: usize = 8;
+/// Attempts of one source that are looked at, and of all: the others are sent away before
+/// anything is read for them.
+const MAX_ATTEMPTS_PER_SOURCE: usize = 24;
+const MAX_ATTEMPTS: usize = 512;
 /// Failures in a row without delay.
 const FREE_FAILURES: u64 = 10;
 /// Longest delay after failures, milliseconds.
@@ -31,39 +31,30 @@ const MAX_DELAY_MS: u64 = 15 * 60_000;
 /// From so many failures in a row on, a day passes between attempts.
 const MANY_FAILURES: u64 = 100;
 const MANY_DELAY_MS: u64 = 24 * 3_600_000;
-/// Longest wait for a processor.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who waits for a processor.
+/// What attempts share.
 pub(super) struct Guesses {
     hashing: Hashing,
-    processors: Arc<Semaphore>,
-    waiting: Semaphore,
-    waiting_known: Semaphore,
-    by_source: Arc<Mutex<HashMap<Source, usize>>>,
+    turns: Turns,
+    attempts: Arc<UnderWay<Source>>,
 }
 
 impl Guesses {
+    /// With so many passwords compared at once, but not by more than half of the processors.
     /// `None` if the system gives no threads.
     pub(super) fn new(at_once: usize) -> Option<Self> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let at_once = at_once.min((processors / 2).max(1));
         Some(Self {
             hashing: Hashing::start(at_once)?,
-            processors: Arc::new(Semaphore::new(at_once)),
-            waiting: Semaphore::new(MAX_WAITING),
-            waiting_known: Semaphore::new(MAX_WAITING_KNOWN),
-            by_source: Arc::default(),
+            turns: Turns::new(at_once),
+            attempts: Arc::new(UnderWay::new(MAX_ATTEMPTS, MAX_ATTEMPTS_PER_SOURCE)),
         })
     }
 
-    fn place(&self, ip: IpAddr) -> Option<Place> {
-        let source = Source::of(ip);
-        let mut table = self.by_source.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = table.entry(source).or_default();
-        if *count >= MAX_WAITING_PER_SOURCE {
-            return None;
-        }
-        *count += 1;
-        Some(Place { table: Arc::clone(&self.by_source), source })
+    /// A place for one more attempt, to be held until it is answered.
+    pub(super) fn begin(&self, from: IpAddr) -> Result<Begun<Source>, Refusal> {
+        self.attempts.begin(Source::of(from)).ok_or_else(busy)
     }
 }
 
@@ -80,20 +71,15 @@ impl Logins {
         let known = devices::retry_ms(&self.store.readers, id, attempt.from.device)
             .await
             .map_err(|error| unavailable(&error))?;
-        let _place = match known {
-            None => Some(self.guesses.place(attempt.from.source.ip()).ok_or_else(busy)?),
-            Some(_) => None,
+        let (device, source) = (attempt.from.device, attempt.from.source.ip());
+        let asker = match known {
+            Some(_) => Asker::Known(device),
+            None => Asker::Stranger(Source::of(source)),
         };
-        let waiting =
-            if known.is_some() { &self.guesses.waiting_known } else { &self.guesses.waiting };
-        let _waiting = waiting.try_acquire().map_err(|_| busy())?;
-        let processor = Arc::clone(&self.guesses.processors).acquire_owned();
-        let processor = tokio::time::timeout(QUEUE_TIMEOUT, processor)
-            .await
-            .map_err(|_| busy())?
-            .map_err(|_| busy())?;
+        let turn = self.guesses.turns.wait(asker).await.ok_or_else(busy)?;
         let hash = hash.unwrap_or_else(|| self.nobody.clone());
-        let right = self.guesses.hashing.verify(secret, hash, processor).await.ok_or_else(busy)?;
+        let hashing = &self.guesses.hashing;
+        let right = hashing.verify(secret, hash, (turn, known.is_some())).await.ok_or_else(busy)?;
         let retry_ms = known.or(attempt.account.as_ref().map(|account| account.retry_ms));
         Ok((right, retry_ms.unwrap_or(0)))
     }
@@ -125,24 +111,6 @@ pub(super) async fn count_failure(
     }
     let failures = accounts::add_failure(tx, account).await?;
     accounts::set_failures(tx, account, failures, retry(failures)).await
-}
-
-/// One source's place among those that wait.
-struct Place {
-    table: Arc<Mutex<HashMap<Source, usize>>>,
-    source: Source,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = table.get_mut(&self.source) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                table.remove(&self.source);
-            }
-        }
-    }
 }
 
 /// Grows from 2 s after the free failures.

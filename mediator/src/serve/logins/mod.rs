@@ -3,7 +3,8 @@
 //! - [`attempt`]: a password and a second factor in one message, as consoles send them
 //! - [`page`]: the same in two steps, for the page, and logins that rest on the page's
 //! - [`again`]: showing them again
-//! - [`guess`]: what keeps guesses few and processors free
+//! - [`guess`]: what keeps guesses few
+//! - [`turns`]: whose password is compared next; [`hashing`]: by whom, behind everything else
 //!
 //! A console (or browser) with which a user logged in before has failures and delays of its own:
 //! guesses from elsewhere do not keep the user out. An unknown user costs what a known one costs
@@ -17,6 +18,7 @@ mod attempt;
 mod guess;
 mod hashing;
 pub(crate) mod page;
+mod turns;
 
 use std::net::SocketAddr;
 
