@@ -19,7 +19,7 @@ use crate::{
     config::{KEYS, PROGRAM, Settings},
     http::{api, fuzz_proof},
     mfa::Shown,
-    oidc::{remote::https, token},
+    oidc::{remote, remote::https, token},
     pages::codes::UserCode,
     roles::{Conditions, Permission, conditions::Network, hours::Hours},
     tenancy::{certificate, ledger},
@@ -67,6 +67,16 @@ pub fn key_set(data: &[u8]) -> bool {
         Err(_) => false,
     });
     address | token::keys(data).is_some_and(|keys| !keys.is_empty())
+}
+
+/// A provider's description of itself, and its answer with a token.
+pub fn provider_answer(data: &[u8]) -> bool {
+    remote::fuzz_answer(data)
+}
+
+/// Bodies of requests to the API.
+pub fn api_body(data: &[u8]) -> bool {
+    api::fuzz_bodies(data)
 }
 
 /// Claims of a proof of possession whose signature holds.

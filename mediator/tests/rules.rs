@@ -2,13 +2,22 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read, Write},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use adit_protocol::{
     code::failure,
     wire::{self, frame::Body},
 };
-use common::{Mediator, hello, identity, open};
+use common::{
+    Mediator,
+    api::{Web, Who, key_pair},
+    hello, identity, open,
+};
+use serde_json::{Value, json};
+use sqlx::Connection;
 use tokio::task::JoinSet;
 
 #[tokio::test]
@@ -103,4 +112,172 @@ async fn a_flood_of_logins_leaves_others_their_answers() {
     let busy = answers.iter().filter(|f| f.code == failure::BUSY).count();
     assert!(busy > 0, "all {} logins were worked on", answers.len());
     assert!(answers.iter().all(|f| [failure::BUSY, failure::LOGIN_FAILED].contains(&&*f.code)));
+}
+
+/// R46: what an operator sees of it, from a console's, an agent's and a relay's clock.
+#[tokio::test]
+async fn a_clock_that_is_off_is_shown_and_recorded_once_and_told_when_it_is_right_again() {
+    const DAY_MS: u64 = 86_400_000;
+    let now_ms = || {
+        u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+    };
+    let metrics = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut mediator = Mediator::init();
+    let file = mediator.dir.path().join("mediator.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{text}\n[metrics]\nlisten = \"{metrics}\"\n")).unwrap();
+    mediator.serve();
+    mediator.admin(&["client", "add", "main/hq"]);
+    let (agent, pc, key) = mediator.agent("pc").await;
+    let computer = || mediator.admin(&["computer", "list"]).remove(0);
+    let offset = |told: &Value| told["clock_offset_ms"].as_i64();
+    agent.ask(Body::Ping(wire::Ping {})).await.unwrap();
+    assert!(offset(&computer()).unwrap().abs() < 30_000, "{}", computer());
+    assert!(mediator.events_named("clock.off").is_empty());
+
+    // It jumps while it is connected, and says so with each check-in.
+    for _ in 0..3 {
+        let now_ms = now_ms() + DAY_MS;
+        agent.ask(Body::CheckIn(wire::CheckIn { now_ms, ..Default::default() })).await.unwrap();
+    }
+    assert!(offset(&computer()).unwrap() > 86_000_000, "{}", computer());
+    // An agent of an earlier version says nothing, which is no sign that all is well.
+    agent.ask(Body::CheckIn(wire::CheckIn::default())).await.unwrap();
+    assert!(offset(&computer()).unwrap() > 86_000_000, "{}", computer());
+    let recorded = mediator.events_named("clock.off");
+    assert_eq!(recorded.len(), 1, "{recorded:?}");
+    assert_eq!(recorded[0]["computer"], "pc");
+    assert!(recorded[0]["extra"]["offset_ms"].as_i64().unwrap() > 86_000_000, "{recorded:?}");
+    let gauge = || {
+        let mut metrics = std::net::TcpStream::connect(metrics).unwrap();
+        let wish = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        metrics.write_all(wish).unwrap();
+        let mut told = String::new();
+        metrics.read_to_string(&mut told).unwrap();
+        let line = told.lines().find(|line| line.starts_with("adit_clocks_off "));
+        line.unwrap_or_else(|| panic!("{told}")).ends_with(" 1")
+    };
+    let since = Instant::now();
+    while !gauge() {
+        assert!(since.elapsed() < common::WAIT);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
+    // A console's is told in the partner's log once somebody logged in; a relay's in the first.
+    let me = identity();
+    let behind = wire::Hello { now_ms: now_ms() - 3_600_000, ..hello(2, &me, &[]) };
+    let console = mediator.connect(&me, behind).await.unwrap();
+    assert_eq!(mediator.events_named("clock.off").len(), 1, "a stranger's is nobody's business");
+    console.login("admin", &mediator.password).await.unwrap();
+    console.ask(Body::WhoAmI(wire::WhoAmI {})).await.unwrap();
+    let token = mediator.token(&["relay"]);
+    let relay_key = identity();
+    let enrolled = mediator.enroll(&relay_key, &token, 3, "r").await.unwrap();
+    let late = wire::Hello {
+        now_ms: now_ms() - 2 * 3_600_000,
+        relay: Some(wire::RelayInfo::default()),
+        ..hello(3, &relay_key, &enrolled.device_id)
+    };
+    let relay = mediator.connect(&relay_key, late).await.unwrap();
+    relay.ask(Body::Ping(wire::Ping {})).await.unwrap();
+    let relays = mediator.admin(&["relay", "list"]);
+    assert!(offset(&relays[0]).unwrap() < -7_000_000, "{relays:?}");
+    let recorded = mediator.events_named("clock.off");
+    assert_eq!(recorded.len(), 3, "{recorded:?}");
+    let of_console = me.signing.public().fingerprint().to_string();
+    assert_eq!(recorded[1]["device"], of_console.as_str(), "{recorded:?}");
+    assert_eq!(recorded[2]["extra"]["relay_id"], relays[0]["relay_id"], "{recorded:?}");
+
+    // Right again; a device is recorded once a minute at most, so it takes another connection
+    // later to be recorded, but is shown at once.
+    let again = mediator.connect(&key, hello(1, &key, &pc.device_id)).await.unwrap();
+    again.ask(Body::CheckIn(wire::CheckIn::default())).await.unwrap();
+    assert!(offset(&computer()).unwrap().abs() < 30_000, "{}", computer());
+}
+
+/// R27: whoever sits down at a console that was left open gains nothing that lasts, takes nothing
+/// away and destroys nothing.
+#[tokio::test]
+async fn a_login_that_is_not_fresh_reveals_exports_gives_and_destroys_nothing() {
+    let mediator = Mediator::start();
+    mediator.admin(&["role", "bind", "owner", "--user", "admin", "--installation"]);
+    mediator.admin(&["user", "add", "jane"]);
+    let add = ["credential", "add", "main/hq", "root", "--user", "root"];
+    let (code, told) = mediator.try_admin(&add, "a secret of this test\n");
+    assert_eq!(code, 0, "{told:?}");
+    let secret =
+        format!("/api/v1/credentials/{}/secret", told[0]["credential_id"].as_str().unwrap());
+    let role = json!({"role": "own", "permissions": ["launch"]});
+    let (console, me, _) = mediator.console().await;
+    let who = Who::at(&console, &me).await;
+    let mut web = Web::connect(&mediator).await;
+    assert_eq!(web.ask(&who, "POST", "/api/v1/roles", Some(&role)).await.status, 200);
+    assert_eq!(web.ask(&who, "GET", "/api/v1/audit/export", None).await.status, 200);
+
+    let key = json!({"name": "k", "public_key": key_pair().1, "role": "owner"});
+    let acts = [
+        ("GET", "/api/v1/audit/export", None),
+        ("GET", "/api/v1/audit/export?format=csv&event=login.failed", None),
+        ("POST", "/api/v1/users", Some(json!({"user": "mole", "role": "owner"}))),
+        ("POST", "/api/v1/partners", Some(json!({"partner": "mine", "owner": "mole"}))),
+        ("POST", "/api/v1/api-keys", Some(key)),
+        ("POST", "/api/v1/bindings", Some(json!({"role": "owner", "user": "jane"}))),
+        ("PUT", "/api/v1/roles/own", Some(json!({"permissions": ["policy.manage"]}))),
+        ("POST", "/api/v1/users/jane/password", Some(json!({}))),
+        ("POST", "/api/v1/users/jane/mfa/reset", None),
+        ("PUT", "/api/v1/audit/retention", Some(json!({"days": 120}))),
+        ("PUT", "/api/v1/audit/hold", Some(json!({"hold": false}))),
+        ("PUT", "/api/v1/users/jane/audit-level", Some(json!({"level": 0}))),
+        ("DELETE", "/api/v1/clients/main/hq", None),
+    ];
+    // As if ten minutes and a second had passed.
+    let database = format!("sqlite:{}", mediator.database().display());
+    let mut database = sqlx::SqliteConnection::connect(&database).await.unwrap();
+    let aged = "UPDATE login SET authenticated_ms = authenticated_ms - 601000, \
+                mfa_ms = mfa_ms - 601000";
+    assert_eq!(sqlx::query(aged).execute(&mut database).await.unwrap().rows_affected(), 1);
+    for (method, target, body) in &acts {
+        let answer = web.ask(&who, method, target, body.as_ref()).await;
+        assert_eq!(answer.status, 403, "{method} {target}: {answer:?}");
+        assert_eq!(answer.code(), failure::REAUTHENTICATION_REQUIRED, "{target}: {answer:?}");
+    }
+    // One without any second factor sees no secret at all.
+    let answer = web.ask(&who, "GET", &secret, None).await;
+    assert_eq!((answer.status, answer.code()), (403, failure::MFA_REQUIRED), "{answer:?}");
+    // Nor does it set itself a second factor up, with which all of that would be open.
+    let own = Body::TotpEnroll(wire::TotpEnroll { name: "mine".to_owned() });
+    let refused = console.ask(own).await.unwrap_err();
+    assert_eq!(refused.code, failure::REAUTHENTICATION_REQUIRED);
+    // All is recorded, nothing done.
+    let refused = mediator.events_named("act.refused");
+    let named = refused.iter().filter(|e| e["end_reason"] == failure::REAUTHENTICATION_REQUIRED);
+    assert_eq!(named.count(), acts.len(), "{refused:?}");
+    for done in [
+        "audit.read",
+        "user.added",
+        "role.bound",
+        "role.changed",
+        "api_key.created",
+        "client.erased",
+    ] {
+        let by_admin = |event: &&Value| event["device"].is_string();
+        let found: Vec<Value> = mediator.events_named(done);
+        let before = usize::from(done == "audit.read");
+        assert_eq!(found.iter().filter(by_admin).count(), before, "{done}: {found:?}");
+    }
+    // What ends access needs none of it: it must be quick.
+    for (method, target) in [
+        ("POST", "/api/v1/users/jane/logout"),
+        ("POST", "/api/v1/users/jane/disable"),
+        ("PUT", "/api/v1/clients/main/hq/lockdown"),
+    ] {
+        let body = target.ends_with("lockdown").then(|| json!({"reason": "x"}));
+        let answer = web.ask(&who, method, target, body.as_ref()).await;
+        assert_eq!(answer.status, 200, "{method} {target}: {answer:?}");
+    }
+    // Whoever shows again who they are goes on.
+    let shown = wire::Reauthenticate { password: mediator.password.clone(), ..Default::default() };
+    console.ask(Body::Reauthenticate(shown)).await.unwrap();
+    let answer = web.ask(&who, "GET", "/api/v1/audit/export", None).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
 }

@@ -17,7 +17,7 @@ use std::{
     os::unix::net::UnixStream,
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use adit_protocol::{
@@ -68,11 +68,32 @@ fn nothing_in(folder: &Path, secrets: &HashSet<Vec<u8>>) {
 
 /// Asks the running mediator as its command does, without starting a program a thousand times.
 fn ask(dir: &Path, request: &Value) -> Vec<Value> {
-    let mut stream = UnixStream::connect(dir.join("mediator.sock")).unwrap();
-    stream.write_all(format!("{request}\n").as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let answer = try_ask(dir, request).unwrap();
     answer.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn try_ask(dir: &Path, request: &Value) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(dir.join("mediator.sock"))?;
+    stream.write_all(format!("{request}\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// The request that adds a password to a client.
+fn add(client: &str, name: &str, secret: &str, notes: &str, user: &str) -> Value {
+    json!({
+        "act": "credentials", "what": "add", "client": client, "computer": null,
+        "name": name, "kind": "password", "user": user,
+        "secret": secret, "length": null, "notes": notes, "redirectors": [],
+        "automatic": false,
+    })
+}
+
+/// A credential as the machine's administrator sees it.
+fn revealed(mediator: &Mediator, id: &str) -> Value {
+    let wish = json!({"act": "credentials", "what": "reveal", "credential": id});
+    ask(mediator.dir.path(), &wish).remove(0)
 }
 
 #[tokio::test]
@@ -93,15 +114,8 @@ async fn none_of_a_thousand_secrets_is_found_anywhere() {
     let mut ids = Vec::new();
     for number in 0..COUNT {
         let (secret, notes, user) = (secret(), secret(), secret());
-        let told = ask(
-            mediator.dir.path(),
-            &json!({
-                "act": "credentials", "what": "add", "client": "main/hq", "computer": null,
-                "name": format!("c{number}"), "kind": "password", "user": user,
-                "secret": secret, "length": null, "notes": notes, "redirectors": [],
-                "automatic": false,
-            }),
-        );
+        let wish = add("main/hq", &format!("c{number}"), &secret, &notes, &user);
+        let told = ask(mediator.dir.path(), &wish);
         let id = told[0]["reply"]["credential_id"].as_str();
         ids.push(id.unwrap_or_else(|| panic!("{told:?}")).to_owned());
         users.insert(user.clone().into_bytes());
@@ -109,11 +123,8 @@ async fn none_of_a_thousand_secrets_is_found_anywhere() {
     }
     // Everything that is done with some of them.
     for id in ids.iter().take(50) {
-        let shown = ask(
-            mediator.dir.path(),
-            &json!({"act": "credentials", "what": "reveal", "credential": id}),
-        );
-        let secret = shown[0]["reply"]["secret"].as_str().unwrap();
+        let shown = revealed(&mediator, id);
+        let secret = shown["reply"]["secret"].as_str().unwrap();
         assert!(secrets.contains(secret.as_bytes()));
     }
     let (console, _, _) = mediator.console().await;
@@ -187,4 +198,62 @@ fn dump(pid: u32, folder: &Path) -> Option<std::path::PathBuf> {
         eprintln!("no memory was looked at: gcore is missing or may not");
     }
     seen.then_some(path)
+}
+
+/// Wrapping key, tenant keys and data keys are replaced while `kill -9` comes at any moment.
+#[tokio::test]
+async fn a_key_rotation_that_is_killed_at_any_moment_leaves_every_credential_readable() {
+    /// Each rotation adds a wrapping key, and the file holds 64.
+    const MOST: u32 = 50;
+    const EACH: usize = 12;
+    let mut mediator = Mediator::init();
+    mediator.serve();
+    let mut stored = Vec::new();
+    for client in ["main/hq", "main/b", "main/c", "main/d"] {
+        mediator.admin(&["client", "add", client]);
+        for number in 0..EACH {
+            let (secret, notes) = (secret(), secret());
+            let wish = add(client, &format!("c{number}"), &secret, &notes, "root");
+            let told = ask(mediator.dir.path(), &wish);
+            let id = told[0]["reply"]["credential_id"].as_str();
+            let id = id.unwrap_or_else(|| panic!("{told:?}")).to_owned();
+            stored.push((id, secret, notes));
+        }
+    }
+    let all_readable = |mediator: &Mediator, when: &str| {
+        for (id, secret, notes) in &stored {
+            let told = revealed(mediator, id);
+            assert_eq!(told["reply"]["secret"], secret.as_str(), "{when}: {told}");
+            assert_eq!(told["reply"]["notes"], notes.as_str(), "{when}: {told}");
+        }
+    };
+    let rotate = json!({"act": "accounts", "what": "vault_rotate", "data_keys": true});
+    let whole = |mediator: &Mediator| {
+        let told = ask(mediator.dir.path(), &rotate).remove(0);
+        assert_eq!(told["reply"]["credentials_resealed"], stored.len(), "{told}");
+    };
+    let since = Instant::now();
+    whole(&mediator);
+    let length = since.elapsed();
+    all_readable(&mediator, "after the first");
+    let rounds = std::env::var("ADIT_FAULT_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    let rounds = MOST.min(rounds);
+    let mut cut = 0;
+    for round in 0..rounds {
+        let (dir, rotate) = (mediator.dir.path().to_owned(), rotate.clone());
+        let rotating = std::thread::spawn(move || try_ask(&dir, &rotate));
+        // From its first moments to when it is over, in another order.
+        std::thread::sleep(length * (1 + round * 7 % rounds) / (1 + rounds));
+        mediator.kill();
+        let answer = rotating.join().unwrap();
+        cut += u32::from(!answer.is_ok_and(|told| told.contains("credentials_resealed")));
+        mediator.serve();
+        all_readable(&mediator, &format!("round {round}"));
+    }
+    assert!(cut > rounds / 3, "only {cut} of {rounds} were cut, at a length of {length:?}");
+    whole(&mediator);
+    mediator.kill();
+    mediator.serve();
+    all_readable(&mediator, "after the last");
+    mediator.admin(&["audit", "verify"]);
 }

@@ -8,6 +8,7 @@ use adit_protocol::{
     ids::SessionId,
     wire::{self, frame::Body},
 };
+use adit_runtime::time::unix_ms;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info};
 
@@ -51,6 +52,7 @@ async fn once(agent: &Agent, sessions: &Sessions, peer: &Peer) {
         nat_mapping: nat_mapping.to_owned(),
         nat_filtering: nat_filtering.to_owned(),
         sessions: sessions.live_sessions(),
+        now_ms: unix_ms(),
         ..host::check_in()
     };
     match peer.request(Body::CheckIn(check_in), TIMEOUT).await {

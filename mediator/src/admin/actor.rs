@@ -313,7 +313,8 @@ impl Actor {
         Ok(CliError::refused(failure::NOT_PERMITTED, text))
     }
 
-    /// May it give this to others? Never more than it holds itself.
+    /// May it give this to others? Never more than it holds itself, and only somebody who proved
+    /// lately who they are: whoever sits down at an open console must gain nothing that lasts.
     pub(crate) async fn may_give(
         &self,
         context: &AdminContext,
@@ -329,7 +330,7 @@ impl Actor {
             false => holds(rules, &circumstances, role, scope, conditions, expires_ms),
         };
         match judged {
-            Ok(()) => Ok(()),
+            Ok(()) => self.must_be_fresh(context).await,
             Err(error) => Err(self.refuse(context, "beyond-own-rules", error.to_string()).await?),
         }
     }

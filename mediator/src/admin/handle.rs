@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use adit_ledger::{Event, Level};
-use adit_protocol::{ids::SessionId, keys::Fingerprint};
+use adit_protocol::{
+    ids::SessionId,
+    keys::{Fingerprint, PublicKey},
+};
 use adit_runtime::{
     cli::{CliError, Exit},
     datadir::DataDir,
@@ -82,6 +85,11 @@ impl AdminContext {
         if let Some(broker) = &self.broker {
             self.rules.changed(broker).await;
         }
+    }
+
+    /// By how much a device's clock is ahead, milliseconds, if the server runs and was told.
+    pub(crate) fn clock_offset(&self, device: PublicKey) -> Option<i64> {
+        self.broker.as_ref()?.clocks.offset(device)
     }
 
     /// Records something by itself, in its turn among everyday records.
@@ -166,6 +174,11 @@ async fn may_change_audit((context, actor): Who<'_>, act: &AuditAct) -> Result<(
             super::access::partner(context, actor, Some(partner.clone())).await.map(|_| ())
         }
         AuditAct::SetLevel { user, .. } => users::managed(context, actor, user).await.map(|_| ()),
+    }?;
+    // What is not kept, or not recorded, is gone. A hold that begins only keeps more.
+    match act {
+        AuditAct::Hold { hold: true, .. } => Ok(()),
+        _ => actor.must_be_fresh(context).await,
     }
 }
 

@@ -87,6 +87,7 @@ pub(crate) async fn told_computer(
         "tags": tags,
         "os": row.os,
         "last_seen": format_ms(row.last_seen_ms),
+        "clock_offset_ms": context.clock_offset(row.identity),
     }))
 }
 

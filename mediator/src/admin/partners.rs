@@ -37,6 +37,7 @@ pub(super) async fn add(
     names::check(&partner).map_err(bad_name)?;
     names::check(&owner).map_err(bad_name)?;
     actor.may_everywhere(context, &[Permission::ManagePolicy]).await?;
+    actor.must_be_fresh(context).await?;
     let beside = context.accounts.mfa >= MfaRule::Required;
     let Hashed { hash, short, generated } = hashed((&owner, &partner), None, beside).await?;
     let (name, user, by) = (partner.clone(), owner.clone(), actor.clone());

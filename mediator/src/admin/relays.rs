@@ -54,6 +54,7 @@ async fn list(who: Who<'_>) -> Result<Vec<Value>, CliError> {
             "drained_by": drained_by,
             "enabled": !row.disabled,
             "last_seen": format_ms(row.last_seen_ms),
+            "clock_offset_ms": who.0.clock_offset(row.identity),
         }));
     }
     Ok(told)

@@ -81,6 +81,16 @@ struct Document {
 }
 
 impl Document {
+    /// What a provider answered, if it is the one that was asked.
+    fn read(answer: &[u8], issuer: &str) -> Result<Self, RemoteError> {
+        let document: Self =
+            serde_json::from_slice(answer).map_err(|_| RemoteError::Answer("description"))?;
+        if document.issuer != issuer {
+            return Err(RemoteError::Token(TokenError::Issuer));
+        }
+        Ok(document)
+    }
+
     /// Who answered is said where the provider says that it says so, and is never somebody else
     /// (RFC 9207 §2.4).
     fn answered(&self, iss: &str) -> Result<(), TokenError> {
@@ -158,10 +168,6 @@ impl Remote {
         document: &Document,
         (code, verifier, redirect): (&str, &str, &str),
     ) -> Result<Zeroizing<String>, RemoteError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            id_token: Option<String>,
-        }
         let mut form = vec![
             ("grant_type", "authorization_code"),
             ("code", code),
@@ -193,9 +199,7 @@ impl Remote {
         }
         let answer =
             self.send(provider, &document.token_endpoint, request, body.as_bytes()).await?;
-        let answer: Answer =
-            serde_json::from_slice(&answer).map_err(|_| RemoteError::Answer("token answer"))?;
-        answer.id_token.map(Zeroizing::new).ok_or(RemoteError::Answer("token answer"))
+        id_token_of(&answer)
     }
 
     async fn known(&self, provider: &Provider, keep: Duration) -> Result<Kept, RemoteError> {
@@ -207,11 +211,7 @@ impl Remote {
         let issuer = provider.issuer.trim_end_matches('/');
         let address = format!("{issuer}/.well-known/openid-configuration");
         let document = self.get(provider, &address).await?;
-        let document: Document =
-            serde_json::from_slice(&document).map_err(|_| RemoteError::Answer("description"))?;
-        if document.issuer != provider.issuer {
-            return Err(RemoteError::Token(TokenError::Issuer));
-        }
+        let document = Document::read(&document, &provider.issuer)?;
         let set = self.get(provider, &document.jwks_uri).await?;
         let keys = Arc::new(token::keys(&set).ok_or(RemoteError::Answer("key set"))?);
         let kept = Kept { document, keys, at: Instant::now() };
@@ -286,6 +286,39 @@ impl Remote {
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         Ok(body.map_err(|_| RemoteError::Answer("answer"))?.to_bytes())
     }
+}
+
+/// The ID token of a token answer (OpenID Connect Core §3.1.3.3).
+fn id_token_of(answer: &[u8]) -> Result<Zeroizing<String>, RemoteError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        id_token: Option<String>,
+    }
+    let answer: Answer =
+        serde_json::from_slice(answer).map_err(|_| RemoteError::Answer("token answer"))?;
+    answer.id_token.map(Zeroizing::new).ok_or(RemoteError::Answer("token answer"))
+}
+
+/// For fuzzing: what a provider answers, as its description and with a token.
+///
+/// # Panics
+///
+/// If the description of another provider is taken.
+pub(crate) fn fuzz_answer(answer: &[u8]) -> bool {
+    const ISSUER: &str = "https://id.example";
+    let described = Document::read(answer, ISSUER).is_ok_and(|document| {
+        assert!(document.issuer == ISSUER && document.answered("https://evil.example").is_err());
+        let Document { authorization_endpoint, token_endpoint, jwks_uri, .. } = &document;
+        let good = |address: &String| {
+            https(address).is_ok_and(|(uri, ..)| {
+                // It becomes a line of ours: a redirect, a request.
+                assert!(!uri.to_string().chars().any(|c| c.is_control() || c == ' '), "{uri:?}");
+                true
+            })
+        };
+        [authorization_endpoint, token_endpoint, jwks_uri].into_iter().all(good)
+    });
+    described | id_token_of(answer).is_ok()
 }
 
 /// An `https` address with its host and port.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use adit_control::failure as fail;
+use adit_ledger::Event;
 use adit_protocol::{
     code::failure,
     ids::{RelayId, SessionId},
@@ -15,6 +16,7 @@ use futures_util::future::BoxFuture;
 use serde_json::json;
 
 use super::{
+    clocks,
     connection::{Line, encoded, fact},
     open,
     run::Shared,
@@ -59,12 +61,24 @@ pub(super) async fn serve(
         })
         .await;
     seen(&line.shared, computer_id, cert).await;
+    compare_clock(&line, &computer, line.clock).await;
     while let Some(request) = line.next().await {
         handle(&line, &computer, request).await;
     }
     broker.act(move |driver, now| driver.disconnected(id, Some(computer_id), now)).await;
     seen(&line.shared, computer_id, None).await;
     tracing::info!(computer = %computer.name, "agent offline");
+}
+
+async fn compare_clock(line: &Line, computer: &computers::ComputerRow, shown: (u64, u64)) {
+    let about = |event: Event| {
+        event
+            .partner(&computer.partner)
+            .client(computer.client_path())
+            .computer_id(computer.id.to_string())
+            .computer(&computer.name)
+    };
+    clocks::compare(line, shown, &computer.partner_id, about).await;
 }
 
 async fn seen(shared: &Shared, id: adit_protocol::ids::ComputerId, cert: Option<Vec<u8>>) {
@@ -84,7 +98,9 @@ async fn handle(line: &Line, computer: &computers::ComputerRow, request: adit_co
             if check_in.sessions.len() > MAX_LISTED {
                 return responder.fail(fail(failure::BAD_REQUEST, "too many sessions are listed"));
             }
+            let clock = (check_in.now_ms, unix_ms());
             store_status(&line.shared, computer, &check_in).await;
+            compare_clock(line, computer, clock).await;
             let live = check_in.sessions;
             broker
                 .act(move |driver, now| {

@@ -59,12 +59,14 @@ pub(super) struct Line {
     pub(super) unproved: Option<Admitted>,
     /// Once it did: how much it may say, and whose log tells if it says more.
     pub(super) proved: Option<Proved>,
+    /// What its clock showed, and when that came; both milliseconds since 1970.
+    pub(super) clock: (u64, u64),
 }
 
 /// A device that belongs here.
 pub(super) struct Proved {
     allowance: Allowance,
-    partner_id: String,
+    pub(super) partner_id: String,
 }
 
 impl Line {
@@ -159,6 +161,7 @@ pub(super) async fn serve<S>(
         incoming,
         unproved: Some(admitted),
         proved: None,
+        clock: (0, 0),
     };
     let speak = async {
         speak(line).await;
@@ -172,6 +175,7 @@ async fn speak(mut line: Line) {
     let hello = expect_hello(&mut line.incoming, HELLO_DEADLINE);
     let must_go = line.unproved.as_ref().map(Admitted::must_go).unwrap_or_default();
     let Some(Ok((hello, responder))) = must_go.run_until_cancelled(hello).await else { return };
+    line.clock = (hello.now_ms, unix_ms());
     if let Err(failure) = source_allowed(&line, hello.role).await {
         return responder.fail(failure);
     }

@@ -14,8 +14,8 @@ use adit_runtime::time::unix_ms;
 use prost::Message;
 
 use super::{
-    agent, connection::Line, credentials, device, driver::Driver, logins, logins::Use, looks, mfa,
-    open, refusals, requests,
+    agent, clocks, connection::Line, credentials, device, driver::Driver, logins, logins::Use,
+    looks, mfa, open, refusals, requests,
 };
 use crate::{
     authz::{Decision, Holder, Spot},
@@ -141,6 +141,9 @@ async fn register(line: &Line, noise: [u8; 32]) {
         driver.connected(id, device, (peer, source), now);
     };
     line.shared.broker.act(connected).await;
+    if let Some(proved) = &line.proved {
+        clocks::compare(line, line.clock, &proved.partner_id, |event| event).await;
+    }
 }
 
 async fn logged_in(line: &mut Line, told: wire::LoggedIn, token: LoginId, responder: Responder) {

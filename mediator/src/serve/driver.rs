@@ -27,6 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::clocks::Clocks;
 use crate::{
     core::{Broker, types::*},
     installation::Installation,
@@ -51,6 +52,8 @@ pub(crate) type Online = Arc<RwLock<HashSet<ComputerId>>>;
 pub(crate) struct BrokerHandle {
     acts: mpsc::Sender<Act>,
     online: Online,
+    /// By how much the devices' clocks are off.
+    pub(crate) clocks: Arc<Clocks>,
 }
 
 impl BrokerHandle {
@@ -152,7 +155,7 @@ pub(crate) fn start(
     for row in adopted {
         driver.broker.handle_adopted(row, now);
     }
-    (BrokerHandle { acts, online }, driver.run(queue, stop))
+    (BrokerHandle { acts, online, clocks: Arc::default() }, driver.run(queue, stop))
 }
 
 impl Driver {

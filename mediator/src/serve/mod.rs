@@ -6,6 +6,7 @@
 
 mod agent;
 mod allowance;
+mod clocks;
 mod confirm;
 mod connection;
 mod console;

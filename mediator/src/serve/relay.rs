@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use adit_control::failure as fail;
+use adit_ledger::Event;
 use adit_protocol::{
     code::failure,
     keys::NoiseCert,
@@ -11,6 +12,7 @@ use adit_protocol::{
 };
 
 use super::{
+    clocks,
     confirm::{Claimant, Unconfirmed},
     connection::Line,
     run::Shared,
@@ -34,6 +36,9 @@ pub(super) async fn serve(
     let (id, peer, source) = (line.id, line.peer.clone(), line.source.ip());
     let broker = line.shared.broker.clone();
     let relay_id = relay.id;
+    let home = line.shared.home.clone();
+    let about = |event: Event| event.extra("relay_id", relay_id.to_string());
+    clocks::compare(&line, line.clock, &home, about).await;
     tracing::info!(relay = %relay.name, region = %relay.region, "relay registered");
     let (shared, claimant) = (line.shared.clone(), claimant(&line, &device));
     broker.act(move |driver, now| driver.connected(id, device, (peer, source), now)).await;

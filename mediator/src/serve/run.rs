@@ -533,6 +533,7 @@ async fn serve_metrics(
         ("relays", "Registered relays", &gauges.relays),
         ("sessions", "Open sessions", &gauges.sessions),
         ("pending_revocations", "Ends not acknowledged yet", &gauges.pending),
+        ("clocks_off", "Devices whose clocks are off by more than 30 s", &gauges.clocks),
     ] {
         registry.register(name, help, gauge.clone());
     }
@@ -541,6 +542,7 @@ async fn serve_metrics(
     tasks.spawn_until_stopped("gauges", async move {
         while let Some(counts) = broker.ask(|driver, _| driver.broker.counts()).await {
             gauges.set(counts);
+            gauges.clocks.set(i64::try_from(broker.clocks.off()).unwrap_or(i64::MAX));
             tokio::time::sleep(GAUGE_INTERVAL).await;
         }
     });
@@ -555,6 +557,7 @@ struct Gauges {
     relays: Gauge,
     sessions: Gauge,
     pending: Gauge,
+    clocks: Gauge,
 }
 
 impl Gauges {

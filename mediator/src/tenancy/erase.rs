@@ -63,6 +63,8 @@ pub(crate) async fn client((context, actor): Who<'_>, path: &str) -> Result<Valu
         found => found?,
     };
     actor.may_client(context, &client, &[Permission::ManagePolicy]).await?;
+    // Nothing brings it back.
+    actor.must_be_fresh(context).await?;
     let new = Erasure {
         id: fresh_id().map_err(store_error)?,
         kind: Kind::Client,

@@ -58,7 +58,7 @@ pub struct ConnectConfig {
     pub identity: Arc<DeviceIdentity>,
     /// The way out.
     pub dialer: Dialer,
-    /// The first request.
+    /// The first request. Unless it says what the own clock shows, the system is asked.
     pub hello: wire::Hello,
     /// Requests sent right behind it, in the same flight, whose answers are not waited for.
     pub ahead: Ahead,
@@ -368,11 +368,15 @@ async fn connect_one(
 /// Says once in each connection whether this computer's clock is wrong. Nothing here goes by it,
 /// but people, their one-time codes and the rules of endpoints do.
 fn compare_clocks(mediator_ms: u64, trip: Duration) {
-    let own = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let own_ms = u64::try_from(own.as_millis()).unwrap_or(u64::MAX);
-    if let Some(skew) = Skew::of(own_ms, mediator_ms, trip) {
+    if let Some(skew) = Skew::of(own_time(), mediator_ms, trip) {
         tracing::warn!(%skew, "this computer's clock is not the mediator's: set one of them");
     }
+}
+
+/// What this computer's own clock shows.
+fn own_time() -> u64 {
+    let own = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(own.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A handshake that broke without a word: perhaps because somebody on the way ended it.
@@ -413,8 +417,12 @@ async fn say_hello(
     driver: &mut Driver,
 ) -> Result<Answers, ConnectError> {
     let ask = |body: &Body| peer.request(body.clone(), config.timeout);
-    let hello = Body::Hello(config.hello.clone());
     let ahead = config.ahead.bodies().await;
+    let mut hello = config.hello.clone();
+    if hello.now_ms == 0 {
+        hello.now_ms = own_time();
+    }
+    let hello = Body::Hello(hello);
     // Polled in this order, so that `Hello` is the first in the queue and all leave together.
     let flight = async {
         tokio::try_join!(

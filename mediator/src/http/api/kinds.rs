@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::credentials::{ChangedCredential, NewCredential};
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* })*) => {$(
         $(#[$doc])*
@@ -429,6 +431,9 @@ kinds! {
         os: String,
         last_seen: String,
         online: bool,
+        /// By how much its clock was ahead of the mediator's when it last told, milliseconds;
+        /// negative: behind. None: it has not told since the mediator started.
+        clock_offset_ms: Option<i64>,
     }
     /// A user.
     User { user: String, partner: String, roles: Vec<String>, enabled: bool, mfa: String, }
@@ -583,6 +588,8 @@ kinds! {
         drained_by: Vec<String>,
         enabled: bool,
         last_seen: String,
+        /// By how much its clock was ahead of the mediator's when it last told, milliseconds.
+        clock_offset_ms: Option<i64>,
     }
     /// What was changed of a relay.
     ChangedRelay {
@@ -643,6 +650,42 @@ kinds! {
         at: String,
         rules: Vec<RuleOutcome>,
     }
+}
+
+/// For fuzzing: whether this is a body that some operation takes.
+///
+/// # Panics
+///
+/// If one does not read back as it was.
+pub(crate) fn fuzz_bodies(data: &[u8]) -> bool {
+    fn reads<T: Serialize + serde::de::DeserializeOwned>(data: &[u8]) -> bool {
+        let Ok(first) = serde_json::from_slice::<T>(data) else { return false };
+        let text = serde_json::to_string(&first).unwrap_or_default();
+        let again: Option<T> = serde_json::from_str(&text).ok();
+        let again = again.and_then(|again| serde_json::to_string(&again).ok());
+        assert!(again.as_ref() == Some(&text), "it does not read back");
+        true
+    }
+    reads::<Nothing>(data)
+        | reads::<Keep>(data)
+        | reads::<Hold>(data)
+        | reads::<AuditLevel>(data)
+        | reads::<Reason>(data)
+        | reads::<NewUser>(data)
+        | reads::<NewPassword>(data)
+        | reads::<NewAgentToken>(data)
+        | reads::<NewRelayToken>(data)
+        | reads::<RoleContent>(data)
+        | reads::<NewRole>(data)
+        | reads::<NewBinding>(data)
+        | reads::<NewRequest>(data)
+        | reads::<Judgement>(data)
+        | reads::<NewApiKey>(data)
+        | reads::<NewClient>(data)
+        | reads::<NewPartner>(data)
+        | reads::<MfaPolicy>(data)
+        | reads::<NewCredential>(data)
+        | reads::<ChangedCredential>(data)
 }
 
 /// For fuzzing: whether a query is one that some operation takes.

@@ -33,9 +33,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-pub(crate) use audit::Exports;
+pub(crate) use audit::{Exports, Searches};
 pub(crate) use document::{Described, One};
-pub(crate) use kinds::{Nothing, fuzz_queries};
+pub(crate) use kinds::{Nothing, fuzz_bodies, fuzz_queries};
 
 use super::{
     Problem, Web, WebState,
