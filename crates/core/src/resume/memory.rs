@@ -20,6 +20,22 @@ const SHARED: u64 = MAX_PROCESS_WINDOW / 2;
 const COPY_SESSION: u64 = MAX_SESSION_WINDOW / 8;
 /// The same for the process.
 const COPY_PROCESS: u64 = MAX_PROCESS_WINDOW / 16;
+/// A session that keeps no more than this keeps packets as they came: one read of a socket brings
+/// up to 64 of them in one buffer of less than 128 times the least piece that is not copied.
+const KEEP_SESSION: u64 = MAX_SESSION_WINDOW / 128;
+/// The same for the process.
+const KEEP_PROCESS: u64 = MAX_PROCESS_WINDOW / 128;
+
+/// What may be kept as it came, and what is copied out of its buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// All is copied.
+    Nothing,
+    /// Pieces of messages, as relayed carriers bring them, if they are large.
+    Messages,
+    /// The payload of packets, too.
+    Packets,
+}
 
 /// What the sessions of one process keep together.
 #[derive(Debug, Clone, Default)]
@@ -70,9 +86,16 @@ impl Memory {
         self.own > MAX_SESSION_WINDOW || self.own > share && self.pool.kept() > SHARED
     }
 
-    /// Is so much kept that nothing may pin more than itself?
-    pub(super) fn must_copy(&self) -> bool {
-        self.own > COPY_SESSION || self.pool.kept() > COPY_PROCESS
+    /// Which pieces may pin the buffers that they came in.
+    pub(super) fn keep(&self) -> Keep {
+        let kept = self.pool.kept();
+        if self.own > COPY_SESSION || kept > COPY_PROCESS {
+            Keep::Nothing
+        } else if self.own > KEEP_SESSION || kept > KEEP_PROCESS {
+            Keep::Messages
+        } else {
+            Keep::Packets
+        }
     }
 }
 

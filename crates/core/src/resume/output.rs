@@ -94,7 +94,11 @@ impl Resume {
 
     /// What happened.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        if event.is_none() {
+            self.events.clear(); // from the start of its ring, which is still in the cache
+        }
+        event
     }
 
     /// When [`Resume::handle_timeout`] is due.

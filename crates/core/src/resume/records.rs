@@ -1,6 +1,6 @@
 //! Records of the peer, checked as they come.
 
-use super::*;
+use super::{memory::Keep, *};
 
 impl Resume {
     /// Takes in a record without payload. An error kills the carrier.
@@ -83,15 +83,21 @@ impl Resume {
         offset: u64,
         data: Bytes,
     ) -> Result<(), Violation> {
-        if !self.carriers.contains_key(&carrier) {
-            return Ok(());
-        }
+        let Some(from) = self.carriers.get(&carrier) else { return Ok(()) };
+        let keep = match self.memory.keep() {
+            Keep::Packets if from.shape == Shape::Shared => Keep::Messages,
+            keep => keep,
+        };
         // A channel that is over may still have data under way.
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
         let before = channel.recv.waiting();
-        if channel.recv.handle_data(offset, data, self.memory.must_copy())? {
-            self.memory.add(channel.recv.waiting() - before);
+        let begins = channel.recv.handle_data(offset, data, keep)?;
+        let more = channel.recv.waiting() - before;
+        if begins {
             self.events.push_back(Event::Deliver(id));
+        }
+        if more > 0 {
+            self.memory.add(more);
             self.keep_within();
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::{
 use adit_protocol::limits::{ACK_DELAY, INITIAL_WINDOW, MAX_CHANNEL_WINDOW};
 use bytes::{Bytes, BytesMut};
 
-use super::Violation;
+use super::{Violation, memory::Keep};
 
 /// The window doubles when half of it was consumed within this many round trips: so it settles
 /// at about twice the bandwidth-delay product.
@@ -21,17 +21,17 @@ const LEAST_RTT: Duration = Duration::from_millis(8);
 /// Pieces smaller than this are copied together: each would keep the packet or message alive in
 /// which it came, so that a peer that sends single bytes could fill far more than its window.
 const SMALL: usize = 1024;
-/// What small pieces are collected in.
-const COLLECTED: usize = 4 * SMALL;
-/// Pieces smaller than this are copied one by one, for the same reason: buffers that connections
+/// What copied pieces are collected in: small ones, and larger ones.
+const COLLECTED: (usize, usize) = (4 * SMALL, 32 * SMALL);
+/// Pieces of messages smaller than this are copied, for the same reason: buffers that connections
 /// are read into are up to eight times as large. Larger ones are copied only if much is kept.
 const COPIED: usize = 32 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Receiver {
     queue: VecDeque<Bytes>,
-    /// The end of the queue, if it came in small pieces.
-    small: BytesMut,
+    /// The end of the queue, if it is copied.
+    copied: BytesMut,
     /// All bytes below have arrived.
     received: u64,
     /// All bytes below were written to the local socket.
@@ -53,7 +53,7 @@ impl Receiver {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             queue: VecDeque::new(),
-            small: BytesMut::new(),
+            copied: BytesMut::new(),
             received: 0,
             delivered: 0,
             window: INITIAL_WINDOW,
@@ -82,13 +82,13 @@ impl Receiver {
         self.received - self.delivered
     }
 
-    /// Takes in data; `true` if there is something new to deliver. `copy`: nothing may be kept of
+    /// Takes in data; `true` if there is something to deliver where there was nothing. `keep`: of
     /// the buffer that it came in.
     pub(super) fn handle_data(
         &mut self,
         offset: u64,
         mut data: Bytes,
-        copy: bool,
+        keep: Keep,
     ) -> Result<bool, Violation> {
         let end = offset.checked_add(data.len() as u64).ok_or(Violation("offset overflow"))?;
         if offset > self.received {
@@ -106,25 +106,32 @@ impl Receiver {
         let known = usize::try_from(self.received - offset).unwrap_or(usize::MAX);
         let _ = data.split_to(known.min(data.len()));
         self.received = end;
-        self.push(data, copy);
-        Ok(true)
+        let was_empty = self.queue.is_empty() && self.copied.is_empty();
+        self.push(data, keep);
+        Ok(was_empty)
     }
 
-    fn push(&mut self, data: Bytes, copy: bool) {
-        let small = data.len() < SMALL;
-        if !self.small.is_empty() && (!small || self.small.len() + data.len() > COLLECTED) {
-            let collected = self.small.split().freeze();
-            self.queue.push_back(collected);
+    fn push(&mut self, data: Bytes, keep: Keep) {
+        let least = match keep {
+            Keep::Packets => SMALL,
+            Keep::Messages => COPIED,
+            Keep::Nothing => usize::MAX,
+        };
+        let collected = if data.len() < SMALL { COLLECTED.0 } else { COLLECTED.1 };
+        let copy = data.len() < least;
+        if !self.copied.is_empty() && (!copy || self.copied.len() + data.len() > collected) {
+            let whole = self.copied.split().freeze();
+            self.queue.push_back(whole);
         }
-        if small {
-            if self.small.capacity() < self.small.len() + data.len() {
-                self.small.reserve(COLLECTED);
-            }
-            self.small.extend_from_slice(&data);
-        } else if copy || data.len() < COPIED {
+        if !copy {
+            self.queue.push_back(data);
+        } else if data.len() > collected {
             self.queue.push_back(Bytes::copy_from_slice(&data));
         } else {
-            self.queue.push_back(data);
+            if self.copied.capacity() < self.copied.len() + data.len() {
+                self.copied.reserve(collected);
+            }
+            self.copied.extend_from_slice(&data);
         }
     }
 
@@ -142,8 +149,13 @@ impl Receiver {
     }
 
     pub(super) fn pop(&mut self) -> Option<Bytes> {
-        let small = || (!self.small.is_empty()).then(|| self.small.split().freeze());
-        self.queue.pop_front().or_else(small)
+        let front = self.queue.pop_front();
+        if self.queue.is_empty() {
+            // From the start of its ring again: otherwise it goes round through all of it, and
+            // finds every part of it cold.
+            self.queue.clear();
+        }
+        front.or_else(|| (!self.copied.is_empty()).then(|| self.copied.split().freeze()))
     }
 
     /// Is everything delivered and only the local shutdown missing?

@@ -48,7 +48,8 @@ pub enum Event {
     Connect(ChannelId, Target),
     /// Console: the target is connected.
     Opened(ChannelId),
-    /// Bytes or the end wait in [`Resume::take_deliverable`](super::Resume::take_deliverable).
+    /// Bytes or the end wait in [`Resume::take_deliverable`](super::Resume::take_deliverable), where
+    /// nothing waited before: whoever takes them takes all.
     Deliver(ChannelId),
     /// The local socket may be read again.
     Capacity(ChannelId),
