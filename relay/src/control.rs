@@ -5,11 +5,11 @@
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use adit_control::{
-    Incoming, Peer, Request,
+    CloseReason, Incoming, Peer, Request,
     client::{ATTEMPT_TIMEOUT, Ahead, ConnectConfig, Connected, DownReason, Event, Persistent},
     failure,
 };
@@ -45,6 +45,30 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 const LAST_REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time for pairs to end when the relay stops, before the last report.
 const LAST_PAIRS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often in [`RECALLED_IN`] the mediator may close in good order and find the relay back at
+/// once: more is no operator's doing.
+const RECALLS: u32 = 12;
+/// See [`RECALLS`].
+const RECALLED_IN: Duration = Duration::from_secs(60);
+
+/// How often the mediator closed a connection in good order, lately.
+#[derive(Debug, Default)]
+struct Recalls {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Recalls {
+    /// Whether to follow one more.
+    fn take(&mut self, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now.duration_since(since) >= RECALLED_IN) {
+            *self = Self { since: Some(now), count: 0 };
+        }
+        self.count = self.count.saturating_add(1);
+        self.count <= RECALLS
+    }
+}
 
 /// What does not change while the relay runs.
 #[derive(Debug)]
@@ -141,6 +165,7 @@ impl Control {
         stop: CancellationToken,
     ) -> Result<(), CliError> {
         let mut ended_by_us = false;
+        let mut recalls = Recalls::default();
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -161,6 +186,12 @@ impl Control {
                 // To register anew; the wait that spreads a herd is for those who lost the
                 // mediator.
                 Some(Event::Down { .. }) if std::mem::take(&mut ended_by_us) => persistent.poke(),
+                // An operator drained or resumed this relay there: the next welcome says so.
+                Some(Event::Down { error: DownReason::Closed(CloseReason::Remote), .. })
+                    if recalls.take(Instant::now()) =>
+                {
+                    persistent.poke();
+                }
                 Some(Event::Down { error, retry_in }) => {
                     warn!(%error, ?retry_in, "not connected to the mediator");
                     if let DownReason::Connect(error) = &error
@@ -384,5 +415,19 @@ fn report(statements: &[Statement], counts: Counts) -> wire::RelayReport {
         sessions: sessions.collect(),
         pairs: number(counts.pairs),
         waiting: number(counts.waiting),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An operator drains and resumes as he likes; a mediator that closes whatever connects is
+    /// dialled with growing waits.
+    #[test]
+    fn recalls_are_followed_within_bounds() {
+        let (mut recalls, start) = (Recalls::default(), Instant::now());
+        let followed = (0..600).filter(|s| recalls.take(start + Duration::from_secs(*s))).count();
+        assert_eq!(followed, 10 * RECALLS as usize);
     }
 }

@@ -76,7 +76,8 @@ impl Persistent {
         (Self(poke.clone()), received, keep_up(config, poke, events))
     }
 
-    /// The network changed: dial at once, or make sure that the connection still lives.
+    /// The network changed: dial at once, or make sure that the connection still lives. Waits
+    /// begin with the shortest again.
     pub fn poke(&self) {
         self.0.notify_one();
     }
@@ -124,7 +125,11 @@ async fn keep_up<F: FnMut() -> ConnectConfig + Send>(
             }
             tokio::select! {
                 () = tokio::time::sleep(retry_in) => true,
-                () = poke.notified() => true,
+                // Somebody knows better than what the waits so far say.
+                () = poke.notified() => {
+                    backoff.reset();
+                    true
+                }
                 () = events.closed() => false,
             }
         };
