@@ -1,11 +1,17 @@
 //! What a flood of logins does to everybody else: other requests with and without it, in turns.
 //!
-//! The flood is more passwords than may be checked, from new devices of a user whom nobody knows: each
-//! that gets a place is hashed like any other (argon2id). Those who find no room ask again after
-//! a short pause, so that the flood costs the mediator and not this program's own processor.
+//! The flood is more passwords than are compared, from new devices of a user whom nobody knows: each
+//! that gets its turn is hashed like any other (argon2id), and whoever is sent away asks again at
+//! once. Its clients are a process of their own that takes what others leave of the processors:
+//! who attacks does so from elsewhere, and only what the mediator does about it is measured. What
+//! the two take of the processors is told beside the figures.
 
 use std::{
-    sync::Arc,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,29 +21,32 @@ use adit_protocol::{
     wire::{self, frame::Body},
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use tokio::{sync::Semaphore, task::JoinSet};
+use serde_json::json;
+use tokio::task::JoinSet;
 
 use super::{
     Bar, Plan, openings, percentile,
     site::{Address, Agent, Device, Site, WAIT, login},
     web::Web,
 };
+use crate::{children, cpu, number};
 
 /// Others' time may at most double.
 const TIMES: f64 = 2.0;
 /// Turns without and with a flood, and how long each is.
 const TURNS: usize = 5;
 const TURN: Duration = Duration::from_secs(4);
-/// Who floods, and how soon one who is sent away comes again.
+/// Time for a flood to be there before others are measured in it.
+const AHEAD: Duration = Duration::from_secs(1);
+/// Who floods.
 const FLOODERS: usize = 32;
-const AGAIN: Duration = Duration::from_millis(250);
 /// Consoles that work meanwhile, how often each lists computers and opens a session: a hundred
 /// sessions in all, fewer than one console may hold.
-const CONSOLES: usize = 8;
-const LISTS: Duration = Duration::from_millis(110);
+const CONSOLES: usize = 16;
+const LISTS: Duration = Duration::from_millis(220);
 const OPENINGS: Duration = Duration::from_millis(450);
 /// Between two reads of the API.
-const READS: Duration = Duration::from_millis(60);
+const READS: Duration = Duration::from_millis(30);
 
 /// Milliseconds of each kind of request.
 #[derive(Default)]
@@ -57,32 +66,46 @@ pub(super) async fn measure(plan: &Plan) -> Result<Vec<Bar>> {
         consoles.push(site.console().await?);
         agents.push(Arc::new(site.agent(&format!("pc-{n}")).await?));
     }
-    let address = site.address()?;
     let mut web = Web::open(&site, consoles.first().context("none")?).await?;
     let (mut usual, mut flooded) = (Times::default(), Times::default());
-    let mut next = 0;
-    let mut checked = 0;
+    let (mut next, mut used, mut flood) = (0, [0.0; 2], Sum::default());
     // The first turn warms up.
     for turn in 0..=2 * TURNS {
-        let flood = (turn > 0 && turn % 2 == 0).then(|| Flood::start(address));
+        let with = turn > 0 && turn % 2 == 0;
+        let running = match with {
+            true => Some(start(&site).await?),
+            false => None,
+        };
+        let before = site.cpu()?;
         let mut times = Times::default();
         work(&consoles, &agents, &mut web, &mut next, &mut times).await?;
-        if let Some(flood) = flood {
-            checked += flood.stop().await?;
+        let spent = site.cpu()? - before;
+        if let Some(running) = running {
+            flood.add(&running.await??);
         }
-        let into = match turn {
-            0 => continue,
-            turn if turn % 2 == 0 => &mut flooded,
-            _ => &mut usual,
-        };
+        if turn == 0 {
+            continue;
+        }
+        let into = if with { &mut flooded } else { &mut usual };
+        if let Some(used) = used.get_mut(usize::from(with)) {
+            *used += spent;
+        }
         into.lists.extend(times.lists);
         into.openings.extend(times.openings);
         into.reads.extend(times.reads);
     }
     let seconds = TURN.as_secs_f64() * f64::from(u8::try_from(TURNS)?);
-    let rate = f64::from(u32::try_from(checked)?) / seconds;
-    eprintln!("the flood had {rate:.0} passwords checked a second");
-    ensure!(rate > 1.0, "that was no flood");
+    let per_cent = used.map(|used| used * 100.0 / seconds);
+    eprintln!(
+        "the flood had {:.0} passwords compared a second and {:.0} sent away, with {:.0} % of a \
+         processor for its own; the mediator used {:.0} % without it, {:.0} % with it",
+        flood.checked / flood.seconds,
+        flood.busy / flood.seconds,
+        flood.cpu * 100.0 / flood.seconds,
+        per_cent[0],
+        per_cent[1],
+    );
+    ensure!(flood.checked > flood.seconds && flood.busy > 0.0, "that was no flood");
     let bar = |name: &str, usual: Vec<f64>, flooded: Vec<f64>| {
         let of = |mut times: Vec<f64>| {
             times.sort_by(f64::total_cmp);
@@ -158,49 +181,81 @@ async fn work(
     Ok(())
 }
 
-/// Devices that try passwords without end.
-struct Flood {
-    tasks: JoinSet<Result<()>>,
-    /// Passwords that were checked.
-    checked: Arc<Semaphore>,
+/// What floods did, all together.
+#[derive(Default)]
+struct Sum {
+    checked: f64,
+    busy: f64,
+    cpu: f64,
+    seconds: f64,
 }
 
-impl Flood {
-    fn start(address: Address) -> Self {
-        let mut tasks = JoinSet::new();
-        let checked = Arc::new(Semaphore::new(0));
-        for _ in 0..FLOODERS {
-            let checked = Arc::clone(&checked);
-            tasks.spawn(async move {
-                loop {
-                    let device = address.stranger().await?;
-                    while !device.peer.is_closed() {
-                        let wish = login("nobody-of-this-name", "a wrong password that is long");
-                        match device.peer.request(wish, WAIT).await {
-                            Err(RequestError::Failed(told)) if told.code == failure::BUSY => {
-                                tokio::time::sleep(AGAIN).await;
-                            }
-                            Err(RequestError::Failed(told))
-                                if told.code == failure::LOGIN_FAILED =>
-                            {
-                                checked.add_permits(1);
-                            }
-                            Err(RequestError::Failed(told)) => bail!("refused: {told:?}"),
-                            Ok(other) => bail!("logged in: {other:?}"),
-                            Err(_) => break,
-                        }
-                    }
-                }
-            });
-        }
-        Self { tasks, checked }
+impl Sum {
+    fn add(&mut self, told: &serde_json::Value) {
+        let of = |name: &str| told.get(name).and_then(serde_json::Value::as_f64).unwrap_or(0.0);
+        self.checked += of("checked");
+        self.busy += of("busy");
+        self.cpu += of("cpu");
+        self.seconds += of("seconds");
     }
+}
 
-    async fn stop(mut self) -> Result<usize> {
-        if let Some(ended) = self.tasks.try_join_next() {
-            ended??;
+type Running = tokio::task::JoinHandle<Result<serde_json::Value>>;
+
+/// Begins a flood that lasts a little longer than a turn, and waits until it is there.
+async fn start(site: &Site) -> Result<Running> {
+    let mut command = Command::new("chrt");
+    command.args(["--idle", "0"]).arg(std::env::current_exe()?);
+    command.args(["audit-flood", &site.port.to_string(), &site.fingerprint]);
+    command.arg((AHEAD + TURN + AHEAD).as_secs().to_string());
+    let running = tokio::task::spawn_blocking(move || children::ask(&command, None));
+    tokio::time::sleep(AHEAD).await;
+    Ok(running)
+}
+
+/// The process that floods: tells how many passwords were compared and how many sent away.
+pub(crate) fn run(port: &str, fingerprint: &str, seconds: &str) -> Result<()> {
+    let (address, seconds) = (Address::new(number(port)?, fingerprint)?, number::<u64>(seconds)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let [checked, busy] = runtime.block_on(flood(address, Duration::from_secs(seconds)))?;
+    let cpu = cpu::seconds(&[std::process::id()])?;
+    let told = json!({"checked": checked, "busy": busy, "cpu": cpu, "seconds": seconds});
+    println!("{told}");
+    Ok(())
+}
+
+async fn flood(address: Address, time: Duration) -> Result<[u64; 2]> {
+    let counts: Arc<[AtomicU64; 2]> = Arc::default();
+    let mut tasks = JoinSet::new();
+    for _ in 0..FLOODERS {
+        tasks.spawn(try_passwords(address, Arc::clone(&counts)));
+    }
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        Some(ended) = tasks.join_next() => ended??,
+    }
+    tasks.shutdown().await;
+    Ok([0, 1].map(|which: usize| counts.get(which).map_or(0, |n| n.load(Ordering::Relaxed))))
+}
+
+/// A device that tries passwords without end.
+async fn try_passwords(address: Address, counts: Arc<[AtomicU64; 2]>) -> Result<()> {
+    let [checked, busy] = &*counts;
+    loop {
+        let device = address.stranger().await?;
+        while !device.peer.is_closed() {
+            let wish = login("nobody-of-this-name", "a wrong password that is long");
+            match device.peer.request(wish, WAIT).await {
+                Err(RequestError::Failed(told)) if told.code == failure::BUSY => {
+                    busy.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(RequestError::Failed(told)) if told.code == failure::LOGIN_FAILED => {
+                    checked.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(RequestError::Failed(told)) => bail!("refused: {told:?}"),
+                Ok(other) => bail!("logged in: {other:?}"),
+                Err(_) => break,
+            }
         }
-        self.tasks.shutdown().await;
-        Ok(self.checked.available_permits())
     }
 }

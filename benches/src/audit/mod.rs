@@ -18,7 +18,7 @@
 //! hour sooner. Must never report a figure of another run.
 
 mod entries;
-mod flood;
+pub(crate) mod flood;
 mod large;
 mod openings;
 mod site;
@@ -106,12 +106,15 @@ pub(crate) fn run(words: &[&str]) -> Result<bool> {
         bars.extend(runtime.block_on(large::search(&plan))?);
     }
     let mut good = true;
+    println!("{:<58} {:>9}   {:>10}", "measured", "figure", "bar");
     for Bar { name, figure, bar, at_least } in bars {
         let met = if at_least { figure >= bar } else { figure <= bar };
         good &= met;
-        let word = if met { "met" } else { "MISSED" };
-        println!("{name:<58} {figure:>9.1}   bar {bar:>6.0}   {word}");
+        let (bound, word) =
+            (if at_least { "at least" } else { "at most" }, if met { "met" } else { "MISSED" });
+        println!("{name:<58} {figure:>9.1}   {bound:>8} {bar:<6.0} {word}");
     }
+    println!("{}", if good { "every bar is met" } else { "a bar was MISSED" });
     Ok(good)
 }
 

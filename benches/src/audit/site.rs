@@ -124,9 +124,8 @@ impl Site {
         crate::cpu::seconds(&[self.running.as_ref().context("it does not run")?.pid()])
     }
 
-    /// Where it is, for those who only come to talk.
-    pub(super) fn address(&self) -> Result<Address> {
-        Ok(Address { port: self.port, fingerprint: self.fingerprint.parse()? })
+    fn address(&self) -> Result<Address> {
+        Address::new(self.port, &self.fingerprint)
     }
 
     async fn connect(&self, me: &Arc<DeviceIdentity>, role: u32, id: &[u8]) -> Result<Device> {
@@ -184,6 +183,10 @@ pub(super) struct Address {
 }
 
 impl Address {
+    pub(super) fn new(port: u16, fingerprint: &str) -> Result<Self> {
+        Ok(Self { port, fingerprint: fingerprint.parse()? })
+    }
+
     /// A console of a stranger.
     pub(super) async fn stranger(&self) -> Result<Device> {
         self.connect(&identity()?, CONSOLE, &[]).await
