@@ -47,7 +47,10 @@ async fn admin(mediator: &Mediator) -> Who {
 }
 
 async fn ask(web: &mut Web, who: &Who) -> Answer {
-    let target = "/api/v1/me";
+    read(web, who, "/api/v1/me").await
+}
+
+async fn read(web: &mut Web, who: &Who, target: &str) -> Answer {
     let proof = web.proof(who, "GET", target);
     let headers = [("authorization", format!("DPoP {}", who.token)), ("dpop", proof)];
     web.send("GET", target, &headers, None).await
@@ -138,6 +141,85 @@ async fn a_source_that_floods_waits_and_other_sources_are_served() {
     let slowest = meanwhile(&mut web, &root, &waits).await;
     over.store(true, Ordering::Relaxed);
     assert_served(flood, slowest, &waits).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_who_searches_without_end_waits_and_others_find_what_they_search() {
+    const SEARCH: &str = "/api/v1/audit/events?person=flooder&event=audit.read&limit=1000";
+    let mediator = Mediator::start();
+    let root = admin(&mediator).await;
+    let mut web = Web::connect(&mediator).await;
+    let flooder = Arc::new(register(&mut web, &root, "flooder", "auditor", &json!({})).await);
+    let other = register(&mut web, &root, "other", "auditor", &json!({})).await;
+    let (waits, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let mut flood = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let mut web = Web::connect(&mediator).await;
+        let (flooder, waits, over) = (Arc::clone(&flooder), Arc::clone(&waits), Arc::clone(&over));
+        flood.spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                let answer = read(&mut web, &flooder, SEARCH).await;
+                if answer.status != 200 {
+                    assert!(is_told_to_wait(&answer), "{answer:?}");
+                    let detail = answer.body["detail"].as_str().unwrap();
+                    // Beside what anybody may ask: searches of one's own that are under way.
+                    waits.fetch_add(u64::from(detail.contains("searches")), Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        });
+    }
+    let (begun, mut slowest) = (Instant::now(), Duration::ZERO);
+    for _ in 0..20 {
+        while waits.load(Ordering::Relaxed) == 0 {
+            assert!(begun.elapsed() < PATIENCE, "the flood met no bound");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let asked = Instant::now();
+        let answer = read(&mut web, &other, "/api/v1/audit/events?person=admin").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        slowest = slowest.max(asked.elapsed());
+    }
+    over.store(true, Ordering::Relaxed);
+    assert_served(flood, slowest, &waits).await;
+}
+
+/// Beyond what a plain thread takes at once, so that those are needed which take what others
+/// leave; and those get nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logins_on_a_machine_whose_processors_are_busy_are_answered() {
+    /// As long as a console waits for an answer.
+    const ANSWERED_WITHIN: Duration = Duration::from_secs(15);
+    let mediator = Mediator::start();
+    let over = Arc::new(AtomicBool::new(false));
+    let busy: Vec<_> = (0..std::thread::available_parallelism().unwrap().get())
+        .map(|_| {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        })
+        .collect();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..12 {
+        let me = identity();
+        let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+        let asked = Instant::now();
+        let told = tokio::time::timeout(ANSWERED_WITHIN, device.login("admin", &mediator.password));
+        let told = told.await.map(|told| told.map(|_| ()));
+        slowest = slowest.max(asked.elapsed());
+        if !matches!(told, Ok(Ok(()))) {
+            over.store(true, Ordering::Relaxed);
+            panic!("{told:?} after {slowest:?}");
+        }
+    }
+    over.store(true, Ordering::Relaxed);
+    for thread in busy {
+        thread.join().unwrap();
+    }
+    println!("slowest login {slowest:?}");
 }
 
 /// Sources of a flood from many.

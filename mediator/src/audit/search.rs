@@ -6,11 +6,14 @@
 //! entries, so that a clock that jumped hides nothing.
 //!
 //! INVARIANT: one call reads at most [`MAX_KEYS_READ`] index rows and [`MAX_ROWS_READ`] entries,
-//! whatever the filter and however long the log; a page may then be short and says where to go
-//! on. Must never show an entry of another partner, or one outside the places that a person's
+//! whatever the filter and however long the log, and begins no further read after
+//! [`MAX_TIME`]; a page may then be short and says where to go on, further down than it began. Must never show an entry of another partner, or one outside the places that a person's
 //! roles cover.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use adit_ledger::Entry;
 use sqlx::AnyPool;
@@ -32,6 +35,8 @@ pub(crate) const MAX_PAGE: u32 = 500;
 const MAX_KEYS_READ: usize = 20_000;
 /// Entries that one call reads.
 const MAX_ROWS_READ: usize = 2_000;
+/// Longest search on a disk that is slow or a machine that is busy, as soon as it got somewhere.
+const MAX_TIME: Duration = Duration::from_secs(2);
 /// Index rows read at once: few at first, more where many are needed.
 const CHUNKS: (u32, u32) = (64, 2_048);
 /// Entries read at once.
@@ -350,6 +355,17 @@ pub(crate) async fn search(
     filter: &Filter,
     page: Page,
 ) -> Result<Found, StoreError> {
+    within(pool, (reach, filter), page, MAX_TIME).await
+}
+
+/// The same with another bound on its time.
+pub(super) async fn within(
+    pool: &AnyPool,
+    (reach, filter): (&Reach, &Filter),
+    page: Page,
+    time: Duration,
+) -> Result<Found, StoreError> {
+    let over = Instant::now() + time;
     let limit = page.limit.clamp(1, MAX_PAGE) as usize;
     let highest = page.after.map_or(i64::MAX, |cursor| bigint(cursor.log));
     let logs = match &reach.partner {
@@ -365,7 +381,8 @@ pub(crate) async fn search(
         }
     };
     let logs = logs.fetch_all(pool).await?;
-    let mut run = Run { pool, reach, filter, limit, keys: 0, rows: 0, found: Found::default() };
+    let (found, moved) = (Found::default(), false);
+    let mut run = Run { pool, reach, filter, limit, keys: 0, rows: 0, over, moved, found };
     for row in &logs {
         let (tree, log) = (row.text("id")?, row.number("number")?);
         let below = match page.after {
@@ -387,12 +404,18 @@ struct Run<'a> {
     limit: usize,
     keys: usize,
     rows: usize,
+    over: Instant,
+    /// Did it get further down? Before that no lack of time ends it: the next page would begin
+    /// where this one did.
+    moved: bool,
     found: Found,
 }
 
 impl Run<'_> {
     fn is_spent(&self) -> bool {
-        self.keys >= MAX_KEYS_READ || self.rows >= MAX_ROWS_READ
+        self.keys >= MAX_KEYS_READ
+            || self.rows >= MAX_ROWS_READ
+            || (self.moved && Instant::now() >= self.over)
     }
 
     async fn log(&mut self, tree: &str, log: u64, below: u64) -> Result<(), StoreError> {
@@ -451,12 +474,12 @@ impl Run<'_> {
                     return Ok(None);
                 };
                 if index > 0 && seq < candidate {
-                    *bound = seq + 1;
+                    (*bound, self.moved) = (seq + 1, true);
                     continue 'leap;
                 }
                 candidate = seq;
             }
-            *bound = candidate;
+            (*bound, self.moved) = (candidate, true);
             return Ok(Some(candidate));
         }
         Ok(None)

@@ -1,6 +1,6 @@
 //! The log's search, levels, retention and exports on a real database.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use adit_ledger::{Event, Level, Trust, verify_export};
 use sqlx::Row;
@@ -157,6 +157,22 @@ async fn a_search_finds_exactly_what_matches_whatever_the_clock_did() {
         assert_eq!(running.search(&reach, &filter, limit).await, expected, "{filter:?}");
     }
     assert_eq!(running.search(&reach, &Filter::default(), 500).await.len(), 4_001);
+    // However little time there is, each page gets further, and nothing is lost between two.
+    let list = |text: &str| vec![text.to_owned()];
+    let filter = Filter { persons: list("PERSON1"), computers: list("pc-2"), ..Filter::default() };
+    let whole = running.search(&reach, &filter, 500).await;
+    assert!(!whole.is_empty());
+    let (mut after, mut pieces) = (None, Vec::new());
+    for pages in 0.. {
+        assert!(pages <= 4_001, "a page that gets nowhere");
+        let page = Page { after, limit: 500 };
+        let pool = &running.store.readers;
+        let found = search::within(pool, (&reach, &filter), page, Duration::ZERO).await.unwrap();
+        pieces.extend(found.hits.iter().map(|hit| hit.seq));
+        let Some(next) = found.next else { break };
+        after = Some(next);
+    }
+    assert_eq!(pieces, whole);
     running.close().await;
 }
 

@@ -46,6 +46,7 @@ pub(crate) struct Web {
     proofs: dpop::Proofs,
     failures: auth::Failures,
     reads: api::Reads,
+    searches: api::Searches,
     exports: api::Exports,
     principals: limit::Buckets<String>,
     /// The description of the API.
@@ -65,6 +66,7 @@ impl Web {
             proofs: dpop::Proofs::new()?,
             failures: auth::Failures::default(),
             reads: api::Reads::default(),
+            searches: api::Searches::default(),
             exports: api::Exports::new(tasks),
             principals: limit::Buckets::new(PER_PRINCIPAL),
             document: api::all().document().into(),

@@ -21,7 +21,7 @@ use axum::{
 };
 use futures_util::stream;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -60,6 +60,14 @@ const MAX_PIECE: usize = 64 * 1024;
 /// Exports at a time, and of one principal.
 const MAX_EXPORTS: usize = 8;
 const MAX_EXPORTS_EACH: usize = 2;
+/// Searches that run or wait, in all and of one principal. So many run as there are processors to
+/// spare, and never on more than half of the reading connections.
+const MAX_SEARCHES: usize = 64;
+const MAX_SEARCHES_EACH: usize = 2;
+const MAX_SEARCHES_RUNNING: usize = 2;
+/// How long a search waits for those before it, and how long it may take itself.
+const SEARCH_WAIT: Duration = Duration::from_secs(5);
+const SEARCH_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a reader may read nothing.
 const READER_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -135,9 +143,11 @@ async fn events(call: Call<AuditQuery, Nothing>) -> Result<Page<AuditEntry>, Pro
     let after = query.cursor.as_deref().map(str::parse).transpose().map_err(bad)?;
     let filter = filter(query)?;
     let reach = reach(web, &call.actor, Permission::ReadAudit).await?;
+    let _place = web.searches.begin(principal(&call.actor)?).await?;
     note(web, &call.actor, "search").await?;
     let page = search::Page { after, limit };
-    let found = search::search(&web.admin.store.readers, &reach, &filter, page).await;
+    let found = search::search(&web.admin.store.readers, &reach, &filter, page);
+    let found = tokio::time::timeout(SEARCH_DEADLINE, found).await.map_err(|_| too_long())?;
     let found = found.map_err(store_error)?;
     let entry = |hit: search::Hit| {
         let entry = serde_json::from_str::<Value>(&hit.line).map_err(|_| {
@@ -270,6 +280,53 @@ fn principal(actor: &Actor) -> Result<&str, Problem> {
     actor.remote().map(|remote| remote.holder.account.as_str()).ok_or_else(Problem::internal)
 }
 
+/// Searches under way: each may read thousands of rows.
+pub(crate) struct Searches {
+    under_way: Arc<UnderWay<String>>,
+    running: Semaphore,
+}
+
+/// A search that may run, until this is dropped.
+struct Searching<'a>(
+    #[expect(dead_code, reason = "held")] limit::Begun<String>,
+    #[expect(dead_code, reason = "held")] SemaphorePermit<'a>,
+);
+
+impl Default for Searches {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::new((processors / 2).clamp(1, MAX_SEARCHES_RUNNING))
+    }
+}
+
+impl Searches {
+    fn new(running: usize) -> Self {
+        let under_way = Arc::new(UnderWay::new(MAX_SEARCHES, MAX_SEARCHES_EACH));
+        Self { under_way, running: Semaphore::new(running) }
+    }
+
+    /// Waits for those before it; or the answer that there is no room.
+    async fn begin(&self, principal: &str) -> Result<Searching<'_>, Problem> {
+        let begun = self.under_way.begin(principal.to_owned());
+        let begun = begun.ok_or_else(|| {
+            let text = "your other searches are still under way; wait for their answers";
+            Problem { detail: text.to_owned(), ..Problem::rate_limited(1) }
+        })?;
+        match tokio::time::timeout(SEARCH_WAIT, self.running.acquire()).await {
+            Ok(Ok(running)) => Ok(Searching(begun, running)),
+            _ => {
+                let text = "too many people search the log at the moment; try again";
+                Err(Problem { detail: text.to_owned(), ..Problem::busy() })
+            }
+        }
+    }
+}
+
+fn too_long() -> Problem {
+    let text = "the search took too long; name a time (since, until) or try again later";
+    Problem { detail: text.to_owned(), ..Problem::busy() }
+}
+
 /// Exports under way: each reads much, and lasts as long as its reader takes.
 pub(crate) struct Exports {
     under_way: Arc<UnderWay<String>>,
@@ -355,9 +412,31 @@ fn answer(
 
 #[cfg(test)]
 mod tests {
-    use futures_util::StreamExt;
+    use futures_util::{FutureExt, StreamExt};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn searches_are_few_in_all_and_for_each_asker_and_wait_their_turn() {
+        let searches = Searches::new(1);
+        let running = searches.begin("a").await.unwrap();
+        let mut second = std::pin::pin!(searches.begin("a"));
+        assert!((&mut second).now_or_never().is_none(), "two run at a time");
+        let third = searches.begin("a").await.map(|_| ()).unwrap_err();
+        assert!(third.detail.contains("your other searches"));
+        let third = third.into_response();
+        assert_eq!(third.status(), 429);
+        assert_eq!(third.headers()[header::RETRY_AFTER], "1");
+        // Another waits, first behind who came first; not without end.
+        let mut other = std::pin::pin!(searches.begin("b"));
+        assert!((&mut other).now_or_never().is_none());
+        drop(running);
+        let second = second.await.unwrap();
+        let late = other.await.map(|_| ()).unwrap_err().into_response();
+        assert_eq!(late.status(), 503);
+        drop(second);
+        searches.begin("b").await.unwrap();
+    }
 
     #[tokio::test]
     async fn exports_are_few_in_all_and_for_each_asker() {
