@@ -14,7 +14,7 @@ use std::{
 };
 
 use adit_tests::{
-    process::text,
+    process::{text, told_by_processes},
     site::{POLICY_LOOPBACK, READY, Site},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -76,21 +76,6 @@ fn make_key(file: &Path) -> Result<()> {
     command.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(file);
     ensure!(command.status()?.success());
     Ok(())
-}
-
-/// Processes whose command line or environment holds the text.
-fn told_by_processes(secret: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        for file in ["cmdline", "environ"] {
-            let path = entry.path().join(file);
-            let Ok(bytes) = fs::read(&path) else { continue };
-            if bytes.windows(secret.len()).any(|window| window == secret.as_bytes()) {
-                found.push(path.display().to_string());
-            }
-        }
-    }
-    found
 }
 
 const PASSWORD: &str = "Adit-e2e-pw-7714";
