@@ -113,6 +113,8 @@ impl Caller {
                 relay: None,
                 // What this console saw it tells with each opening.
                 seen: Vec::new(),
+                // What the system's clock shows when it is sent.
+                now_ms: 0,
             },
             ahead: Ahead::default(),
             pipelined,
