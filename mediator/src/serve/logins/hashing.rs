@@ -28,7 +28,7 @@ const STARVED: Duration = Duration::from_millis(500);
 /// Longest rest between two passwords.
 const MAX_REST: Duration = Duration::from_millis(100);
 /// What is no flood: so many at once, and one more in each of these times.
-const STRANGERS: Allowance = Allowance { burst: 8, each: Duration::from_secs(1) };
+const STRANGERS: Allowance = Allowance { burst: 8, each: Duration::from_secs(4) };
 const KNOWN: Allowance = Allowance { burst: 32, each: Duration::from_millis(250) };
 
 #[derive(Clone, Copy)]
