@@ -105,7 +105,10 @@ pub async fn open(
     if let (Ok(()), Some(choice), Some(values)) = (&begun, viewer, values) {
         let session = running.first_session();
         let given = give(&opening.sessions.peer, &identity, session, &choice, values, args);
-        let given = running.meanwhile(given, &mut reporter).await;
+        let given = tokio::select! {
+            given = running.meanwhile(given, &mut reporter) => given,
+            () = shutdown.token().cancelled_owned() => Err(CliError::interrupted()),
+        };
         begun = given.and_then(|(values, handover)| {
             running.launch(&choice, &values, handover, args.keep, &mut reporter)
         });
