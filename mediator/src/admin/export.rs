@@ -184,14 +184,20 @@ async fn raw(
     for tree in audit::trees(&store.readers).await.map_err(store_error)? {
         let mut lines = RawLines { gap: None, splits: sizes(heads, &tree.id) };
         let (mut next, end) = (0, tree.head.size);
-        loop {
-            let page = audit::entries(&store.readers, &tree.id, next, end, PAGE)
-                .await
-                .map_err(store_error)?;
-            let Some(last) = page.last() else { break };
-            next = last.seq.saturating_add(1);
-            let mut text = String::new();
-            page.iter().for_each(|row| lines.push(row, &mut text));
+        let pool = &store.readers;
+        while let Some(page) =
+            audit::lines(pool, &tree.id, next, end, PAGE).await.map_err(store_error)?
+        {
+            let mut text = String::with_capacity(page.text.len() + 1);
+            if page.whole {
+                lines.flush(&mut text);
+                text.push_str(&page.text);
+                text.push('\n');
+            } else {
+                let rows = audit::entries(pool, &tree.id, next, end, PAGE).await;
+                rows.map_err(store_error)?.iter().for_each(|row| lines.push(row, &mut text));
+            }
+            next = page.last.saturating_add(1);
             if out.send(text).await.is_err() {
                 return Ok(());
             }
