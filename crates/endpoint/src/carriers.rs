@@ -207,6 +207,9 @@ impl Driver {
     /// Everything that the machines advise; `Some` ends the session.
     pub(crate) fn follow_advice(&mut self) -> Option<String> {
         self.follow_chooser();
+        let direct = |c: &Carrier| c.up.direct.is_some() && c.silent.is_none();
+        let direct = self.carriers.values().any(direct);
+        self.punching.set_direct(&self.p, direct);
         let carriers = self.carriers_by_pair();
         let followed = self.punching.drain(&mut self.p, &mut self.chooser, &carriers);
         for pair in followed.retiring {

@@ -30,7 +30,7 @@ use tracing::debug;
 use crate::{
     driver::Parts,
     extra::{Extras, Ground},
-    udp::{Addresses, Incoming, StunIn},
+    udp::{Addresses, Incoming, StunIn, UdpStack, Wanting},
 };
 
 /// A lost or failed connection over a pair that still answers is tried again after these.
@@ -73,6 +73,10 @@ pub(crate) struct Punching {
     /// What the peer was told of the NAT.
     told_nat: Option<NatSummary>,
     generation: Option<u64>,
+    /// How often UDP passed again.
+    passes: Option<u64>,
+    /// As long as there is no direct path.
+    wanting: Option<Wanting>,
     /// Own sockets of the session, and what leads to them.
     fresh: BTreeMap<LocalSocket, (Family, Vec<Candidate>)>,
     /// All candidates are to be announced then.
@@ -103,6 +107,8 @@ impl Punching {
             sent: parts.sent_candidates.iter().map(|c| c.addr).collect(),
             told_nat: parts.sent_nat.take(),
             generation: None,
+            passes: None,
+            wanting: None,
             fresh: BTreeMap::new(),
             announce_at: None,
             told_at: None,
@@ -250,6 +256,10 @@ impl Punching {
             self.sent.retain(|s| !gone(s));
             punch.handle_network_change(addresses.filter.clone(), now);
         }
+        let passes = self.passes.replace(addresses.passes);
+        if passes.is_some_and(|before| before != addresses.passes) {
+            punch.handle_udp_passes(now);
+        }
         if let Some(nat) = addresses.nat.as_ref().filter(|nat| self.told_nat.as_ref() != Some(*nat))
         {
             punch.handle_local_nat(nat.clone(), now);
@@ -305,6 +315,15 @@ impl Punching {
         self.sent = all.iter().map(|c| c.addr).collect();
         self.untold = (all, true);
         self.tell(parts);
+    }
+
+    /// Whether there is a direct path that answers: otherwise it is watched whether UDP passes.
+    pub(crate) fn set_direct(&mut self, parts: &Parts, direct: bool) {
+        if direct || self.punch.is_none() {
+            self.wanting = None;
+        } else if self.wanting.is_none() {
+            self.wanting = parts.udp.as_ref().map(UdpStack::want_path);
+        }
     }
 
     /// No direct path: the machine starts again when it sees fit.
@@ -540,6 +559,7 @@ impl Punching {
 
     /// The session is over: its addresses get no more answers.
     pub(crate) fn forget(&mut self, parts: &Parts) {
+        self.wanting = None;
         let Some(udp) = &parts.udp else { return };
         let quic_key = (parts.role == Role::Agent).then_some(parts.peer_quic_sha256);
         udp.forget(parts.keys.stun_tag, quic_key);

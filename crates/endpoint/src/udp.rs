@@ -111,6 +111,8 @@ pub(crate) struct Addresses {
     pub(crate) nat: Option<NatSummary>,
     /// Another number: the network is another one, or the machine slept.
     pub(crate) generation: u64,
+    /// Another number: UDP passes again after it did not.
+    pub(crate) passes: u64,
 }
 
 impl Addresses {
@@ -128,6 +130,15 @@ impl Addresses {
     }
 }
 
+/// See [`UdpStack::want_path`].
+pub(crate) struct Wanting(Arc<UdpStack>);
+
+impl Drop for Wanting {
+    fn drop(&mut self) {
+        self.0.wanting.send_modify(|wanting| *wanting = wanting.saturating_sub(1));
+    }
+}
+
 /// The sockets.
 pub(crate) struct UdpStack {
     entries: Vec<Entry>,
@@ -138,6 +149,8 @@ pub(crate) struct UdpStack {
     own: Own,
     /// Sessions that are registered.
     sessions: watch::Sender<usize>,
+    /// Those that want a direct path and have none.
+    wanting: watch::Sender<usize>,
     portmap: PortMapper,
     birthdays: Arc<Semaphore>,
     extra_sockets: Arc<Semaphore>,
@@ -183,6 +196,7 @@ impl UdpStack {
             key,
             addresses: watch::Sender::new(Addresses::default()),
             sessions: watch::Sender::new(0),
+            wanting: watch::Sender::new(0),
             portmap: PortMapper::start(upnp, tasks, cancel.clone()),
             birthdays: Arc::new(Semaphore::new(MAX_BIRTHDAYS)),
             extra_sockets: Arc::new(Semaphore::new(room)),
@@ -253,6 +267,13 @@ impl UdpStack {
             registry.by_quic_key.remove(&key);
         }
         self.sessions.send_replace(registry.by_tag.len());
+    }
+
+    /// A session has no direct path but wants one: until the answer is dropped it is watched
+    /// whether UDP passes.
+    pub(crate) fn want_path(self: &Arc<Self>) -> Wanting {
+        self.wanting.send_modify(|wanting| *wanting += 1);
+        Wanting(self.clone())
     }
 
     /// Sends a check; its answer comes to the session with this tag.

@@ -15,10 +15,15 @@ impl Bucket {
         Self { full_at: now, interval, burst }
     }
 
-    /// When the next token is there.
-    pub(super) fn ready_at(&self) -> Instant {
-        let ahead = self.interval * self.burst.saturating_sub(1);
+    /// When there is a token beside so many that stay.
+    pub(super) fn ready_beside(&self, left: u32) -> Instant {
+        let ahead = self.interval * self.burst.saturating_sub(1 + left);
         self.full_at.checked_sub(ahead).unwrap_or(self.full_at)
+    }
+
+    /// There are at least so many tokens from now on.
+    pub(super) fn refill(&mut self, tokens: u32, now: Instant) {
+        self.full_at = self.full_at.min(now + self.interval * self.burst.saturating_sub(tokens));
     }
 
     /// Takes a token if there is one.
@@ -43,9 +48,14 @@ mod tests {
         let t0 = Instant::now();
         let mut bucket = Bucket::new(3, Duration::from_millis(100), t0);
         assert_eq!((0..5).filter(|_| bucket.take(t0)).count(), 3);
-        assert_eq!(bucket.ready_at(), t0 + Duration::from_millis(100));
+        assert_eq!(bucket.ready_beside(0), t0 + Duration::from_millis(100));
+        assert_eq!(bucket.ready_beside(1), t0 + Duration::from_millis(200));
         assert!(bucket.take(t0 + Duration::from_millis(100)));
         assert!(!bucket.take(t0 + Duration::from_millis(150)));
-        assert_eq!((0..9).filter(|_| bucket.take(t0 + Duration::from_secs(9))).count(), 3);
+        let t1 = t0 + Duration::from_secs(9);
+        assert_eq!((0..9).filter(|_| bucket.take(t1)).count(), 3);
+        bucket.refill(2, t1);
+        bucket.refill(1, t1);
+        assert_eq!((0..9).filter(|_| bucket.take(t1)).count(), 2);
     }
 }

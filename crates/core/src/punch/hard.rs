@@ -158,6 +158,10 @@ impl Hard {
             self.seen = seen;
             self.handle_network_change();
         }
+        let blocked = self.remote.as_ref().is_some_and(NatSummary::is_blocked);
+        if blocked && !nat.is_blocked() {
+            self.handle_network_change();
+        }
         let fresher = self.remote.as_ref().is_some_and(|old| old.ports != nat.ports);
         self.port_before = self.port_before.or(nat.ports.last().copied());
         self.remote = Some(nat);

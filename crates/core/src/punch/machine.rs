@@ -17,7 +17,7 @@ use super::{
     AddressFilter, BIRTHDAY_BASE, EAGER_STARTS, Event, FRESH_BASE, FRESH_HOLD, FailedClass, Family,
     LocalSocket, MAX_HOLD, MAX_QUEUED, MAX_SOCKETS, MIN_CHECK_INTERVAL, Message, OPENER_TTL, PACE,
     Packet, PairReport, PunchConfig, REANNOUNCE_GAP, Report, STRANGER_BURST, STRANGER_INTERVAL,
-    TransactionId, Transmit, UNVERIFIED_BURST, UNVERIFIED_INTERVAL,
+    TransactionId, Transmit, UNVERIFIED_BURST, UNVERIFIED_INTERVAL, UNVERIFIED_RESERVE,
     bucket::Bucket,
     candidate_priority,
     filter::is_public,
@@ -32,6 +32,10 @@ use super::{
 /// After so many checks of one pair, three rounds of them, it is not too early to say why there is
 /// no path.
 const TRIED_IN_VAIN: u64 = 15;
+
+/// Pairs whose first rounds may use up all checks to unverified addresses: the best of each class,
+/// and the next.
+const BEST_PAIRS: usize = 16;
 
 /// One end of a session, punching. See the [module](super).
 #[derive(Debug)]
@@ -210,9 +214,11 @@ impl Punch {
         }
         let excess = self.remote.len().saturating_sub(MAX_CANDIDATES);
         self.remote.drain(..excess);
-        // Just after an own announcement this is the answer to it.
         if again && self.announced.is_none_or(|at| now >= at + REANNOUNCE_GAP) {
             self.restart_and_announce(now);
+        } else if again {
+            // The answer to an own announcement, or the peer has a new reason to start.
+            self.table.pairs.values_mut().for_each(Pair::hurry);
         }
         self.tell_exhausted();
         self.advance(now);
@@ -277,6 +283,21 @@ impl Punch {
         self.advance(now);
     }
 
+    /// UDP passes again ([`super::WatchEvent::Passes`]): everything is tried at once, at either
+    /// end, unless there is a path.
+    pub fn handle_udp_passes(&mut self, now: Instant) {
+        if self.table.pairs.values().any(|p| p.is_usable(now)) {
+            return;
+        }
+        self.hard.handle_network_change();
+        self.vain_starts = 0;
+        self.fresh.handle_start(now);
+        // What was sent in vain went nowhere.
+        self.unverified.refill(UNVERIFIED_RESERVE, now);
+        self.restart_and_announce(now);
+        self.advance(now);
+    }
+
     /// A direct path is wanted again: new rounds for all pairs, not sooner than
     /// [`REANNOUNCE_GAP`] after the last start.
     pub fn handle_want_direct(&mut self, now: Instant) {
@@ -325,7 +346,7 @@ impl Punch {
         let wakes = self.table.pairs.values().map(|pair| {
             let mut wake = pair.wake_at(self.paced_until).max(self.paced_until);
             if pair.verified.is_none() {
-                wake = wake.max(self.unverified.ready_at());
+                wake = wake.max(self.unverified.ready_beside(reserved_from(pair)));
             }
             wake
         });
@@ -363,6 +384,8 @@ impl Punch {
         let addr = candidate.addr;
         let Some(local) = self.sockets.get(&socket) else { return false };
         let own = self.sockets.values().flat_map(|s| &s.candidates).any(|c| c.addr == addr);
+        // What another socket may do better is to pass a router.
+        let own = own || socket.0 >= FRESH_BASE && !is_public(addr.ip());
         if own || local.family != Family::of(addr) || !self.filter.admits(addr) {
             return false;
         }
@@ -396,8 +419,9 @@ impl Punch {
             return;
         }
         let priority = self.priority_of(socket);
-        let live = self.table.pairs.get(&key).is_none_or(Pair::is_live);
-        if live || !self.unverified.take(now) {
+        let Some(pair) = self.table.pairs.get(&key).filter(|p| !p.is_live()) else { return };
+        let ready = self.unverified.ready_beside(reserved_from(pair)) <= now;
+        if !ready || !self.unverified.take(now) {
             return;
         }
         let mut id = TransactionId::default();
@@ -524,12 +548,10 @@ impl Punch {
     /// Sends the best check that is due. What was tried less often comes first: after a change,
     /// addresses that are new.
     fn send_check(&mut self, now: Instant) {
-        let allowed = self.unverified.ready_at() <= now;
-        let due = self
-            .table
-            .pairs
-            .iter()
-            .filter(|(_, p)| p.is_due(now) && (allowed || p.verified.is_some()));
+        let bucket = &self.unverified;
+        let allowed = |p: &Pair| bucket.ready_beside(reserved_from(p)) <= now;
+        let pairs = self.table.pairs.iter();
+        let due = pairs.filter(|(_, p)| p.is_due(now) && (p.verified.is_some() || allowed(p)));
         let best = due.min_by_key(|(_, p)| (!p.triggered, !p.is_live(), p.tried, p.rank));
         let Some(key) = best.map(|(key, _)| *key) else { return };
         let beside_a_path = self.table.pairs.iter().any(|(k, p)| *k != key && p.is_live());
@@ -599,6 +621,12 @@ impl Punch {
             .collect();
         self.events.push_back(Event::Exhausted { failed });
     }
+}
+
+/// Tokens for unverified addresses that others may need more.
+fn reserved_from(pair: &Pair) -> u32 {
+    let best = pair.rank < BEST_PAIRS && pair.is_promising();
+    if pair.triggered || best { 0 } else { UNVERIFIED_RESERVE }
 }
 
 /// Requests are numbered, see [`ReplayWindow`].

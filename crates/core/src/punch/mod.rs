@@ -42,6 +42,7 @@ mod ports;
 mod replay;
 mod report;
 mod table;
+mod watch;
 mod why;
 
 use std::{net::SocketAddr, time::Duration};
@@ -51,6 +52,7 @@ use adit_protocol::candidate::CandidateKind;
 pub use filter::{AddressFilter, OwnSubnet};
 pub use machine::Punch;
 pub use report::{FailedClass, FailureClass, HardPhase, HardReport, PairReport, PairState, Report};
+pub use watch::{UdpWatch, WATCH_INTERVAL, WATCH_SILENCE, WatchEvent};
 
 /// TTL of openers, packets that are to open the own NATs and never to arrive: some routers take a
 /// packet that comes before their own side has sent one for theirs, and then give their own side
@@ -81,6 +83,9 @@ pub const BIRTHDAY_SOCKETS: usize = 256;
 pub const UNVERIFIED_BURST: u32 = 384;
 /// And afterwards one in this time.
 pub const UNVERIFIED_INTERVAL: Duration = Duration::from_millis(125);
+/// So many are kept for first rounds of the best pairs of each class: however many addresses a peer
+/// names, a path that opens after some time in vain finds checks left.
+pub const UNVERIFIED_RESERVE: u32 = 128;
 /// Requests of one source that are answered at once.
 pub const ANSWER_BURST: u32 = 20;
 /// And afterwards one in this time.
@@ -100,6 +105,11 @@ pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 pub const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// A pair without any answer for so long loses its consent (RFC 7675 §5.1).
 pub const CONSENT_EXPIRY: Duration = Duration::from_secs(30);
+/// An address that worked is checked so often once its consent is over, as long as nothing else
+/// works, by one check each time ...
+pub const LOST_INTERVAL: Duration = Duration::from_secs(3);
+/// ... and for so long; then it is an address like any other.
+pub const LOST_FOR: Duration = Duration::from_secs(600);
 /// A birthday round: P's tries, and S's sockets, last so long.
 pub const BIRTHDAY_ROUND: Duration = Duration::from_secs(9);
 /// Ports that P tries in one round.

@@ -9,8 +9,8 @@ use std::{
 use adit_protocol::candidate::CandidateKind;
 
 use super::{
-    ANSWER_BURST, ANSWER_INTERVAL, CHECKS_PER_ROUND, CONSENT_EXPIRY, PairState,
-    TRIGGERED_PER_ROUND, TransactionId, bucket::Bucket,
+    ANSWER_BURST, ANSWER_INTERVAL, CHECKS_PER_ROUND, CONSENT_EXPIRY, LOST_FOR, LOST_INTERVAL,
+    PairState, TRIGGERED_PER_ROUND, TransactionId, bucket::Bucket,
 };
 
 /// Outstanding transactions remembered: those of a round, and triggered ones.
@@ -100,6 +100,8 @@ pub(super) struct Pair {
     pub(super) mapping: Option<Mapping>,
     /// The mapping before was there last: the next may be as old as that.
     pub(super) forgotten: Option<Instant>,
+    /// Since when its consent is over.
+    lost_since: Option<Instant>,
     /// Another pair took over, see [`super::Event::Retiring`].
     pub(super) retiring: bool,
     pub(super) answers_allowed: Bucket,
@@ -110,6 +112,8 @@ pub(super) struct Pair {
     pub(super) triggered: bool,
     triggered_left: u8,
     round: u32,
+    /// Rounds since the last start.
+    rounds_here: u32,
     /// Rounds in vain since the last answer.
     pub(super) tried: u32,
     round_started: Instant,
@@ -130,6 +134,7 @@ impl Pair {
             worked_since: None,
             mapping: None,
             forgotten: None,
+            lost_since: None,
             retiring: false,
             answers_allowed: Bucket::new(ANSWER_BURST, ANSWER_INTERVAL, now),
             checks: 0,
@@ -138,6 +143,7 @@ impl Pair {
             triggered: false,
             triggered_left: TRIGGERED_PER_ROUND,
             round: 0,
+            rounds_here: 0,
             tried: 0,
             round_started: now,
             sent: 0,
@@ -198,6 +204,11 @@ impl Pair {
         self.round + u32::from(self.sent >= CHECKS_PER_ROUND) >= ROUNDS_TO_EXHAUST
     }
 
+    /// In its first rounds since punching began, or began again; or it worked.
+    pub(super) fn is_promising(&self) -> bool {
+        self.rounds_here < ROUNDS_TO_EXHAUST || self.lost_since.is_some()
+    }
+
     /// Heard of only through requests from there, which never came back: whoever recorded one of
     /// the peer's requests may have sent it in another's name.
     pub(super) fn is_hearsay(&self) -> bool {
@@ -207,10 +218,19 @@ impl Pair {
     /// Starts from this round, or checks a live pair at once.
     pub(super) fn restart(&mut self, round: u32, now: Instant) {
         self.round = round;
+        self.rounds_here = 0;
         self.round_started = now;
         self.sent = 0;
         self.triggered_left = TRIGGERED_PER_ROUND;
         self.next_at = now;
+    }
+
+    /// The peer announced it again: it begins now if it does at all.
+    pub(super) fn hurry(&mut self) {
+        let [first_gap, ..] = ROUND_GAPS;
+        if self.verified.is_none() && self.sent >= CHECKS_PER_ROUND && !self.is_hearsay() {
+            self.next_at = self.next_at.min(self.round_started + first_gap);
+        }
     }
 
     /// An authenticated request came from there: check it soon if it is not known to answer.
@@ -268,7 +288,8 @@ impl Pair {
             self.verified.as_ref().is_some_and(|v| v.silent && now >= v.confirmed + CONSENT_EXPIRY);
         if over {
             self.verified = None;
-            self.round = 0; // an address like any other
+            self.round = 0;
+            self.lost_since = Some(now);
         }
         over
     }
@@ -285,12 +306,16 @@ impl Pair {
         }
         if self.sent >= CHECKS_PER_ROUND {
             self.round = self.round.saturating_add(1);
+            self.rounds_here = self.rounds_here.saturating_add(1);
             self.tried = self.tried.saturating_add(1);
             self.round_started = now;
             self.sent = 0;
             self.triggered_left = TRIGGERED_PER_ROUND;
         }
         self.sent += 1;
+        if self.is_missed(beside_a_path, now) {
+            self.sent = CHECKS_PER_ROUND; // one is enough, in the long run
+        }
         self.next_at = match &self.verified {
             Some(v) if !v.silent && self.sent == 1 => now + ANSWER_WAIT.max(v.rtt * 2),
             Some(v) if !v.silent && self.sent == CHECKS_PER_ROUND => {
@@ -300,7 +325,7 @@ impl Pair {
                 // 50, 100, 200, 400 ms
                 now + Duration::from_millis(50) * (1 << (self.sent - 1).min(3))
             }
-            _ => self.round_started + self.round_gap(beside_a_path),
+            _ => self.round_started + self.round_gap(beside_a_path, now),
         };
     }
 
@@ -325,6 +350,7 @@ impl Pair {
         self.round = 0;
         self.tried = 0;
         self.triggered = false;
+        self.lost_since = None;
         self.next_at = now + interval;
         // Smoothed as in RFC 9002 §5.3.
         let rtt = self.verified.as_ref().map_or(rtt, |v| (v.rtt * 7 + rtt) / 8);
@@ -341,9 +367,20 @@ impl Pair {
         }
     }
 
-    fn round_gap(&self, beside_a_path: bool) -> Duration {
+    /// It worked, not long ago, and nothing else does.
+    fn is_missed(&self, beside_a_path: bool, now: Instant) -> bool {
+        let lately = self.lost_since.is_some_and(|since| now < since + LOST_FOR);
+        // The rounds with which punching starts are dense at first.
+        let begun = self.round >= ROUNDS_BESIDE_A_PATH;
+        lately && begun && self.verified.is_none() && !beside_a_path
+    }
+
+    fn round_gap(&self, beside_a_path: bool, now: Instant) -> Duration {
         if self.verified.is_some() {
             return SILENT_ROUND_GAP;
+        }
+        if self.is_missed(beside_a_path, now) {
+            return LOST_INTERVAL;
         }
         if self.is_hearsay() {
             return LAST_ROUND_GAP; // sooner only if the peer asks from there again

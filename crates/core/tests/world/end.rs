@@ -10,7 +10,7 @@ use adit_core::{
     path::PathChooser,
     punch::{
         AddressFilter, CHECK_INTERVAL, Event, Family, LocalSocket, OwnSubnet, Punch, PunchConfig,
-        candidate_priority,
+        UdpWatch, candidate_priority,
     },
 };
 use adit_protocol::{
@@ -45,6 +45,23 @@ pub(crate) struct End {
     pub(crate) next_birthday: usize,
     pub(crate) most_sockets: usize,
     pub(crate) told: Vec<SocketAddr>,
+    pub(crate) watch: UdpWatch,
+    /// When servers were asked whether UDP passes.
+    pub(crate) asked: Vec<Duration>,
+    /// Where those saw this end last.
+    pub(crate) watched: BTreeMap<SocketAddr, SocketAddr>,
+    pub(crate) cut: Option<Cut>,
+    /// What servers said last of a socket.
+    pub(crate) known: BTreeMap<LocalSocket, (Vec<Candidate>, NatSummary)>,
+}
+
+/// Where UDP does not pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cut {
+    /// Before the NAT, which forgets its mappings.
+    Inside,
+    /// Behind it.
+    Outside,
 }
 
 /// A check that left.
@@ -98,6 +115,11 @@ impl End {
             next_birthday: adit_core::punch::BIRTHDAY_BASE,
             most_sockets: 0,
             told: Vec::new(),
+            watch: UdpWatch::default(),
+            asked: Vec::new(),
+            watched: BTreeMap::new(),
+            cut: None,
+            known: BTreeMap::new(),
         }
     }
 

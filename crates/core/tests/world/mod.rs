@@ -16,17 +16,19 @@ use std::{
 
 use adit_core::{
     path::PathEvent,
-    punch::{Event, Family, LocalSocket, Message, Packet},
+    punch::{Event, Family, LocalSocket, Message, Packet, WatchEvent},
 };
 use adit_protocol::{candidate::Candidate, nat::NatSummary};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-pub(crate) use end::{End, Sent};
+pub(crate) use end::{Cut, End, Sent};
 use flow::Flow;
 pub(crate) use nat::Kind;
 #[allow(unused_imports, reason = "as above")]
 pub(crate) use plan::{Change, Class, Plan};
 
+/// So long after they were asked, servers count as not answering.
+const NO_ANSWER: Duration = Duration::from_millis(4600);
 /// Routers from one end to the other end's gateways.
 const HOPS_BETWEEN: u8 = 4;
 pub(crate) const V4: LocalSocket = LocalSocket(0);
@@ -76,6 +78,12 @@ enum Step {
     NatObserved {
         side: usize,
     },
+    /// A server answered a watch's request.
+    Watched {
+        side: usize,
+        server: SocketAddr,
+        mapped: SocketAddr,
+    },
     RelayUp,
     Tick,
     Redial(u64, u32),
@@ -109,11 +117,30 @@ pub(crate) fn ms(n: u64) -> Duration {
 
 impl World {
     pub(crate) fn new(plan: Plan, seed: u64) -> Self {
+        let mut world = Self::closed(plan, seed);
+        world.open();
+        world
+    }
+
+    /// UDP does not pass when the session begins, though servers may have seen the ends before.
+    pub(crate) fn without_udp(plan: Plan, seed: u64, cuts: [Option<Cut>; 2], seen: bool) -> Self {
+        let mut world = Self::closed(plan, seed);
+        for (i, cut) in cuts.into_iter().enumerate() {
+            if seen {
+                let _ = world.discover(i, V4);
+            }
+            world.sides[i].cut = cut;
+        }
+        world.open();
+        world
+    }
+
+    fn closed(plan: Plan, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let t0 = Instant::now();
         let sides = [0, 1].map(|i| End::new(&plan, i, t0, &mut rng));
         let flow = Flow::new(t0);
-        let mut world = Self {
+        Self {
             plan,
             sides,
             t0,
@@ -126,9 +153,7 @@ impl World {
             queue: BinaryHeap::new(),
             steps: BTreeMap::new(),
             next_step: 0,
-        };
-        world.open();
-        world
+        }
     }
 
     /// The Offer arrives at the agent now; its Answer takes its way to the console.
@@ -168,6 +193,19 @@ impl World {
     }
 
     fn discover(&mut self, side: usize, socket: LocalSocket) -> (Vec<Candidate>, NatSummary) {
+        let end = &mut self.sides[side];
+        if end.cut.is_some() {
+            // What was known is believed until it is clear that nobody answers.
+            let (seen, nat) = end.known.get(&socket).cloned().unwrap_or_default();
+            let nat = if self.now < self.t0 + NO_ANSWER { nat } else { NatSummary::default() };
+            return (seen, nat);
+        }
+        let found = self.ask_servers(side, socket);
+        self.sides[side].known.insert(socket, found.clone());
+        found
+    }
+
+    fn ask_servers(&mut self, side: usize, socket: LocalSocket) -> (Vec<Candidate>, NatSummary) {
         let gateways = if self.plan.same_lan { 0 } else { side };
         let (now, rng) = (self.now, &mut self.rng);
         if gateways == side {
@@ -209,7 +247,7 @@ impl World {
 
     /// Gathers own addresses, and announces all of them.
     pub(crate) fn announce(&mut self, side: usize) {
-        let after = ms(2 * self.plan.delay_ms[side]);
+        let after = ms((2 * self.plan.delay_ms[side]).max(self.plan.announce_ms));
         let step = Step::Discovered { side, socket: V4, announce: true, first: false };
         self.schedule(after, step);
     }
@@ -229,8 +267,10 @@ impl World {
         self.drain();
         while !stop(self) {
             let sides = self.sides.iter();
-            let timeouts =
-                sides.flat_map(|s| [s.punch.poll_timeout(), s.chooser.poll_timeout()]).flatten();
+            let timeouts = |s: &End| {
+                [s.punch.poll_timeout(), s.chooser.poll_timeout(), s.watch.poll_timeout()]
+            };
+            let timeouts = sides.flat_map(timeouts).flatten();
             let queued = self.queue.peek().map(|Reverse((at, _))| *at);
             let Some(next) = timeouts.chain(queued).min().filter(|at| *at <= end) else { break };
             self.now = self.now.max(next);
@@ -250,6 +290,7 @@ impl World {
                 if side.chooser.poll_timeout().is_some_and(|at| at <= self.now) {
                     side.chooser.handle_timeout(self.now);
                 }
+                side.watch.handle_timeout(self.now);
             }
             self.drain();
         }
@@ -277,8 +318,15 @@ impl World {
                     idle = false;
                     self.handle_path_event(i, event);
                 }
+                while let Some(event) = self.sides[i].watch.poll_event() {
+                    idle = false;
+                    self.handle_watch_event(i, event);
+                }
             }
             if idle {
+                let wanted = !self.is_direct();
+                let now = self.now;
+                self.sides.iter_mut().for_each(|s| s.watch.handle_wanted(wanted, now));
                 return;
             }
         }
@@ -323,6 +371,59 @@ impl World {
                 self.sides[i].punch.handle_socket_closed(socket);
             }
             other => self.carrier_event(i, other),
+        }
+    }
+
+    fn handle_watch_event(&mut self, i: usize, event: WatchEvent) {
+        let again = match event {
+            WatchEvent::Passes => return self.sides[i].punch.handle_udp_passes(self.now),
+            WatchEvent::Ask { again } => again,
+        };
+        // Another server beside the first, if that did not answer.
+        for server in ["203.0.113.10:3478", "203.0.113.10:3479"].iter().take(1 + usize::from(again))
+        {
+            self.sides[i].asked.push(self.elapsed());
+            let to: SocketAddr = server.parse().unwrap();
+            let inside = self.sides[i].sockets[&V4];
+            let cut = self.sides[i].cut;
+            if cut == Some(Cut::Inside) {
+                continue;
+            }
+            let Some(mapped) = self.sides[i].outbound(inside, to, self.now, &mut self.rng) else {
+                continue;
+            };
+            let mut lost = || self.rng.random_range(0..100) < self.plan.loss_percent;
+            if cut.is_none() && !lost() && !lost() {
+                let step = Step::Watched { side: i, server: to, mapped };
+                self.schedule(ms(2 * self.plan.delay_ms[i]), step);
+            }
+        }
+    }
+
+    fn watched(&mut self, side: usize, server: SocketAddr, mapped: SocketAddr) {
+        let end = &mut self.sides[side];
+        if end.cut.is_some() {
+            return;
+        }
+        end.watch.handle_answer();
+        let known = end.known.get(&V4);
+        let changed = match (end.watched.insert(server, mapped), known) {
+            (Some(before), _) => before != mapped,
+            (None, Some((_, nat))) if nat.is_symmetric() => false,
+            (None, Some((seen, _))) => {
+                end.sockets[&V4] != mapped && seen.iter().all(|c| c.addr != mapped)
+            }
+            // Servers were asked just now, or nobody answered them.
+            (None, None) => self.now > self.t0 + ms(self.plan.trickle_ms + 1000),
+        };
+        if changed {
+            // As if the network had changed: what was told before is gone.
+            if known.is_some() {
+                let filter = end.filter();
+                end.punch.handle_network_change(filter, self.now);
+            }
+            let step = Step::Discovered { side, socket: V4, announce: false, first: false };
+            self.schedule(ms(2 * self.plan.delay_ms[side]), step);
         }
     }
 
@@ -376,13 +477,21 @@ impl World {
             }
         }
         let gateways = if self.plan.same_lan && to.is_ipv4() { 0 } else { side };
+        let cut = self.sides[side].cut;
+        if cut == Some(Cut::Inside) {
+            return;
+        }
         let (now, rng) = (self.now, &mut self.rng);
         let Some(outside) = self.sides[gateways].outbound(inside, to, now, rng) else { return };
         if ttl.is_some_and(|ttl| ttl < HOPS_BETWEEN) {
             return; // the own gateways saw it, the peer's are further away
         }
         let lost = self.checks_dead && matches!(datagram, Datagram::Check(_));
-        if self.udp_dead || lost || self.rng.random_range(0..100) < self.plan.loss_percent {
+        if cut.is_some()
+            || self.udp_dead
+            || lost
+            || self.rng.random_range(0..100) < self.plan.loss_percent
+        {
             return;
         }
         let copies = if self.rng.random_range(0..100) == 0 { 2 } else { 1 };
@@ -409,6 +518,7 @@ impl World {
                 let (list, nat) = (Vec::new(), Some(nat));
                 self.signal(side, Signal::Candidates { list, end: false, nat });
             }
+            Step::Watched { side, server, mapped } => self.watched(side, server, mapped),
             Step::RelayUp => self.relay_up(),
             Step::Tick => self.tick(),
             Step::Redial(carrier, tries) => self.redial(carrier, tries),
@@ -472,6 +582,9 @@ impl World {
     fn arrive(&mut self, from: SocketAddr, to: SocketAddr, datagram: Datagram, lan: bool) {
         let now = self.now;
         let gateways = self.sides.iter().position(|s| s.public() == to.ip());
+        if gateways.is_some_and(|g| self.sides[g].cut.is_some()) {
+            return;
+        }
         let inside = if lan || to.is_ipv6() {
             let side = self.sides.iter_mut().find(|s| s.sockets.values().any(|a| *a == to));
             match side {

@@ -56,6 +56,8 @@ pub(crate) struct Plan {
     pub(crate) signal_ms: u64,
     /// Server-reflexive candidates and NAT summaries come so much later than the others.
     pub(crate) trickle_ms: u64,
+    /// Own addresses are announced again not sooner than this after it was asked for.
+    pub(crate) announce_ms: u64,
     /// The mediator has two addresses, so that filtering is known.
     pub(crate) filtering_known: bool,
     /// Mappings of the side's outer NAT die at this age.
@@ -78,6 +80,7 @@ impl Plan {
             loss_percent: 0,
             signal_ms: 3,
             trickle_ms: 0,
+            announce_ms: 0,
             filtering_known: true,
             life_s: None,
             change: None,
@@ -109,6 +112,7 @@ impl Plan {
             loss_percent: rng.random_range(0..=5),
             signal_ms: rng.random_range(1..=8),
             trickle_ms: if rng.random() { rng.random_range(1..=300) } else { 0 },
+            announce_ms: 0,
             filtering_known: rng.random(),
             life_s: None,
             change: rng.random::<bool>().then_some(change),

@@ -5,14 +5,16 @@
 //! learns. Sessions take what there is; none of them waits for any of this.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr, SocketAddrV4},
     num::NonZeroU16,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use adit_core::punch::{AddressFilter, Family, LocalSocket, OwnSubnet, candidate_priority};
+use adit_core::punch::{
+    AddressFilter, Family, LocalSocket, OwnSubnet, UdpWatch, WatchEvent, candidate_priority,
+};
 use adit_net::{
     interfaces::{self, InterfaceAddr, may_connect},
     stun::{
@@ -52,6 +54,8 @@ const MAX_RESOLVED: usize = 8;
 const RESOLVE: Duration = Duration::from_secs(5);
 /// Once one server has answered, the others have so long before the mapping is judged.
 const STRAGGLERS: Duration = Duration::from_millis(300);
+/// Requests of a watch that may still be answered: those of the last round trips.
+const MAX_ASKED: usize = 8;
 /// How long the gateway keeps its mapping for the next session.
 const MAPPING_LINGER: Duration = Duration::from_secs(60);
 /// Servers that were asked so lately are not asked again because a path was lost.
@@ -62,6 +66,8 @@ const SAME_CHANGE: Duration = Duration::from_secs(2);
 /// What finding own addresses needs.
 pub(super) struct Own {
     discovery: Mutex<Discovery>,
+    /// By socket.
+    watches: Mutex<Vec<Watching>>,
     discover: Notify,
     moved: Notify,
     answered: Notify,
@@ -81,6 +87,7 @@ impl Own {
         let clients = std::iter::repeat_with(|| None).take(sockets).collect();
         Self {
             discovery: Mutex::new(Discovery { clients, ..Discovery::default() }),
+            watches: Mutex::new(std::iter::repeat_with(Watching::default).take(sockets).collect()),
             discover: Notify::new(),
             moved: Notify::new(),
             answered: Notify::new(),
@@ -89,6 +96,34 @@ impl Own {
 
     fn discovery(&self) -> MutexGuard<'_, Discovery> {
         self.discovery.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watches(&self) -> MutexGuard<'_, Vec<Watching>> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A socket's watch, and whom it asks.
+#[derive(Default)]
+struct Watching {
+    watch: UdpWatch,
+    /// Who answered last.
+    favourite: Option<SocketAddr>,
+    /// Who is asked beside it while nobody answers.
+    turn: usize,
+    asked: VecDeque<([u8; 12], SocketAddr)>,
+    /// Who told last, and where it sees this end.
+    told: Option<(SocketAddr, SocketAddr)>,
+}
+
+impl Watching {
+    /// Whom to ask: one server; beside it another in turn, if the last had no answer.
+    fn servers(&mut self, all: &[SocketAddr], again: bool) -> Vec<SocketAddr> {
+        let favourite = self.favourite.filter(|f| all.contains(f)).or(all.first().copied());
+        let others: Vec<_> = all.iter().copied().filter(|s| Some(*s) != favourite).collect();
+        let other = others.get(self.turn % others.len().max(1)).copied().filter(|_| again);
+        self.turn = self.turn.wrapping_add(usize::from(again));
+        favourite.into_iter().chain(other).collect()
     }
 }
 
@@ -156,6 +191,7 @@ impl UdpStack {
         let mut link = control.subscribe();
         let mut mapped = self.portmap.watch();
         let mut sessions = self.sessions.subscribe();
+        let mut wanting = self.wanting.subscribe();
         let mut interfaces = interfaces::local_addresses().await;
         let mut changes = interfaces::watch(&tasks, cancel)
             .await
@@ -193,6 +229,7 @@ impl UdpStack {
                 known = Some(current.clone());
             }
             self.set_hosts(&interfaces, loopback);
+            self.set_wanted(*wanting.borrow_and_update() > 0);
             let busy = *sessions.borrow_and_update() > 0;
             idle_since = if busy { None } else { idle_since.or_else(|| Some(Instant::now())) };
             let idle_until = idle_since.map(|since| since + MAPPING_LINGER);
@@ -235,8 +272,10 @@ impl UdpStack {
                     self.set_port_mapping(external.map(|(_, addr)| addr));
                 },
                 changed = sessions.changed() => if changed.is_err() { return },
+                changed = wanting.changed() => if changed.is_err() { return },
                 () = at(idle_until.filter(|_| lingers)) => {}
                 () = self.drive_discovery() => {}
+                () = self.drive_watches() => {}
             }
         }
     }
@@ -244,6 +283,7 @@ impl UdpStack {
     /// Everything known is of another network now.
     fn new_network(&self) {
         self.portmap.network_changed();
+        self.own.watches().iter_mut().for_each(|watching| watching.favourite = None);
         self.addresses.send_modify(|addresses| {
             addresses.generation += 1;
             addresses.nat = None;
@@ -292,6 +332,9 @@ impl UdpStack {
             return false;
         }
         let now = Instant::now();
+        if self.is_watched(socket, datagram, packet) {
+            return true;
+        }
         let mut discovery = self.own.discovery();
         let Some(Some(client)) = discovery.clients.get_mut(socket.0) else { return false };
         if !client.handle_packet(datagram.from, packet, now) {
@@ -305,6 +348,7 @@ impl UdpStack {
             let mapped = client.mapped();
             discovery.first_answer.get_or_insert(now);
             drop(discovery);
+            self.handle_watched(socket, datagram.from);
             self.set_mapped(socket, &mapped);
             self.own.answered.notify_waiters();
         }
@@ -340,6 +384,95 @@ impl UdpStack {
                     }
                 }
                 discovery.clients.iter().flatten().filter_map(StunClient::poll_timeout).min()
+            };
+            match next {
+                Some(at) => sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ whether UDP passes
+
+    fn set_wanted(&self, wanted: bool) {
+        let now = Instant::now();
+        for watching in self.own.watches().iter_mut() {
+            watching.watch.handle_wanted(wanted, now);
+        }
+    }
+
+    /// An answer to a watch's request: true if it is one.
+    fn is_watched(
+        &self,
+        socket: LocalSocket,
+        datagram: &StunDatagram,
+        packet: &stun::StunPacket,
+    ) -> bool {
+        let asked = (packet.transaction_id, datagram.from);
+        let mapped = packet.mapped.filter(|_| packet.class == StunClass::Success);
+        let before = {
+            let mut watches = self.own.watches();
+            let Some(watching) = watches.get_mut(socket.0) else { return false };
+            let Some(at) = watching.asked.iter().position(|a| *a == asked) else { return false };
+            watching.asked.remove(at);
+            let Some(mapped) = mapped else { return true };
+            watching.told.replace((datagram.from, mapped))
+        };
+        self.handle_watched(socket, datagram.from);
+        let changed = match before.filter(|(server, _)| *server == datagram.from) {
+            Some((_, before)) => mapped != Some(before),
+            None => {
+                let addresses = self.addresses.borrow();
+                // A NAT that maps by destination shows every server another port.
+                let symmetric = addresses.nat.as_ref().is_some_and(NatSummary::is_symmetric);
+                let own = addresses.candidates.get(socket.0).filter(|_| !symmetric);
+                own.is_some_and(|own| own.iter().all(|c| Some(c.addr) != mapped))
+            }
+        };
+        if changed {
+            self.recheck(); // the NAT has another idea of this end, of which the peer must hear
+        }
+        true
+    }
+
+    fn handle_watched(&self, socket: LocalSocket, server: SocketAddr) {
+        let mut passes = false;
+        if let Some(watching) = self.own.watches().get_mut(socket.0) {
+            watching.favourite = Some(server);
+            watching.watch.handle_answer();
+            // Requests are for `drive_watches`: it makes none of them wait for an answer.
+            while let Some(event) = watching.watch.poll_event() {
+                passes |= event == WatchEvent::Passes;
+            }
+        }
+        if passes {
+            debug!(?socket, "UDP passes again");
+            self.addresses.send_modify(|addresses| addresses.passes += 1);
+        }
+    }
+
+    /// Asks whom the watches want to ask; returns never.
+    async fn drive_watches(&self) {
+        loop {
+            let next = {
+                let servers = self.own.discovery().servers.clone();
+                let mut watches = self.own.watches();
+                for (entry, watching) in self.entries.iter().zip(watches.iter_mut()) {
+                    let of_family = |s: &SocketAddr| Family::of(*s) == entry.family;
+                    let servers: Vec<_> = servers.iter().copied().filter(of_family).collect();
+                    watching.watch.handle_timeout(Instant::now());
+                    while let Some(event) = watching.watch.poll_event() {
+                        let WatchEvent::Ask { again } = event else { continue };
+                        for server in watching.servers(&servers, again) {
+                            // Without randomness there are no unpredictable transactions.
+                            let Some(id) = id() else { continue };
+                            watching.asked.truncate(MAX_ASKED - 1);
+                            watching.asked.push_front((id, server));
+                            entry.socket.send_stun(server, &stun::encode_binding_request(id));
+                        }
+                    }
+                }
+                watches.iter().filter_map(|w| w.watch.poll_timeout()).min()
             };
             match next {
                 Some(at) => sleep_until(at.into()).await,
