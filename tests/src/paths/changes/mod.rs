@@ -34,6 +34,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// What takes longest begins first, so that all are done at about the same time.
 const SLOW: &[&str] = &[
     "checks-lost",
+    "udp-dies-45s",
+    "udp-late-both",
     "map-life",
     "worst-case",
     "silence-20s",

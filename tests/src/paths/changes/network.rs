@@ -28,6 +28,26 @@ pub(super) fn scenes() -> Vec<Scene> {
             udp_dies(p, "agent")
         }),
         scene("udp-dies-console", "the same at the console", |p| udp_dies(p, "console")),
+        scene("udp-dies-45s", "the same for 45 s: nothing is left of the direct path", |p| {
+            udp_dies_for(p, "agent", Duration::from_secs(45))
+        }),
+        scene(
+            "udp-late-agent",
+            "a session begins without UDP at the agent; after 14 s it passes",
+            |p| udp_late(p, &["agent"], Duration::from_secs(14)),
+        ),
+        scene("udp-late-console", "the same at the console", |p| {
+            udp_late(p, &["console"], Duration::from_secs(14))
+        }),
+        scene("udp-late-both", "the same at both, after 36 s", |p| {
+            udp_late(p, &["agent", "console"], Duration::from_secs(36))
+        }),
+        Scene {
+            long: true,
+            ..scene("udp-late-12m", "the same at both, after 12 minutes", |p| {
+                udp_late(p, &["agent", "console"], Duration::from_secs(720))
+            })
+        },
         scene("rebind-agent", "the agent's NAT loses its mappings", |p| rebind(p, "agent", &[])),
         scene("rebind-console", "the same at the console", |p| rebind(p, "console", &[])),
         scene("rebind-ip-agent", "the agent's NAT gets a new address", |p| {
@@ -65,6 +85,10 @@ pub(super) fn direct_world(place: &Place<'_>, scenario: &str) -> Result<World> {
 }
 
 fn udp_dies(place: &Place<'_>, side: &str) -> Result<Seen> {
+    udp_dies_for(place, side, REST)
+}
+
+fn udp_dies_for(place: &Place<'_>, side: &str, outage: Duration) -> Result<Seen> {
     let mut world = direct_world(place, PAIR)?;
     let flow = world.flow(RATE)?;
     pause(Duration::from_secs(1));
@@ -72,7 +96,7 @@ fn udp_dies(place: &Place<'_>, side: &str) -> Result<Seen> {
     let before = world.events()?;
     world.ctl(&format!("set {side}-nat allow=no-udp"))?;
     world.wait_active(before, "relayed", DIRECT)?;
-    pause(REST);
+    pause(outage);
     let back = Instant::now();
     world.ctl(&format!("set {side}-nat allow=all"))?;
     let direct = world.direct_again(back, Duration::from_secs(60))?;
@@ -80,6 +104,30 @@ fn udp_dies(place: &Place<'_>, side: &str) -> Result<Seen> {
     let flowed = flow.finish()?;
     let felt =
         Felt { stall: flowed.stall_since(since), direct, bytes: flowed.bytes.0 + flowed.bytes.1 };
+    world.close()?;
+    Ok(Seen::felt(&felt, STALL, Some(AGAIN)))
+}
+
+/// UDP passes only when the session has long been open: nobody has ever seen these sockets, and
+/// attempts have become rare.
+fn udp_late(place: &Place<'_>, sides: &[&str], after: Duration) -> Result<Seen> {
+    let mut world = World::prepare(place, PAIR, false)?;
+    let allow = |world: &World, what: &str| {
+        sides.iter().try_for_each(|side| world.ctl(&format!("set {side}-nat allow={what}")))
+    };
+    allow(&world, "no-udp")?;
+    world.run_servers()?;
+    world.open_until("relayed", DIRECT)?;
+    let flow = world.flow(RATE)?;
+    pause(after);
+    ensure!(world.active()? == "relayed", "{} without UDP", world.active()?);
+    let passes = Instant::now();
+    allow(&world, "all")?;
+    let direct = world.direct_again(passes, AGAIN * 4)?;
+    pause(REST);
+    let flowed = flow.finish()?;
+    let felt =
+        Felt { stall: flowed.stall_since(passes), direct, bytes: flowed.bytes.0 + flowed.bytes.1 };
     world.close()?;
     Ok(Seen::felt(&felt, STALL, Some(AGAIN)))
 }
