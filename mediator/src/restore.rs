@@ -2,7 +2,8 @@
 //!
 //! The log goes on in trees that name the heads of the backup: continuing the old trees would
 //! show a second history to everybody who holds a newer head. What ended or was used up since the
-//! backup must not come back: all logins end, and tokens good for one more enrolment are void.
+//! backup must not come back: all logins end, all enrolment tokens are void, erasures are done
+//! again, and what was withdrawn in the database that is there, as far as it can be read, stays so.
 //! Must never destroy the database that was there: it is kept beside.
 
 use std::path::Path;
@@ -13,12 +14,13 @@ use adit_runtime::{
     time::unix_ms,
 };
 use serde_json::json;
+use sqlx::any::AnyRow;
 
 use crate::{
     config::PROGRAM,
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     place::{DATABASE, MediatorDir, store_error},
-    store::{Mode, Store, StoreError, WriteTx, Writer, audit, compact, tenants},
+    store::{Columns, Mode, Store, StoreError, WriteTx, Writer, audit, bigint, compact, tenants},
     tenancy::{erase, ledger},
 };
 
@@ -35,7 +37,9 @@ pub(crate) async fn run(global: &GlobalArgs, file: &Path) -> Result<(), CliError
     remove_staged(&place)?;
     let bytes = std::fs::read(file).map_err(failed)?;
     place.dir.write_atomic(STAGED, &bytes, 0o600)?;
-    let prepared = prepare(&place).await;
+    let gone = withdrawn(&place).await;
+    let taken_along = gone.is_some();
+    let prepared = prepare(&place, gone.unwrap_or_default()).await;
     if let Err(error) = prepared {
         remove_staged(&place)?;
         return Err(error);
@@ -62,12 +66,110 @@ pub(crate) async fn run(global: &GlobalArgs, file: &Path) -> Result<(), CliError
     std::fs::rename(place.dir.file(STAGED)?, &database).map_err(failed)?;
     remove_staged(&place)?;
     let output = global.output();
-    output.emit(&json!({"restored": file.display().to_string(), "kept": kept}))?;
-    output.human(format_args!("restored; the database that was there is kept as {kept}"))
+    output.emit(&json!({
+        "restored": file.display().to_string(),
+        "kept": kept,
+        "withdrawals_kept": taken_along,
+    }))?;
+    output.human(format_args!("restored; the database that was there is kept as {kept}"))?;
+    output.human(match taken_along {
+        true => "Passwords, second factors and the contents of roles are those of the backup.",
+        false => {
+            "The database that was there cannot be read: users that were disabled, API keys, rights \
+             and devices that were withdrawn since the backup hold again. Look through users, API \
+             keys, bindings, devices, clients and relays before anybody works."
+        }
+    })
+}
+
+/// What ends a right, by a statement that finds it and one that ends it again. `$1` to `$3` are
+/// the texts found, `$4` the time.
+const WITHDRAWALS: [(&str, &str); 8] = [
+    (
+        "SELECT id AS a, '' AS b, '' AS c FROM account WHERE disabled = 1",
+        "UPDATE account SET disabled = 1 WHERE id = $1 AND disabled = 0 AND $2 = $3 AND $4 > 0",
+    ),
+    (
+        "SELECT id AS a, '' AS b, '' AS c FROM api_key WHERE revoked_ms IS NOT NULL",
+        "UPDATE api_key SET revoked_ms = $4 WHERE id = $1 AND revoked_ms IS NULL AND $2 = $3",
+    ),
+    (
+        "SELECT id AS a, '' AS b, '' AS c FROM relay WHERE disabled = 1",
+        "UPDATE relay SET disabled = 1 WHERE id = $1 AND disabled = 0 AND $2 = $3 AND $4 > 0",
+    ),
+    (
+        "SELECT id AS a, '' AS b, '' AS c FROM access_binding WHERE valid_to_ms IS NOT NULL",
+        "UPDATE access_binding SET valid_to_ms = $4 \
+         WHERE id = $1 AND valid_to_ms IS NULL AND $2 = $3",
+    ),
+    (
+        // Out of that group, and not in it again.
+        "SELECT DISTINCT account_id AS a, label AS b, '' AS c FROM account_label x \
+         WHERE NOT EXISTS (SELECT 1 FROM account_label y WHERE y.account_id = x.account_id \
+         AND y.label = x.label AND y.valid_to_ms IS NULL)",
+        "UPDATE account_label SET valid_to_ms = $4 \
+         WHERE account_id = $1 AND label = $2 AND valid_to_ms IS NULL AND $3 = ''",
+    ),
+    (
+        "SELECT device AS a, reason AS b, '' AS c FROM device_block",
+        "INSERT INTO device_block (device, reason, since_ms) SELECT $1, $2, $4 WHERE $3 = '' \
+         ON CONFLICT DO NOTHING",
+    ),
+    (
+        "SELECT partner_id AS a, device AS b, reason AS c FROM partner_device_block",
+        "INSERT INTO partner_device_block (partner_id, device, reason, since_ms) \
+         SELECT $1, $2, $3, $4 WHERE EXISTS (SELECT 1 FROM partner WHERE id = $1) \
+         ON CONFLICT DO NOTHING",
+    ),
+    (
+        "SELECT client_id AS a, reason AS b, '' AS c FROM client_lock",
+        "INSERT INTO client_lock (client_id, reason, since_ms) \
+         SELECT $1, $2, $4 WHERE $3 = '' AND EXISTS (SELECT 1 FROM client WHERE id = $1) \
+         ON CONFLICT DO NOTHING",
+    ),
+];
+
+/// For each of [`WITHDRAWALS`] what it found.
+type Withdrawn = Vec<Vec<[String; 3]>>;
+
+/// What was withdrawn in the database that is there; `None` if it cannot be read.
+async fn withdrawn(place: &MediatorDir) -> Option<Withdrawn> {
+    let store = place.store(Mode::Write).await.ok()?;
+    let all = read_withdrawn(&store).await;
+    store.close().await;
+    all.inspect_err(|error| tracing::warn!(%error, "what was withdrawn cannot be read")).ok()
+}
+
+async fn read_withdrawn(store: &Store) -> Result<Withdrawn, StoreError> {
+    let mut all = Vec::new();
+    for (find, _) in WITHDRAWALS {
+        let rows = sqlx::query(find).fetch_all(&store.readers).await?;
+        let three = |row: &AnyRow| Ok([row.text("a")?, row.text("b")?, row.text("c")?]);
+        all.push(rows.iter().map(three).collect::<Result<_, StoreError>>()?);
+    }
+    Ok(all)
+}
+
+/// Ends it in the copy, too; how much came back with the backup.
+async fn withdraw_again(tx: &mut WriteTx, gone: &Withdrawn) -> Result<u64, StoreError> {
+    let (mut count, now) = (0_u64, bigint(tx.now_ms()));
+    for ((_, end), rows) in WITHDRAWALS.iter().zip(gone) {
+        for [a, b, c] in rows {
+            let ended = sqlx::query(*end)
+                .bind(a.clone())
+                .bind(b.clone())
+                .bind(c.clone())
+                .bind(now)
+                .execute(tx.sql())
+                .await?;
+            count = count.saturating_add(ended.rows_affected());
+        }
+    }
+    Ok(count)
 }
 
 /// Checks the copy and starts new trees in it.
-async fn prepare(place: &MediatorDir) -> Result<(), CliError> {
+async fn prepare(place: &MediatorDir, gone: Withdrawn) -> Result<(), CliError> {
     let installation = place.installation()?;
     let path = place.dir.file(STAGED)?;
     let store = Store::open(&path, Mode::Write)
@@ -92,11 +194,13 @@ async fn prepare(place: &MediatorDir) -> Result<(), CliError> {
             }
             let home = home.ok_or(StoreError::Missing("home partner in the backup"))?;
             let (logins, tokens) = withdraw(tx).await?;
+            let again = withdraw_again(tx, &gone).await?;
             let event = Event::new("backup.restored", Level::Critical)
                 .actor("local administrator")
                 .outcome("done")
                 .extra("logins_ended", logins)
-                .extra("tokens_voided", tokens);
+                .extra("tokens_voided", tokens)
+                .extra("withdrawn_again", again);
             tx.append(&home, event).await
         })
     });
@@ -122,10 +226,11 @@ async fn prepare(place: &MediatorDir) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Ends all logins and voids the tokens that have one use left; how many of each.
+/// Ends all logins and voids all enrolment tokens; how many of each. A token that was used or
+/// revoked since the backup would be good again.
 async fn withdraw(tx: &mut WriteTx) -> Result<(u64, u64), StoreError> {
     let logins = sqlx::query("DELETE FROM login").execute(tx.sql()).await?;
-    let tokens = sqlx::query("UPDATE enroll_token SET uses_left = 0 WHERE uses_left = 1");
+    let tokens = sqlx::query("UPDATE enroll_token SET uses_left = 0 WHERE uses_left > 0");
     let tokens = tokens.execute(tx.sql()).await?;
     Ok((logins.rows_affected(), tokens.rows_affected()))
 }

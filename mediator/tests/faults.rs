@@ -96,16 +96,41 @@ async fn a_backup_restores_and_goes_on_in_a_new_tree() {
     let file = file.to_str().unwrap();
     let (_console, me, session_token) = mediator.console().await;
     let token = mediator.token(&["agent", "--client", "main/hq"]);
+    let many = mediator.token(&["agent", "--client", "main/hq", "--uses", "9"]);
+    for user in ["gone", "here", "member"] {
+        mediator.admin(&["user", "add", user]);
+    }
+    mediator.admin(&["user", "group", "member", "night"]);
+    let bind = ["role", "bind", "owner", "--user", "here"];
+    let binding = mediator.admin(&bind)[0]["binding"].as_str().unwrap().to_owned();
     mediator.admin(&["backup", file]);
+    // Withdrawn since.
+    mediator.admin(&["user", "disable", "gone"]);
+    mediator.admin(&["role", "unbind", &binding]);
+    mediator.admin(&["user", "group", "member", "night", "--remove"]);
+    let stolen = identity().signing.public().fingerprint().to_string();
+    mediator.admin(&["device", "disable", &stolen]);
+    mediator.admin(&["client", "lockdown", "main/hq"]);
     mediator.admin(&["user", "add", "late"]);
     mediator.enroll(&identity(), &token, 1, "pc").await.unwrap();
     let (code, _) = mediator.try_admin(&["restore", file], "");
     assert_eq!(code, 1, "restored under a running server");
     mediator.kill();
-    mediator.admin(&["restore", file]);
+    let restored = mediator.admin(&["restore", file]);
+    assert_eq!(restored[0]["withdrawals_kept"], true, "{restored:?}");
     mediator.serve();
     let users = mediator.admin(&["user", "list"]);
-    assert_eq!(users.len(), 1);
+    assert_eq!(users.len(), 4, "{users:?}");
+    // What was withdrawn stays so: the user, the right, the group, the device, the lockdown.
+    let gone = users.iter().find(|user| user["user"] == "gone").unwrap();
+    assert_eq!(gone["enabled"], false, "{gone}");
+    let again = mediator.events_named("backup.restored").remove(0);
+    assert_eq!(again["extra"]["withdrawn_again"], 5, "{again}");
+    assert_eq!(mediator.try_admin(&["role", "unbind", &binding], "").0, 4, "it holds again");
+    assert!(mediator.admin(&["client", "list"])[0]["locked"].as_bool().unwrap());
+    mediator.admin(&["client", "unlock", "main/hq"]);
+    let refused = mediator.enroll(&identity(), &many, 1, "rogue").await.unwrap_err();
+    assert_eq!(refused.code, failure::TOKEN_SPENT);
     // What ended or was used up since the backup does not come back.
     let hello = wire::Hello { session_token, ..hello(2, &me, &[]) };
     let console = mediator.connect(&me, hello).await.unwrap();

@@ -157,7 +157,7 @@ pub(crate) async fn handle(
         AdminRequest::Audit(act) => {
             may_change_audit(who, &act).await?;
             let (store, writer) = (&context.store, &context.writer);
-            crate::audit::acts::handle(store, writer, context.retention_ms, actor.name(), act).await
+            crate::audit::acts::handle(store, writer, context.retention_ms, &actor, act).await
         }
         AdminRequest::Backup { file } => backup(who, file).await,
         AdminRequest::Status => status(who).await,

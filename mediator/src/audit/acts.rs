@@ -1,7 +1,7 @@
 //! What administrators do with the log's levels, retention and forwarding. Every act is recorded
 //! in the transaction that does it.
 
-use adit_ledger::{Event, Level};
+use adit_ledger::Level;
 use adit_runtime::{cli::CliError, time::format_ms};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -11,6 +11,7 @@ use super::{
     retention::{self, DAY_MS, MAX_DAYS, MIN_DAYS},
 };
 use crate::{
+    admin::actor::Actor,
     place::store_error,
     store::{Store, StoreError, Writer, accounts, tenants},
 };
@@ -34,12 +35,12 @@ pub(crate) enum AuditAct {
     Forwarding,
 }
 
-/// Does it. `actor` is who, as the log names it.
+/// Does it, for `by`, whom the log names.
 pub(crate) async fn handle(
     store: &Store,
     writer: &Writer,
     retention_ms: u64,
-    actor: &str,
+    by: &Actor,
     act: AuditAct,
 ) -> Result<Vec<Value>, CliError> {
     match act {
@@ -50,26 +51,22 @@ pub(crate) async fn handle(
                 return Err(CliError::usage("usage", text)
                     .hint("what was promised to be kept is not deleted earlier"));
             }
-            set_retention(writer, actor, partner.clone(), days).await.map_err(store_error)?;
+            set_retention(writer, by, partner.clone(), days).await.map_err(store_error)?;
             Ok(vec![json!({"partner": partner, "days": days})])
         }
         AuditAct::Hold { partner, hold, reason } => {
             let reason: String = reason.chars().take(MAX_REASON).collect();
-            set_hold(writer, actor, partner.clone(), hold, reason).await.map_err(store_error)?;
+            set_hold(writer, by, partner.clone(), hold, reason).await.map_err(store_error)?;
             Ok(vec![json!({"partner": partner, "hold": hold})])
         }
         AuditAct::SetLevel { user, level } => {
             let level = Level::from_number(level.into())
                 .ok_or_else(|| CliError::usage("usage", "a level from 0 to 5 is expected"))?;
-            set_level(writer, actor, user.clone(), level).await.map_err(store_error)?;
+            set_level(writer, by, user.clone(), level).await.map_err(store_error)?;
             Ok(vec![json!({"user": user, "level": level as u8, "name": level.name()})])
         }
         AuditAct::Forwarding => standings(store).await,
     }
-}
-
-fn event(name: &str, partner: &str, actor: &str) -> Event {
-    Event::new(name, Level::Significant).partner(partner).actor(actor).outcome("done")
 }
 
 async fn list(store: &Store, retention_ms: u64) -> Result<Vec<Value>, CliError> {
@@ -90,11 +87,11 @@ async fn list(store: &Store, retention_ms: u64) -> Result<Vec<Value>, CliError> 
 
 async fn set_retention(
     writer: &Writer,
-    actor: &str,
+    by: &Actor,
     partner: String,
     days: Option<u64>,
 ) -> Result<(), StoreError> {
-    let actor = actor.to_owned();
+    let by = by.clone();
     writer
         .write(move |tx| {
             Box::pin(async move {
@@ -102,7 +99,7 @@ async fn set_retention(
                     tenants::partner(tx, &partner).await?.ok_or(StoreError::Missing("partner"))?;
                 let ms = days.map(|days| days * DAY_MS);
                 retention::set_retention(tx, &partner.id, ms).await?;
-                let mut done = event("audit.retention_set", &partner.name, &actor);
+                let mut done = by.event("audit.retention_set", &partner.name);
                 done = match days {
                     Some(days) => done.extra("days", days),
                     None => done.extra("days", "as configured"),
@@ -115,12 +112,12 @@ async fn set_retention(
 
 async fn set_hold(
     writer: &Writer,
-    actor: &str,
+    by: &Actor,
     partner: String,
     hold: bool,
     reason: String,
 ) -> Result<(), StoreError> {
-    let actor = actor.to_owned();
+    let by = by.clone();
     writer
         .write(move |tx| {
             Box::pin(async move {
@@ -128,7 +125,7 @@ async fn set_hold(
                     tenants::partner(tx, &partner).await?.ok_or(StoreError::Missing("partner"))?;
                 retention::set_hold(tx, &partner.id, hold, &reason).await?;
                 let name = if hold { "audit.hold_set" } else { "audit.hold_released" };
-                let done = event(name, &partner.name, &actor).reason(reason);
+                let done = by.event(name, &partner.name).reason(reason);
                 tx.append(&partner.id, done).await.map(|_| ())
             })
         })
@@ -137,17 +134,18 @@ async fn set_hold(
 
 async fn set_level(
     writer: &Writer,
-    actor: &str,
+    by: &Actor,
     user: String,
     level: Level,
 ) -> Result<(), StoreError> {
-    let actor = actor.to_owned();
+    let by = by.clone();
     writer
         .write(move |tx| {
             Box::pin(async move {
                 let account = accounts::find(tx, &user).await?;
                 levels::set(tx, &account.id, level).await?;
-                let done = event("user.audit_level", &account.partner, &actor)
+                let done = by
+                    .event("user.audit_level", &account.partner)
                     .extra("level", u64::from(level as u8))
                     .extra_personal("user", account.name);
                 tx.append(&account.partner_id, done).await.map(|_| ())
