@@ -281,3 +281,126 @@ async fn a_login_that_is_not_fresh_reveals_exports_gives_and_destroys_nothing() 
     let answer = web.ask(&who, "GET", "/api/v1/audit/export", None).await;
     assert_eq!(answer.status, 200, "{answer:?}");
 }
+
+/// R45: what an auditor asks for is there by itself: who has access, who gave it, who approved, and
+/// of every tunnel technician, endpoint and application.
+#[tokio::test]
+async fn auditors_find_access_approvals_and_every_tunnel_with_who_where_and_what() {
+    let mediator = Mediator::start();
+    let (mut agent, pc, key) = mediator.agent("pc").await;
+    let mut people = Vec::new();
+    for (name, role, more) in [
+        ("jane", "technician", &["--require", "approval"][..]),
+        ("rep", "client-representative", &["--client", "main/hq"]),
+        ("aud", "auditor", &[]),
+    ] {
+        let added = mediator.admin(&["user", "add", name, "--role", "none"]);
+        let bind = [&["role", "bind", role, "--user", name][..], more].concat();
+        mediator.admin(&bind);
+        let me = identity();
+        let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+        device.login(name, added[0]["password"].as_str().unwrap()).await.unwrap();
+        people.push((device, me));
+    }
+    let (jane, rep, auditor) = (&people[0].0, &people[1].0, &people[2]);
+    let wish = wire::RequestAccess {
+        computer_id: pc.device_id.clone(),
+        redirector: "ssh".into(),
+        reason: "disk is full".into(),
+        ticket: "T-1".into(),
+        length_ms: 600_000,
+    };
+    let Body::AccessRequest(asked) = jane.ask(Body::RequestAccess(wish)).await.unwrap() else {
+        panic!("no request");
+    };
+    let (request_id, note) = (asked.request_id.clone(), "until noon".to_owned());
+    let yes = wire::DecideRequest { request_id, approve: true, note, ..Default::default() };
+    rep.ask(Body::DecideRequest(yes)).await.unwrap();
+    {
+        let opened = jane.ask(Body::Open(open(1, &pc, &key)));
+        tokio::pin!(opened);
+        loop {
+            tokio::select! {
+                done = &mut opened => { done.unwrap(); break; }
+                request = agent.next() => {
+                    let (_, responder) = request.into_parts();
+                    let noise_msg2 = vec![8; 100].into();
+                    responder.reply(Body::Answer(wire::Answer { noise_msg2 }));
+                }
+            }
+        }
+    }
+
+    // All by the auditor's own means.
+    let who = Who::at(&auditor.0, &auditor.1).await;
+    let mut web = Web::connect(&mediator).await;
+    let mut all = async |target: &str| {
+        let answer = web.ask(&who, "GET", target, None).await;
+        assert_eq!(answer.status, 200, "{target}: {answer:?}");
+        answer.body["items"].as_array().unwrap_or_else(|| panic!("{answer:?}")).clone()
+    };
+    let bindings = all("/api/v1/bindings").await;
+    for (name, role, scope) in [
+        ("jane", "technician", "partner"),
+        ("rep", "client-representative", "client"),
+        ("aud", "auditor", "partner"),
+    ] {
+        let held = bindings.iter().find(|line| line["name"] == name);
+        let held = held.unwrap_or_else(|| panic!("{name}: {bindings:?}"));
+        assert_eq!((&held["role"], &held["scope"]), (&role.into(), &scope.into()), "{held}");
+    }
+    assert!(all("/api/v1/roles").await.iter().any(|role| role["role"] == "technician"));
+    let mut found = async |event: &str| {
+        let entries = all(&format!("/api/v1/audit/events?event={event}")).await;
+        assert!(!entries.is_empty(), "no {event}");
+        entries[0]["entry"].clone()
+    };
+    for (event, actor) in [
+        ("role.bound", "local administrator"),
+        ("request.made", "jane"),
+        ("request.approved", "rep"),
+        ("session.granted", "jane"),
+    ] {
+        let entry = found(event).await;
+        assert_eq!(entry["actor"], actor, "{entry}");
+        assert_eq!(entry["outcome"].as_str().map(str::is_empty), Some(false), "{entry}");
+        if !event.starts_with("role") {
+            assert_eq!((&entry["computer"], &entry["client"]), (&"pc".into(), &"main/hq".into()));
+            assert_eq!(entry["redirector"], "ssh", "{entry}");
+        }
+    }
+    let granted = found("session.granted").await;
+    for (field, value) in [
+        ("viewer", "ssh"),
+        ("target", "127.0.0.1:22"),
+        ("reason", "a reason"),
+        ("ticket", "T-1"),
+        ("mfa", "none"),
+    ] {
+        assert_eq!(granted[field], value, "{granted}");
+    }
+    // And it is there for 120 days, unless somebody wants it longer.
+    let kept = mediator.admin(&["audit", "retention", "show"]);
+    assert!(kept.iter().any(|line| line["days"] == 120), "{kept:?}");
+    let longer = ["audit", "retention", "set", "main", "--days", "119"];
+    assert_ne!(mediator.try_admin(&longer, "").0, 0, "less than 120 days");
+}
+
+/// R20: not even the configuration makes logins last longer.
+#[test]
+fn no_configuration_makes_logins_last_longer_than_the_rule_allows() {
+    let mediator = Mediator::init();
+    let file = mediator.dir.path().join("mediator.toml");
+    let before = std::fs::read_to_string(&file).unwrap();
+    for (line, code) in [
+        ("session_life = \"24h\"", 0),
+        ("session_life = \"25h\"", 2),
+        ("session_idle = \"1h\"", 0),
+        ("session_idle = \"61m\"", 2),
+        ("session_idle = \"0s\"", 2),
+    ] {
+        std::fs::write(&file, format!("{before}\n{line}\n")).unwrap();
+        let (got, told) = mediator.try_admin(&["config", "check"], "");
+        assert_eq!(got, code, "{line}: {told:?}");
+    }
+}
