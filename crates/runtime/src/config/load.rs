@@ -10,6 +10,12 @@ use crate::cli::{CliError, Program, escape_text};
 use crate::datadir::denied;
 use crate::logging::check_level;
 
+/// Characters of an unknown name that are quoted, and up to which the known name that was meant is
+/// looked for: the work grows with the length of both, and a file's key may have a mebibyte.
+const MAX_GUESSED: usize = 64;
+/// Instead of a guess.
+const NO_GUESS: &str = "`config show` tells the names that there are";
+
 /// The key of the log level in every program.
 const LOG_LEVEL_KEY: &str = "log.level";
 
@@ -173,8 +179,12 @@ pub(super) fn find_key(keys: &'static [Key], path: &str) -> Option<&'static Key>
 }
 
 pub(super) fn unknown_key(keys: &[Key], path: &str, origin: &Origin) -> CliError {
-    let message = format!("{origin}: unknown key \"{}\"", escape_text(path));
+    let (quoted, whole) = cut(path);
+    let message = format!("{origin}: unknown key \"{quoted}\"");
     let error = CliError::usage("config_unknown_key", message);
+    if !whole {
+        return error.hint(NO_GUESS);
+    }
     // Of the same depth: a section for what stands where a section stands; and keys of that very
     // name in other sections.
     let depth = path.split('.').count();
@@ -200,12 +210,24 @@ fn unknown(
     origin: &str,
     candidates: impl Iterator<Item = String>,
 ) -> CliError {
-    let message = format!("{origin}: unknown {what} \"{}\"", escape_text(name));
+    let (quoted, whole) = cut(name);
+    let message = format!("{origin}: unknown {what} \"{quoted}\"");
     let error = CliError::usage("config_unknown_key", message);
+    if !whole {
+        return error.hint(NO_GUESS);
+    }
     let nearest = candidates.min_by_key(|known| strsim::damerau_levenshtein(known, name));
     match nearest {
         Some(known) => error.hint(format!("did you mean \"{known}\"?")),
         None => error.hint("this program has no configuration keys"),
+    }
+}
+
+/// A name as it is quoted, and whether that is all of it.
+fn cut(name: &str) -> (String, bool) {
+    match name.char_indices().nth(MAX_GUESSED) {
+        None => (escape_text(name), true),
+        Some((end, _)) => (escape_text(name.get(..end).unwrap_or_default()) + "…", false),
     }
 }
 
