@@ -17,6 +17,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use world::{AGENT, CONSOLE, Class, Cut, Kind, Plan, World, ms};
 
 const SEEDS: u64 = 2000;
+const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/seeds/outages_world.txt");
 const AGAIN: Duration = Duration::from_secs(5);
 /// Of runs in which packets are lost, so many must be in time.
 const LOSSY_SHARE: (usize, usize) = (98, 100);
@@ -27,9 +28,24 @@ const CHECKS_PER_MINUTE: [usize; 2] = [120, 250];
 
 fn seeds() -> Vec<u64> {
     let variable = |name| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
-    match variable("ADIT_SEED") {
-        Some(seed) => vec![seed],
-        None => (0..variable("ADIT_SEEDS").unwrap_or(SEEDS)).collect(),
+    if let Some(seed) = variable("ADIT_SEED") {
+        return vec![seed];
+    }
+    let all = variable("ADIT_SEEDS").unwrap_or(SEEDS);
+    let kept = kept().into_iter().filter(|seed| *seed >= all);
+    (0..all).chain(kept).collect()
+}
+
+fn kept() -> Vec<u64> {
+    let kept = std::fs::read_to_string(REGRESSIONS).unwrap_or_default();
+    kept.lines().filter_map(|line| line.split('#').next()?.trim().parse().ok()).collect()
+}
+
+/// Failing seeds stay in the file that is always replayed; it is committed.
+fn keep(seed: u64) {
+    if !kept().contains(&seed) {
+        let before = std::fs::read_to_string(REGRESSIONS).unwrap_or_default();
+        let _ = std::fs::write(REGRESSIONS, format!("{before}{seed}\n"));
     }
 }
 
@@ -107,6 +123,7 @@ impl Tally {
             self.lossy.0 += usize::from(in_time);
             self.lossy.1 += 1;
         } else if !in_time {
+            keep(seed);
             self.failed.push(format!("seed {seed}: {after:?} {what} {:?}", plan.kinds));
         }
         self.times.extend(after);

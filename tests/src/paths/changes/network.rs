@@ -60,10 +60,16 @@ pub(super) fn scenes() -> Vec<Scene> {
         scene("roam-idle-console", "the same at the console", |p| roam_idle(p, "console")),
         scene("short-timeout", "NATs forget after 3 s of silence; idle for 8 s", short_timeout),
         scene("v6-to-v4", "IPv6 dies under a session on it, since IPv4 is 60 ms slower", |p| {
-            family(p, "v6", "dual:delay4=15+dual:delay4=15")
+            family(p, "agent", "v6", "dual:delay4=15+dual:delay4=15")
+        }),
+        scene("v6-to-v4-console", "the same at the console", |p| {
+            family(p, "console", "v6", "dual:delay4=15+dual:delay4=15")
         }),
         scene("v4-to-v6", "IPv4 dies under a session on it, since IPv6 is 60 ms slower", |p| {
-            family(p, "v4", "dual:delay6=15+dual:delay6=15")
+            family(p, "agent", "v4", "dual:delay6=15+dual:delay6=15")
+        }),
+        scene("v4-to-v6-console", "the same at the console", |p| {
+            family(p, "console", "v4", "dual:delay6=15+dual:delay6=15")
         }),
         scene("checks-lost", "every check is lost for 40 s, data pass", checks_lost),
         scene("mtu-1280", "the agent's line has an MTU of 1280", |p| mtu(p, "mtu=1280")),
@@ -184,14 +190,19 @@ fn short_timeout(place: &Place<'_>) -> Result<Seen> {
 }
 
 /// `scenario` makes the family that dies the better one.
-fn family(place: &Place<'_>, dies: &'static str, scenario: &str) -> Result<Seen> {
+fn family(
+    place: &Place<'_>,
+    side: &'static str,
+    dies: &'static str,
+    scenario: &str,
+) -> Result<Seen> {
     let mut world = direct_world(place, scenario)?;
     // Whichever was first, by now the better one is in use.
     pause(Duration::from_secs(3));
     let is_v6 = |remote: String| remote.starts_with('[');
     let before = world.active_remote()?;
     ensure!(is_v6(before.clone()) == (dies == "v6"), "on {before} before {dies} died");
-    let change = |w: &mut World| w.ctl(&format!("set agent-nat {dies}=off"));
+    let change = |w: &mut World| w.ctl(&format!("set {side}-nat {dies}=off"));
     let felt = during_flow(&mut world, change, Duration::ZERO, AGAIN + REST)?;
     let (kind, after) = (world.active()?, world.active_remote()?);
     world.close()?;
