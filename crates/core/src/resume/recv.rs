@@ -77,6 +77,11 @@ impl Receiver {
         self.window
     }
 
+    #[cfg(test)]
+    pub(super) fn held_for_copies(&self) -> usize {
+        self.copied.capacity()
+    }
+
     /// Bytes that wait for the local socket.
     pub(super) fn waiting(&self) -> u64 {
         self.received - self.delivered
@@ -117,21 +122,33 @@ impl Receiver {
             Keep::Messages => COPIED,
             Keep::Nothing => usize::MAX,
         };
-        let collected = if data.len() < SMALL { COLLECTED.0 } else { COLLECTED.1 };
-        let copy = data.len() < least;
-        if !self.copied.is_empty() && (!copy || self.copied.len() + data.len() > collected) {
-            let whole = self.copied.split().freeze();
-            self.queue.push_back(whole);
-        }
-        if !copy {
+        if data.len() >= least {
+            self.end_copied();
             self.queue.push_back(data);
-        } else if data.len() > collected {
-            self.queue.push_back(Bytes::copy_from_slice(&data));
         } else {
-            if self.copied.capacity() < self.copied.len() + data.len() {
-                self.copied.reserve(collected);
+            self.copy(data);
+        }
+    }
+
+    /// Fills one buffer after the other: none is left half empty for a piece that would not fit.
+    fn copy(&mut self, mut data: Bytes) {
+        let collected = if data.len() < SMALL { COLLECTED.0 } else { COLLECTED.1 };
+        while !data.is_empty() {
+            let mut room = self.copied.capacity() - self.copied.len();
+            if room == 0 {
+                self.end_copied();
+                self.copied = BytesMut::with_capacity(collected);
+                room = self.copied.capacity();
             }
-            self.copied.extend_from_slice(&data);
+            self.copied.extend_from_slice(&data.split_to(room.min(data.len())));
+        }
+    }
+
+    fn end_copied(&mut self) {
+        // The rest of its buffer goes with it: nothing is held for a channel that is quiet.
+        let whole = std::mem::take(&mut self.copied);
+        if !whole.is_empty() {
+            self.queue.push_back(whole.freeze());
         }
     }
 
@@ -155,7 +172,10 @@ impl Receiver {
             // finds every part of it cold.
             self.queue.clear();
         }
-        front.or_else(|| (!self.copied.is_empty()).then(|| self.copied.split().freeze()))
+        front.or_else(|| {
+            let copied = std::mem::take(&mut self.copied);
+            (!copied.is_empty()).then(|| copied.freeze())
+        })
     }
 
     /// Is everything delivered and only the local shutdown missing?

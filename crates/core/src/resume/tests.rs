@@ -645,6 +645,23 @@ fn packets_are_kept_as_they_came_until_they_pile_up() {
     assert!(taken <= 5, "{taken} pieces");
 }
 
+/// Whatever the sizes of what is copied, its buffers are full, and a channel that waits for
+/// nothing holds none.
+#[test]
+fn copies_take_no_more_room_than_what_they_hold() {
+    let (mut agent, carrier, id, _) = agent();
+    let mut offset = 0;
+    for _ in 0..7 {
+        for len in [1025, 32_767] {
+            agent.handle_data(carrier, id, offset, Bytes::from(vec![7; len])).unwrap();
+            offset += len as u64;
+        }
+    }
+    let taken = std::iter::from_fn(|| agent.take_deliverable(id)).count();
+    assert!(taken as u64 <= offset / (32 * 1024) + 1, "{taken} pieces");
+    assert_eq!(agent.channels[&id].recv.held_for_copies(), 0);
+}
+
 /// The local side is told when there is something to take, not at each piece.
 #[test]
 fn only_the_first_piece_that_waits_is_an_event() {
