@@ -3,12 +3,12 @@
 //! Each filter is one or more streams of sequence numbers, read downwards from an index that has
 //! all it needs. The streams are intersected by leaping: whoever is highest goes down to the
 //! lowest. Only what all of them agree on is read from the table. Times are filtered by blocks of
-//! entries, so that a clock that jumped hides nothing.
+//! entries, so that a clock that jumped hides nothing, and costs no more than its own block.
 //!
 //! INVARIANT: one call reads at most [`MAX_KEYS_READ`] index rows and [`MAX_ROWS_READ`] entries,
-//! whatever the filter and however long the log, and begins no further read after
-//! [`MAX_TIME`]; a page may then be short and says where to go on, further down than it began. Must never show an entry of another partner, or one outside the places that a person's
-//! roles cover.
+//! whatever the filter and however long the log, and begins no further read after [`MAX_TIME`]; a
+//! page may then be short and says where to go on, further down than it began. Must never show an
+//! entry of another partner, or one outside the places that a person's roles cover.
 
 use std::{
     collections::VecDeque,
@@ -418,8 +418,30 @@ impl Run<'_> {
             || (self.moved && Instant::now() >= self.over)
     }
 
-    async fn log(&mut self, tree: &str, log: u64, below: u64) -> Result<(), StoreError> {
-        let Some((low, high)) = self.window(log, below).await? else { return Ok(()) };
+    /// One log, stretch by stretch of what may be of the wanted time.
+    async fn log(&mut self, tree: &str, log: u64, mut below: u64) -> Result<(), StoreError> {
+        let mut begun = false;
+        while let Some((low, high)) = self.window(log, below).await? {
+            let full = self.found.hits.len() >= self.limit;
+            if begun && (full || self.is_spent()) {
+                self.found.next = Some(Cursor { log, below });
+                return Ok(());
+            }
+            self.stretch(tree, log, (low, high)).await?;
+            if self.found.next.is_some() {
+                return Ok(());
+            }
+            (below, begun, self.moved) = (low, true, true);
+        }
+        Ok(())
+    }
+
+    async fn stretch(
+        &mut self,
+        tree: &str,
+        log: u64,
+        (low, high): (u64, u64),
+    ) -> Result<(), StoreError> {
         let mut streams = self.filter.streams();
         streams.extend(self.reach.streams());
         if streams.is_empty() {
@@ -485,24 +507,39 @@ impl Run<'_> {
         Ok(None)
     }
 
-    /// The entries `low..high` of a log among which all of the wanted time are.
+    /// The highest entries `low..high` below an entry that may be of the wanted time: neighbouring
+    /// blocks. Those between two such stretches are not looked at: a single entry of a clock that
+    /// was off would make all between it and the others part of the search.
     async fn window(&self, log: u64, below: u64) -> Result<Option<(u64, u64)>, StoreError> {
-        let row = sqlx::query(
-            "SELECT MIN(block) AS low, MAX(block) AS high FROM audit_block \
-             WHERE log_no = $1 AND max_ms >= $2 AND min_ms < $3",
-        )
-        .bind(bigint(log))
-        .bind(bigint(self.filter.since_ms.unwrap_or(0)))
-        .bind(bigint(self.filter.until_ms.unwrap_or(u64::MAX)))
-        .fetch_one(self.pool)
-        .await?;
-        let number = |column: &str| -> Result<Option<u64>, StoreError> {
-            let number: Option<i64> = sqlx::Row::try_get(&row, column)?;
-            Ok(number.and_then(|number| u64::try_from(number).ok()))
+        let Some(last) = below.checked_sub(1) else { return Ok(None) };
+        if self.filter.since_ms.is_none() && self.filter.until_ms.is_none() {
+            return Ok(Some((0, below)));
+        }
+        let inside = "max_ms >= $3 AND min_ms < $4";
+        let Some(top) = self.block(log, last / BLOCK, inside).await? else { return Ok(None) };
+        let outside = "(max_ms < $3 OR min_ms >= $4)";
+        let gap = match top.checked_sub(1) {
+            Some(next) => self.block(log, next, outside).await?,
+            None => None,
         };
-        let (Some(low), Some(high)) = (number("low")?, number("high")?) else { return Ok(None) };
-        let (low, high) = (low * BLOCK, below.min((high + 1) * BLOCK));
-        Ok((low < high).then_some((low, high)))
+        let low = gap.map_or(0, |gap| (gap + 1) * BLOCK);
+        Ok(Some((low, below.min((top + 1) * BLOCK))))
+    }
+
+    /// The highest block that is not above `most` and of which `clause` is true.
+    async fn block(&self, log: u64, most: u64, clause: &str) -> Result<Option<u64>, StoreError> {
+        let statement = format!(
+            "SELECT block FROM audit_block WHERE log_no = $1 AND block <= $2 AND {clause} \
+             ORDER BY block DESC LIMIT 1"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(statement))
+            .bind(bigint(log))
+            .bind(bigint(most))
+            .bind(bigint(self.filter.since_ms.unwrap_or(0)))
+            .bind(bigint(self.filter.until_ms.unwrap_or(u64::MAX)))
+            .fetch_optional(self.pool)
+            .await?;
+        row.map(|row| row.number("block")).transpose()
     }
 
     /// Reads entries, newest first, and takes those that are in time and reach.
