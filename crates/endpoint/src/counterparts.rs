@@ -7,6 +7,7 @@
 //! device or target; must never hold up a session.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     path::Path,
@@ -28,7 +29,8 @@ use crate::{
     link::ControlLink,
 };
 
-/// Receipts that wait; beyond it the oldest are given up.
+/// Receipts that wait; beyond it those of the peer that most are wanted of are given up, its oldest
+/// first.
 const MAX_WANTED: usize = 256;
 /// Bytes of their list: lines are at most a few kilobytes.
 const MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -45,6 +47,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 const FLUSH: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
 const WANTED: &str = "wanted";
+/// Where a list goes that no version of this program wrote.
+const ASIDE: &str = "wanted.damaged";
 const LOCK: &str = "wanted.lock";
 
 impl Keeper {
@@ -53,7 +57,14 @@ impl Keeper {
         if lines.is_empty() {
             return Ok(());
         }
-        self.change_wanted(|path, _| append(path, lines_text(lines).as_bytes()))?;
+        self.change_wanted(|path, text| {
+            let (mut all, fresh) = (parse(text), parse(&lines_text(lines)));
+            if all.len().saturating_add(fresh.len()) <= MAX_WANTED {
+                return append(path, lines_text(lines).as_bytes());
+            }
+            all.extend(fresh);
+            write(path, &fair(all))
+        })?;
         self.wanted.send_modify(|n| *n += 1);
         Ok(())
     }
@@ -61,21 +72,20 @@ impl Keeper {
     /// Own close receipts whose counterparts are waited for, oldest first.
     fn waiting(&self) -> Result<Vec<Receipt>, KeepError> {
         let Some(directory) = self.directory() else { return Ok(Vec::new()) };
-        let text = read_all(&directory.join(RECEIPTS).join(WANTED), MAX_BYTES)?;
-        Ok(parse(&text))
+        let path = directory.join(RECEIPTS).join(WANTED);
+        if is_too_large(&path) {
+            // Puts it aside.
+            self.change_wanted(|_, _| Ok(()))?;
+        }
+        Ok(parse(&read_all(&path, MAX_BYTES)?))
     }
 
-    /// These are not waited for any more; nor the oldest, if there are too many.
+    /// These are not waited for any more; nor what is too much.
     fn settled(&self, done: &[Receipt]) -> Result<(), KeepError> {
         self.change_wanted(|path, text| {
             let mut left = parse(text);
             left.retain(|receipt| !done.contains(receipt));
-            let first = left.len().saturating_sub(MAX_WANTED);
-            let lines: Vec<String> = left.iter().skip(first).map(Receipt::to_line).collect();
-            match lines.is_empty() {
-                true => fs::remove_file(path),
-                false => replace(path, lines_text(&lines).as_bytes(), false),
-            }
+            write(path, &fair(left))
         })
     }
 
@@ -95,9 +105,53 @@ impl Keeper {
             .open(directory.join(LOCK))
             .map_err(failed)?;
         lock.lock().map_err(failed)?;
+        if is_too_large(&path) {
+            let aside = directory.join(ASIDE);
+            fs::rename(&path, &aside).map_err(failed)?;
+            warn!(path = %aside.display(), "the list of wanted receipts was damaged: put aside");
+        }
         let text = read_all(&path, MAX_BYTES)?;
         change(&path, &text).map_err(failed)
     }
+}
+
+/// As many as may wait: no peer takes the place of another that fewer are wanted of.
+fn fair(all: Vec<Receipt>) -> Vec<Receipt> {
+    let peers = |receipt: &Receipt| (receipt.statement.console, receipt.statement.agent);
+    let mut counts = BTreeMap::new();
+    for receipt in &all {
+        *counts.entry(peers(receipt)).or_insert(0_usize) += 1;
+    }
+    let mut surplus = BTreeMap::new();
+    for _ in MAX_WANTED..all.len() {
+        if let Some((peer, count)) = counts.iter_mut().max_by_key(|(_, count)| **count) {
+            *count = count.saturating_sub(1);
+            *surplus.entry(*peer).or_insert(0_usize) += 1;
+        }
+    }
+    let stays = |receipt: &Receipt| match surplus.get_mut(&peers(receipt)) {
+        Some(left) if *left > 0 => {
+            *left -= 1;
+            false
+        }
+        _ => true,
+    };
+    all.into_iter().filter(stays).collect()
+}
+
+fn write(path: &Path, receipts: &[Receipt]) -> io::Result<()> {
+    let lines: Vec<String> = receipts.iter().map(Receipt::to_line).collect();
+    if !lines.is_empty() {
+        return replace(path, lines_text(&lines).as_bytes(), false);
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn is_too_large(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.len() > MAX_BYTES)
 }
 
 fn lines_text(lines: &[String]) -> String {
@@ -319,15 +373,50 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_wanted_is_bounded() {
+    async fn what_is_wanted_is_bounded_and_no_peer_takes_anothers_place() {
         let temporary = tempfile::tempdir().unwrap();
         let (keeper, _) = Keeper::start(Some(temporary.path().join("d"))).unwrap();
         let key = || SigningKey::generate().unwrap();
         let ends = Ends { console: key(), agent: key() };
-        let count = MAX_WANTED as u64 + 20;
-        let own: Vec<_> = (0..count).map(|n| ends.close(Role::Console, n, b"h")).collect();
-        keeper.want(&own.iter().map(Receipt::to_line).collect::<Vec<_>>()).unwrap();
+        let flood = Ends { console: key(), agent: key() };
+        let count = MAX_WANTED as u64;
+        let lines = |ends: &Ends, from, to| -> Vec<String> {
+            (from..to).map(|n| ends.close(Role::Console, n, b"h").to_line()).collect()
+        };
+        let quiet = lines(&ends, 0, 3);
+        keeper.want(&quiet).unwrap();
+        // Nothing is ever settled meanwhile.
+        for round in 0..4 {
+            let from = round * count;
+            keeper.want(&lines(&flood, from, from + count + 20)).unwrap();
+            let waiting: Vec<_> = keeper.waiting().unwrap().iter().map(Receipt::to_line).collect();
+            assert_eq!(waiting.len(), MAX_WANTED);
+            assert_eq!(waiting[..3], quiet, "the others' are given up");
+            let last = lines(&flood, from + 23, from + count + 20);
+            assert_eq!(waiting[3..], last, "not the latest");
+        }
         keeper.settled(&[]).unwrap();
-        assert_eq!(keeper.waiting().unwrap(), own[20..]);
+        assert_eq!(keeper.waiting().unwrap().len(), MAX_WANTED);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_grew_beyond_measure_is_put_aside() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path().join("d");
+        let (keeper, _) = Keeper::start(Some(directory.clone())).unwrap();
+        let ends = Ends {
+            console: SigningKey::generate().unwrap(),
+            agent: SigningKey::generate().unwrap(),
+        };
+        let own = ends.close(Role::Console, 1, b"h");
+        let list = directory.join(RECEIPTS).join(WANTED);
+        let grow = || File::create(&list).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        grow();
+        assert_eq!(keeper.waiting().unwrap(), []);
+        grow();
+        keeper.want(&[own.to_line()]).unwrap();
+        assert_eq!(keeper.waiting().unwrap(), [own]);
+        let aside = fs::metadata(directory.join(RECEIPTS).join(ASIDE)).unwrap();
+        assert_eq!(aside.len(), MAX_BYTES + 1);
     }
 }
