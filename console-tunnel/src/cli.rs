@@ -144,17 +144,17 @@ identity provider, or a password.")]
 pub struct LoginArgs {
     #[arg(help = "Mediator: https://HOST[:PORT] or HOST[:PORT]")]
     pub url: String,
-    /// User
-    #[arg(long, conflicts_with = "web")]
+    /// User; with --web nobody else may have logged in
+    #[arg(long)]
     pub user: Option<String>,
     /// Read the password from the first line of stdin
-    #[arg(long, conflicts_with = "password_file", requires = "user")]
+    #[arg(long, conflicts_with_all = ["password_file", "web"], requires = "user")]
     pub password_stdin: bool,
     /// Read the password from the first line of a file
-    #[arg(long, value_name = "FILE", requires = "user")]
+    #[arg(long, value_name = "FILE", conflicts_with = "web", requires = "user")]
     pub password_file: Option<PathBuf>,
     /// Read the one-time code from stdin, after the password if that comes from there too
-    #[arg(long, requires = "user")]
+    #[arg(long, conflicts_with = "web", requires = "user")]
     pub totp_stdin: bool,
     /// Log in on the mediator's web page
     #[arg(long)]

@@ -55,7 +55,7 @@ pub async fn login(context: &Context, args: LoginArgs) -> Result<(), CliError> {
         trust: MediatorTrust::WebPki,
         user: None,
         partner: String::new(),
-        pin: known.and_then(|account| account.pin),
+        pins: known.map(|account| account.pins).unwrap_or_default(),
     };
     let caller = Caller::anonymous(context, account)?;
     let trust = match (args.fingerprint, pinned) {
@@ -66,7 +66,7 @@ pub async fn login(context: &Context, args: LoginArgs) -> Result<(), CliError> {
     let config = caller.config(trust.into(), Vec::new());
     let explained = |error: &ConnectError| explain(error, trust, &args);
     let mut logged_in = match &args.user {
-        Some(user) if !wants_page(&config, &args).await => {
+        Some(user) if !args.web && !wants_page(&config, &args).await => {
             let by_password = by_password(&config, user, &args, &explained).await;
             match by_password {
                 Err(error) if error.code == codes::WEB_LOGIN_REQUIRED && is_interactive() => {
@@ -82,6 +82,7 @@ pub async fn login(context: &Context, args: LoginArgs) -> Result<(), CliError> {
     if token.is_empty() {
         return Err(failure::unexpected());
     }
+    caller.account.admit(args.user.as_deref(), &logged_in.user, &logged_in.partner_id)?;
     let mut account = Account {
         trust,
         user: Some(logged_in.user.clone()),

@@ -72,7 +72,7 @@ fn account(context: &Context, args: &NetcheckArgs) -> Result<Option<Account>, Cl
         trust: MediatorTrust::WebPki,
         user: None,
         partner: String::new(),
-        pin: None,
+        pins: Vec::new(),
     })))
 }
 

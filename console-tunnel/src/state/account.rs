@@ -16,6 +16,8 @@ use zeroize::Zeroizing;
 const ACCOUNT_FILE: &str = "account.toml";
 const TOKEN_FILE: &str = "session.token";
 const MAX_ACCOUNT_BYTES: u64 = 64 * 1024;
+/// Users of one console whose partners are remembered.
+const MAX_PINS: usize = 64;
 
 /// Whom the console believes to be the mediator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +70,9 @@ pub struct Account {
     pub user: Option<String>,
     /// The user's partner.
     pub partner: String,
-    /// Whose audit log this console believes for that user; outlives a logout.
-    pub pin: Option<Pin>,
+    /// Whose audit log this console believes, for each user who ever logged in here; outlives a
+    /// logout.
+    pub pins: Vec<Pin>,
 }
 
 /// The partner of a user, as it was told at the first login.
@@ -92,8 +95,11 @@ struct AccountFile {
     user: Option<String>,
     #[serde(default)]
     partner: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// As written while only the last user's was remembered.
+    #[serde(default, skip_serializing)]
     pin: Option<Pin>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pins: Vec<Pin>,
 }
 
 impl Account {
@@ -110,9 +116,10 @@ impl Account {
         let text = str::from_utf8(&bytes).map_err(|error| damaged(error.to_string()))?;
         let file: AccountFile =
             toml::from_str(text).map_err(|error| damaged(error.message().to_owned()))?;
-        let AccountFile { host, port, trust, user, partner, pin } = file;
+        let AccountFile { host, port, trust, user, partner, pin, mut pins } = file;
+        pins.extend(pin);
         let trust = trust.parse().map_err(damaged)?;
-        Ok(Some(Self { host, port, trust, user, partner, pin }))
+        Ok(Some(Self { host, port, trust, user, partner, pins }))
     }
 
     /// Writes the account.
@@ -123,7 +130,8 @@ impl Account {
             trust: self.trust.to_string(),
             user: self.user.clone(),
             partner: self.partner.clone(),
-            pin: self.pin.clone(),
+            pin: None,
+            pins: self.pins.clone(),
         };
         let text = toml::to_string(&file)
             .map_err(|error| CliError::failed("internal", format!("cannot encode: {error}")))?;
@@ -133,7 +141,8 @@ impl Account {
     /// The partner whose audit log is believed for the user who is logged in.
     pub fn pinned(&self) -> Option<&str> {
         let user = self.user.as_deref()?;
-        self.pin.as_ref().filter(|pin| is_same_user(&pin.user, user)).map(|pin| &*pin.partner_id)
+        let pin = self.pins.iter().find(|pin| is_same_user(&pin.user, user))?;
+        Some(&pin.partner_id)
     }
 
     /// Remembers the partner of the user who is logged in, the first time. An error if another one
@@ -145,9 +154,29 @@ impl Account {
         match self.pinned() {
             Some(known) if known == partner_id => Ok(()),
             Some(known) => Err(foreign(&user, known, partner_id)),
+            None if self.pins.len() >= MAX_PINS => Err(crowded()),
             None => {
-                self.pin = Some(Pin { user, partner_id: partner_id.to_owned() });
+                self.pins.push(Pin { user, partner_id: partner_id.to_owned() });
                 Ok(())
+            }
+        }
+    }
+
+    /// Whether the mediator may say that this user logged in, of that partner. The name is the
+    /// mediator's word alone: with another one it could lead past what is remembered. So it is the
+    /// name that was `asked` for; or, where none was, nobody who is new here from a partner who is
+    /// new here, too.
+    pub fn admit(&self, asked: Option<&str>, user: &str, partner: &str) -> Result<(), CliError> {
+        match asked {
+            Some(asked) if is_same_user(asked, user) => Ok(()),
+            Some(asked) => Err(another_user(asked, user)),
+            None => {
+                let is_known =
+                    |pin: &Pin| is_same_user(&pin.user, user) || pin.partner_id == partner;
+                match self.pins.is_empty() || self.pins.iter().any(is_known) {
+                    true => Ok(()),
+                    false => Err(stranger(user, partner)),
+                }
             }
         }
     }
@@ -185,6 +214,31 @@ fn foreign(user: &str, known: &str, told: &str) -> CliError {
     )
 }
 
+fn another_user(asked: &str, told: &str) -> CliError {
+    let (asked, told) = (escape_text(asked), escape_text(told));
+    let message = format!("the mediator says that {told} logged in, not {asked}");
+    CliError::refused(codes::AUDIT_FOREIGN, message).hint(
+        "do not go on; tell your administrator. If you did log in as that user, say so: --user",
+    )
+}
+
+fn stranger(user: &str, partner: &str) -> CliError {
+    let (user, partner) = (escape_text(user), escape_text(partner));
+    let message = format!(
+        "the mediator says that {user} logged in, of partner {partner}; this console knows neither"
+    );
+    CliError::refused(codes::AUDIT_FOREIGN, message).hint(format!(
+        "if you did log in as {user}, say so: console-tunnel login HOST --web --user {user}. If \
+         not, do not go on; tell your administrator"
+    ))
+}
+
+fn crowded() -> CliError {
+    let message = format!("the partners of {MAX_PINS} users are remembered here: it takes no more");
+    CliError::refused(codes::AUDIT_FOREIGN, message)
+        .hint("give this user a data directory of their own: --data-dir")
+}
+
 /// Remembers the partner of somebody who logged in with a version that did not: that of the first
 /// session. What cannot be written now is with the next one.
 pub fn pin_first(directory: &DataDir, partner_id: Option<&str>) {
@@ -192,7 +246,7 @@ pub fn pin_first(directory: &DataDir, partner_id: Option<&str>) {
     let Ok(Some(mut account)) = Account::load(directory) else { return };
     if account.pinned().is_none()
         && account.pin_partner(partner_id).is_ok()
-        && account.pin.is_some()
+        && account.pinned().is_some()
     {
         let _ = account.save(directory);
     }
@@ -201,7 +255,9 @@ pub fn pin_first(directory: &DataDir, partner_id: Option<&str>) {
 /// Forgets whose log is believed; for the owner of this console, after looking into it.
 pub fn forget_pin(directory: &DataDir) -> Result<(), CliError> {
     match Account::load(directory)? {
-        Some(account) if account.pin.is_some() => Account { pin: None, ..account }.save(directory),
+        Some(account) if !account.pins.is_empty() => {
+            Account { pins: Vec::new(), ..account }.save(directory)
+        }
         _ => Ok(()),
     }
 }
@@ -252,6 +308,10 @@ pub fn not_logged_in(account: Option<&Account>) -> CliError {
 mod tests {
     use super::*;
 
+    fn pin(user: &str, partner_id: &str) -> Pin {
+        Pin { user: user.into(), partner_id: partner_id.into() }
+    }
+
     #[test]
     fn account_and_token_read_back_and_the_token_is_private() {
         let temporary = tempfile::tempdir().unwrap();
@@ -264,7 +324,7 @@ mod tests {
                 trust,
                 user: Some("ann".into()),
                 partner: "main".into(),
-                pin: Some(Pin { user: "ann".into(), partner_id: "p1".into() }),
+                pins: vec![pin("ann", "p1"), pin("bob", "p2")],
             };
             account.save(&directory).unwrap();
             assert_eq!(Account::load(&directory).unwrap(), Some(account.clone()));
@@ -291,7 +351,7 @@ mod tests {
             trust: MediatorTrust::WebPki,
             user: Some("ann".into()),
             partner: "main".into(),
-            pin: None,
+            pins: Vec::new(),
         };
         account.pin_partner("").unwrap();
         assert_eq!(account.pinned(), None);
@@ -306,6 +366,57 @@ mod tests {
         account.user = Some("bob".into());
         account.pin_partner("p2").unwrap();
         assert_eq!(account.pinned(), Some("p2"));
+        // And takes nobody's place.
+        account.user = Some("ann".into());
+        assert_eq!(account.pin_partner("p2").unwrap_err().code, codes::AUDIT_FOREIGN);
+        for n in 2..MAX_PINS {
+            account.user = Some(format!("u{n}"));
+            account.pin_partner("p1").unwrap();
+        }
+        account.user = Some("one more".into());
+        assert_eq!(account.pin_partner("p1").unwrap_err().code, codes::AUDIT_FOREIGN);
+        assert_eq!(account.pins.len(), MAX_PINS);
+    }
+
+    #[test]
+    fn the_mediators_word_for_who_logged_in_leads_past_no_pin() {
+        let account = |pins| Account {
+            host: "m".into(),
+            port: 1,
+            trust: MediatorTrust::WebPki,
+            user: None,
+            partner: String::new(),
+            pins,
+        };
+        let known = account(vec![pin("ann", "p1")]);
+        // By name.
+        known.admit(Some("Ann"), "ann", "p1").unwrap();
+        known.admit(Some("bob"), "bob", "p2").unwrap();
+        for told in ["bob", "", "ann2"] {
+            let error = known.admit(Some("ann"), told, "p2").unwrap_err();
+            assert_eq!(error.code, codes::AUDIT_FOREIGN, "{told}");
+        }
+        // On a page: whoever is known, and whoever belongs to a partner that is.
+        account(Vec::new()).admit(None, "ann", "p1").unwrap();
+        known.admit(None, "ANN", "p2").unwrap(); // What is remembered of ann is looked at next.
+        known.admit(None, "bob", "p1").unwrap();
+        for partner in ["p2", ""] {
+            let error = known.admit(None, "bob", partner).unwrap_err();
+            assert_eq!(error.code, codes::AUDIT_FOREIGN, "{partner}");
+        }
+    }
+
+    #[test]
+    fn what_was_remembered_of_one_user_still_is() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = DataDir::open(temporary.path().join("d")).unwrap();
+        let text = "host = \"m\"\nport = 1\ntrust = \"webpki\"\npartner = \"\"\n\
+                    [pin]\nuser = \"ann\"\npartner_id = \"p1\"\n";
+        directory.write_atomic(ACCOUNT_FILE, text.as_bytes(), 0o600).unwrap();
+        let account = Account::load(&directory).unwrap().unwrap();
+        assert_eq!(account.pins, [pin("ann", "p1")]);
+        account.save(&directory).unwrap();
+        assert_eq!(Account::load(&directory).unwrap(), Some(account));
     }
 
     #[test]

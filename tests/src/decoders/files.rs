@@ -118,7 +118,7 @@ fn owner() -> Owner {
         trust: MediatorTrust::WebPki,
         user: Some("ann".to_owned()),
         partner: "p".to_owned(),
-        pin: None,
+        pins: Vec::new(),
     })
 }
 
