@@ -83,6 +83,27 @@ fn unknown_keys_name_place_and_nearest_key() {
 }
 
 #[test]
+fn a_key_of_any_length_is_refused_at_once_and_quoted_in_part() {
+    let long = "x".repeat(1_000_000);
+    let nested = "relay.".to_owned() + &long;
+    let since = std::time::Instant::now();
+    for toml in [format!("{long} = 1"), format!("[{long}]"), format!("{nested} = 1")] {
+        let error = load(&toml, &[], vec![]).unwrap_err();
+        assert_eq!(error.code, "config_unknown_key");
+        assert!(error.message.len() < 300, "{} bytes", error.message.len());
+        assert!(error.hint.unwrap().contains("config show"));
+    }
+    let variable = format!("ADIT_RELAY_{long}");
+    let error = load("", &[(&variable, "x")], vec![]).unwrap_err();
+    assert!(error.message.len() < 300, "{} bytes", error.message.len());
+    // Comparing one of them with every known key takes minutes.
+    assert!(since.elapsed() < std::time::Duration::from_secs(10), "{:?}", since.elapsed());
+    // The last one that is still looked up.
+    let error = load(&format!("\"{}\" = 1", "é".repeat(64)), &[], vec![]).unwrap_err();
+    assert!(error.hint.unwrap().starts_with("did you mean"));
+}
+
+#[test]
 fn wrong_values_are_errors_with_their_line() {
     for toml in [
         "[relay]\nlisten = \"a\"",
