@@ -4,6 +4,7 @@
 //! show a second history to everybody who holds a newer head. What ended or was used up since the
 //! backup must not come back: all logins end, all enrolment tokens are void, erasures are done
 //! again, and what was withdrawn in the database that is there, as far as it can be read, stays so.
+//! Nor may evidence go that somebody ordered to be kept since: holds and longer retention stay.
 //! Must never destroy the database that was there: it is kept beside.
 
 use std::path::Path;
@@ -17,6 +18,7 @@ use serde_json::json;
 use sqlx::any::AnyRow;
 
 use crate::{
+    audit::retention::{self, Policy},
     config::PROGRAM,
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     place::{DATABASE, MediatorDir, store_error},
@@ -76,8 +78,9 @@ pub(crate) async fn run(global: &GlobalArgs, file: &Path) -> Result<(), CliError
         true => "Passwords, second factors and the contents of roles are those of the backup.",
         false => {
             "The database that was there cannot be read: users that were disabled, API keys, rights \
-             and devices that were withdrawn since the backup hold again. Look through users, API \
-             keys, bindings, devices, clients and relays before anybody works."
+             and devices that were withdrawn since the backup hold again, and legal holds that began \
+             since do not. Look through users, API keys, bindings, devices, clients and relays \
+             before anybody works, and set legal holds anew."
         }
     })
 }
@@ -129,8 +132,14 @@ const WITHDRAWALS: [(&str, &str); 8] = [
     ),
 ];
 
-/// For each of [`WITHDRAWALS`] what it found.
-type Withdrawn = Vec<Vec<[String; 3]>>;
+/// What the database that is there has and the backup may lack.
+#[derive(Default)]
+struct Withdrawn {
+    /// For each of [`WITHDRAWALS`] what it found.
+    ended: Vec<Vec<[String; 3]>>,
+    /// How long logs are kept at least.
+    policies: Vec<Policy>,
+}
 
 /// What was withdrawn in the database that is there; `None` if it cannot be read.
 async fn withdrawn(place: &MediatorDir) -> Option<Withdrawn> {
@@ -141,17 +150,17 @@ async fn withdrawn(place: &MediatorDir) -> Option<Withdrawn> {
 }
 
 async fn read_withdrawn(store: &Store) -> Result<Withdrawn, StoreError> {
-    let mut all = Vec::new();
+    let mut ended = Vec::new();
     for (find, _) in WITHDRAWALS {
         let rows = sqlx::query(find).fetch_all(&store.readers).await?;
         let three = |row: &AnyRow| Ok([row.text("a")?, row.text("b")?, row.text("c")?]);
-        all.push(rows.iter().map(three).collect::<Result<_, StoreError>>()?);
+        ended.push(rows.iter().map(three).collect::<Result<_, StoreError>>()?);
     }
-    Ok(all)
+    Ok(Withdrawn { ended, policies: retention::policies(&store.readers).await? })
 }
 
 /// Ends it in the copy, too; how much came back with the backup.
-async fn withdraw_again(tx: &mut WriteTx, gone: &Withdrawn) -> Result<u64, StoreError> {
+async fn withdraw_again(tx: &mut WriteTx, gone: &[Vec<[String; 3]>]) -> Result<u64, StoreError> {
     let (mut count, now) = (0_u64, bigint(tx.now_ms()));
     for ((_, end), rows) in WITHDRAWALS.iter().zip(gone) {
         for [a, b, c] in rows {
@@ -164,6 +173,20 @@ async fn withdraw_again(tx: &mut WriteTx, gone: &Withdrawn) -> Result<u64, Store
                 .await?;
             count = count.saturating_add(ended.rows_affected());
         }
+    }
+    Ok(count)
+}
+
+/// Keeps in the copy what is kept now; how many holds and times the backup had not.
+async fn keep_again(
+    tx: &mut WriteTx,
+    policies: &[Policy],
+    configured_ms: u64,
+) -> Result<u64, StoreError> {
+    let mut count = 0_u64;
+    for policy in policies {
+        let changed = retention::keep_no_less(tx, policy, configured_ms).await?;
+        count = count.saturating_add(changed);
     }
     Ok(count)
 }
@@ -184,6 +207,7 @@ async fn prepare(place: &MediatorDir, gone: Withdrawn) -> Result<(), CliError> {
     }
     let trees = audit::current(&store.readers).await.map_err(store_error)?;
     let home = tenants::setting(&store.readers, HOME_PARTNER).await.map_err(store_error)?;
+    let configured_ms = place.settings.audit.retention_ms;
     let stop = tokio_util::sync::CancellationToken::new();
     let signer = installation.log_signer();
     let (writer, task) = Writer::start(&store, signer, stop.clone()).await.map_err(store_error)?;
@@ -194,13 +218,15 @@ async fn prepare(place: &MediatorDir, gone: Withdrawn) -> Result<(), CliError> {
             }
             let home = home.ok_or(StoreError::Missing("home partner in the backup"))?;
             let (logins, tokens) = withdraw(tx).await?;
-            let again = withdraw_again(tx, &gone).await?;
+            let again = withdraw_again(tx, &gone.ended).await?;
+            let kept = keep_again(tx, &gone.policies, configured_ms).await?;
             let event = Event::new("backup.restored", Level::Critical)
                 .actor("local administrator")
                 .outcome("done")
                 .extra("logins_ended", logins)
                 .extra("tokens_voided", tokens)
-                .extra("withdrawn_again", again);
+                .extra("withdrawn_again", again)
+                .extra("kept_again", kept);
             tx.append(&home, event).await
         })
     });

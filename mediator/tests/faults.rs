@@ -88,6 +88,53 @@ async fn garbage_on_the_port_harms_nobody() {
     device.login("admin", &mediator.password).await.unwrap();
 }
 
+/// What is to be kept by order is not deleted because an older database comes back.
+#[tokio::test]
+async fn a_restored_backup_ends_no_hold_and_shortens_no_retention() {
+    let mut mediator = Mediator::start();
+    let outside = tempfile::tempdir().unwrap();
+    let file = outside.path().join("backup.db");
+    let file = file.to_str().unwrap();
+    let retention = |args: &[&str]| mediator.admin(&[&["audit", "retention"], args].concat());
+    for partner in ["held", "longer", "shorter", "anew", "freed"] {
+        mediator.admin(&["client", "add", &format!("{partner}/hq")]);
+    }
+    // With terms of their own already: rows that the backup brings along.
+    retention(&["set", "longer", "--days", "130"]);
+    retention(&["set", "shorter", "--days", "300"]);
+    retention(&["set", "anew", "--days", "125"]);
+    retention(&["hold", "freed", "--reason", "case 1"]);
+    mediator.admin(&["backup", file]);
+    retention(&["hold", "main", "--reason", "case 2"]);
+    retention(&["hold", "held", "--reason", "case 3"]);
+    retention(&["set", "held", "--days", "150"]);
+    retention(&["set", "longer", "--days", "200"]);
+    retention(&["set", "shorter", "--days", "140"]);
+    retention(&["hold", "anew", "--reason", "case 4"]);
+    retention(&["release", "freed"]);
+    mediator.admin(&["client", "add", "late/hq"]);
+    retention(&["hold", "late", "--reason", "not in the backup"]);
+    mediator.kill();
+    mediator.admin(&["restore", file]);
+    mediator.serve();
+    let listed = mediator.admin(&["audit", "retention", "show"]);
+    let of = |name: &str| {
+        let found = listed.iter().find(|policy| policy["partner"] == name).unwrap();
+        let reason = found["hold_reason"].as_str().unwrap();
+        (found["days"].as_u64().unwrap(), found["hold"].as_bool().unwrap(), reason.to_owned())
+    };
+    assert_eq!(of("main"), (120, true, "case 2".to_owned()));
+    assert_eq!(of("held"), (150, true, "case 3".to_owned()));
+    assert_eq!(of("longer"), (200, false, String::new()));
+    assert_eq!(of("anew"), (125, true, "case 4".to_owned()));
+    // What was lifted since holds on until somebody lifts it again.
+    assert_eq!(of("shorter"), (300, false, String::new()));
+    assert_eq!(of("freed"), (120, true, "case 1".to_owned()));
+    assert_eq!(listed.len(), 6, "{listed:?}");
+    let restored = mediator.events_named("backup.restored").remove(0);
+    assert_eq!(restored["extra"]["kept_again"], 5, "{restored}");
+}
+
 #[tokio::test]
 async fn a_backup_restores_and_goes_on_in_a_new_tree() {
     let mut mediator = Mediator::start();

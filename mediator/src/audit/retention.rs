@@ -118,6 +118,41 @@ pub(crate) async fn set_hold(
     Ok(())
 }
 
+/// Keeps no less of a partner's log than `policy` does, for a database that is older than it: a
+/// hold, and the longer of the two times. How much was changed; nothing for a partner that is not
+/// there.
+pub(crate) async fn keep_no_less(
+    tx: &mut WriteTx,
+    policy: &Policy,
+    configured_ms: u64,
+) -> Result<u64, StoreError> {
+    sqlx::query(
+        "INSERT INTO audit_policy (partner_id, retention_ms, hold, hold_reason) \
+         SELECT id, NULL, 0, '' FROM partner WHERE id = $1 ON CONFLICT DO NOTHING",
+    )
+    .bind(policy.partner_id.clone())
+    .execute(tx.sql())
+    .await?;
+    let longer = sqlx::query(
+        "UPDATE audit_policy SET retention_ms = $1 \
+         WHERE partner_id = $2 AND COALESCE(retention_ms, $3) < $4",
+    )
+    .bind(policy.retention_ms.map(bigint))
+    .bind(policy.partner_id.clone())
+    .bind(bigint(configured_ms))
+    .bind(bigint(policy.retention_ms.unwrap_or(configured_ms)));
+    let mut changed = longer.execute(tx.sql()).await?.rows_affected();
+    if policy.hold {
+        let held = sqlx::query(
+            "UPDATE audit_policy SET hold = 1, hold_reason = $1 WHERE partner_id = $2 AND hold = 0",
+        )
+        .bind(policy.hold_reason.clone())
+        .bind(policy.partner_id.clone());
+        changed = changed.saturating_add(held.execute(tx.sql()).await?.rows_affected());
+    }
+    Ok(changed)
+}
+
 /// The time by which age is measured: the wall clock, if the time that really passed allows it.
 pub(crate) fn ripened(stored: Option<u64>, wall_ms: u64, passed_ms: u64) -> u64 {
     match stored {
