@@ -31,6 +31,12 @@ const PRUNE: i64 = 64;
 /// Bytes of receipts in one answer.
 const MAX_ANSWER: usize = 128 * 1024;
 
+/// Channels of one session whose receipts are kept: as many as its ends can report
+/// (`serve/allowance.rs`), and so many for each second of its length. Consoles number channels from
+/// 1 on, so the highest number bounds how many rows there are: four for each channel.
+const CHANNELS: u64 = 16_384;
+const CHANNELS_PER_SECOND: u64 = 100;
+
 const WAITED_FOR: i16 = 0;
 const COMPARED: i16 = 1;
 const MISSED: i16 = 2;
@@ -41,7 +47,7 @@ pub(crate) struct Sender {
     pub(crate) partner_id: String,
     pub(crate) partner: String,
     pub(crate) identity: PublicKey,
-    /// Devices that told of what is none of theirs.
+    /// Devices that told of what is none of theirs, or what does not fit together.
     pub(crate) strange: Arc<Seldom>,
 }
 
@@ -53,6 +59,9 @@ struct Recorded {
     redirector: String,
     targets: String,
     any_target: bool,
+    started_ms: u64,
+    /// `None`: it is open.
+    ended_ms: Option<u64>,
 }
 
 /// Takes receipts in. What is not a receipt of the sender's own sessions is left out.
@@ -87,6 +96,9 @@ async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<()
         return strange(tx, sender, receipt, what, Some(&recorded.client)).await;
     }
     let client = recorded.client.as_str();
+    if said.channel > recorded.channels(tx.now_ms()) {
+        return strange(tx, sender, receipt, "channel", Some(client)).await;
+    }
     if let Some((known, _)) = find(tx, receipt, said.role).await? {
         if known != line {
             return differ(tx, (sender, client), receipt, "two_stories").await;
@@ -180,8 +192,8 @@ async fn recorded(
     partner_id: &str,
 ) -> Result<Option<Recorded>, StoreError> {
     let row = sqlx::query(
-        "SELECT client, console, agent, redirector, target, any_target FROM session \
-         WHERE id = $1 AND partner_id = $2",
+        "SELECT client, console, agent, redirector, target, any_target, started_ms, ended_ms \
+         FROM session WHERE id = $1 AND partner_id = $2",
     )
     .bind(session.to_owned())
     .bind(partner_id.to_owned())
@@ -196,12 +208,21 @@ async fn recorded(
             redirector: row.text("redirector")?,
             targets: row.text("target")?,
             any_target: row.flag("any_target")?,
+            started_ms: row.number("started_ms")?,
+            ended_ms: sqlx::Row::try_get::<Option<i64>, _>(&row, "ended_ms")?
+                .and_then(|ms| u64::try_from(ms).ok()),
         })
     })
     .transpose()
 }
 
 impl Recorded {
+    /// The highest number of a channel that it can have had.
+    fn channels(&self, now_ms: u64) -> u64 {
+        let length_ms = self.ended_ms.unwrap_or(now_ms).saturating_sub(self.started_ms);
+        CHANNELS.saturating_add((length_ms / 1000).saturating_mul(CHANNELS_PER_SECOND))
+    }
+
     /// It speaks of other devices than the session's: of whose keys nobody knows anything.
     fn foreign(&self, receipt: &Receipt) -> Option<&'static str> {
         let said = &receipt.statement;
@@ -242,18 +263,26 @@ fn about(name: &str, level: Level, partner: &str, receipt: &Receipt) -> Event {
         .extra("role", said.role.name())
 }
 
+/// What does not fit together. An end can sign any number of those for a session of its own: of
+/// each end, session and kind one a minute is recorded, with the number of others.
 async fn differ(
     tx: &mut WriteTx,
     (sender, client): (&Sender, &str),
     receipt: &Receipt,
     what: &str,
 ) -> Result<(), StoreError> {
+    let session = SessionId(receipt.statement.session);
+    let key = [sender.identity.0.as_slice(), session.0.as_slice(), what.as_bytes()].concat();
+    let group = sender.partner_id.as_bytes();
+    let Some(others) = sender.strange.note_of(group, &key, tx.now_ms()) else { return Ok(()) };
     let names = (sender.partner.as_str(), client);
-    let event = event("receipt.mismatch", Level::Critical, names, receipt)
+    let mut event = event("receipt.mismatch", Level::Critical, names, receipt)
         .outcome("mismatch")
         .extra("difference", what);
-    tracing::error!(session_id = %SessionId(receipt.statement.session), what,
-        "receipts do not tell the same story");
+    if others > 0 {
+        event = event.extra("others", others);
+    }
+    tracing::error!(session_id = %session, what, others, "receipts do not tell the same story");
     tx.append(&sender.partner_id, event).await.map(|_| ())
 }
 

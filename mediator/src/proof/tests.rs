@@ -358,6 +358,53 @@ mod receipts {
         running.close().await;
     }
 
+    /// An end of a session that is over signs what it likes, as often as it likes.
+    #[tokio::test]
+    async fn receipts_of_ones_own_session_fill_neither_table_nor_log() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let partner = running.partner("acme").await.id;
+        let ends = Ends::new(partner);
+        session(&running, &ends).await;
+        // Of ten seconds.
+        let job = running.writer.write(|tx| {
+            Box::pin(async move {
+                let short = sqlx::query("UPDATE session SET started_ms = ended_ms - 10000");
+                Ok(short.execute(tx.sql()).await?)
+            })
+        });
+        job.await.unwrap();
+        let last = 16_384 + 10 * 100;
+        let numbers = [last, last + 1, 1 << 40, (1 << 53) - 1];
+        let far: Vec<_> = numbers.map(|n| ends.receipt(Role::Agent, n, None)).into();
+        ends.send(&running, Role::Agent, &far).await;
+        assert_eq!(kept(&running).await, 1);
+        // Another story each time, and targets that the session never had.
+        for round in 0..20 {
+            let stories: Vec<_> =
+                (0..60).map(|n| ends.receipt(Role::Agent, 3, Some(60 * round + n))).collect();
+            ends.send(&running, Role::Agent, &stories).await;
+        }
+        let mut elsewhere = Vec::new();
+        for n in 0..60 {
+            let mut statement = ends.receipt(Role::Agent, 100 + n, None).statement;
+            statement.target = format!("192.0.2.{n}:22");
+            elsewhere.push(Receipt::sign(&ends.agent, statement));
+        }
+        ends.send(&running, Role::Agent, &elsewhere).await;
+        let told: Vec<_> =
+            events(&running).await.into_iter().filter_map(|(_, said)| said).collect();
+        assert_eq!(told, ["channel", "two_stories", "target"]);
+        assert_eq!(kept(&running).await, 62);
+        // That hides nothing that the other end tells.
+        let mut other = ends.receipt(Role::Console, 3, Some(0)).statement;
+        other.redirector = "ssh".into();
+        let other = Receipt::sign(&ends.console, other);
+        ends.send(&running, Role::Console, &[other]).await;
+        assert_eq!(events(&running).await[3].0, "receipt.mismatch");
+        running.close().await;
+    }
+
     /// Whoever missed the other end's last word gets it here, and nobody else does.
     #[tokio::test]
     async fn close_receipts_are_given_to_the_other_end_alone() {

@@ -15,6 +15,8 @@ const ONCE_IN_MS: u64 = 60_000;
 const FORGET_MS: u64 = 3_600_000;
 /// Tokens and devices that are told apart; all others count as one.
 const MAX_KEYS: usize = 4096;
+/// The same within a group.
+const MAX_OF_GROUP: usize = 64;
 
 /// Who was recorded lately.
 #[derive(Debug, Default)]
@@ -30,6 +32,37 @@ impl Seldom {
     /// Is this one recorded? If so: how many were not, since the last that was.
     pub(crate) fn note(&self, key: &[u8], now_ms: u64) -> Option<u64> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::note_in(&mut table, key, now_ms)
+    }
+
+    /// The same for one of a group, such as a partner, that can cause any number of keys: when it
+    /// has too many, its others count as one, and no other group's do.
+    pub(crate) fn note_of(&self, group: &[u8], key: &[u8], now_ms: u64) -> Option<u64> {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let group = [group, &[0]].concat();
+        let key = [group.as_slice(), key].concat();
+        if table.contains_key(&key) {
+            return Self::note_in(&mut table, &key, now_ms);
+        }
+        let of_group: Vec<_> = table
+            .range(group.clone()..)
+            .take_while(|(key, _)| key.starts_with(&group))
+            .map(|(key, noted)| (key.clone(), noted.recorded_ms))
+            .collect();
+        let mut count = of_group.len();
+        if count >= MAX_OF_GROUP {
+            for (old, recorded_ms) in of_group {
+                if now_ms.saturating_sub(recorded_ms) >= FORGET_MS {
+                    table.remove(&old);
+                    count -= 1;
+                }
+            }
+        }
+        let key = if count < MAX_OF_GROUP { key } else { group };
+        Self::note_in(&mut table, &key, now_ms)
+    }
+
+    fn note_in(table: &mut BTreeMap<Vec<u8>, Noted>, key: &[u8], now_ms: u64) -> Option<u64> {
         if !table.contains_key(key) && table.len() >= MAX_KEYS {
             table.retain(|_, noted| now_ms.saturating_sub(noted.recorded_ms) < FORGET_MS);
         }
@@ -69,5 +102,19 @@ mod tests {
         let recorded = (0..3 * MAX_KEYS).filter_map(|n| seldom.note(&n.to_be_bytes(), 0)).count();
         assert!(recorded <= MAX_KEYS + 1, "{recorded}");
         assert!(seldom.0.lock().unwrap().len() <= MAX_KEYS + 1);
+    }
+
+    #[test]
+    fn one_group_with_any_number_of_keys_silences_no_other() {
+        let seldom = Seldom::default();
+        let of_p = |now_ms| {
+            let note = |n: u32| seldom.note_of(b"p", &n.to_be_bytes(), now_ms);
+            (0..1000).filter_map(note).count()
+        };
+        assert_eq!(of_p(0), MAX_OF_GROUP + 1);
+        assert_eq!(seldom.note_of(b"p2", b"x", 0), Some(0));
+        assert_eq!(seldom.note_of(b"p", b"x", ONCE_IN_MS), Some(999 - MAX_OF_GROUP as u64));
+        assert_eq!(of_p(FORGET_MS + ONCE_IN_MS), MAX_OF_GROUP + 1);
+        assert!(seldom.0.lock().unwrap().len() <= MAX_OF_GROUP + 2);
     }
 }
