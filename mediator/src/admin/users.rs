@@ -41,10 +41,20 @@ use crate::{
 static HASHING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);
 /// Names that were taken, by partner. A name is good once in an installation, because it is all that
 /// a login says; so whoever may add users learns of others' names, but of few.
-static TAKEN: Mutex<BTreeMap<String, (u32, Instant)>> = Mutex::new(BTreeMap::new());
-/// How many a partner may meet within [`TAKEN_WITHIN`]; then it adds nobody for the rest of it.
+static TAKEN: Mutex<BTreeMap<String, Met>> = Mutex::new(BTreeMap::new());
+/// How many a partner may meet within [`TAKEN_WITHIN`]; then it adds nobody for the rest of it. As
+/// many may be added at once, since each may turn out to be taken.
 const MAX_TAKEN: u32 = 20;
 const TAKEN_WITHIN: Duration = Duration::from_secs(3600);
+
+/// What a partner met of others' names.
+struct Met {
+    taken: u32,
+    /// Names whose answer is not there yet.
+    asked: u32,
+    since: Instant,
+}
+
 /// Instead of a role: nothing is bound.
 const NO_ROLE: &str = "none";
 
@@ -59,10 +69,8 @@ pub(super) async fn add(
     names::check(&user).map_err(bad_name)?;
     actor.may_at_home(context, MANAGE).await?;
     let partner = super::access::partner(context, actor, partner).await?;
-    if actor.remote().is_some() && taken(&partner.id, 0) >= MAX_TAKEN {
-        let text = "too many names were taken; add no user for an hour";
-        return Err(CliError::refused(failure::RATE_LIMITED, text));
-    }
+    // Before anything is worked on; what comes to nothing is given back.
+    let guess = actor.partner_id().map(Guess::new).transpose()?;
     let mut judged = None;
     if role != NO_ROLE
         && let Some(own) = actor.partner_id()
@@ -109,7 +117,9 @@ pub(super) async fn add(
         .await;
     let partner = match added {
         Ok(partner) => partner,
-        Err(error) => return Err(not_added((context, actor), (user, &role), error).await?),
+        Err(error) => {
+            return Err(not_added((context, actor), (user, &role), (error, guess)).await?);
+        }
     };
     let mut told = json!({"user": user, "partner": partner, "role": role});
     show_generated(&mut told, generated);
@@ -120,14 +130,16 @@ pub(super) async fn add(
 async fn not_added(
     (context, actor): (&AdminContext, &Actor),
     (user, role): (String, &str),
-    error: StoreError,
+    (error, guess): (StoreError, Option<Guess<'_>>),
 ) -> Result<CliError, CliError> {
     if matches!(error, StoreError::Missing("role")) {
         let text = format!("there is no role \"{role}\"");
         return Ok(CliError::usage("usage", text).hint("mediator role list"));
     }
     if let (StoreError::Taken(_), Some(own)) = (&error, actor.partner_id()) {
-        taken(own, 1);
+        if let Some(guess) = guess {
+            guess.was_taken();
+        }
         let event = actor.event("user.add_refused", actor.partner_name());
         let event = event.outcome("refused").end_reason(failure::NAME_TAKEN);
         context.record(own, event.extra_personal("user", user)).await?;
@@ -135,19 +147,47 @@ async fn not_added(
     Ok(store_error(error))
 }
 
-/// Adds to the taken names that a partner met lately, and tells their number.
-fn taken(partner: &str, more: u32) -> u32 {
-    let mut table = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-    table.retain(|_, (_, since)| since.elapsed() < TAKEN_WITHIN);
-    match (table.get_mut(partner), more) {
-        (Some((count, _)), more) => {
-            *count = count.saturating_add(more);
-            *count
+/// A name that a partner wants to give: counted from before it is known whether it is taken, so
+/// that no number of requests at once learns of more names than one after another.
+struct Guess<'a> {
+    partner: &'a str,
+    taken: bool,
+}
+
+impl<'a> Guess<'a> {
+    fn new(partner: &'a str) -> Result<Self, CliError> {
+        let mut table = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        table.retain(|_, met| met.asked > 0 || met.since.elapsed() < TAKEN_WITHIN);
+        let fresh = || Met { taken: 0, asked: 0, since: Instant::now() };
+        let met = table.entry(partner.to_owned()).or_insert_with(fresh);
+        if met.since.elapsed() >= TAKEN_WITHIN {
+            (met.taken, met.since) = (0, Instant::now());
         }
-        (None, 0) => 0,
-        (None, more) => {
-            table.insert(partner.to_owned(), (more, Instant::now()));
-            more
+        if met.taken >= MAX_TAKEN {
+            let text = "too many names were taken; add no user for an hour";
+            return Err(CliError::refused(failure::RATE_LIMITED, text));
+        }
+        if met.taken.saturating_add(met.asked) >= MAX_TAKEN {
+            let text = "too many users are being added at once; add one after another";
+            return Err(CliError::refused(failure::BUSY, text));
+        }
+        met.asked += 1;
+        Ok(Self { partner, taken: false })
+    }
+
+    fn was_taken(mut self) {
+        self.taken = true;
+    }
+}
+
+impl Drop for Guess<'_> {
+    fn drop(&mut self) {
+        let mut table = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(met) = table.get_mut(self.partner) else { return };
+        met.asked = met.asked.saturating_sub(1);
+        met.taken = met.taken.saturating_add(u32::from(self.taken));
+        if met.asked == 0 && met.taken == 0 {
+            table.remove(self.partner);
         }
     }
 }
@@ -335,5 +375,37 @@ pub(super) async fn hashed(
 pub(super) fn show_generated(told: &mut Value, generated: Option<Zeroizing<String>>) {
     if let (Some(object), Some(password)) = (told.as_object_mut(), generated) {
         object.insert("password".to_owned(), password.as_str().into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(partner: &str) -> Option<String> {
+        Guess::new(partner).err().map(|error| error.code.to_owned())
+    }
+
+    #[test]
+    fn many_names_asked_for_at_once_tell_no_more_than_one_after_another() {
+        let partner = "a partner of this test";
+        let guesses: Vec<_> = (0..64).filter_map(|_| Guess::new(partner).ok()).collect();
+        assert_eq!(guesses.len(), MAX_TAKEN as usize);
+        assert_eq!(refused(partner).as_deref(), Some(failure::BUSY));
+        assert_eq!(refused("another partner of this test"), None);
+        // None was taken: nothing is counted.
+        drop(guesses);
+        for _ in 0..3 {
+            let guesses: Vec<_> = (0..MAX_TAKEN).map(|_| Guess::new(partner).unwrap()).collect();
+            drop(guesses);
+        }
+        // All but one were.
+        let mut guesses: Vec<_> = (0..MAX_TAKEN).map(|_| Guess::new(partner).unwrap()).collect();
+        drop(guesses.pop());
+        guesses.into_iter().for_each(Guess::was_taken);
+        let last = Guess::new(partner).unwrap();
+        assert_eq!(refused(partner).as_deref(), Some(failure::BUSY));
+        last.was_taken();
+        assert_eq!(refused(partner).as_deref(), Some(failure::RATE_LIMITED));
     }
 }
