@@ -8,7 +8,7 @@ use adit_protocol::ids::ComputerId;
 use serde::{Deserialize, Serialize};
 use sqlx::{AnyPool, any::AnyRow};
 
-use super::{Columns, StoreError, WriteTx, access, audit, bigint, credentials, tenants::name_key};
+use super::{Columns, StoreError, WriteTx, access, audit, bigint, credentials};
 
 /// Entries looked at in one step.
 const STEP: u32 = 500;
@@ -282,15 +282,18 @@ pub(crate) async fn namesake(
     path: &str,
 ) -> Result<Option<Namesake>, StoreError> {
     let name = path.split_once('/').map_or("", |(_, name)| name);
+    // Spelled the same: entries of a client that is spelled otherwise name another path, and must
+    // not be what keeps the erased one's.
     let row = sqlx::query(
-        "SELECT created_ms FROM client WHERE partner_id = $1 AND name_key = $2 AND id <> $3",
+        "SELECT created_ms FROM client WHERE partner_id = $1 AND name = $2 AND id <> $3",
     )
     .bind(partner.to_owned())
-    .bind(name_key(name))
+    .bind(name.to_owned())
     .bind(client.to_owned())
     .fetch_optional(pool)
     .await?;
     let Some(row) = row else { return Ok(None) };
+    let created_ms = row.number("created_ms")?;
     let added = sqlx::query(
         "SELECT t.number AS number, e.seq AS seq, e.line AS line FROM audit_entry e \
          JOIN audit_tree t ON t.id = e.tree WHERE t.partner_id = $1 AND e.event = $2 \
@@ -303,12 +306,16 @@ pub(crate) async fn namesake(
     let mut of_path = None;
     for row in added {
         let entry = parsed(&row.text("line")?)?;
-        if entry.is_some_and(|entry| entry.event().client.as_deref() == Some(path)) {
+        // What is older than the client tells of the erased one.
+        let is_its = |entry: Entry| {
+            entry.event().client.as_deref() == Some(path) && entry.time_ms() >= created_ms
+        };
+        if entry.is_some_and(is_its) {
             of_path = Some((row.number("number")?, row.number("seq")?));
             break;
         }
     }
-    Ok(Some(Namesake { created_ms: row.number("created_ms")?, added: of_path }))
+    Ok(Some(Namesake { created_ms, added: of_path }))
 }
 
 /// Entries from `from` on that may tell of persons, with their times: of a client, or all. Also

@@ -33,18 +33,42 @@ impl Town {
 
     /// A client of that path, and entries by `actor` about it.
     async fn client(&self, running: &Running, actor: &'static str, entries: u64) -> String {
+        self.client_at(running, PATH, actor, entries).await
+    }
+
+    async fn client_at(
+        &self,
+        running: &Running,
+        path: &'static str,
+        actor: &'static str,
+        entries: u64,
+    ) -> String {
         let partner = self.partner.clone();
         let job = running.writer.write(move |tx| {
             Box::pin(async move {
-                let client = tenants::create_client(tx, &partner, "gone").await?;
-                let added = Event::new("client.added", Level::Significant).client(PATH);
+                let name = path.split_once('/').unwrap().1;
+                let client = tenants::create_client(tx, &partner, name).await?;
+                let added = Event::new("client.added", Level::Significant).client(path);
                 tx.append(&partner.id, added).await?;
                 Ok(client.id)
             })
         });
         let id = job.await.unwrap();
-        self.entries(running, PATH, actor, entries).await;
+        self.entries(running, path, actor, entries).await;
         id
+    }
+
+    /// One that is recorded a minute later.
+    async fn later_entries(&self, running: &Running, path: &'static str, actor: &'static str) {
+        let partner = self.partner.id.clone();
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move {
+                tx.set_now(tx.now_ms() + 60_000);
+                let event = Event::new("session.granted", Level::Significant);
+                tx.append(&partner, event.client(path).actor(actor)).await
+            })
+        });
+        job.await.unwrap();
     }
 
     async fn entries(&self, running: &Running, path: &'static str, actor: &'static str, n: u64) {
@@ -205,4 +229,41 @@ async fn a_new_client_of_an_erased_ones_name_loses_nothing_by_a_restored_backup(
     let running = town.restore(running, &early, &erased).await;
     assert_eq!(told_by(&running, "zorro").await, 0);
     running.close().await;
+}
+
+/// The name is free as soon as the rows are gone, which is before the entries are: whatever the new
+/// client is called, and whatever tells of its beginning, the old one's entries go.
+#[tokio::test]
+async fn a_name_given_again_keeps_nothing_of_the_erased_client() {
+    for path in ["acme/Gone", PATH] {
+        let (town, running) = Town::new().await;
+        let gone = town.client(&running, "zorro", 20).await;
+        let id = gone.clone();
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move { erasures::delete_client(tx, &id, &mut Counts::default()).await })
+        });
+        job.await.unwrap();
+        let new = town.client_at(&running, path, "newcomer", 20).await;
+        if path == PATH {
+            // What tells of its beginning is not there (any more).
+            let created = "UPDATE client SET created_ms = created_ms + 30000";
+            let added = "UPDATE audit_entry SET event = 'other' WHERE event = 'client.added' \
+                         AND seq = (SELECT MAX(seq) FROM audit_entry WHERE event = 'client.added')";
+            let job = running.writer.write(move |tx| {
+                Box::pin(async move {
+                    sqlx::query(created).execute(tx.sql()).await?;
+                    Ok(sqlx::query(added).execute(tx.sql()).await?)
+                })
+            });
+            assert_eq!(job.await.unwrap().rows_affected(), 1);
+            town.later_entries(&running, PATH, "newcomer").await;
+        }
+        town.erase(&running, &gone).await;
+        assert_eq!(told_by(&running, "zorro").await, 0, "{path}");
+        let kept = told_by(&running, "newcomer").await;
+        assert_eq!(kept, if path == PATH { 1 } else { 20 }, "{path}");
+        let clients = erasures::clients(&running.store.readers, &town.partner.id).await.unwrap();
+        assert_eq!(clients, [new]);
+        running.close().await;
+    }
 }
