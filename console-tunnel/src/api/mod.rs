@@ -253,6 +253,20 @@ fn failed(status: StatusCode, body: &[u8]) -> CliError {
     failure::refused(&told)
 }
 
+/// For fuzzing: an answer that is no success, as the mediator or whatever stands before it gives
+/// it. Whether it had a code that is known here.
+///
+/// # Panics
+///
+/// If it would end the command as if all were well, or tells nothing.
+#[must_use]
+pub fn fuzz_problem(body: &[u8]) -> bool {
+    let error = failed(StatusCode::FORBIDDEN, body);
+    assert!(error.exit.code() != 0, "a refusal that ends well");
+    assert!(!error.message.is_empty() && !error.code.is_empty(), "it tells nothing");
+    error.code != "mediator_refused"
+}
+
 /// A part of a path, percent-encoded.
 pub fn part(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

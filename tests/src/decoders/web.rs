@@ -157,3 +157,63 @@ pub(super) fn valid_query() -> Vec<Vec<u8>> {
     .map(Vec::from)
     .into()
 }
+
+/// Bodies of requests to the API.
+pub(super) fn api_body(data: &[u8]) -> bool {
+    decoders::api_body(data)
+}
+
+pub(super) fn valid_api_body() -> Vec<Vec<u8>> {
+    let key = base64url(&[7; 32]);
+    [
+        json!({}),
+        json!({"days": 365}),
+        json!({"hold": true, "reason": "a court asks"}),
+        json!({"level": 5}),
+        json!({"user": "ann", "role": "technician", "mfa": true}),
+        json!({"client": "p/c", "uses": 3, "ttl_ms": 3_600_000}),
+        json!({"role": "own", "permissions": ["launch"], "redirectors": ["ssh"],
+            "conditions": {"reason": true, "hours": "mon-fri 08:00-18:00"}}),
+        json!({"role": "own", "group": "night", "scope": {"client": "p/c"},
+            "conditions": {"networks": ["192.0.2.0/24"]}, "expires": "2030-01-01T00:00:00Z"}),
+        json!({"computer": "pc", "redirector": "ssh", "reason": "why", "ticket": "T-1",
+            "length_ms": 60_000}),
+        json!({"name": "k", "public_key": key, "role": "auditor", "networks": ["10.0.0.0/8"]}),
+        json!({"user": "root", "secret": "s", "redirectors": ["ssh"], "automatic": true}),
+        json!({"generate": true, "length": 32}),
+    ]
+    .map(|body| body.to_string().into_bytes())
+    .into()
+}
+
+/// What an identity provider answers.
+pub(super) fn provider(data: &[u8]) -> bool {
+    decoders::provider_answer(data)
+}
+
+pub(super) fn valid_provider() -> Vec<Vec<u8>> {
+    let described = json!({
+        "issuer": "https://id.example",
+        "authorization_endpoint": "https://id.example/auth?tenant=1",
+        "token_endpoint": "https://tokens.id.example:8443/token",
+        "jwks_uri": "https://id.example/keys",
+        "token_endpoint_auth_methods_supported": ["client_secret_basic"],
+        "authorization_response_iss_parameter_supported": true,
+        "scopes_supported": ["openid"],
+    });
+    let told = json!({"id_token": good_token(), "access_token": "x", "expires_in": 60});
+    vec![described.to_string().into_bytes(), told.to_string().into_bytes()]
+}
+
+/// What the console makes of an answer of the API that is no success (RFC 9457).
+pub(super) fn problem(data: &[u8]) -> bool {
+    adit_console::api::fuzz_problem(data)
+}
+
+pub(super) fn valid_problem() -> Vec<Vec<u8>> {
+    let problem = json!({
+        "type": "about:blank", "title": "Forbidden", "status": 403, "code": "not_permitted",
+        "detail": "your roles do not permit users.manage", "hint": "ask an owner",
+    });
+    vec![problem.to_string().into_bytes(), br#"{"code":"login_failed","detail":""}"#.to_vec()]
+}
