@@ -150,6 +150,21 @@ impl Forger {
         })
     }
 
+    /// Whoever logs in as `user` is told that another one did.
+    pub(crate) fn tell_another_name(&self, user: &str, told: &str) -> Result<()> {
+        self.runtime.block_on(async {
+            let mut db = self.database().await?;
+            let renamed = sqlx::query("UPDATE account SET name = $1 WHERE name_key = $2")
+                .bind(told.to_owned())
+                .bind(user.to_owned())
+                .execute(&mut db)
+                .await?;
+            ensure!(renamed.rows_affected() == 1, "one user is expected");
+            db.close().await?;
+            Ok(())
+        })
+    }
+
     /// A second tree beside the partner's, signed as well as that, whose only purpose is an
     /// enrolment of the agent of `other` under the computer `name`. The computer `other` is gone.
     pub(crate) fn enrol_apart(&self, name: &str, other: &str) -> Result<()> {

@@ -167,14 +167,21 @@ fn another_partners_log_is_believed_by_neither_end() -> Result<()> {
     let shown = site.run("console", &["witness", "show"], "")?;
     ensure!(shown.stderr.contains("audit_foreign"), "no alert at the console: {shown:?}");
     let (user, password) = site.admin.clone();
-    let login = |console: &str, user: &str, password: &str| {
+    let login = |site: &Site, console: &str, user: &str, password: &str| {
         let args = ["login", &site.url, "--user", user, "--password-stdin", "--fingerprint"];
         let args = [&args[..], &[&site.fingerprint, "--json"]].concat();
         site.run(console, &args, password)
     };
-    refused_with(&login("console", &user, &password)?, "audit_foreign")?;
+    refused_with(&login(&site, "console", &user, &password)?, "audit_foreign")?;
+    // Nor is it led past that by another name.
+    site.kill("mediator")?;
+    Forger::open(&site)?.tell_another_name(&user, "somebody")?;
+    site.restart("mediator")?;
+    site.process("agent")?.event("online", SOON)?;
+    refused_with(&login(&site, "console", &user, &password)?, "audit_foreign")?;
+    refused_with(&again(|| try_open(&site, "console", "agent"))?, "audit_foreign")?;
     // One that never saw another log is refused by the agent, which was enrolled for its own.
-    let done = login("console2", "eve", &eve)?;
+    let done = login(&site, "console2", "eve", &eve)?;
     ensure!(done.code == 0, "{done:?}");
     site.ask("console2", &["trust", "agent", text(&enrolled, "agent_key"), "--json"], "")?;
     refused_with(&again(|| try_open(&site, "console2", "agent"))?, "audit_foreign")?;
