@@ -386,6 +386,86 @@ async fn auditors_find_access_approvals_and_every_tunnel_with_who_where_and_what
     assert_ne!(mediator.try_admin(&longer, "").0, 0, "less than 120 days");
 }
 
+/// R33, R34: whatever people do through the API, done or refused, says who, with what, from where,
+/// to whose, when and how it ended.
+#[tokio::test]
+async fn every_act_from_afar_is_recorded_with_who_from_where_when_and_outcome() {
+    let mediator = Mediator::start();
+    mediator.admin(&["role", "bind", "owner", "--user", "admin", "--installation"]);
+    let (_agent, pc, _) = mediator.agent("pc").await;
+    let pc = adit_protocol::ids::ComputerId::from_slice(&pc.device_id).unwrap();
+    let tess = mediator.admin(&["user", "add", "tess", "--role", "technician"]);
+    let (console, me, _) = mediator.console().await;
+    let who = Who::at(&console, &me).await;
+    let low = identity();
+    let device = mediator.connect(&low, hello(2, &low, &[])).await.unwrap();
+    device.login("tess", tess[0]["password"].as_str().unwrap()).await.unwrap();
+    let low = Who::at(&device, &low).await;
+    let mut web = Web::connect(&mediator).await;
+    let other = identity().signing.public().fingerprint().to_string();
+    let acts = [
+        ("POST", "/users".to_owned(), json!({"user": "joe", "role": "technician"}), "user.added"),
+        ("PUT", "/users/joe/groups/night".into(), Value::Null, "user.grouped"),
+        ("PUT", format!("/computers/{pc}/groups/servers"), Value::Null, "computer.labelled"),
+        ("PUT", "/users/joe/audit-level".into(), json!({"level": 5}), "user.audit_level"),
+        ("POST", "/users/joe/password".into(), json!({}), "user.password_set"),
+        ("POST", "/users/joe/disable".into(), Value::Null, "user.disabled"),
+        ("POST", "/users/joe/enable".into(), Value::Null, "user.enabled"),
+        ("POST", "/roles".into(), json!({"role": "r", "permissions": ["launch"]}), "role.created"),
+        ("POST", "/bindings".into(), json!({"role": "r", "user": "joe"}), "role.bound"),
+        ("PUT", "/roles/r".into(), json!({"permissions": ["audit.read"]}), "role.changed"),
+        ("DELETE", "/roles/r".into(), Value::Null, "role.deleted"),
+        ("POST", "/clients".into(), json!({"client": "main/b"}), "client.added"),
+        ("PUT", "/clients/main/b/lockdown".into(), json!({"reason": "x"}), "client.locked"),
+        ("DELETE", "/clients/main/b/lockdown".into(), Value::Null, "client.unlocked"),
+        ("POST", format!("/devices/{other}/disable"), json!({"reason": "x"}), "device.disabled"),
+        ("POST", "/tokens/agent".into(), json!({"client": "main/b"}), "token.created"),
+        ("PUT", "/audit/retention".into(), json!({"days": 365}), "audit.retention_set"),
+        ("PUT", "/audit/hold".into(), json!({"hold": true, "reason": "x"}), "audit.hold_set"),
+        ("GET", "/audit/events".into(), Value::Null, "audit.read"),
+        ("GET", "/audit/export".into(), Value::Null, "audit.read"),
+        ("DELETE", "/clients/main/b".into(), Value::Null, "client.erased"),
+    ];
+    let mut wrong = Vec::new();
+    let from = mediator.events().len();
+    for (method, path, body, event) in &acts {
+        let body = (!body.is_null()).then_some(body);
+        let target = format!("/api/v1{path}");
+        // Whoever may not is recorded as well.
+        let refused = web.ask(&low, method, &target, body).await;
+        let denied = mediator.events().split_off(from);
+        let by_low = |e: &&Value| e["event"] == "act.refused" && e["actor"] == "tess";
+        let last = denied.iter().rev().find(by_low);
+        if ![403, 404].contains(&refused.status) || last.is_none() {
+            wrong.push(format!("{method} {path} by a technician: {refused:?} {last:?}"));
+        }
+        let before = denied.iter().filter(|e| e["event"] == *event).count();
+        let answer = web.ask(&who, method, &target, body).await;
+        let since = mediator.events().split_off(from);
+        let found: Vec<&Value> = since.iter().filter(|e| e["event"] == *event).collect();
+        if answer.status != 200 || found.len() <= before {
+            let names: Vec<_> = since.iter().rev().take(4).map(|e| e["event"].clone()).collect();
+            wrong.push(format!("{method} {path}: {}, no {event} in {names:?}", answer.status));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let by_mediator = ["client.certified", "audit.pruned"];
+    let by_command = |e: &Value| e["actor"] == "local administrator";
+    for event in mediator.events().split_off(from) {
+        let name = event["event"].as_str().unwrap();
+        // Of the erased client's entries the personal fields are gone, as they should be.
+        let erased = event["salt"].is_null();
+        if by_mediator.contains(&name) || by_command(&event) || erased {
+            continue;
+        }
+        for field in ["actor", "device", "source", "partner", "outcome", "time"] {
+            assert!(event[field].as_str().is_some_and(|v| !v.is_empty()), "no {field}: {event}");
+        }
+        assert!(event["time"].as_str().unwrap().ends_with('Z'), "{event}");
+    }
+    assert!(mediator.events_named("act.refused").len() >= acts.len());
+}
+
 /// R20: not even the configuration makes logins last longer.
 #[test]
 fn no_configuration_makes_logins_last_longer_than_the_rule_allows() {
