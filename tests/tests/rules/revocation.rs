@@ -80,6 +80,34 @@ fn disabled_users_and_ended_sessions_lose_their_tunnels_within_5_s() -> Result<(
     ends(&site, ours, "ended_by_administrator")
 }
 
+/// R26: whoever loses a right while at work loses what it gave.
+#[test]
+fn a_right_that_is_withdrawn_ends_its_tunnel_within_5_s() -> Result<()> {
+    let mut site = Site::local("rules-right")?;
+    site.start()?;
+    let server = TcpServer::start("127.0.0.1:0")?;
+    let add = ["user", "add", "bob", "--role", "none", "--password-stdin", "--json"];
+    site.ask("mediator", &add, PASSWORD)?;
+    site.ask("mediator", &["user", "mfa", "optional", "bob", "--json"], "")?;
+    let bind = ["role", "bind", "technician", "--user", "bob", "--json"];
+    let binding = site.ask("mediator", &bind, "")?;
+    let url = site.url.clone();
+    let args = ["login", &url, "--user", "bob", "--password-stdin", "--fingerprint"];
+    let args = [&args[..], &[&site.fingerprint, "--json"]].concat();
+    site.ask("console2", &args, PASSWORD)?;
+
+    let spec = to_port(server.port());
+    let mut ours = site.forward(&["-L", &spec])?;
+    let bobs = site.forward_from("console2", "agent", &["-L", &spec])?;
+    let cut = in_use(bobs.local()?)?;
+    let since = Instant::now();
+    site.ask("mediator", &["role", "unbind", text(&binding, "binding"), "--json"], "")?;
+    is_cut(cut, since)?;
+    ends(&site, bobs, "permission_withdrawn")?;
+    ensure!(ours.process.runs(), "another's session ended, too");
+    ours.close().map(drop)
+}
+
 #[test]
 fn logging_out_ends_the_consoles_tunnels_within_5_s() -> Result<()> {
     let mut site = Site::local("rules-logout")?;
