@@ -26,6 +26,7 @@ use common::{
     Mediator,
     api::{Answer, Web, Who, register},
     hello, identity,
+    provider::Provider,
 };
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -224,8 +225,10 @@ async fn logins_on_a_machine_whose_processors_are_busy_are_answered() {
 
 /// Sources of a flood from many.
 const SOURCES: u8 = 48;
-/// Requests of each.
+/// Rounds of each.
 const EACH: usize = 40;
+/// Browsers that are sent to an identity provider in a round: in all more than are remembered.
+const SENT_THERE: usize = 3;
 /// What strangers may make the mediator keep: connections, browsers, consoles that wait, failures.
 const MAY_KEEP_KB: u64 = 48 * 1024;
 
@@ -235,17 +238,67 @@ fn resident_kb(mediator: &Mediator) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// What a browser that is sent to an identity provider must bring back.
+fn state_of(sent: &Answer) -> String {
+    let page = sent.body.as_str().unwrap_or_default();
+    let Some((_, state)) = page.split_once("state=") else { panic!("not sent: {sent:?}") };
+    let is_state = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    state.chars().take_while(is_state).collect()
+}
+
+/// Whoever is sent to an identity provider may come back with anything, as often as they like.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_do_not_fill_a_partners_log_by_what_they_bring_from_its_provider() {
+    const TIMES: usize = 30;
+    let mediator = Mediator::start();
+    let provider = Provider::start().await;
+    let id = provider.add_to(&mediator, "Directory");
+    let begun = Instant::now();
+    for source in ["127.0.0.7", "127.0.0.8"] {
+        let mut web = Web::connect_from(&mediator, source).await;
+        for turn in 0..TIMES {
+            // To another's address; and with a code that is good for nothing.
+            let at = if turn % 2 == 0 { "x" } else { "directory" };
+            let sent = format!("/login/oidc?provider={id}");
+            let sent = web.send("GET", &sent, &[], None).await;
+            let cookie = sent.headers["set-cookie"].to_str().unwrap();
+            let cookie = [("cookie", cookie.split(';').next().unwrap().to_owned())];
+            let back = format!("/login/oidc/finish?at={at}&code=x&state={}", state_of(&sent));
+            let told = web.send("GET", &back, &cookie, None).await;
+            let page = told.body.as_str().unwrap();
+            assert!(told.status == 403 && page.contains("did not let you in"), "{told:?}");
+        }
+    }
+    let failed = mediator.events_named("login.failed");
+    let of = |source: &str| {
+        let from =
+            |event: &&serde_json::Value| event["source"].as_str().unwrap().starts_with(source);
+        failed.iter().filter(from).count()
+    };
+    // Each source once a minute.
+    let most = 1 + usize::try_from(begun.elapsed().as_secs() / 60).unwrap();
+    for source in ["127.0.0.7:", "127.0.0.8:"] {
+        assert!((1..=most).contains(&of(source)), "{failed:?}");
+    }
+    assert_eq!(failed[0]["end_reason"], "identity_provider");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_do_not_fill_the_memory() {
     let mediator = Mediator::start();
     let mut web = Web::connect(&mediator).await;
     web.send("GET", "/login", &[], None).await;
+    let provider = Provider::start().await;
+    let id = provider.add_to(&mediator, "Directory");
+    let device = "B".repeat(3_000);
+    let sent_there = Arc::new(format!("/login/oidc?provider={id}&code={device}"));
+    state_of(&web.send("GET", &sent_there, &[], None).await);
     let before = resident_kb(&mediator);
     let port = mediator.port;
     let mediator = Arc::new(mediator);
     let mut flood = JoinSet::new();
     for number in 1..=SOURCES {
-        let mediator = Arc::clone(&mediator);
+        let (mediator, sent_there) = (Arc::clone(&mediator), Arc::clone(&sent_there));
         flood.spawn(async move {
             let source = format!("127.0.1.{number}");
             let mut web = Web::connect_from(&mediator, &source).await;
@@ -256,7 +309,10 @@ async fn strangers_do_not_fill_the_memory() {
             for _ in 0..EACH {
                 // Each time another browser.
                 assert_eq!(web.send("GET", "/login", &[], None).await.status, 200);
-                web.send("GET", "/login/oidc?provider=x", &[], None).await;
+                for _ in 0..SENT_THERE {
+                    // Each is remembered until it comes back.
+                    state_of(&web.send("GET", &sent_there, &[], None).await);
+                }
                 let headers = [("origin", origin.clone())];
                 assert!(web.send("POST", "/login", &headers, Some(&form)).await.status >= 400);
                 let headers = [("authorization", format!("DPoP {stolen}"))];
@@ -278,7 +334,9 @@ async fn strangers_do_not_fill_the_memory() {
         done.unwrap();
     }
     let grown = resident_kb(&mediator).saturating_sub(before);
-    println!("{grown} KB more after {} requests", usize::from(SOURCES) * EACH * 4);
+    println!("{grown} KB more after {} requests", usize::from(SOURCES) * EACH * (3 + SENT_THERE));
     assert!(grown < MAY_KEEP_KB, "{grown} KB");
+    // The connection of before was idle for too long.
+    let mut web = Web::connect(&mediator).await;
     assert_eq!(web.send("GET", "/api/v1/version", &[], None).await.status, 200);
 }

@@ -138,7 +138,7 @@ async fn redeemed(
     };
     if tenants::name_key(&back.at) != tenants::name_key(&provider.name) {
         tracing::warn!(provider = %provider.name, "its answer came to another provider's address");
-        shared.logins.failed_there(visitor.from, &provider.partner_id).await?;
+        shared.logins.failed_there(visitor.from, &provider).await?;
         return Ok(None);
     }
     if back.code.is_empty() {
@@ -153,7 +153,7 @@ async fn redeemed(
         Ok(claims) => Ok(Some((provider, claims))),
         Err(error) => {
             tracing::warn!(provider = %provider.name, %error, "login there not accepted");
-            shared.logins.failed_there(visitor.from, &provider.partner_id).await?;
+            shared.logins.failed_there(visitor.from, &provider).await?;
             Ok(None)
         }
     }
@@ -167,7 +167,7 @@ async fn login(visitor: &Visitor, provider: &Provider, claims: &Claims, device: 
         Err(error) => return visitor.refused(&MfaError::from(error).refusal()),
     };
     let Some(account) = account else {
-        if let Err(refusal) = shared.logins.failed_there(visitor.from, &provider.partner_id).await {
+        if let Err(refusal) = shared.logins.failed_there(visitor.from, provider).await {
             return visitor.refused(&refusal);
         }
         let text = "No account here is linked with that one. Log in with your password once, and \

@@ -10,6 +10,7 @@
 )]
 
 pub mod api;
+pub mod provider;
 
 use std::{
     io::{BufRead, BufReader, Write},

@@ -90,6 +90,8 @@ pub(crate) struct Logins {
     guesses: Guesses,
     /// Devices that are switched off and tried lately.
     refused: Seldom,
+    /// Sources that came back from identity providers with nothing good lately.
+    failed_there: Seldom,
     /// Hash of a password that nobody has.
     nobody: String,
     pub(crate) settings: AccountSettings,
@@ -122,8 +124,9 @@ impl Logins {
         keys: WrappingKeys,
     ) -> Option<Self> {
         let nobody = password::hash(&password::generate()?)?;
-        let (guesses, refused) = (Guesses::new(at_once)?, Seldom::default());
-        Some(Self { store, writer, home, guesses, refused, nobody, settings, keys })
+        let guesses = Guesses::new(at_once)?;
+        let (refused, failed_there) = (Seldom::default(), Seldom::default());
+        Some(Self { store, writer, home, guesses, refused, failed_there, nobody, settings, keys })
     }
 
     /// The login of a session token, if it may be used now by this device.

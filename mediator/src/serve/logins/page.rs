@@ -13,7 +13,8 @@ use super::{
 use crate::{
     core::types::Refusal,
     mfa::{self, Shown},
-    serve::second::Judged,
+    oidc::Provider,
+    serve::{half_open::Source, second::Judged},
     store::{
         StoreError,
         accounts::{self, AccountRow, LoginId, LoginRow, Proof},
@@ -111,13 +112,28 @@ impl Logins {
         self.finish(&attempt, account, ground).await.map(|(told, _)| First::Done(told))
     }
 
-    /// A login at an identity provider that is not accepted here, or is linked with nobody.
-    pub(crate) async fn failed_there(&self, from: Origin, partner: &str) -> Result<(), Refusal> {
-        let event = login_event("login.failed", from)
+    /// A login at an identity provider that is not accepted here, or is linked with nobody. Who
+    /// comes back with nonsense proved nothing: once a minute for a source and a provider.
+    pub(crate) async fn failed_there(
+        &self,
+        from: Origin,
+        provider: &Provider,
+    ) -> Result<(), Refusal> {
+        let source = Source::of(from.source.ip());
+        let key = format!("{} {source:?}", provider.id);
+        let _room = self.writer.room(1).await.map_err(|error| unavailable(&error))?;
+        let Some(others) = self.failed_there.note(key.as_bytes(), unix_ms()) else {
+            return Ok(());
+        };
+        let mut event = login_event("login.failed", from)
             .outcome("failed")
             .end_reason("identity_provider")
-            .extra("via", OIDC);
-        let partner = partner.to_owned();
+            .extra("via", OIDC)
+            .extra("provider", provider.name.as_str());
+        if others > 0 {
+            event = event.extra("others", others);
+        }
+        let partner = provider.partner_id.clone();
         let written = self
             .writer
             .write(move |tx| Box::pin(async move { tx.append(&partner, event).await.map(|_| ()) }));
