@@ -243,7 +243,7 @@ async fn a_key_rotation_that_is_killed_at_any_moment_leaves_every_credential_rea
         let (dir, rotate) = (mediator.dir.path().to_owned(), rotate.clone());
         let rotating = std::thread::spawn(move || try_ask(&dir, &rotate));
         // From its first moments to when it is over, in another order.
-        std::thread::sleep(length * (1 + round * 7 % rounds) / (1 + rounds));
+        std::thread::park_timeout(length * (1 + round * 7 % rounds) / (1 + rounds));
         mediator.kill();
         let answer = rotating.join().unwrap();
         cut += u32::from(!answer.is_ok_and(|told| told.contains("credentials_resealed")));

@@ -34,7 +34,7 @@ pub enum WatchEvent {
     Passes,
 }
 
-/// See the [module](self).
+/// Asks servers while a path is wanted, and tells when UDP passes again.
 #[derive(Debug, Default)]
 pub struct UdpWatch {
     /// When a server is asked next, if a path is wanted.
