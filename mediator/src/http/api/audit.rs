@@ -383,13 +383,25 @@ fn pieces(
     tasks.spawn(async move {
         // Held by who reads the log, not by the answer, which lies where nobody fetches it.
         let _place = place;
-        let reader = Reader { sender, deadline: READER_DEADLINE };
-        match export::export(&web.admin.store, &selection, reader).await {
-            Ok(_) => complete.store(true, Ordering::Release),
-            Err(error) => tracing::warn!(%error, "an export was cut off"),
-        }
+        let store = &web.admin.store;
+        let all = async |reader| export::export(store, &selection, reader).await.map(|_| ());
+        send(sender, &complete, all).await;
     });
     answer(receiver, told)
+}
+
+/// Sends what `all` makes. INVARIANT: the answer ends only after it is known whether that was all.
+async fn send(
+    sender: mpsc::Sender<Bytes>,
+    complete: &AtomicBool,
+    all: impl AsyncFnOnce(Reader) -> Result<(), CliError>,
+) {
+    let reader = Reader { sender: sender.clone(), deadline: READER_DEADLINE };
+    match all(reader).await {
+        Ok(()) => complete.store(true, Ordering::Release),
+        Err(error) => tracing::warn!(%error, "an export was cut off"),
+    }
+    drop(sender);
 }
 
 /// An answer that was cut must not look complete.
@@ -474,5 +486,26 @@ mod tests {
         drop(Reader { sender, deadline });
         let told: Vec<_> = answer(receiver, Arc::new(AtomicBool::new(false))).collect().await;
         assert!(matches!(told.as_slice(), [Err(_)]));
+    }
+    #[tokio::test]
+    async fn an_answer_does_not_end_before_it_is_known_to_be_complete() {
+        for good in [true, false] {
+            let (sender, receiver) = mpsc::channel(PIECES);
+            let complete = Arc::new(AtomicBool::new(false));
+            let mut told = std::pin::pin!(answer(receiver, Arc::clone(&complete)));
+            let mut sent = std::pin::pin!(send(sender, &complete, async |mut reader: Reader| {
+                reader.piece("all".to_owned()).await?;
+                drop(reader);
+                // As when another thread looks in between.
+                tokio::task::yield_now().await;
+                good.then_some(()).ok_or_else(|| CliError::failed(failure::INTERNAL, "cut"))
+            }));
+            assert!((&mut sent).now_or_never().is_none());
+            assert!(matches!(told.next().await, Some(Ok(_))));
+            assert!(told.next().now_or_never().is_none(), "ended too early");
+            sent.await;
+            let end = told.next().await;
+            assert!(if good { end.is_none() } else { matches!(end, Some(Err(_))) });
+        }
     }
 }
