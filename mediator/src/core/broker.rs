@@ -62,6 +62,9 @@ pub(crate) struct Broker {
     pub(super) devices: BTreeMap<ConnectionId, Device>,
     pub(super) agents: BTreeMap<ComputerId, ConnectionId>,
     pub(super) relays: BTreeMap<RelayId, Registered>,
+    /// How often operators changed what holds for a relay: one that is just connecting was judged
+    /// by what held before.
+    relay_settings: BTreeMap<RelayId, u64>,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     by_console: BTreeMap<PublicKey, BTreeSet<SessionId>>,
     pub(super) by_computer: BTreeMap<ComputerId, BTreeSet<SessionId>>,
@@ -125,11 +128,16 @@ impl Broker {
         self.set_lease_timer(id);
     }
 
-    /// A device proved who it is. The newest connection of an agent or relay wins.
+    /// A device proved who it is. The newest connection of an agent or relay wins; a relay that was
+    /// judged by another setting than holds now has to connect anew.
     pub(crate) fn handle_connected(&mut self, id: ConnectionId, device: Device, now: Now) {
         let older = match &device {
             Device::Agent { computer, .. } => self.agents.insert(*computer, id),
-            Device::Relay { id: relay, identity, info, drains } => {
+            Device::Relay { id: relay, setting, .. } if self.relay_setting(*relay) != *setting => {
+                self.transmits.push_back(Transmit::Close { to: id });
+                return;
+            }
+            Device::Relay { id: relay, identity, info, drains, .. } => {
                 let (identity, info, drains) = (*identity, info.clone(), *drains);
                 let since = now.mono;
                 let new = Registered { connection: id, identity, info, load: 0, since, drains };
@@ -489,11 +497,21 @@ impl Broker {
         self.handle_relay_dropped(id);
     }
 
-    /// A relay has to connect anew: under another setting, or to be refused.
+    /// A relay has to connect anew: under another setting, or to be refused. So does one that is
+    /// about to be connected.
     pub(crate) fn handle_relay_dropped(&mut self, id: RelayId) {
+        // No more entries than relays are enrolled.
+        let setting = self.relay_settings.entry(id).or_default();
+        *setting = setting.wrapping_add(1);
         if let Some(relay) = self.relays.get(&id) {
             self.transmits.push_back(Transmit::Close { to: relay.connection });
         }
+    }
+
+    /// Which of its settings holds for a relay. Whoever judges one asks this first, reads the
+    /// setting then, and hands this in with the relay.
+    pub(crate) fn relay_setting(&self, id: RelayId) -> u64 {
+        self.relay_settings.get(&id).copied().unwrap_or_default()
     }
 
     /// A relay's state, if it is registered.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use adit_protocol::{code::failure, ids::RelayId, ids::SessionId, wire};
 
 use super::{
+    Broker,
     record_tests::{AGENT, CONSOLE, Desk, key, tcp},
     types::*,
 };
@@ -18,7 +19,8 @@ impl Desk {
             addresses,
             ..wire::RelayInfo::default()
         };
-        let device = Device::Relay { id: RelayId([n; 16]), identity: key(n), info, drains: !takes };
+        let (id, setting) = (RelayId([n; 16]), self.broker.relay_setting(RelayId([n; 16])));
+        let device = Device::Relay { id, identity: key(n), info, drains: !takes, setting };
         self.broker.handle_connected(ConnectionId(u64::from(n)), device, self.now);
         self.drain();
     }
@@ -152,5 +154,52 @@ fn the_console_gets_tickets_with_the_offer_and_never_before_the_record() {
         desk.drain();
         let refusals = desk.replies.iter().filter(|r| matches!(r, Reply::Refused(_))).count();
         assert_eq!(refusals, 2, "the attempt, and the wish for more tickets: {request:?}");
+    }
+}
+
+/// What an operator wants may change while a relay's addresses are being tried, for seconds that
+/// the relay chooses.
+#[test]
+fn a_relay_judged_by_another_setting_than_holds_has_to_connect_anew() {
+    let connecting = |desk: &Desk, connection: u64| {
+        let id = RelayId([10; 16]);
+        let addresses = vec!["r.example:443".to_owned()];
+        let info = wire::RelayInfo { addresses, ..wire::RelayInfo::default() };
+        let setting = desk.broker.relay_setting(id);
+        (
+            ConnectionId(connection),
+            Device::Relay { id, identity: key(10), info, drains: false, setting },
+        )
+    };
+    let closed = |desk: &mut Desk| {
+        let mut closed = Vec::new();
+        while let Some(transmit) = desk.broker.poll_transmit() {
+            if let Transmit::Close { to } = transmit {
+                closed.push(to);
+            }
+        }
+        closed
+    };
+    let acts: [fn(&mut Broker, RelayId); 2] =
+        [Broker::handle_relay_drained, Broker::handle_relay_dropped];
+    for act in acts {
+        let mut desk = Desk::new();
+        let (late, device) = connecting(&desk, 30);
+        act(&mut desk.broker, RelayId([10; 16]));
+        desk.broker.handle_connected(late, device, desk.now);
+        assert_eq!(closed(&mut desk), [late]);
+        assert!(desk.broker.relay_infos().is_empty(), "it is offered to nobody");
+        desk.broker.handle_disconnected(late, desk.now);
+        // Judged anew it is taken, and other relays' settings are nothing to it.
+        let (again, device) = connecting(&desk, 31);
+        act(&mut desk.broker, RelayId([11; 16]));
+        desk.broker.handle_connected(again, device, desk.now);
+        assert!(closed(&mut desk).is_empty());
+        assert_eq!(desk.broker.relay_infos().len(), 1);
+        // One that comes too late takes the place of nobody.
+        let (late, device) = connecting(&desk, 32);
+        act(&mut desk.broker, RelayId([10; 16]));
+        desk.broker.handle_connected(late, device, desk.now);
+        assert_eq!(closed(&mut desk), [again, late]);
     }
 }

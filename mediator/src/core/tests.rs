@@ -139,6 +139,7 @@ impl World {
                     ..wire::RelayInfo::default()
                 },
                 drains: false,
+                setting: self.broker.relay_setting(RelayId([9; 16])),
             };
             self.relay_connection = Some(id);
             self.broker.handle_connected(id, device, self.now);

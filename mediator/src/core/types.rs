@@ -148,6 +148,8 @@ pub(crate) enum Device {
         info: wire::RelayInfo,
         /// It named no address itself: it drains.
         drains: bool,
+        /// [`Broker::relay_setting`](super::Broker::relay_setting) of before it was judged.
+        setting: u64,
     },
 }
 

@@ -289,6 +289,9 @@ async fn known_relay(
     hello: &wire::Hello,
 ) -> Result<(relays::RelayRow, Device, Vec<Unconfirmed>), wire::Failure> {
     let id = RelayId::from_slice(&hello.device_id).map_err(|_| not_enrolled())?;
+    // Before the row is read: the relay itself chooses how long all that follows takes.
+    let setting = line.shared.broker.ask(move |driver, _| driver.broker.relay_setting(id)).await;
+    let setting = setting.ok_or_else(|| fail(failure::BUSY, "the mediator is stopping"))?;
     let row = relays::by_id(&line.shared.store.readers, id).await.map_err(|error| {
         tracing::error!(%error, "cannot read relays");
         fail(failure::INTERNAL, "relays cannot be read")
@@ -314,7 +317,8 @@ async fn known_relay(
         addresses,
         region,
     };
-    Ok((row, Device::Relay { id, identity: line.identity, info, drains }, unconfirmed))
+    let device = Device::Relay { id, identity: line.identity, info, drains, setting };
+    Ok((row, device, unconfirmed))
 }
 
 /// The Noise key that the connection's own identity certified.
