@@ -311,6 +311,53 @@ async fn relays_register_and_both_ends_get_tickets_for_their_own_keys() {
     assert!(matches!(cut, Body::RelayCut(_)), "{cut:?}");
 }
 
+/// The relay answers as late as it likes where its address is tried; meanwhile it is disabled, or
+/// drained.
+#[tokio::test]
+async fn a_relay_that_is_disabled_or_drained_while_it_connects_does_not_slip_in() {
+    let mediator = Mediator::start();
+    let relay_identity = identity();
+    let token = mediator.token(&["relay"]);
+    let relay = mediator.enroll(&relay_identity, &token, 3, "r").await.unwrap();
+    let (behind, _answering) = relay_listener(&relay_identity).await;
+    let again = || hello(3, &relay_identity, &relay.device_id);
+    for act in ["disable", "drain"] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut first = hello(3, &relay_identity, &relay.device_id);
+        first.relay =
+            Some(wire::RelayInfo { addresses: vec![address], ..wire::RelayInfo::default() });
+        let (connected, _tried) = tokio::join!(mediator.connect(&relay_identity, first), async {
+            let asked = tokio::time::timeout(common::WAIT, listener.accept()).await;
+            let (mut asked, _) = asked.unwrap().unwrap();
+            mediator.admin(&["relay", act, "r"]);
+            let mut tasks = tokio::task::JoinSet::new();
+            let behind = behind.clone();
+            tasks.spawn(async move {
+                let mut relay = tokio::net::TcpStream::connect(behind).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut asked, &mut relay).await;
+            });
+            tasks
+        });
+        // Closed before or after it was welcomed.
+        if let Ok(connected) = connected {
+            let closed = tokio::time::timeout(common::WAIT, connected.peer.closed()).await;
+            assert!(closed.is_ok(), "{act}: it stays connected");
+        }
+        let (agent, _, _) = mediator.agent(act).await;
+        assert!(agent.welcome.relays.is_empty(), "{act}: {:?}", agent.welcome.relays);
+        let listed = mediator.admin(&["relay", "list"]);
+        assert_eq!(listed[0]["online"], false, "{act}: {listed:?}");
+        if act == "disable" {
+            assert!(mediator.connect(&relay_identity, again()).await.is_err());
+            mediator.admin(&["relay", "enable", "r"]);
+        }
+    }
+    // Drained, it may come, and is told so.
+    let back = mediator.connect(&relay_identity, again()).await.unwrap();
+    assert!(back.welcome.drained);
+}
+
 #[tokio::test]
 async fn what_a_console_refuses_by_itself_is_recorded_without_naming_what_it_may_not_see() {
     let mediator = Mediator::start();
