@@ -166,16 +166,13 @@ impl Receiver {
     }
 
     pub(super) fn pop(&mut self) -> Option<Bytes> {
-        let front = self.queue.pop_front();
         if self.queue.is_empty() {
             // From the start of its ring again: otherwise it goes round through all of it, and
             // finds every part of it cold.
             self.queue.clear();
+            self.end_copied();
         }
-        front.or_else(|| {
-            let copied = std::mem::take(&mut self.copied);
-            (!copied.is_empty()).then(|| copied.freeze())
-        })
+        self.queue.pop_front()
     }
 
     /// Is everything delivered and only the local shutdown missing?
