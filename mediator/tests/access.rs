@@ -19,7 +19,7 @@ use adit_protocol::{
 use common::{
     Device, Mediator,
     api::{Web, Who, register},
-    hello, identity, open,
+    hello, identity, open, try_open,
 };
 use serde_json::Value;
 
@@ -47,31 +47,6 @@ async fn listed(console: &Device) -> Vec<String> {
     match console.ask(Body::ListComputers(wire::ListComputers::default())).await.unwrap() {
         Body::Computers(found) => found.computers.into_iter().map(|c| c.name).collect(),
         other => panic!("{other:?}"),
-    }
-}
-
-/// Opens `ssh`; the agent agrees if it is asked.
-async fn try_open(
-    console: &Device,
-    agent: &mut Device,
-    wish: wire::Open,
-) -> Result<(), wire::Failure> {
-    let opened = console.ask(Body::Open(wish));
-    tokio::pin!(opened);
-    loop {
-        tokio::select! {
-            done = &mut opened => return done.map(|_| ()),
-            request = agent.next() => {
-                let (body, responder) = request.into_parts();
-                match body {
-                    Body::Offer(_) => {
-                        let noise_msg2 = vec![8; 100].into();
-                        responder.reply(Body::Answer(wire::Answer { noise_msg2 }));
-                    }
-                    _ => responder.reply(Body::Done(wire::Done {})),
-                }
-            }
-        }
     }
 }
 

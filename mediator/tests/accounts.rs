@@ -21,7 +21,7 @@ use adit_protocol::{
     code::failure,
     wire::{self, frame::Body},
 };
-use common::{Device, Mediator, hello, identity, open};
+use common::{Device, Mediator, hello, identity, open, try_open};
 use totp_rs::Totp;
 
 /// R25, R26: so soon must a live session end.
@@ -134,31 +134,6 @@ async fn code_of<T: std::fmt::Debug>(
     asked: impl Future<Output = Result<T, wire::Failure>>,
 ) -> String {
     asked.await.unwrap_err().code
-}
-
-/// Opens `ssh`; the agent agrees if it is asked.
-async fn try_open(
-    console: &Device,
-    agent: &mut Device,
-    wish: wire::Open,
-) -> Result<(), wire::Failure> {
-    let opened = console.ask(Body::Open(wish));
-    tokio::pin!(opened);
-    loop {
-        tokio::select! {
-            done = &mut opened => return done.map(|_| ()),
-            request = agent.next() => {
-                let (body, responder) = request.into_parts();
-                match body {
-                    Body::Offer(_) => {
-                        let noise_msg2 = vec![8; 100].into();
-                        responder.reply(Body::Answer(wire::Answer { noise_msg2 }));
-                    }
-                    _ => responder.reply(Body::Done(wire::Done {})),
-                }
-            }
-        }
-    }
 }
 
 /// Waits until the agent is told that a session is over; the reason.

@@ -28,7 +28,7 @@ use tokio::{
     net::TcpListener,
     task::JoinSet,
 };
-use tokio_rustls::{TlsAcceptor, rustls};
+use tokio_rustls::TlsAcceptor;
 
 type Got = Arc<Mutex<BTreeMap<String, Vec<u64>>>>;
 
@@ -56,23 +56,15 @@ struct Receiver {
 impl Receiver {
     async fn new(webhook: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
-        std::fs::write(dir.path().join("ca.pem"), made.cert.pem()).unwrap();
+        let acceptor = common::web_tls(&dir.path().join("ca.pem"));
         std::fs::write(dir.path().join("secret"), "0123456789abcdef\n").unwrap();
-        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-        let config = rustls::ServerConfig::builder_with_provider(adit_net::tls::web_provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key.into())
-            .unwrap();
         let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
         Self {
             dir,
             port,
             got: Got::default(),
             visits: Arc::default(),
-            acceptor: TlsAcceptor::from(Arc::new(config)),
+            acceptor,
             running: None,
             webhook,
         }

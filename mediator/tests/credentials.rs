@@ -18,7 +18,7 @@ use adit_protocol::{
     sealed::{self, CredentialContext},
     wire::{self, frame::Body},
 };
-use common::{Device, Mediator, hello, identity, open};
+use common::{Device, Mediator, hello, identity, open, try_open};
 use serde_json::Value;
 
 const SECRET: &str = "Correct-Horse-9";
@@ -45,23 +45,7 @@ async fn session(
     wish: wire::Open,
 ) -> Result<(), wire::Failure> {
     let wish = wire::Open { session_id: vec![number; 16].into(), ..wish };
-    let opened = console.ask(Body::Open(wish));
-    tokio::pin!(opened);
-    loop {
-        tokio::select! {
-            done = &mut opened => return done.map(|_| ()),
-            request = agent.next() => {
-                let (body, responder) = request.into_parts();
-                match body {
-                    Body::Offer(_) => {
-                        let noise_msg2 = vec![8; 100].into();
-                        responder.reply(Body::Answer(wire::Answer { noise_msg2 }));
-                    }
-                    _ => responder.reply(Body::Done(wire::Done {})),
-                }
-            }
-        }
-    }
+    try_open(console, agent, wish).await
 }
 
 async fn take(

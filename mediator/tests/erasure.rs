@@ -13,7 +13,7 @@ mod common;
 use std::{path::Path, time::Duration};
 
 use adit_protocol::wire::{self, frame::Body};
-use common::{Device, Mediator, WAIT, hello, identity, open};
+use common::{Device, Mediator, WAIT, hello, identity, open, try_open};
 use serde_json::Value;
 
 /// What tells of the client's persons and computers, each in another place.
@@ -62,20 +62,7 @@ impl Mediator {
         let mut wish = open(7, &enrolled, &key);
         wish.session_id = vec![u8::try_from(prefix.len()).unwrap(); 16].into();
         (wish.reason, wish.ticket) = (name("reason"), name("ticket"));
-        {
-            let opened = console.ask(Body::Open(wish));
-            tokio::pin!(opened);
-            loop {
-                tokio::select! {
-                    done = &mut opened => { done.unwrap(); break; }
-                    request = agent.next() => {
-                        let (_, responder) = request.into_parts();
-                        let noise_msg2 = vec![8; 100].into();
-                        responder.reply(Body::Answer(wire::Answer { noise_msg2 }));
-                    }
-                }
-            }
-        }
+        try_open(&console, &mut agent, wish).await.unwrap();
         (console, agent)
     }
 

@@ -14,7 +14,7 @@ use adit_protocol::{
 use common::{
     Mediator,
     api::{Web, Who, key_pair},
-    hello, identity, open,
+    hello, identity, open, try_open,
 };
 use serde_json::{Value, json};
 use sqlx::Connection;
@@ -316,20 +316,7 @@ async fn auditors_find_access_approvals_and_every_tunnel_with_who_where_and_what
     let (request_id, note) = (asked.request_id.clone(), "until noon".to_owned());
     let yes = wire::DecideRequest { request_id, approve: true, note, ..Default::default() };
     rep.ask(Body::DecideRequest(yes)).await.unwrap();
-    {
-        let opened = jane.ask(Body::Open(open(1, &pc, &key)));
-        tokio::pin!(opened);
-        loop {
-            tokio::select! {
-                done = &mut opened => { done.unwrap(); break; }
-                request = agent.next() => {
-                    let (_, responder) = request.into_parts();
-                    let noise_msg2 = vec![8; 100].into();
-                    responder.reply(Body::Answer(wire::Answer { noise_msg2 }));
-                }
-            }
-        }
-    }
+    try_open(jane, &mut agent, open(1, &pc, &key)).await.unwrap();
 
     // All by the auditor's own means.
     let who = Who::at(&auditor.0, &auditor.1).await;

@@ -24,7 +24,7 @@ use adit_protocol::{
     keys::random,
     wire::{self, frame::Body},
 };
-use common::{Mediator, open};
+use common::{Mediator, open, try_open};
 use serde_json::{Value, json};
 
 const COUNT: usize = 1000;
@@ -128,20 +128,7 @@ async fn none_of_a_thousand_secrets_is_found_anywhere() {
         assert!(secrets.contains(secret.as_bytes()));
     }
     let (console, _, _) = mediator.console().await;
-    {
-        let opened = console.ask(Body::Open(open(1, &enrolled, &key)));
-        tokio::pin!(opened);
-        loop {
-            tokio::select! {
-                done = &mut opened => { done.unwrap(); break; }
-                request = agent.next() => {
-                    let (_, responder) = request.into_parts();
-                    let noise_msg2 = vec![8; 100].into();
-                    responder.reply(Body::Answer(wire::Answer { noise_msg2 }));
-                }
-            }
-        }
-    }
+    try_open(&console, &mut agent, open(1, &enrolled, &key)).await.unwrap();
     for number in 0..50 {
         let wish =
             wire::UseCredential { session_id: vec![1; 16].into(), name: format!("c{number}") };

@@ -14,7 +14,7 @@ pub mod provider;
 
 use std::{
     io::{BufRead, BufReader, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -43,6 +43,7 @@ use tokio::{
     net::TcpListener,
     task::JoinSet,
 };
+use tokio_rustls::{TlsAcceptor, rustls};
 
 pub const WAIT: Duration = Duration::from_secs(20);
 
@@ -339,6 +340,45 @@ pub fn open(session: u8, enrolled: &wire::Enrolled, agent: &DeviceIdentity) -> w
         agent_identity: agent.signing.public().to_bytes(),
         ..wire::Open::default()
     }
+}
+
+/// Asks for a session, and answers for the agent meanwhile.
+pub async fn try_open(
+    console: &Device,
+    agent: &mut Device,
+    wish: wire::Open,
+) -> Result<(), wire::Failure> {
+    let opened = console.ask(Body::Open(wish));
+    tokio::pin!(opened);
+    loop {
+        tokio::select! {
+            done = &mut opened => return done.map(|_| ()),
+            request = agent.next() => {
+                let (body, responder) = request.into_parts();
+                match body {
+                    Body::Offer(_) => {
+                        let noise_msg2 = vec![8; 100].into();
+                        responder.reply(Body::Answer(wire::Answer { noise_msg2 }));
+                    }
+                    _ => responder.reply(Body::Done(wire::Done {})),
+                }
+            }
+        }
+    }
+}
+
+/// A web server's TLS on the loopback address; whoever is to trust it finds its certificate in `ca`.
+pub fn web_tls(ca: &Path) -> TlsAcceptor {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(ca, made.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let config = rustls::ServerConfig::builder_with_provider(adit_net::tls::web_provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
 }
 
 /// Answers joins with a device's Noise key, as its relay would.

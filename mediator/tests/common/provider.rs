@@ -1,8 +1,9 @@
 //! An identity provider that describes itself and lets nobody in: what browsers that were sent to
 //! one bring back to the mediator is all that a test needs.
 
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
+use super::{Mediator, web_tls};
 use http_body_util::Full;
 use hyper::{
     Request, Response,
@@ -12,9 +13,6 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinSet};
-use tokio_rustls::{TlsAcceptor, rustls};
-
-use super::Mediator;
 
 /// It, while this lives.
 pub struct Provider {
@@ -27,17 +25,8 @@ pub struct Provider {
 impl Provider {
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         let ca = dir.path().join("ca.pem");
-        std::fs::write(&ca, made.cert.pem()).unwrap();
-        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-        let config = rustls::ServerConfig::builder_with_provider(adit_net::tls::web_provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key.into())
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let acceptor = web_tls(&ca);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let issuer = format!("https://{}", listener.local_addr().unwrap());
         let mut tasks = JoinSet::new();
