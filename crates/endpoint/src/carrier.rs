@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use adit_core::resume::{Resume, Violation};
 use adit_protocol::{
-    ids::CarrierNumber,
+    ids::{CarrierNumber, ChannelId},
     limits::{MAX_NOISE_PAYLOAD, MAX_RECORD_HEADER},
     record::{InvalidRecord, Record},
 };
@@ -30,6 +30,9 @@ impl Life {
     }
     pub(crate) fn count_sent(&self) {
         self.sent.fetch_add(1, Ordering::Relaxed);
+    }
+    fn count_data(&self, pieces: usize) {
+        self.data.fetch_add(pieces as u64, Ordering::Relaxed);
     }
     /// How much of what was received is somebody's data.
     pub(crate) fn data(&self) -> u64 {
@@ -90,7 +93,7 @@ impl CarrierEnd {
 }
 
 /// Takes in one record with its payload.
-pub(crate) fn take_in(
+fn take_in(
     resume: &mut Resume,
     number: CarrierNumber,
     record: &Record,
@@ -100,7 +103,7 @@ pub(crate) fn take_in(
 ) -> Result<(), Violation> {
     match record {
         Record::Data { channel, offset, .. } => {
-            life.data.fetch_add(1, Ordering::Relaxed);
+            life.count_data(1);
             resume.handle_data(number, *channel, *offset, payload)
         }
         Record::Datagram { .. } => resume.handle_datagram(number, record, payload, now),
@@ -161,44 +164,115 @@ pub(crate) fn fill_message(
 pub(crate) struct StreamDecoder {
     /// Start of a header that is not whole yet.
     partial: BytesMut,
-    /// `Data` whose bytes are still coming: record, next offset, bytes to come.
-    data: Option<(adit_protocol::ids::ChannelId, u64, usize)>,
+    /// `Data` whose bytes are still coming.
+    coming: Option<Coming>,
+    /// What is complete and not taken in yet.
+    items: Vec<Item>,
+    /// The bytes of those items, in their order.
+    pieces: Vec<Bytes>,
 }
 
-/// A record or a part of its data.
+#[derive(Debug, Clone, Copy)]
+struct Coming {
+    channel: ChannelId,
+    /// Of the next byte.
+    offset: u64,
+    left: usize,
+}
+
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Item {
-    pub(crate) record: Record,
-    pub(crate) payload: Bytes,
+enum Item {
+    Record(Record),
+    /// Bytes of a channel from `offset` to `end`, in so many pieces: a packet is a piece, and
+    /// looking the channel up for each of them would show in the bill.
+    Data {
+        channel: ChannelId,
+        offset: u64,
+        end: u64,
+        pieces: usize,
+    },
 }
 
 impl StreamDecoder {
-    /// Takes in a piece and appends what it completes.
-    pub(crate) fn feed(
-        &mut self,
-        mut piece: Bytes,
-        out: &mut Vec<Item>,
-    ) -> Result<(), InvalidRecord> {
+    /// Takes in a piece of the stream.
+    pub(crate) fn feed(&mut self, mut piece: Bytes) -> Result<(), InvalidRecord> {
         while !piece.is_empty() {
-            if let Some((channel, offset, left)) = self.data.take() {
-                let payload = piece.split_to(left.min(piece.len()));
-                let (n, left) = (payload.len(), left - payload.len());
-                if left > 0 {
-                    self.data = Some((channel, offset + n as u64, left));
-                }
-                let len = u32::try_from(n).map_err(|_| InvalidRecord)?;
-                out.push(Item { record: Record::Data { channel, offset, len }, payload });
+            if let Some(coming) = self.coming.take() {
+                let payload = piece.split_to(coming.left.min(piece.len()));
+                let (offset, left) =
+                    (coming.offset + payload.len() as u64, coming.left - payload.len());
+                self.coming = (left > 0).then_some(Coming { offset, left, ..coming });
+                self.add(coming.channel, coming.offset, payload);
                 continue;
             }
             let Some(record) = self.header(&mut piece)? else { return Ok(()) };
             match record {
                 Record::Data { channel, offset, len } if len > 0 => {
                     offset.checked_add(len.into()).ok_or(InvalidRecord)?;
-                    self.data = Some((channel, offset, len as usize));
+                    self.coming = Some(Coming { channel, offset, left: len as usize });
                 }
                 // Datagrams do not travel in streams.
                 Record::Datagram { .. } => return Err(InvalidRecord),
-                record => out.push(Item { record, payload: Bytes::new() }),
+                record => self.items.push(Item::Record(record)),
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, to: ChannelId, at: u64, payload: Bytes) {
+        let behind = at + payload.len() as u64;
+        match self.items.last_mut() {
+            Some(Item::Data { channel, end, pieces, .. }) if *channel == to && *end == at => {
+                *end = behind;
+                *pieces += 1;
+            }
+            _ => self.items.push(Item::Data { channel: to, offset: at, end: behind, pieces: 1 }),
+        }
+        self.pieces.push(payload);
+    }
+
+    /// The channel that the first item is about; `None` if there is no item.
+    pub(crate) fn first(&self) -> Option<Option<ChannelId>> {
+        self.items.first().map(|item| match item {
+            Item::Record(record) => record.channel(),
+            Item::Data { channel, .. } => Some(*channel),
+        })
+    }
+
+    /// Records and, for `Data`, where they begin and their pieces.
+    #[cfg(test)]
+    pub(crate) fn items(&self) -> Vec<Result<Record, (u64, Vec<Bytes>)>> {
+        let mut all = self.pieces.iter().cloned();
+        let item = |item: &Item| match item {
+            Item::Record(record) => Ok(record.clone()),
+            Item::Data { offset, pieces, .. } => {
+                Err((*offset, all.by_ref().take(*pieces).collect()))
+            }
+        };
+        self.items.iter().map(item).collect()
+    }
+
+    /// Hands what is complete to the machine.
+    pub(crate) fn take_in(
+        &mut self,
+        resume: &mut Resume,
+        number: CarrierNumber,
+        life: &Life,
+        now: Instant,
+    ) -> Result<(), Violation> {
+        let mut all = self.pieces.drain(..);
+        for item in self.items.drain(..) {
+            match item {
+                Item::Record(record) => {
+                    take_in(resume, number, &record, Bytes::new(), life, now)?;
+                }
+                Item::Data { channel, offset, pieces, .. } => {
+                    life.count_data(pieces);
+                    let mut own = all.by_ref().take(pieces);
+                    let taken = resume.handle_pieces(number, channel, offset, own.by_ref());
+                    own.for_each(drop); // those of a channel that is over
+                    taken?;
+                }
             }
         }
         Ok(())
@@ -234,7 +308,6 @@ impl StreamDecoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use adit_protocol::ids::ChannelId;
 
     #[test]
     fn stream_decoder_does_not_care_where_pieces_end() {
@@ -242,26 +315,59 @@ mod tests {
         let mut wire = BytesMut::new();
         let ack = Record::Ack { channel, delivered: 9, credit: 1 << 20 };
         ack.encode(&mut wire);
-        Record::Data { channel, offset: 5, len: 300 }.encode(&mut wire);
-        wire.extend((0..300u16).map(|i| u8::try_from(i % 251).unwrap()));
+        // Two records, one after the other, and one that is not.
+        for (offset, len) in [(5, 200), (205, 100), (900, 50)] {
+            Record::Data { channel, offset, len }.encode(&mut wire);
+            wire.extend((offset..offset + u64::from(len)).map(|at| (at % 251) as u8));
+        }
         ack.encode(&mut wire);
         for size in [1, 2, 3, 7, 100, 1000] {
-            let (mut decoder, mut out) = (StreamDecoder::default(), vec![]);
+            let mut decoder = StreamDecoder::default();
             for piece in wire.chunks(size) {
-                decoder.feed(Bytes::copy_from_slice(piece), &mut out).unwrap();
+                decoder.feed(Bytes::copy_from_slice(piece)).unwrap();
             }
-            assert_eq!(out.first().unwrap().record, ack);
-            assert_eq!(out.last().unwrap().record, ack);
-            let mut at = 5;
-            for item in &out[1..out.len() - 1] {
-                let Record::Data { offset, len, .. } = item.record else { panic!() };
-                assert_eq!((offset, len as usize), (at, item.payload.len()));
-                for (i, b) in item.payload.iter().enumerate() {
-                    assert_eq!(u64::from(*b), (offset - 5 + i as u64) % 251);
-                }
-                at += u64::from(len);
+            let items = decoder.items();
+            let [first, Err(one), Err(other), last] = items.as_slice() else { panic!("{items:?}") };
+            assert_eq!((first, last), (&Ok(ack.clone()), &Ok(ack.clone())), "{size}");
+            for ((offset, pieces), (from, to)) in [(one, (5, 305)), (other, (900, 950))] {
+                let expected: Vec<u8> = (from..to).map(|at| (at % 251) as u8).collect();
+                assert_eq!((*offset, pieces.concat()), (from, expected), "{size}");
             }
-            assert_eq!(at, 305);
         }
+    }
+
+    /// What comes late for a channel that is over is not taken for the next one's.
+    #[test]
+    fn pieces_of_a_channel_that_is_over_go_to_nobody() {
+        use adit_core::resume::{Deliverable, Shape};
+        use adit_protocol::{
+            code::ChannelCode,
+            target::{Target, Transport},
+        };
+        let (mut resume, now) = (Resume::new(adit_protocol::ticket::Role::Agent), Instant::now());
+        let number = CarrierNumber(1);
+        resume.carrier_up(number, Shape::Streams);
+        let target = Target::parse("127.0.0.1:22", Transport::Tcp).unwrap();
+        for id in [1, 2] {
+            let target = target.clone();
+            let open = Record::Open { channel: ChannelId(id), target, credit: 0 };
+            resume.handle_record(number, &open, now).unwrap();
+            resume.connected(ChannelId(id), now);
+        }
+        resume.reset(ChannelId(1), ChannelCode::LocalReset);
+        let mut decoder = StreamDecoder::default();
+        for (id, text) in [(1, "late"), (2, "in time")] {
+            let mut wire = BytesMut::new();
+            let len = u32::try_from(text.len()).unwrap();
+            Record::Data { channel: ChannelId(id), offset: 0, len }.encode(&mut wire);
+            decoder.feed(wire.freeze()).unwrap();
+            text.bytes().for_each(|b| decoder.feed(vec![b].into()).unwrap());
+        }
+        decoder.take_in(&mut resume, number, &Life::default(), now).unwrap();
+        let mut got = Vec::new();
+        while let Some(Deliverable::Bytes(bytes)) = resume.take_deliverable(ChannelId(2)) {
+            got.extend_from_slice(&bytes);
+        }
+        assert_eq!(got, b"in time");
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    carrier::{CarrierEnd, Item, Life, StreamDecoder, take_in},
+    carrier::{CarrierEnd, Life, StreamDecoder},
     shared::Shared,
 };
 
@@ -152,32 +152,18 @@ async fn send_shared(
     }
 }
 
-async fn receive(shared: &Shared, direct: &Direct, mut recv: RecvStream) -> Result<(), CarrierEnd> {
-    let (mut decoder, mut items) = (StreamDecoder::default(), Vec::new());
-    let mut pieces = [const { Bytes::new() }; READ_PIECES];
-    loop {
-        let read = recv.read_chunks(&mut pieces).await.map_err(std::io::Error::from)?;
-        let n = read.ok_or(CarrierEnd::Closed)?;
-        for piece in pieces.iter_mut().take(n) {
-            decoder.feed(std::mem::take(piece), &mut items)?;
-        }
-        direct.life.count_received();
-        take_in_items(shared, direct, &mut items)?;
-        shared.driver_room().await;
-    }
+async fn receive(shared: &Shared, direct: &Direct, recv: RecvStream) -> Result<(), CarrierEnd> {
+    receive_stream(shared, direct, recv, StreamDecoder::default()).await?;
+    Err(CarrierEnd::Closed)
 }
 
-fn take_in_items(
+fn take_in(
     shared: &Shared,
     direct: &Direct,
-    items: &mut Vec<Item>,
+    decoder: &mut StreamDecoder,
 ) -> Result<(), CarrierEnd> {
-    shared.with(|resume, now| {
-        for Item { record, payload } in items.drain(..) {
-            take_in(resume, direct.number, &record, payload, &direct.life, now)?;
-        }
-        Ok(())
-    })
+    shared.with(|resume, now| decoder.take_in(resume, direct.number, &direct.life, now))?;
+    Ok(())
 }
 
 async fn receive_datagrams(shared: &Shared, direct: &Direct) -> Result<(), CarrierEnd> {
@@ -216,16 +202,18 @@ async fn accepted_stream(
     send: SendStream,
     mut recv: RecvStream,
 ) -> Result<(), CarrierEnd> {
-    let (mut decoder, mut items) = (StreamDecoder::default(), Vec::new());
-    while items.is_empty() {
+    let mut decoder = StreamDecoder::default();
+    let first = loop {
         match recv.read_chunk(MAX_DATA, true).await.map_err(std::io::Error::from)? {
-            Some(chunk) => decoder.feed(chunk.bytes, &mut items)?,
+            Some(chunk) => decoder.feed(chunk.bytes)?,
             None => return Ok(()),
         }
-    }
-    let first = items.first().and_then(|i| i.record.channel());
+        if let Some(channel) = decoder.first() {
+            break channel;
+        }
+    };
     let id = first.ok_or(adit_protocol::record::InvalidRecord)?;
-    take_in_items(shared, direct, &mut items)?;
+    take_in(shared, direct, &mut decoder)?;
     shared.driver_room().await;
     run_stream(shared, direct, id, send, recv, decoder).await
 }
@@ -358,16 +346,15 @@ async fn receive_stream(
     mut recv: RecvStream,
     mut decoder: StreamDecoder,
 ) -> Result<(), CarrierEnd> {
-    let mut items = Vec::new();
     let mut pieces = [const { Bytes::new() }; READ_PIECES];
     loop {
         let read = recv.read_chunks(&mut pieces).await.map_err(std::io::Error::from)?;
         let Some(n) = read else { return Ok(()) };
         for piece in pieces.iter_mut().take(n) {
-            decoder.feed(std::mem::take(piece), &mut items)?;
+            decoder.feed(std::mem::take(piece))?;
         }
         direct.life.count_received();
-        take_in_items(shared, direct, &mut items)?;
+        take_in(shared, direct, &mut decoder)?;
         shared.driver_room().await;
     }
 }
@@ -391,13 +378,16 @@ mod tests {
         for t in [data(5, "ab"), data(7, "cde"), ack.clone(), data(10, "f"), data(20, "g")] {
             batch.push(t);
         }
-        let (mut decoder, mut items) = (StreamDecoder::default(), Vec::new());
+        let mut decoder = StreamDecoder::default();
         let chunks = batch.take();
         assert_eq!(chunks.len(), 8);
-        chunks.into_iter().for_each(|c| decoder.feed(c, &mut items).unwrap());
-        let payload: Vec<&[u8]> = items.iter().map(|i| &i.payload[..]).collect();
-        assert_eq!(payload, [&b"ab"[..], b"cde", b"", b"f", b"g"]);
-        assert_eq!(items[2].record, ack.record);
+        chunks.into_iter().for_each(|c| decoder.feed(c).unwrap());
+        let data = |offset, pieces: &[&'static str]| {
+            Err((offset, pieces.iter().copied().map(Bytes::from).collect()))
+        };
+        let expected =
+            [data(5, &["ab", "cde"]), Ok(ack.record), data(10, &["f"]), data(20, &["g"])];
+        assert_eq!(decoder.items(), expected);
         assert!(batch.take().is_empty());
     }
 }

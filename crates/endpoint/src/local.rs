@@ -96,10 +96,11 @@ async fn read_local(
     mut read: ReadHalf<'_>,
 ) -> Result<(), Broken> {
     let mut buffer = BytesMut::new();
+    let mut capacity = shared.with(|resume, _| resume.local_capacity(id));
     loop {
-        let capacity = shared.with(|resume, _| resume.local_capacity(id));
         if capacity == 0 {
             wake.capacity.notified().await;
+            capacity = shared.with(|resume, _| resume.local_capacity(id));
             continue;
         }
         if buffer.capacity() < MIN_ROOM {
@@ -112,7 +113,10 @@ async fn read_local(
             return Ok(());
         }
         let data = buffer.split().freeze();
-        shared.with(|resume, now| resume.handle_local_data(id, data, now));
+        capacity = shared.with(|resume, now| {
+            resume.handle_local_data(id, data, now);
+            resume.local_capacity(id)
+        });
     }
 }
 
@@ -123,8 +127,12 @@ async fn write_local(
     mut write: WriteHalf<'_>,
 ) -> Result<(), Broken> {
     let mut pieces: Vec<Bytes> = Vec::with_capacity(MAX_SLICES);
+    let mut written = 0;
     loop {
-        let fin = shared.with(|resume, _| {
+        let fin = shared.with(|resume, now| {
+            if written > 0 {
+                resume.handle_delivered(id, written, now);
+            }
             while pieces.len() < MAX_SLICES {
                 match resume.take_deliverable(id) {
                     Some(Deliverable::Bytes(bytes)) => pieces.push(bytes),
@@ -139,12 +147,12 @@ async fn write_local(
             shared.with(|resume, now| resume.handle_fin_delivered(id, now));
             return Ok(());
         }
+        written = 0;
         if pieces.is_empty() {
             wake.deliver.notified().await;
             continue;
         }
-        let n = write_all(&mut write, &mut pieces).await?;
-        shared.with(|resume, now| resume.handle_delivered(id, n, now));
+        written = write_all(&mut write, &mut pieces).await?;
     }
 }
 
@@ -158,8 +166,14 @@ async fn write_all(write: &mut WriteHalf<'_>, pieces: &mut Vec<Bytes>) -> Result
     }
     let mut done = 0;
     while done < pieces.len() {
-        let slices: Vec<IoSlice<'_>> = pieces.iter().skip(done).map(|p| IoSlice::new(p)).collect();
-        let mut n = write.write_vectored(&slices).await.map_err(|_| Broken)?;
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut count = 0;
+        for (slice, piece) in slices.iter_mut().zip(pieces.iter().skip(done)) {
+            *slice = IoSlice::new(piece);
+            count += 1;
+        }
+        let slices = slices.get(..count).unwrap_or_default();
+        let mut n = write.write_vectored(slices).await.map_err(|_| Broken)?;
         if n == 0 {
             return Err(Broken);
         }

@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -77,6 +80,9 @@ pub(crate) struct Shared {
     driver_wake: Notify,
     /// The driver has caught up.
     room_wake: Notify,
+    /// Has the driver's queue as many events as may wait? Read without the lock for every batch
+    /// of packets; whoever adds one event more, adds it under the lock.
+    full: AtomicBool,
     timer_wake: Notify,
     role: Role,
 }
@@ -88,6 +94,7 @@ impl Shared {
             inner: Mutex::new((Resume::with_pool(role, pool), Wakers::default())),
             driver_wake: Notify::new(),
             room_wake: Notify::new(),
+            full: AtomicBool::new(false),
             timer_wake: Notify::new(),
             role,
         })
@@ -107,7 +114,7 @@ impl Shared {
         let (resume, wakers) = &mut *guard;
         let result = f(resume, Instant::now());
         if wakers.dispatch(resume) {
-            self.driver_wake.notify_one();
+            self.wake_driver(wakers);
         }
         if resume.take_timer_moved() {
             self.timer_wake.notify_one();
@@ -125,9 +132,15 @@ impl Shared {
         let id = open(resume, Instant::now())?;
         let tap = wakers.tap(id);
         if wakers.dispatch(resume) {
-            self.driver_wake.notify_one();
+            self.wake_driver(wakers);
         }
         Some(tap)
+    }
+
+    /// Under the lock: there is more for the driver.
+    fn wake_driver(&self, wakers: &Wakers) {
+        self.full.store(wakers.driver.len() >= DRIVER_QUEUE, Ordering::Relaxed);
+        self.driver_wake.notify_one();
     }
 
     /// Registers for the datagrams of a flow.
@@ -179,7 +192,7 @@ impl Shared {
     /// Waits until the driver has room for what a carrier brings next: a peer that asks faster
     /// than it is served waits, as with any connection, and nothing piles up here.
     pub(crate) async fn driver_room(&self) {
-        loop {
+        while self.full.load(Ordering::Relaxed) {
             let room = self.room_wake.notified();
             if self.lock().1.driver.len() < DRIVER_QUEUE {
                 return;
@@ -198,7 +211,9 @@ impl Shared {
         loop {
             let (event, left) = {
                 let driver = &mut self.lock().1.driver;
-                (driver.pop_front(), driver.len())
+                let event = driver.pop_front();
+                self.full.store(driver.len() >= DRIVER_QUEUE, Ordering::Relaxed);
+                (event, driver.len())
             };
             if let Some(event) = event {
                 if left + 1 == DRIVER_QUEUE {

@@ -86,12 +86,12 @@ impl Memory {
         self.own > MAX_SESSION_WINDOW || self.own > share && self.pool.kept() > SHARED
     }
 
-    /// Which pieces may pin the buffers that they came in.
-    pub(super) fn keep(&self) -> Keep {
-        let kept = self.pool.kept();
-        if self.own > COPY_SESSION || kept > COPY_PROCESS {
+    /// Which pieces may pin the buffers that they came in. `more`: bytes not added yet.
+    pub(super) fn keep(&self, more: u64) -> Keep {
+        let (own, kept) = (self.own + more, self.pool.kept() + more);
+        if own > COPY_SESSION || kept > COPY_PROCESS {
             Keep::Nothing
-        } else if self.own > KEEP_SESSION || kept > KEEP_PROCESS {
+        } else if own > KEEP_SESSION || kept > KEEP_PROCESS {
             Keep::Messages
         } else {
             Keep::Packets

@@ -83,15 +83,37 @@ impl Resume {
         offset: u64,
         data: Bytes,
     ) -> Result<(), Violation> {
-        let Some(from) = self.carriers.get(&carrier) else { return Ok(()) };
-        let keep = match self.memory.keep() {
-            Keep::Packets if from.shape == Shape::Shared => Keep::Messages,
-            keep => keep,
-        };
+        self.handle_pieces(carrier, id, offset, std::iter::once(data))
+    }
+
+    /// Takes in the pieces in which bytes of a channel came, the first of them at `offset`.
+    pub fn handle_pieces(
+        &mut self,
+        carrier: CarrierNumber,
+        id: ChannelId,
+        mut offset: u64,
+        pieces: impl Iterator<Item = Bytes>,
+    ) -> Result<(), Violation> {
+        let Some(shape) = self.carriers.get(&carrier).map(|c| c.shape) else { return Ok(()) };
         // A channel that is over may still have data under way.
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
         let before = channel.recv.waiting();
-        let begins = channel.recv.handle_data(offset, data, keep)?;
+        let (mut begins, mut result) = (false, Ok(()));
+        for piece in pieces {
+            let keep = match self.memory.keep(channel.recv.waiting() - before) {
+                Keep::Packets if shape == Shape::Shared => Keep::Messages,
+                keep => keep,
+            };
+            let end = offset.saturating_add(piece.len() as u64);
+            match channel.recv.handle_data(offset, piece, keep) {
+                Ok(first) => begins |= first,
+                Err(violation) => {
+                    result = Err(violation);
+                    break;
+                }
+            }
+            offset = end;
+        }
         let more = channel.recv.waiting() - before;
         if begins {
             self.events.push_back(Event::Deliver(id));
@@ -100,7 +122,7 @@ impl Resume {
             self.memory.add(more);
             self.keep_within();
         }
-        Ok(())
+        result
     }
 
     /// Takes in a `Datagram` record with its payload.
