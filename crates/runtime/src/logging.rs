@@ -24,6 +24,10 @@ pub const DEFAULT_LEVEL: &str = "info";
 /// What a directive may end in.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
+/// Libraries that log an error where nothing is wrong for us: the one that reads routes does for
+/// every attribute that it does not know, whole packets at a time. Who names one hears it.
+const QUIET: [&str; 1] = ["netlink_proto"];
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -108,7 +112,11 @@ fn read_level(level: &str) -> Result<EnvFilter, CliError> {
     if !level.split(',').all(names_level) {
         return Err(invalid(""));
     }
-    EnvFilter::builder().parse(level).map_err(|error| invalid(&format!(": {error}")))
+    let mut directives = level.to_owned();
+    for library in QUIET.into_iter().filter(|library| !level.contains(library)) {
+        directives.push_str(&format!(",{library}=off"));
+    }
+    EnvFilter::builder().parse(directives).map_err(|error| invalid(&format!(": {error}")))
 }
 
 fn names_level(directive: &str) -> bool {
@@ -227,6 +235,19 @@ mod tests {
         for good in ["off", "WARN", "info,quinn=warn", "debug,[session{id=1}]=trace"] {
             check_level(good).unwrap();
         }
+    }
+
+    #[test]
+    fn libraries_that_cry_wolf_are_heard_by_who_names_them_only() {
+        let text = logged(LogFormat::Human, |handle| {
+            let cry = |n: u32| tracing::error!(target: "netlink_proto::codecs", "wolf {n}");
+            cry(1);
+            handle.set_level("debug").unwrap();
+            cry(2);
+            handle.set_level("info,netlink_proto=warn").unwrap();
+            cry(3);
+        });
+        assert!(text.lines().count() == 1 && text.contains("wolf 3"), "{text}");
     }
 
     #[test]
