@@ -39,7 +39,7 @@ use prost::Message as _;
 
 /// A decoder under test.
 pub struct Decoder {
-    /// Of the fuzz target, its file and its corpus directory.
+    /// Of the fuzz target and its corpus directory.
     pub name: &'static str,
     /// Whether it accepts the input.
     pub accepts: fn(&[u8]) -> bool,

@@ -1,5 +1,5 @@
 //! Replays the committed fuzz corpus: nothing in it may break a decoder's promises, examples that
-//! were valid stay valid, and every decoder has a target and a corpus.
+//! were valid stay valid, and every decoder has a corpus, by which it is a target.
 //!
 //! `ADIT_WRITE_CORPUS=1 cargo test -p adit-tests --test corpus` writes missing valid examples.
 
@@ -47,17 +47,12 @@ fn corpus_keeps_all_promises() {
     }
 }
 
+/// `cargo xtask fuzz` takes the names of its targets from the corpus.
 #[test]
 fn every_decoder_has_its_fuzz_target() {
-    let stem = |e: std::io::Result<fs::DirEntry>| {
-        e.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned()
-    };
+    let name = |e: std::io::Result<fs::DirEntry>| e.unwrap().file_name().into_string().unwrap();
     let targets: BTreeSet<String> =
-        fs::read_dir(folder().join("fuzz/fuzz_targets")).unwrap().map(stem).collect();
+        fs::read_dir(folder().join("fuzz/corpus")).unwrap().map(name).collect();
     let decoders: BTreeSet<String> = DECODERS.iter().map(|d| d.name.to_owned()).collect();
     assert_eq!(targets, decoders);
-    let manifest = fs::read_to_string(folder().join("fuzz/Cargo.toml")).unwrap();
-    for target in targets {
-        assert!(manifest.contains(&format!("fuzz_targets/{target}.rs")), "{target}");
-    }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: builds the fuzz targets of `tests/fuzz` and runs each for a while.
+//! `cargo xtask fuzz`: builds the program of `tests/fuzz` and runs each of its targets for a while.
 //!
 //! Our own crates are instrumented, and with them what they instantiate of others; the rest is
 //! built as for tests, which takes minutes less. This program adds the options as cargo's wrapper
@@ -20,6 +20,10 @@ use crate::process;
 const DEFAULT_SECONDS: u32 = 30;
 /// Tells this program that cargo calls it in the place of rustc.
 const WRAPPER: &str = "ADIT_FUZZ_RUSTC";
+/// Tells the program which decoder it is to fuzz.
+const TARGET: &str = "ADIT_FUZZ_TARGET";
+/// The program, a decoder's name being no reason to link it again.
+const PROGRAM: &str = "decoder";
 /// What libFuzzer needs of the compiler.
 const INSTRUMENTATION: &[&str] = &[
     "-Cpasses=sancov-module",
@@ -38,12 +42,12 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     if !cfg!(any(target_os = "linux", target_os = "macos")) {
         bail!("the fuzz targets are built for Linux and macOS only");
     }
-    let programs = build(&targets)?;
+    let program = build()?;
     let temporary = Temporary::new()?;
     let (mut summary, mut found) = (Vec::new(), Vec::new());
     for target in &targets {
         println!("==> {target}, {seconds} s");
-        let run = one(target, &programs.join(target), seconds, &temporary.0)?;
+        let run = one(target, &program, seconds, &temporary.0)?;
         summary.push(format!("{target:<16} {:>12} executions  {}", run.executions, run.coverage));
         found.extend(run.failed.then(|| target.clone()));
     }
@@ -79,13 +83,11 @@ fn read(args: &[String]) -> Result<(u32, Vec<String>)> {
     Ok((seconds, if targets.is_empty() { all } else { targets }))
 }
 
+/// Every decoder has a corpus (`tests/tests/corpus.rs`).
 fn all_targets() -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder().join("fuzz_targets"))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "rs") {
-            names.extend(path.file_stem().map(|s| s.to_string_lossy().into_owned()));
-        }
+    for entry in std::fs::read_dir(folder().join("corpus"))? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
     Ok(names)
@@ -95,8 +97,8 @@ fn folder() -> PathBuf {
     process::root().join("tests/fuzz")
 }
 
-/// Builds the targets; gives the directory of their programs.
-fn build(targets: &[String]) -> Result<PathBuf> {
+/// Builds the program; says where it is.
+fn build() -> Result<PathBuf> {
     same_versions()?;
     // Apart from what is built for tests: the same crates, compiled otherwise.
     let directory = process::target_dir().join("fuzz");
@@ -104,11 +106,8 @@ fn build(targets: &[String]) -> Result<PathBuf> {
     cargo.env("CARGO_TARGET_DIR", &directory);
     cargo.env("RUSTC_WRAPPER", env::current_exe()?).env(WRAPPER, "1");
     cargo.arg("build").arg("--manifest-path").arg(folder().join("Cargo.toml"));
-    for target in targets {
-        cargo.args(["--bin", target]);
-    }
     process::run(&mut cargo).context("a C++ compiler is needed, such as g++ or clang++")?;
-    Ok(directory.join("debug"))
+    Ok(directory.join("debug").join(PROGRAM))
 }
 
 /// What is fuzzed has the versions that the product has.
@@ -154,7 +153,7 @@ fn one(target: &str, program: &Path, seconds: u32, temporary: &Path) -> Result<R
     fuzz.args(LIMITS).args(["-print_final_stats=1"]);
     fuzz.arg(format!("-max_total_time={seconds}"));
     fuzz.arg(format!("-artifact_prefix={}/", broken.display()));
-    fuzz.env("TMPDIR", temporary);
+    fuzz.env("TMPDIR", temporary).env(TARGET, target);
     let output = fuzz.stdin(Stdio::null()).stdout(Stdio::null()).output();
     let output = output.with_context(|| format!("cannot start {}", program.display()))?;
     let text = String::from_utf8_lossy(&output.stderr);
