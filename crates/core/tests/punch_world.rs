@@ -10,12 +10,15 @@ mod world;
 use std::{net::SocketAddr, time::Duration};
 
 use adit_core::punch::{
-    Event, Message, PairState, STRANGER_BURST, STRANGER_INTERVAL, TransactionId, UNVERIFIED_BURST,
-    UNVERIFIED_INTERVAL, candidate_priority,
+    BIRTHDAY_PASSES, BIRTHDAY_PROBES, BIRTHDAY_SOCKETS, BIRTHDAY_TOTAL_PROBES, Event,
+    HARD_ROUND_GAPS, HARD_ROUND_MIN_GAP, MAX_PAIRS, Message, PACE, PREDICTED_PORTS,
+    PREDICTION_AHEAD, PREDICTION_BEHIND, PREDICTIONS_PER_ROUND, PROBE_BURST, PROBE_INTERVAL,
+    PairState, STRANGER_BURST, STRANGER_INTERVAL, TransactionId, UNVERIFIED_BURST,
+    UNVERIFIED_INTERVAL, UNVERIFIED_RESERVE, WATCH_INTERVAL, WATCH_SILENCE, candidate_priority,
 };
 use adit_protocol::candidate::{Candidate, CandidateKind};
 
-use world::{Kind, Plan, World, ms};
+use world::{AGENT, CONSOLE, Cut, Kind, Plan, World, ms};
 
 const EASY: Duration = Duration::from_secs(3);
 
@@ -263,4 +266,151 @@ fn a_hostile_peer_cannot_make_a_flood_by_announcing() {
     let rate = 1000 / UNVERIFIED_INTERVAL.as_millis() as usize;
     let sent = world.sides[0].sent.len();
     assert!(sent <= UNVERIFIED_BURST as usize + 60 * rate + 1, "{sent}");
+}
+
+/// Addresses of the peer to which each birthday socket sends at most.
+const TARGETS: usize = 2;
+
+/// What guessing may send in one round: an end may have to take both parts.
+fn guesses_per_round() -> usize {
+    let predicted = PREDICTION_AHEAD + PREDICTION_BEHIND + 1 + PREDICTED_PORTS;
+    BIRTHDAY_PROBES
+        + BIRTHDAY_PASSES.len() * BIRTHDAY_SOCKETS * TARGETS
+        + PREDICTIONS_PER_ROUND as usize * usize::try_from(predicted).unwrap()
+}
+
+/// Rounds of guessing that have begun by then, if nothing changes.
+fn rounds(elapsed: Duration) -> usize {
+    let starts = HARD_ROUND_GAPS.iter().scan(Duration::ZERO, |at, gap| {
+        *at += *gap;
+        Some(*at)
+    });
+    1 + starts.filter(|at| *at <= elapsed).count()
+}
+
+/// The same whatever happens.
+fn most_rounds(elapsed: Duration) -> usize {
+    times(elapsed, HARD_ROUND_MIN_GAP) + 1
+}
+
+/// How often it may have looked by then as if UDP had come back.
+fn most_restarts(elapsed: Duration) -> usize {
+    times(elapsed, WATCH_INTERVAL * (WATCH_SILENCE + 1)) + 1
+}
+
+fn times(elapsed: Duration, every: Duration) -> usize {
+    usize::try_from(elapsed.as_micros() / every.as_micros()).unwrap()
+}
+
+/// Ordinary checks that an end may have sent by then to addresses that never answered.
+fn checks_in_vain(elapsed: Duration) -> usize {
+    UNVERIFIED_BURST as usize + times(elapsed, UNVERIFIED_INTERVAL) + 1
+}
+
+/// The most that an end sent in any second.
+fn most_in_a_second(side: &world::end::End) -> usize {
+    let mut from = 0;
+    let of = |(n, sent): (usize, &world::Sent)| {
+        while side.sent[from].at + ms(1000) <= sent.at {
+            from += 1;
+        }
+        n + 1 - from
+    };
+    side.sent.iter().enumerate().map(of).max().unwrap_or(0)
+}
+
+/// Whatever happens: guessing and paced checks, each at its rate, and the openers of new pairs.
+fn judge_rate(world: &World, what: &str) {
+    let in_a_second = |every: Duration| usize::try_from(1_000_000 / every.as_micros()).unwrap() + 1;
+    let late = usize::try_from(PROBE_BURST.as_micros() / PROBE_INTERVAL.as_micros()).unwrap();
+    let allowed = TARGETS * (in_a_second(PROBE_INTERVAL) + late) + in_a_second(PACE) + MAX_PAIRS;
+    for side in &world.sides {
+        let most = most_in_a_second(side);
+        assert!(most <= allowed, "{what}: {most} packets in a second, allowed {allowed}");
+    }
+}
+
+/// What the scenes `worst-case` and `worst-case-10m` look at, as a limit and over many seeds.
+#[test]
+fn guessing_in_vain_never_exceeds_its_caps() {
+    let symmetric = Kind::ALL.into_iter().filter(|kind| kind.is_symmetric()).collect::<Vec<_>>();
+    let mut most = [0; 3];
+    for seed in 0..40u64 {
+        let s = symmetric[usize::try_from(seed).unwrap() % symmetric.len()];
+        let mut kinds = [Kind::PortRestricted, s];
+        if seed % 2 == 1 {
+            kinds.reverse();
+        }
+        let random = Plan::random(seed);
+        // Two requests to servers that are lost in a row look like a network that comes back.
+        let lossy = seed % 4 >= 2 && random.loss_percent > 0;
+        let plan = Plan {
+            kinds,
+            same_lan: false,
+            v6: false,
+            change: None,
+            quiet: true,
+            loss_percent: if lossy { random.loss_percent } else { 0 },
+            ..random
+        };
+        let both = !plan.filtering_known;
+        let mut world = World::new(plan, seed);
+        world.udp_dead = true;
+        for (n, until) in [40, 600, 1800].map(Duration::from_secs).into_iter().enumerate() {
+            world.run_until(until, |_| false);
+            for (i, side) in world.sides.iter().enumerate() {
+                let guessed = usize::try_from(side.punch.report().hard.probes).unwrap();
+                let sequential = s == Kind::SymmetricSeq;
+                let per_round = if kinds[i] == Kind::PortRestricted && !both && !sequential {
+                    BIRTHDAY_PROBES
+                } else {
+                    guesses_per_round()
+                };
+                let (mut rounds, mut allowed) = (rounds(until), checks_in_vain(until));
+                if lossy {
+                    rounds = most_rounds(until);
+                    allowed += most_restarts(until) * UNVERIFIED_RESERVE as usize;
+                }
+                let most_guesses =
+                    (rounds * per_round).min(BIRTHDAY_TOTAL_PROBES as usize + TARGETS);
+                assert!(guessed <= most_guesses, "seed {seed}: {guessed} guesses in {until:?}");
+                let others = side.sent.len() - guessed;
+                assert!(others <= allowed, "seed {seed}: {others} checks in {until:?}");
+                most[n] = most[n].max(side.sent.len());
+            }
+        }
+        judge_rate(&world, &format!("seed {seed}"));
+    }
+    println!("an end sent in vain at most {most:?} packets in 40 s, 10 minutes, half an hour");
+}
+
+/// Not even if something seems to change again and again, as where UDP comes and goes.
+#[test]
+fn a_network_that_comes_and_goes_does_not_lift_the_caps_on_guessing() {
+    for seed in 0..8u64 {
+        let kinds = [Kind::PortRestricted, Kind::Symmetric];
+        let mut world = World::new(quiet(kinds), seed);
+        world.udp_dead = true;
+        let until = Duration::from_secs(1800);
+        while world.elapsed() < until {
+            let side = if seed % 2 == 0 { CONSOLE } else { AGENT };
+            world.sides[side].cut = Some(Cut::Outside);
+            world.run_until(world.elapsed() + ms(5000 + 200 * seed), |_| false);
+            world.sides[side].cut = None;
+            world.run_until(world.elapsed() + ms(2500), |_| false);
+        }
+        for side in &world.sides {
+            let hard = side.punch.report().hard;
+            let guessed = usize::try_from(hard.probes).unwrap();
+            let rounds = usize::try_from(hard.rounds).unwrap();
+            assert!(rounds > 4, "seed {seed}: {rounds} rounds: nothing was tried again");
+            assert!(rounds <= most_rounds(until), "seed {seed}: {rounds} rounds");
+            assert!(hard.probes < BIRTHDAY_TOTAL_PROBES + TARGETS as u64, "seed {seed}: {guessed}");
+            let allowed =
+                checks_in_vain(until) + most_restarts(until) * UNVERIFIED_RESERVE as usize;
+            let others = side.sent.len() - guessed;
+            assert!(others <= allowed, "seed {seed}: {others} checks, allowed {allowed}");
+        }
+        judge_rate(&world, &format!("seed {seed}"));
+    }
 }
