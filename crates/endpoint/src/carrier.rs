@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use adit_core::resume::{Resume, Violation};
+use adit_core::resume::{Resume, Transmit, Violation};
 use adit_protocol::{
     ids::{CarrierNumber, ChannelId},
     limits::{MAX_NOISE_PAYLOAD, MAX_RECORD_HEADER},
@@ -150,13 +150,63 @@ pub(crate) fn fill_message(
 ) -> bool {
     let start = out.len();
     let limit = start + limit.min(MAX_NOISE_PAYLOAD);
-    while out.len() + LEAST_ROOM < limit {
-        let budget = limit - out.len() - LEAST_ROOM;
+    let mut last = Unwritten::default();
+    while out.len() + last.len + LEAST_ROOM < limit {
+        let budget = limit - out.len() - last.len - LEAST_ROOM;
         let Some(transmit) = resume.poll_transmit(number, budget, now) else { break };
-        transmit.record.encode(out);
-        out.extend_from_slice(&transmit.payload);
+        last.push(transmit, out);
     }
+    last.write(out);
     out.len() > start
+}
+
+/// `Data` at the end of a message, not written yet because what follows may join it: data that go
+/// on where others end reach the peer in one piece, which it need not copy to put it together.
+/// Its header fits into what [`LEAST_ROOM`] leaves beside the largest.
+#[derive(Default)]
+struct Unwritten {
+    record: Option<Record>,
+    payload: Vec<Bytes>,
+    len: usize,
+}
+
+impl Unwritten {
+    fn push(&mut self, transmit: Transmit, out: &mut BytesMut) {
+        let Transmit { mut record, payload } = transmit;
+        match self.record.as_ref().and_then(|last| join(last, &record)) {
+            Some(joined) => record = joined,
+            None => self.write(out),
+        }
+        if matches!(record, Record::Data { .. }) {
+            self.record = Some(record);
+            self.len += payload.len();
+            self.payload.push(payload);
+        } else {
+            record.encode(out);
+            out.extend_from_slice(&payload);
+        }
+    }
+
+    fn write(&mut self, out: &mut BytesMut) {
+        if let Some(record) = self.record.take() {
+            record.encode(out);
+            self.payload.drain(..).for_each(|payload| out.extend_from_slice(&payload));
+            self.len = 0;
+        }
+    }
+}
+
+/// Two records of a channel's data as one, if the second goes on where the first ends.
+pub(crate) fn join(first: &Record, second: &Record) -> Option<Record> {
+    match (first, second) {
+        (
+            Record::Data { channel, offset, len },
+            Record::Data { channel: same, offset: next, len: more },
+        ) if channel == same && offset.checked_add(u64::from(*len)) == Some(*next) => {
+            Some(Record::Data { channel: *channel, offset: *offset, len: len.checked_add(*more)? })
+        }
+        _ => None,
+    }
 }
 
 /// Reads records from the pieces in which a stream arrives, without copying payload.
@@ -333,6 +383,47 @@ mod tests {
                 let expected: Vec<u8> = (from..to).map(|at| (at % 251) as u8).collect();
                 assert_eq!((*offset, pieces.concat()), (from, expected), "{size}");
             }
+        }
+    }
+
+    /// Whatever waits, a message holds no more than it may, and what belongs together arrives in
+    /// one piece.
+    #[test]
+    fn messages_are_full_and_not_more_than_that() {
+        use adit_core::resume::Shape;
+        use adit_protocol::target::{Target, Transport};
+        let now = Instant::now();
+        let number = CarrierNumber(1);
+        let narrow = (600..2000).step_by(7).map(|limit| (limit, 6));
+        for (limit, channels) in narrow.chain([(MAX_NOISE_PAYLOAD, 6), (MAX_NOISE_PAYLOAD, 1)]) {
+            let mut console = Resume::new(adit_protocol::ticket::Role::Console);
+            console.carrier_up(number, Shape::Shared);
+            console.prefer(number, number, now);
+            for n in 0..channels {
+                let host = format!("{}n{n}", "long.".repeat(48));
+                let target = Target::parse(&format!("{host}:22"), Transport::Tcp).unwrap();
+                let id = console.open(target, now).unwrap();
+                let opened = Record::Opened { channel: id, credit: 1 << 20 };
+                console.handle_record(number, &opened, now).unwrap();
+                console.handle_local_data(id, vec![7; 40_000].into(), now);
+                console.handle_local_data(id, vec![8; 40_000].into(), now);
+            }
+            let (mut sent, mut largest) = (0, 0);
+            loop {
+                let mut out = BytesMut::new();
+                if !fill_message(&mut console, number, &mut out, limit, now) {
+                    break;
+                }
+                assert!(out.len() <= limit, "{} of {limit}", out.len());
+                while !out.is_empty() {
+                    let (record, len) = Record::decode(&out).unwrap().unwrap();
+                    out.advance(len + record.payload_len());
+                    sent += record.payload_len();
+                    largest = largest.max(record.payload_len());
+                }
+            }
+            assert_eq!(sent, channels * 80_000, "{limit}");
+            assert!(channels > 1 || largest > 60_000, "{largest}");
         }
     }
 

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    carrier::{CarrierEnd, Life, StreamDecoder},
+    carrier::{CarrierEnd, Life, StreamDecoder, join},
     shared::Shared,
 };
 
@@ -324,19 +324,6 @@ impl Batch {
     fn take(&mut self) -> Vec<Bytes> {
         self.open = None;
         std::mem::take(&mut self.chunks)
-    }
-}
-
-/// Two records of a channel's data as one, if the second goes on where the first ends.
-fn join(first: &Record, second: &Record) -> Option<Record> {
-    match (first, second) {
-        (
-            Record::Data { channel, offset, len },
-            Record::Data { channel: same, offset: next, len: more },
-        ) if channel == same && offset.checked_add(u64::from(*len)) == Some(*next) => {
-            Some(Record::Data { channel: *channel, offset: *offset, len: len.checked_add(*more)? })
-        }
-        _ => None,
     }
 }
 
