@@ -101,50 +101,9 @@ impl Reach {
         slot: u32,
         warm: Option<&Warm>,
     ) -> Result<Reached, ReachError> {
-        let mut plan = self.plan(relay);
-        let began = Instant::now();
-        let mut running = FuturesUnordered::new();
-        let mut error = ReachError::NoAddress;
-        loop {
-            let next = plan.first().map(|(after, ..)| began + *after);
-            // Nothing under way: nothing to give a head start to.
-            if running.is_empty() || next.is_some_and(|at| at <= Instant::now()) {
-                if plan.is_empty() {
-                    return Err(error);
-                }
-                let (_, way, address) = plan.remove(0);
-                running.push(self.attempt(relay, address, way, slot, warm));
-                continue;
-            }
-            let wait = async {
-                match next {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                Some(done) = running.next() => match done {
-                    Ok(reached) => return Ok(reached),
-                    Err(refusal) if refusal.is_refusal() => return Err(refusal),
-                    Err(failed) => if !matches!(error, ReachError::Join(_)) { error = failed },
-                },
-                () = wait => {}
-            }
-        }
-    }
-
-    /// When to try what. Where the last success needed TLS, it gets no head start to wait for.
-    fn plan(&self, relay: &Relay) -> Vec<(Duration, Way, (String, u16))> {
         let needs_tls = self.memory.way() == Some(Way::Tls);
-        let addresses = relay.addresses.iter().filter_map(|a| parse_host_port(a, 443).ok());
-        let mut plan = Vec::new();
-        for (n, address) in (0u32..).zip(addresses) {
-            let tls = if needs_tls { n } else { n + 1 };
-            plan.push((STAGGER * n, Way::Raw, address.clone()));
-            plan.push((STAGGER * tls, Way::Tls, address));
-        }
-        plan.sort_by_key(|(after, way, _)| (*after, *way));
-        plan
+        let plan = plan(&relay.addresses, needs_tls);
+        race(plan, |way, address| self.attempt(relay, address, way, slot, warm)).await
     }
 
     async fn attempt(
@@ -186,6 +145,59 @@ impl Reach {
                 let tls = timeout(TLS, connect_cover(tcp, host)).await.map_err(late)?;
                 Ok(RelayStream::Tls(Box::new(tls.map_err(ReachError::Tls)?)))
             }
+        }
+    }
+}
+
+/// An attempt that is to be made: so long after the first, in this way, at this address.
+type Planned = (Duration, Way, (String, u16));
+
+/// When to try what. Where the last success needed TLS, it gets no head start to wait for.
+fn plan(addresses: &[String], needs_tls: bool) -> Vec<Planned> {
+    let addresses = addresses.iter().filter_map(|a| parse_host_port(a, 443).ok());
+    let mut plan = Vec::new();
+    for (n, address) in (0u32..).zip(addresses) {
+        let tls = if needs_tls { n } else { n + 1 };
+        plan.push((STAGGER * n, Way::Raw, address.clone()));
+        plan.push((STAGGER * tls, Way::Tls, address));
+    }
+    plan.sort_by_key(|(after, way, _)| (*after, *way));
+    plan
+}
+
+/// Makes the attempts at their times until one succeeds, or the relay says no. Those that are under
+/// way then are dropped: their connections close.
+async fn race<T, F: Future<Output = Result<T, ReachError>>>(
+    mut plan: Vec<Planned>,
+    mut attempt: impl FnMut(Way, (String, u16)) -> F,
+) -> Result<T, ReachError> {
+    let began = Instant::now();
+    let mut running = FuturesUnordered::new();
+    let mut error = ReachError::NoAddress;
+    loop {
+        let next = plan.first().map(|(after, ..)| began + *after);
+        // Nothing under way: nothing to give a head start to.
+        if running.is_empty() || next.is_some_and(|at| at <= Instant::now()) {
+            if plan.is_empty() {
+                return Err(error);
+            }
+            let (_, way, address) = plan.remove(0);
+            running.push(attempt(way, address));
+            continue;
+        }
+        let wait = async {
+            match next {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(done) = running.next() => match done {
+                Ok(reached) => return Ok(reached),
+                Err(refusal) if refusal.is_refusal() => return Err(refusal),
+                Err(failed) => if !matches!(error, ReachError::Join(_)) { error = failed },
+            },
+            () = wait => {}
         }
     }
 }
@@ -252,3 +264,7 @@ impl AsyncWrite for RelayStream {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "reach_tests.rs"]
+mod tests;
