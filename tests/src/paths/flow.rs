@@ -23,6 +23,8 @@ use crate::{
 const PIECE: usize = 4096;
 /// Pauses below this are not noted.
 const NOTED: Duration = Duration::from_millis(30);
+/// How often an end that rests looks whether it may go on.
+const HELD: Duration = Duration::from_millis(5);
 /// How often a reader looks whether it should give up.
 const LOOK: Duration = Duration::from_millis(200);
 /// Time for the ends of the streams once they were sent.
@@ -51,6 +53,17 @@ struct Shared {
     give_up: Mutex<Option<Instant>>,
     /// Sent by the near and by the far end.
     sent: [AtomicU64; 2],
+    /// The near, the far end rests.
+    held: [AtomicBool; 2],
+}
+
+/// One end of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlowEnd {
+    /// The one that connected: beside the console.
+    Near,
+    /// The one that accepted: beside the agent.
+    Far,
 }
 
 /// What came of a flow.
@@ -58,24 +71,38 @@ struct Shared {
 pub struct Flowed {
     /// Bytes from the far to the near end, and back.
     pub bytes: (u64, u64),
-    pauses: Vec<(Instant, Duration)>,
+    /// Of the near end, which got what the far one sent, and of the far end.
+    pauses: [Vec<(Instant, Duration)>; 2],
 }
 
 impl Flowed {
     /// As [`Self::stall_since`], but of a pause that began before `since`, when there was no path
     /// at all, only what came after counts.
     pub fn stall_after(&self, since: Instant) -> Duration {
-        let left = |(over, length): &(Instant, Duration)| {
-            over.checked_duration_since(since).map(|after| after.min(*length))
-        };
-        self.pauses.iter().filter_map(left).max().unwrap_or_default()
+        self.pauses.iter().map(|p| left_after(p, since)).max().unwrap_or_default()
+    }
+
+    /// The same of what this end sent once it went on after a rest, before it rested `until` then.
+    pub fn stall_after_rest(&self, sender: FlowEnd, went_on: Instant, until: Instant) -> Duration {
+        let [near, far] = &self.pauses;
+        let pauses = if sender == FlowEnd::Near { far } else { near };
+        let of_it: Vec<_> = pauses.iter().filter(|(over, _)| *over <= until).copied().collect();
+        left_after(&of_it, went_on)
     }
 
     /// The longest pause, in either direction, that ended after `since`.
     pub fn stall_since(&self, since: Instant) -> Duration {
-        let later = self.pauses.iter().filter(|(over, _)| *over >= since);
+        let later = self.pauses.iter().flatten().filter(|(over, _)| *over >= since);
         later.map(|(_, length)| *length).max().unwrap_or_default()
     }
+}
+
+/// What lasted longest after `since` of these pauses.
+fn left_after(pauses: &[(Instant, Duration)], since: Instant) -> Duration {
+    let left = |(over, length): &(Instant, Duration)| {
+        over.checked_duration_since(since).map(|after| after.min(*length))
+    };
+    pauses.iter().filter_map(left).max().unwrap_or_default()
 }
 
 /// Waits beside the agent for flows.
@@ -106,6 +133,16 @@ impl Flow {
         Ok(Self { shared, near, far })
     }
 
+    /// Neither end sends anything until it is let [`Self::go`].
+    pub fn rest(&self) {
+        self.shared.held.iter().for_each(|held| held.store(true, Ordering::Relaxed));
+    }
+
+    /// This end goes on.
+    pub fn go(&self, end: FlowEnd) {
+        self.shared.held[end as usize].store(false, Ordering::Relaxed);
+    }
+
     /// Ends both streams; everything sent must have come, unchanged and in order.
     pub fn finish(self) -> Result<Flowed> {
         self.shared.stop.store(true, Ordering::Relaxed);
@@ -123,8 +160,7 @@ impl Flow {
             ensure!(half.bytes == sent, "{} of {sent} bytes came to the {end}", half.bytes);
         }
         let bytes = (near.bytes, far.bytes);
-        let pauses = near.pauses.into_iter().chain(far.pauses).collect();
-        Ok(Flowed { bytes, pauses })
+        Ok(Flowed { bytes, pauses: [near.pauses, far.pauses] })
     }
 }
 
@@ -151,10 +187,15 @@ fn exchange(
 }
 
 fn send(mut out: &TcpStream, shared: &Shared, me: usize, seed: u64, rate: u64) -> Result<()> {
-    let begin = Instant::now();
+    let mut begin = Instant::now();
     let mut piece = [0; PIECE];
     let mut offset = 0_u64;
     while !shared.stop.load(Ordering::Relaxed) {
+        if shared.held[me].load(Ordering::Relaxed) {
+            pause(HELD);
+            begin += HELD; // nothing is made up for
+            continue;
+        }
         fill(&mut piece, seed, offset);
         out.write_all(&piece)?;
         offset += PIECE as u64;
@@ -208,12 +249,36 @@ mod tests {
         let t0 = Instant::now();
         let s = |n: f64| Duration::from_secs_f64(n);
         let back = t0 + s(10.0);
-        let flowed = |pauses| Flowed { bytes: (0, 0), pauses };
+        let flowed = |pauses| Flowed { bytes: (0, 0), pauses: [Vec::new(), pauses] };
         let first = (back + s(0.2), s(9.2));
         assert_eq!(flowed(vec![first]).stall_after(back), s(0.2));
         // A second pause counts wholly, however short it is beside the outage.
         assert_eq!(flowed(vec![first, (back + s(5.0), s(3.0))]).stall_after(back), s(3.0));
         assert_eq!(flowed(vec![(back - s(1.0), s(9.2))]).stall_after(back), s(0.0));
+        // Of several rests, each by itself.
+        let rests = flowed(vec![first, (back + s(8.0), s(6.0))]);
+        let of = |end, from, until| rests.stall_after_rest(end, back + s(from), back + s(until));
+        assert_eq!(of(FlowEnd::Near, 0.0, 7.5), s(0.2));
+        assert_eq!(of(FlowEnd::Near, 7.5, 9.0), s(0.5));
+        assert_eq!(of(FlowEnd::Far, 0.0, 9.0), s(0.0));
+    }
+
+    #[test]
+    fn rests_and_goes_on_end_by_end() {
+        let server = FlowServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let local = server.listener.local_addr().unwrap();
+        let flow = Flow::start(&server, local, 7, 1_000_000).unwrap();
+        pause(Duration::from_millis(100));
+        flow.rest();
+        pause(Duration::from_millis(100));
+        let sent = || [0, 1].map(|end| flow.shared.sent[end].load(Ordering::Relaxed));
+        let before = sent();
+        pause(Duration::from_millis(100));
+        assert_eq!(sent(), before);
+        flow.go(FlowEnd::Far);
+        pause(Duration::from_millis(200));
+        assert!(sent()[0] == before[0] && sent()[1] > before[1], "{before:?} {:?}", sent());
+        flow.finish().unwrap();
     }
 
     #[test]

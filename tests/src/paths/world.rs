@@ -130,6 +130,12 @@ impl World {
         Ok(self.console()?.count())
     }
 
+    /// How often another carrier was taken into use, in events after the first `skip`.
+    pub fn moves(&mut self, skip: usize) -> Result<usize> {
+        let events = self.console()?.events();
+        Ok(events.iter().skip(skip).filter(|e| text(e, "state") == "active").count())
+    }
+
     /// Waits until a carrier of that kind is active, in events after the first `skip`.
     pub fn wait_active(&mut self, skip: usize, kind: &str, time: Duration) -> Result<Value> {
         let wanted = |e: &Value| {

@@ -1,14 +1,20 @@
 //! Networks that change under a running transfer.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 
-use super::{AGAIN, STALL, Scene, Seen, scene};
+use super::{AGAIN, STALL, Scene, Seen, outages::direct_since, scene};
 use crate::{
-    paths::world::{Felt, Place, RATE, World, during_flow},
+    paths::{
+        flow::FlowEnd,
+        world::{Felt, Place, RATE, World, during_flow},
+    },
     peer,
-    process::{pause, text},
+    process::pause,
 };
 
 /// Time for a first direct carrier.
@@ -17,6 +23,10 @@ const DIRECT: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(2);
 /// After this time an idle session has digested that an end moved.
 const ROAMED: Duration = Duration::from_millis(1500);
+/// Longer than a NAT with a short timeout remembers.
+const FORGOTTEN: Duration = Duration::from_secs(5);
+/// How often such a transfer rests.
+const RESTS: usize = 3;
 /// What somebody who uses it then does not notice.
 const AT_ONCE: Duration = Duration::from_millis(300);
 /// Networks of most scenes.
@@ -30,6 +40,9 @@ pub(super) fn scenes() -> Vec<Scene> {
         scene("udp-dies-console", "the same at the console", |p| udp_dies(p, "console")),
         scene("udp-dies-45s", "the same for 45 s: nothing is left of the direct path", |p| {
             udp_dies_for(p, "agent", Duration::from_secs(45))
+        }),
+        scene("udp-dies-45s-console", "the same at the console", |p| {
+            udp_dies_for(p, "console", Duration::from_secs(45))
         }),
         scene(
             "udp-late-agent",
@@ -59,6 +72,14 @@ pub(super) fn scenes() -> Vec<Scene> {
         scene("roam-idle-agent", "the agent moves, while nothing flows", |p| roam_idle(p, "agent")),
         scene("roam-idle-console", "the same at the console", |p| roam_idle(p, "console")),
         scene("short-timeout", "NATs forget after 3 s of silence; idle for 8 s", short_timeout),
+        scene(
+            "short-timeout-agent",
+            "the agent's NAT forgets after 3 s; a transfer rests for 5 s again and again",
+            |p| short_timeout_with_rests(p, "agent"),
+        ),
+        scene("short-timeout-console", "the same at the console", |p| {
+            short_timeout_with_rests(p, "console")
+        }),
         scene("v6-to-v4", "IPv6 dies under a session on it, since IPv4 is 60 ms slower", |p| {
             family(p, "agent", "v6", "dual:delay4=15+dual:delay4=15")
         }),
@@ -72,15 +93,20 @@ pub(super) fn scenes() -> Vec<Scene> {
             family(p, "console", "v4", "dual:delay6=15+dual:delay6=15")
         }),
         scene("checks-lost", "every check is lost for 40 s, data pass", checks_lost),
-        scene("mtu-1280", "the agent's line has an MTU of 1280", |p| mtu(p, "mtu=1280")),
-        scene("mtu-black-hole", "the same, and no ICMP says so", |p| {
-            mtu(p, "mtu=1280:blackhole=1")
+        scene("mtu-1280", "the agent's line has an MTU of 1280", |p| mtu(p, "agent", "mtu=1280")),
+        scene("mtu-1280-console", "the same at the console", |p| mtu(p, "console", "mtu=1280")),
+        scene("mtu-black-hole", "the agent's line has an MTU of 1280, and no ICMP says so", |p| {
+            mtu(p, "agent", "mtu=1280:blackhole=1")
+        }),
+        scene("mtu-black-hole-console", "the same at the console", |p| {
+            mtu(p, "console", "mtu=1280:blackhole=1")
         }),
         scene(
             "mtu-shrinks",
-            "the line's MTU becomes 1280 without ICMP, during a transfer",
-            shrinks,
+            "the agent's line becomes one of 1280 without ICMP, during a transfer",
+            |p| shrinks(p, "agent"),
         ),
+        scene("mtu-shrinks-console", "the same at the console", |p| shrinks(p, "console")),
     ]
 }
 
@@ -189,6 +215,50 @@ fn short_timeout(place: &Place<'_>) -> Result<Seen> {
     Ok(seen)
 }
 
+/// A transfer that is busy for longer than the NAT remembers, and then rests longer than that, again
+/// and again. After each rest the end that is not behind this NAT goes on first: its bytes come to a
+/// mapping that may be gone, and nothing from inside makes a new one.
+fn short_timeout_with_rests(place: &Place<'_>, side: &str) -> Result<Seen> {
+    let mut world = direct_world(place, &pair_with(side, "udp_timeout=3:refresh=out"))?;
+    let (first, second) = match side {
+        "agent" => (FlowEnd::Near, FlowEnd::Far),
+        _ => (FlowEnd::Far, FlowEnd::Near),
+    };
+    let before = world.events()?;
+    let flow = world.flow(RATE)?;
+    let begin = Instant::now();
+    pause(FORGOTTEN);
+    let busy_until = Instant::now();
+    let mut went_on = Vec::new();
+    for _ in 0..RESTS {
+        flow.rest();
+        pause(FORGOTTEN);
+        for end in [first, second] {
+            went_on.push((end, Instant::now()));
+            flow.go(end);
+            pause(Duration::from_secs(1));
+        }
+    }
+    let moves = world.moves(before)?;
+    let last = went_on.last().map_or(begin, |(_, at)| *at);
+    let left = moves > 0;
+    let direct = if left { direct_since(&mut world, last, AGAIN * 2)? } else { None };
+    let flowed = flow.finish()?;
+    world.close()?;
+    let busy = [first, second].map(|end| flowed.stall_after_rest(end, begin, busy_until));
+    // Whatever came before this end went on the next time came late.
+    let next = |end, since| went_on.iter().find(|(e, at)| *e == end && *at > since);
+    let later = went_on.iter().map(|(end, since)| {
+        let until = next(*end, *since).map_or(Instant::now(), |(_, at)| *at);
+        flowed.stall_after_rest(*end, *since, until)
+    });
+    let stall = busy.into_iter().chain(later).max().unwrap_or_default();
+    let felt = Felt { stall, direct, bytes: flowed.bytes.0 + flowed.bytes.1 };
+    let mut seen = Seen::felt(&felt, STALL, left.then_some(AGAIN));
+    let _ = write!(seen.note, "; {moves} moves");
+    Ok(seen)
+}
+
 /// `scenario` makes the family that dies the better one.
 fn family(
     place: &Place<'_>,
@@ -213,8 +283,18 @@ fn family(
     Ok(seen)
 }
 
-fn mtu(place: &Place<'_>, option: &str) -> Result<Seen> {
-    let mut world = direct_world(place, &format!("port-restricted+port-restricted:{option}"))?;
+/// Networks of most scenes, one side's with these options.
+pub(super) fn pair_with(side: &str, options: &str) -> String {
+    let kind = "port-restricted";
+    if side == "agent" {
+        format!("{kind}+{kind}:{options}")
+    } else {
+        format!("{kind}:{options}+{kind}")
+    }
+}
+
+fn mtu(place: &Place<'_>, side: &str, options: &str) -> Result<Seen> {
+    let mut world = direct_world(place, &pair_with(side, options))?;
     let felt = during_flow(&mut world, |_| Ok(()), Duration::ZERO, Duration::from_secs(4))?;
     let mut seen = Seen::felt(&felt, STALL, None);
     world.use_it()?;
@@ -225,10 +305,10 @@ fn mtu(place: &Place<'_>, option: &str) -> Result<Seen> {
     Ok(seen)
 }
 
-fn shrinks(place: &Place<'_>) -> Result<Seen> {
+fn shrinks(place: &Place<'_>, side: &str) -> Result<Seen> {
     let mut world = direct_world(place, PAIR)?;
     pause(Duration::from_secs(2));
-    let change = |w: &mut World| w.ctl("set agent-nat mtu=1280 blackhole=1");
+    let change = |w: &mut World| w.ctl(&format!("set {side}-nat mtu=1280 blackhole=1"));
     let felt = during_flow(&mut world, change, Duration::ZERO, AGAIN)?;
     world.close()?;
     Ok(Seen::felt(&felt, STALL, None))
@@ -240,8 +320,7 @@ fn checks_lost(place: &Place<'_>) -> Result<Seen> {
     let before = world.events()?;
     let change = |w: &mut World| w.ctl("set agent-nat dpi=no-stun");
     let felt = during_flow(&mut world, change, Duration::ZERO, Duration::from_secs(40))?;
-    let events = world.console()?.events();
-    let moves = events.iter().skip(before).filter(|e| text(e, "state") == "active").count();
+    let moves = world.moves(before)?;
     let mut seen = Seen::felt(&felt, STALL, None);
     if moves > 0 || world.active()? != "direct" {
         seen.problems.push(format!("{moves} moves, {} at the end", world.active()?));

@@ -38,13 +38,34 @@ pub(super) fn scenes() -> Vec<Scene> {
             long: true,
             ..scene("sleep-minute", "both computers sleep for a minute", |p| sleep(p, "both", 60))
         },
+        Scene {
+            long: true,
+            ..scene("sleep-minute-agent", "the agent's computer sleeps for a minute", |p| {
+                sleep(p, "agent", 60)
+            })
+        },
+        Scene {
+            long: true,
+            ..scene("sleep-minute-console", "the console's computer sleeps for a minute", |p| {
+                sleep(p, "console", 60)
+            })
+        },
         scene("link-agent", "the agent's interface goes down for 3 s", |p| link(p, "agent")),
         scene("link-console", "the console's interface goes down for 3 s", |p| link(p, "console")),
-        scene("silence-20s", "the agent has no network at all for 20 s", |p| silence(p, 20)),
+        scene("silence-20s", "the agent has no network at all for 20 s", |p| {
+            silence(p, "agent", 20)
+        }),
+        scene("silence-20s-console", "the same at the console", |p| silence(p, "console", 20)),
         Scene {
             long: true,
             ..scene("silence-9m", "the agent has no network at all for 9 minutes", |p| {
-                silence(p, 9 * 60)
+                silence(p, "agent", 9 * 60)
+            })
+        },
+        Scene {
+            long: true,
+            ..scene("silence-9m-console", "the same at the console", |p| {
+                silence(p, "console", 9 * 60)
             })
         },
         scene("clock-agent", "the agent's clock jumps by hours, to and fro", |p| clock(p, "agent")),
@@ -63,7 +84,11 @@ fn felt_after(flow: Flow, back: Instant, direct: Option<Duration>) -> Result<Fel
 
 /// How long after `back` a direct carrier was in use, looked at until it is or time runs out. What
 /// was in use before need not be told again.
-fn direct_since(world: &mut World, back: Instant, time: Duration) -> Result<Option<Duration>> {
+pub(super) fn direct_since(
+    world: &mut World,
+    back: Instant,
+    time: Duration,
+) -> Result<Option<Duration>> {
     loop {
         let after = back.elapsed();
         if world.active()? == "direct" && after > Duration::from_secs(1) {
@@ -114,14 +139,14 @@ fn link(place: &Place<'_>, side: &'static str) -> Result<Seen> {
     Ok(Seen::felt(&felt, STALL, Some(AGAIN)))
 }
 
-fn silence(place: &Place<'_>, seconds: u64) -> Result<Seen> {
+fn silence(place: &Place<'_>, side: &str, seconds: u64) -> Result<Seen> {
     let mut world = direct_world(place, PAIR)?;
     let flow = world.flow(RATE)?;
     pause(Duration::from_secs(1));
-    world.ctl("set agent off=1")?;
+    world.ctl(&format!("set {side} off=1"))?;
     pause(Duration::from_secs(seconds));
     let back = Instant::now();
-    world.ctl("set agent off=0")?;
+    world.ctl(&format!("set {side} off=0"))?;
     let direct = direct_since(&mut world, back, AGAIN * 4)?;
     pause(REST);
     let felt = felt_after(flow, back, direct)?;

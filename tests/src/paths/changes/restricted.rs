@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{Scene, Seen, scene};
+use super::{Scene, Seen, network::pair_with, scene};
 use crate::{
     paths::world::{Place, World},
     process::{pause, text},
@@ -27,14 +27,17 @@ pub(super) fn scenes() -> Vec<Scene> {
             relayed(p, "tcp443:dpi=tls+tcp443:dpi=tls", false)
         }),
         scene("thirty-interfaces", "thirty more interfaces on both computers", interfaces),
-        scene("map-life", "a NAT that ends mappings after 10 s, however busy", |p| {
-            map_life(p, 10, 45)
+        scene("map-life", "the console's NAT ends mappings after 10 s, however busy", |p| {
+            map_life(p, "console", 10, 45)
         }),
+        scene("map-life-agent", "the same at the agent", |p| map_life(p, "agent", 10, 45)),
         Scene {
             long: true,
-            ..scene("map-life-50", "a NAT that ends mappings after 50 s, however busy", |p| {
-                map_life(p, 50, 170)
-            })
+            ..scene(
+                "map-life-50",
+                "the console's NAT ends mappings after 50 s, however busy",
+                |p| map_life(p, "console", 50, 170),
+            )
         },
         scene("jitter", "two equal paths with ±5 ms of jitter", jitter),
     ]
@@ -118,9 +121,8 @@ fn interfaces(place: &Place<'_>) -> Result<Seen> {
     Ok(seen)
 }
 
-fn map_life(place: &Place<'_>, life: u64, seconds: u64) -> Result<Seen> {
-    let mut world =
-        World::start(place, &format!("port-restricted:map_life={life}+port-restricted"))?;
+fn map_life(place: &Place<'_>, side: &str, life: u64, seconds: u64) -> Result<Seen> {
+    let mut world = World::start(place, &pair_with(side, &format!("map_life={life}")))?;
     world.open_until("direct", SOON)?;
     let begin = std::time::Instant::now();
     let flow = world.flow(crate::paths::world::RATE)?;
