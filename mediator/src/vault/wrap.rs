@@ -144,8 +144,7 @@ impl WrappingKeys {
             false => Vec::new(),
         };
         if keys.len() >= MAX_KEYS {
-            let text = format!("{WRAPPING_KEYS} has {MAX_KEYS} keys already");
-            return Err(CliError::failed("too_many_keys", text));
+            return Err(full());
         }
         keys.push(fresh);
         write(dir, &keys)?;
@@ -332,6 +331,15 @@ fn damaged() -> CliError {
         .hint("restore it from a backup; it is never written over")
 }
 
+fn full() -> CliError {
+    let text = format!("{WRAPPING_KEYS} has {MAX_KEYS} keys, as many as it may; nothing was done");
+    CliError::failed("too_many_keys", text).hint(
+        "the oldest are the first lines, and only backups from before a rotation need them: copy \
+         the file to where those backups are, remove from its top the keys of backups that you no \
+         longer keep, and rotate again",
+    )
+}
+
 fn crypto(error: WrapError) -> CliError {
     CliError::failed("crypto_failed", error.to_string())
 }
@@ -369,6 +377,37 @@ mod tests {
         }
         assert_ne!(sealed, keys.seal(HERE, b"secret").unwrap());
         assert_eq!(self::keys(1).open(HERE, &sealed), Err(WrapError::UnknownKey));
+    }
+
+    /// What the answer says to do does it, without a restart.
+    #[test]
+    fn a_full_file_of_keys_says_what_to_do_and_nothing_is_lost_by_it() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temporary.path().join("d")).unwrap();
+        let keys = WrappingKeys::load(&dir, None).unwrap();
+        let (first, oldest) = (keys.seal(HERE, b"old backup").unwrap(), keys.current());
+        for _ in 1..MAX_KEYS {
+            keys.rotate(&dir).unwrap();
+        }
+        let (sealed, newest) = (keys.seal(HERE, b"secret").unwrap(), keys.current());
+        let read = || String::from_utf8(dir.read_secret(WRAPPING_KEYS).unwrap().to_vec()).unwrap();
+        let full = read();
+        let told = keys.rotate(&dir).unwrap_err();
+        assert!(told.code == "too_many_keys" && told.hint.unwrap().contains("from its top"));
+        assert_eq!((read(), keys.current()), (full.clone(), newest.clone()));
+        // A full file is no damaged one.
+        assert_eq!(WrappingKeys::load(&dir, None).unwrap().current(), newest);
+        let rest: String = full.split_inclusive('\n').skip(1).collect();
+        std::fs::write(dir.file(WRAPPING_KEYS).unwrap(), rest).unwrap();
+        keys.rotate(&dir).unwrap();
+        let again = WrappingKeys::load(&dir, None).unwrap();
+        assert_eq!((again.current(), again.knows(&oldest)), (keys.current(), false));
+        assert_eq!(again.open(HERE, &sealed).unwrap().as_slice(), b"secret");
+        assert_eq!(again.open(HERE, &first), Err(WrapError::UnknownKey));
+        // With the copy what is in that backup opens again.
+        std::fs::write(dir.file(WRAPPING_KEYS).unwrap(), full).unwrap();
+        let restored = WrappingKeys::load(&dir, None).unwrap();
+        assert_eq!(restored.open(HERE, &first).unwrap().as_slice(), b"old backup");
     }
 
     #[test]
