@@ -24,8 +24,9 @@ use crate::{
 pub(crate) const MAX_RECEIPTS: usize = 64;
 /// How long after a session's end the other end's receipt is waited for.
 pub(crate) const GRACE_MS: u64 = 15 * 60_000;
-/// Receipts looked at in one go.
-const SWEEP: i64 = 200;
+/// Receipts looked at in one go, and of how many sessions' ends.
+const SWEEP: i64 = 400;
+const SWEEP_ENDS: i64 = 100;
 /// Sessions whose receipts are deleted in one transaction.
 const PRUNE: i64 = 64;
 /// Bytes of receipts in one answer.
@@ -137,11 +138,7 @@ async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<()
     settle(tx, receipt, COMPARED).await?;
     match same {
         Err(mismatch) => differ(tx, (sender, client), receipt, &mismatch.to_string()).await,
-        Ok(()) if state == MISSED => {
-            let level = Level::Significant;
-            let event = event("receipt.settled", level, (&sender.partner, client), receipt);
-            tx.append(&sender.partner_id, event.outcome("done")).await.map(|_| ())
-        }
+        Ok(()) if state == MISSED => settled(tx, (sender, client), receipt).await,
         Ok(()) => Ok(()),
     }
 }
@@ -263,6 +260,26 @@ fn about(name: &str, level: Level, partner: &str, receipt: &Receipt) -> Event {
         .extra("role", said.role.name())
 }
 
+/// What was said to be missing came, and fits. As with what differs, one a minute is recorded.
+async fn settled(
+    tx: &mut WriteTx,
+    (sender, client): (&Sender, &str),
+    receipt: &Receipt,
+) -> Result<(), StoreError> {
+    let Some(others) = seldom(tx, sender, receipt, "settled") else { return Ok(()) };
+    let names = (sender.partner.as_str(), client);
+    let event = event("receipt.settled", Level::Significant, names, receipt).outcome("done");
+    let event = if others > 0 { event.extra("others", others) } else { event };
+    tx.append(&sender.partner_id, event).await.map(|_| ())
+}
+
+/// Is this recorded? If so: how many were not, since the last that was.
+fn seldom(tx: &WriteTx, sender: &Sender, receipt: &Receipt, what: &str) -> Option<u64> {
+    let session = SessionId(receipt.statement.session);
+    let key = [sender.identity.0.as_slice(), session.0.as_slice(), what.as_bytes()].concat();
+    sender.strange.note_of(sender.partner_id.as_bytes(), &key, tx.now_ms())
+}
+
 /// What does not fit together. An end can sign any number of those for a session of its own: of
 /// each end, session and kind one a minute is recorded, with the number of others.
 async fn differ(
@@ -271,10 +288,8 @@ async fn differ(
     receipt: &Receipt,
     what: &str,
 ) -> Result<(), StoreError> {
+    let Some(others) = seldom(tx, sender, receipt, what) else { return Ok(()) };
     let session = SessionId(receipt.statement.session);
-    let key = [sender.identity.0.as_slice(), session.0.as_slice(), what.as_bytes()].concat();
-    let group = sender.partner_id.as_bytes();
-    let Some(others) = sender.strange.note_of(group, &key, tx.now_ms()) else { return Ok(()) };
     let names = (sender.partner.as_str(), client);
     let mut event = event("receipt.mismatch", Level::Critical, names, receipt)
         .outcome("mismatch")
@@ -399,25 +414,95 @@ pub(crate) async fn prune(
     }
 }
 
-/// Receipts whose counterpart is overdue become events.
-pub(crate) async fn sweep(tx: &mut WriteTx, now_ms: u64) -> Result<u64, StoreError> {
+/// An end of a session that told of what the other did not.
+#[derive(Clone)]
+struct Overdue {
+    session: String,
+    role: String,
+    partner_id: String,
+    partner: String,
+    client: String,
+}
+
+/// Receipts whose counterpart is overdue become events: one for all of a session's end, as far as
+/// they are looked at in one go. Whoever told of least comes first: an end that signs without end
+/// waits behind itself.
+pub(crate) async fn sweep(
+    (pool, writer): (&AnyPool, &Writer),
+    now_ms: u64,
+) -> Result<u64, StoreError> {
     let due = bigint(now_ms.saturating_sub(GRACE_MS));
+    let ends = overdue(pool, due).await?;
+    if ends.is_empty() {
+        return Ok(0);
+    }
+    let swept = writer.write(move |tx| {
+        Box::pin(async move {
+            let (mut missing, mut left) = (0, SWEEP);
+            for end in &ends {
+                if left > 0 {
+                    let (looked_at, missed) = sweep_end(tx, end, (due, left)).await?;
+                    left -= looked_at;
+                    missing += missed;
+                }
+            }
+            Ok(missing)
+        })
+    });
+    swept.await
+}
+
+/// Beside the writer: there may be many to count.
+async fn overdue(pool: &AnyPool, due: i64) -> Result<Vec<Overdue>, StoreError> {
     let rows = sqlx::query(
-        "SELECT r.line AS line, r.partner_id AS partner_id, \
-         COALESCE(p.name, r.partner_id) AS partner, COALESCE(s.client, '') AS client \
+        "SELECT r.session_id AS session_id, r.role AS role, r.partner_id AS partner_id, \
+         COALESCE(MIN(p.name), r.partner_id) AS partner, COALESCE(MIN(s.client), '') AS client \
          FROM receipt r \
          LEFT JOIN partner p ON p.id = r.partner_id \
          LEFT JOIN session s ON s.id = r.session_id \
          WHERE r.state = $1 AND r.received_ms < $2 \
-         AND (s.id IS NULL OR s.ended_ms < $2) ORDER BY r.received_ms LIMIT $3",
+         AND (s.id IS NULL OR s.ended_ms < $2) \
+         GROUP BY r.session_id, r.role, r.partner_id \
+         ORDER BY COUNT(*), MIN(r.received_ms) LIMIT $3",
     )
     .bind(WAITED_FOR)
     .bind(due)
-    .bind(SWEEP)
+    .bind(SWEEP_ENDS)
+    .fetch_all(pool)
+    .await?;
+    let end = |row: &sqlx::any::AnyRow| {
+        Ok(Overdue {
+            session: row.text("session_id")?,
+            role: row.text("role")?,
+            partner_id: row.text("partner_id")?,
+            partner: row.text("partner")?,
+            client: row.text("client")?,
+        })
+    };
+    rows.iter().map(end).collect()
+}
+
+/// Looks at so many of an end's; gives how many, and how many of those are missing.
+async fn sweep_end(
+    tx: &mut WriteTx,
+    end: &Overdue,
+    (due, most): (i64, i64),
+) -> Result<(i64, u64), StoreError> {
+    let rows = sqlx::query(
+        "SELECT line FROM receipt WHERE session_id = $1 AND role = $2 AND partner_id = $3 \
+         AND state = $4 AND received_ms < $5 ORDER BY channel, kind DESC LIMIT $6",
+    )
+    .bind(end.session.clone())
+    .bind(end.role.clone())
+    .bind(end.partner_id.clone())
+    .bind(WAITED_FOR)
+    .bind(due)
+    .bind(most)
     .fetch_all(tx.sql())
     .await?;
-    let mut missing = 0;
+    let (mut looked_at, mut first, mut missed) = (0, None, 0);
     for row in rows {
+        looked_at += 1;
         let line = row.text("line")?;
         let Ok(receipt) = Receipt::parse(line.as_bytes()) else { continue };
         if !moved_bytes(tx, &receipt).await? {
@@ -425,18 +510,20 @@ pub(crate) async fn sweep(tx: &mut WriteTx, now_ms: u64) -> Result<u64, StoreErr
             continue;
         }
         settle(tx, &receipt, MISSED).await?;
-        missing += 1;
-        let other = match receipt.statement.role {
-            Role::Console => "agent",
-            Role::Agent => "console",
-        };
-        let (partner, client) = (row.text("partner")?, row.text("client")?);
-        let event = event("receipt.missing", Level::Critical, (&partner, &client), &receipt)
-            .outcome("missing")
-            .extra("missing_from", other);
-        tx.append(&row.text("partner_id")?, event).await?;
+        missed += 1;
+        first.get_or_insert(receipt);
     }
-    Ok(missing)
+    let Some(first) = first else { return Ok((looked_at, missed)) };
+    let other = match first.statement.role {
+        Role::Console => "agent",
+        Role::Agent => "console",
+    };
+    let event = event("receipt.missing", Level::Critical, (&end.partner, &end.client), &first)
+        .outcome("missing")
+        .extra("missing_from", other);
+    let event = if missed > 1 { event.extra("others", missed - 1) } else { event };
+    tx.append(&end.partner_id, event).await?;
+    Ok((looked_at, missed))
 }
 
 /// What was refused or never got through leaves one end without a word: no reason for alarm.

@@ -130,14 +130,10 @@ pub(crate) async fn run(global: &GlobalArgs) -> Result<(), CliError> {
 }
 
 /// Looks for receipts whose counterpart is overdue.
-async fn sweep_receipts(writer: Writer, stop: CancellationToken) {
+async fn sweep_receipts((store, writer): (Store, Writer), stop: CancellationToken) {
     let mut every = Every::new(SWEEP_RECEIPTS);
     while stop.run_until_cancelled(every.next()).await.is_some() {
-        let swept = writer.write(|tx| {
-            let now = unix_ms();
-            Box::pin(async move { proof::receipts::sweep(tx, now).await })
-        });
-        match swept.await {
+        match proof::receipts::sweep((&store.readers, &writer), unix_ms()).await {
             Ok(0) => {}
             Ok(missing) => tracing::error!(missing, "receipts of one end did not come"),
             Err(error) => tracing::warn!(%error, "receipts not looked at"),
@@ -250,7 +246,10 @@ impl Server {
         let pages = Pages::new(settings, public_port)?;
         let reviews = review::run(rules.clone(), store.clone(), broker.clone(), stop.clone());
         essential.spawn_essential("reviews", reviews);
-        essential.spawn_essential("receipts", sweep_receipts(writer.clone(), stop.clone()));
+        essential.spawn_essential(
+            "receipts",
+            sweep_receipts((store.clone(), writer.clone()), stop.clone()),
+        );
         let host = settings.hosts.first().map_or("-", String::as_str);
         crate::audit::start(&store, &writer, &settings.audit, host, &essential);
         let admin = Arc::new(AdminContext {
