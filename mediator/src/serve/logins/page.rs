@@ -113,18 +113,18 @@ impl Logins {
     }
 
     /// A login at an identity provider that is not accepted here, or is linked with nobody. Who
-    /// comes back with nonsense proved nothing: once a minute for a source and a provider.
+    /// comes back with nonsense proved nothing: once a minute for a source, and for all sources of
+    /// a provider beyond the first of them.
     pub(crate) async fn failed_there(
         &self,
         from: Origin,
         provider: &Provider,
     ) -> Result<(), Refusal> {
-        let source = Source::of(from.source.ip());
-        let key = format!("{} {source:?}", provider.id);
+        let key = format!("{:?}", Source::of(from.source.ip()));
         let _room = self.writer.room(1).await.map_err(|error| unavailable(&error))?;
-        let Some(others) = self.failed_there.note(key.as_bytes(), unix_ms()) else {
-            return Ok(());
-        };
+        let seldom = &self.failed_there;
+        let noted = seldom.note_of(provider.id.as_bytes(), key.as_bytes(), unix_ms());
+        let Some(others) = noted else { return Ok(()) };
         let mut event = login_event("login.failed", from)
             .outcome("failed")
             .end_reason("identity_provider")
