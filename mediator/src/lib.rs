@@ -18,6 +18,7 @@
 pub(crate) mod admin;
 pub(crate) mod audit;
 pub(crate) mod authz;
+pub(crate) mod bucket;
 pub mod cli;
 pub(crate) mod config;
 pub(crate) mod core;

@@ -27,10 +27,10 @@ use tower_service::Service;
 
 use super::{
     Problem,
-    limit::{Buckets, Rate, UnderWay},
+    limit::{Buckets, UnderWay},
     server::Client,
 };
-use crate::serve::Source;
+use crate::{bucket::Rate, serve::Source};
 
 /// Time for an answer to begin.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -39,7 +39,7 @@ const BODY_DEADLINE: Duration = Duration::from_secs(20);
 /// Bytes of a request's path and query.
 const MAX_TARGET: usize = 4 * 1024;
 /// Requests of one source, whoever sends them.
-const PER_SOURCE: Rate = Rate { per_second: 200, burst: 1_000 };
+const PER_SOURCE: Rate = Rate::per_second(200, 1_000);
 /// Requests under way in all, and of one source.
 const MAX_UNDER_WAY: usize = 512;
 const MAX_UNDER_WAY_PER_SOURCE: usize = 64;
@@ -76,7 +76,7 @@ impl Guard {
     pub(super) fn new(acts: TaskTracker) -> Self {
         Self {
             rate: Buckets::new(PER_SOURCE),
-            under_way: Arc::new(UnderWay::new(MAX_UNDER_WAY, MAX_UNDER_WAY_PER_SOURCE)),
+            under_way: Arc::new(UnderWay::new(MAX_UNDER_WAY, [MAX_UNDER_WAY_PER_SOURCE])),
             acts,
             body_deadline: BODY_DEADLINE,
         }
@@ -104,7 +104,7 @@ impl Guard {
         if let Err(wait) = self.rate.take(source) {
             return Problem::rate_limited(wait.as_secs() + 1).into_response();
         }
-        let Some(under_way) = self.under_way.begin(source) else {
+        let Ok(under_way) = self.under_way.begin([source]) else {
             return Problem::busy().into_response();
         };
         let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
@@ -230,7 +230,7 @@ mod tests {
         tasks.close();
         tasks.wait().await;
         assert!(ended.load(Ordering::SeqCst));
-        assert!(guard.under_way.begin(Source::of([192, 0, 2, 1].into())).is_some());
+        assert!(guard.under_way.begin([Source::of([192, 0, 2, 1].into())]).is_ok());
     }
 
     #[tokio::test]

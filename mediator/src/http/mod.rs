@@ -32,10 +32,10 @@ pub(crate) use problem::Problem;
 pub(crate) use server::{Client, Server};
 pub(crate) use tokens::{KEY_PREFIX, Tokens};
 
-use crate::{admin::AdminContext, serve::Shared};
+use crate::{admin::AdminContext, bucket::Rate, serve::Shared};
 
 /// Requests of one principal.
-const PER_PRINCIPAL: limit::Rate = limit::Rate { per_second: 50, burst: 500 };
+const PER_PRINCIPAL: Rate = Rate::per_second(50, 500);
 
 /// What handlers work on.
 pub(crate) struct Web {

@@ -13,35 +13,26 @@ use std::{
 
 use adit_protocol::{keys::PublicKey, wire::frame::Body};
 
-/// Messages a second, and how many at once.
-#[derive(Clone, Copy, Debug)]
-struct Limit {
-    per_second: u32,
-    burst: u32,
-}
-
-const fn limit(per_second: u32, burst: u32) -> Limit {
-    Limit { per_second, burst }
-}
+use crate::bucket::{Bucket, Rate};
 
 /// Each writes a row.
-const CHECK_INS: Limit = limit(1, 60);
+const CHECK_INS: Rate = Rate::per_second(1, 60);
 /// Events of sessions, each a record. After an outage an agent has 4,096 to tell.
-const REPORTS: Limit = limit(100, 16_384);
+const REPORTS: Rate = Rate::per_second(100, 16_384);
 /// Receipts, each a row. Ends send what they have spooled at no more than 320 a second.
-const RECEIPTS: Limit = limit(400, 16_384);
+const RECEIPTS: Rate = Rate::per_second(400, 16_384);
 /// Targets of SOCKS sessions, each a record that a connection waits for.
-const TARGETS: Limit = limit(50, 2_000);
+const TARGETS: Rate = Rate::per_second(50, 2_000);
 /// Each names up to 2,000 sessions.
-const RELAY_REPORTS: Limit = limit(10, 200);
+const RELAY_REPORTS: Rate = Rate::per_second(10, 200);
 /// Candidates under way.
-const SIGNALS: Limit = limit(50, 1_000);
+const SIGNALS: Rate = Rate::per_second(50, 1_000);
 /// Reads of many rows.
-const LISTS: Limit = limit(10, 100);
+const LISTS: Rate = Rate::per_second(10, 100);
 /// Attempts to open a session and refusals told, each with records.
-const OPENS: Limit = limit(10, 200);
+const OPENS: Rate = Rate::per_second(10, 200);
 /// Renewals, tickets, ends, and whatever else: after an outage all sessions of an agent renew.
-const OTHERS: Limit = limit(50, 4_096);
+const OTHERS: Rate = Rate::per_second(50, 4_096);
 
 /// From so long a time of waiting on, a connection ends.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -51,7 +42,7 @@ const MAX_REMEMBERED: usize = 16_384;
 const KINDS: usize = 9;
 
 /// A kind of message, how much of it a message is, and its name in the record.
-fn weigh(body: &Body) -> (usize, Limit, &'static str, u32) {
+fn weigh(body: &Body) -> (usize, Rate, &'static str, u32) {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).max(1);
     match body {
         Body::CheckIn(_) => (0, CHECK_INS, "check_ins", 1),
@@ -77,36 +68,29 @@ pub(super) enum Taken {
     Cut { kind: &'static str, first: bool },
 }
 
-/// One kind's bucket as a virtual schedule (GCRA): the time at which it is full again.
-#[derive(Clone, Copy, Debug, Default)]
-struct Bucket {
-    full_at: Duration,
-    /// Since when every message had to wait.
-    waiting_since: Option<Duration>,
-}
-
 #[derive(Debug, Default)]
 struct Buckets {
-    of: [Bucket; KINDS],
+    /// Each kind's, and since when every message of it had to wait.
+    of: [(Bucket, Option<Duration>); KINDS],
     cut_at: Option<Duration>,
 }
 
 impl Buckets {
     fn take(&mut self, body: &Body, now: Duration) -> Taken {
-        let (kind, limit, name, count) = weigh(body);
-        let Some(bucket) = self.of.get_mut(kind) else { return Taken::After(Duration::ZERO) };
-        let each = Duration::from_secs(1) / limit.per_second;
-        bucket.full_at = bucket.full_at.max(now) + each * count.min(limit.burst);
-        let wait = bucket.full_at.saturating_sub(now + each * limit.burst);
+        let (kind, rate, name, count) = weigh(body);
+        let Some((bucket, waits)) = self.of.get_mut(kind) else {
+            return Taken::After(Duration::ZERO);
+        };
+        let wait = bucket.owe(rate, count, now);
         if wait.is_zero() {
-            bucket.waiting_since = None;
+            *waits = None;
             return Taken::After(wait);
         }
-        let since = *bucket.waiting_since.get_or_insert(now);
+        let since = *waits.get_or_insert(now);
         if now.saturating_sub(since) < PATIENCE {
             return Taken::After(wait);
         }
-        bucket.waiting_since = None;
+        *waits = None;
         let first = self.cut_at.is_none_or(|at| now.saturating_sub(at) > 5 * PATIENCE);
         self.cut_at = Some(now);
         Taken::Cut { kind: name, first }
@@ -114,7 +98,7 @@ impl Buckets {
 
     /// Nothing is lost if it is forgotten.
     fn is_full(&self, now: Duration) -> bool {
-        self.of.iter().all(|bucket| bucket.full_at <= now)
+        self.of.iter().all(|(bucket, _)| bucket.is_full(now))
     }
 }
 

@@ -2,27 +2,21 @@
 //!
 //! Searches and exports stay within what the rules cover, and are recorded each.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+mod pieces;
+mod turns;
 
-use adit_protocol::code::failure;
-use adit_runtime::cli::CliError;
+use std::{sync::Arc, time::Duration};
+
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     extract::State,
     http::{HeaderValue, Request, header},
     response::{IntoResponse, Response},
     routing,
 };
-use futures_util::stream;
 use serde_json::Value;
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
-use tokio_util::task::TaskTracker;
+
+pub(crate) use turns::{Exports, Searches};
 
 use super::{
     Api, Call,
@@ -36,17 +30,13 @@ use crate::{
     admin::{
         AdminRequest,
         actor::Actor,
-        export::{self, Format, Out, Selection},
+        export::{Format, Selection},
     },
     audit::{
         acts::AuditAct,
         search::{self, BadSearch, Filter, Reach},
     },
-    http::{
-        Problem, Web, WebState,
-        auth::authenticate,
-        limit::{self, UnderWay},
-    },
+    http::{Problem, Web, WebState, auth::authenticate},
     place::store_error,
     roles::Permission,
     store::StoreError,
@@ -54,22 +44,8 @@ use crate::{
 
 type Answer<T> = Result<One<T>, Problem>;
 
-/// Pieces of an export that wait for the reader, and bytes of one.
-const PIECES: usize = 2;
-const MAX_PIECE: usize = 64 * 1024;
-/// Exports at a time, and of one principal.
-const MAX_EXPORTS: usize = 8;
-const MAX_EXPORTS_EACH: usize = 2;
-/// Searches that run or wait, in all and of one principal. So many run as there are processors to
-/// spare, and never on more than half of the reading connections.
-const MAX_SEARCHES: usize = 64;
-const MAX_SEARCHES_EACH: usize = 2;
-const MAX_SEARCHES_RUNNING: usize = 2;
-/// How long a search waits for those before it, and how long it may take itself.
-const SEARCH_WAIT: Duration = Duration::from_secs(5);
+/// How long a search may take.
 const SEARCH_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a reader may read nothing.
-const READER_DEADLINE: Duration = Duration::from_secs(30);
 
 const READ: &[&str] = &["audit.read"];
 const EXPORT: &[&str] = &["audit.export"];
@@ -143,7 +119,7 @@ async fn events(call: Call<AuditQuery, Nothing>) -> Result<Page<AuditEntry>, Pro
     let after = query.cursor.as_deref().map(str::parse).transpose().map_err(bad)?;
     let filter = filter(query)?;
     let reach = reach(web, &call.actor, Permission::ReadAudit).await?;
-    let _place = web.searches.begin(principal(&call.actor)?).await?;
+    let _place = web.searches.begin(asker(&call.actor)?).await?;
     note(web, &call.actor, "search").await?;
     let page = search::Page { after, limit };
     let found = search::search(&web.admin.store.readers, &reach, &filter, page);
@@ -267,245 +243,21 @@ async fn begin(web: Arc<Web>, request: Request<Body>) -> Result<Response, Proble
         let text = "your roles do not cover that part of the log".to_owned();
         return Err(actor.refuse(&web.admin, "default-deny", text).await?.into());
     };
-    let place = web.exports.begin(principal(&actor)?)?;
+    let place = web.exports.begin(asker(&actor)?)?;
     note(&web, &actor, "export").await?;
     let partner = actor.remote().map(|remote| remote.partner.clone());
     let selection = Selection { format, filter, partner, heads: Vec::new() };
-    let mut response = Body::from_stream(pieces(web, selection, place)).into_response();
+    let mut response = Body::from_stream(pieces::pieces(web, selection, place)).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
 }
 
-fn principal(actor: &Actor) -> Result<&str, Problem> {
-    actor.remote().map(|remote| remote.holder.account.as_str()).ok_or_else(Problem::internal)
-}
-
-/// Searches under way: each may read thousands of rows.
-pub(crate) struct Searches {
-    under_way: Arc<UnderWay<String>>,
-    running: Semaphore,
-}
-
-/// A search that may run, until this is dropped.
-struct Searching<'a>(
-    #[expect(dead_code, reason = "held")] limit::Begun<String>,
-    #[expect(dead_code, reason = "held")] SemaphorePermit<'a>,
-);
-
-impl Default for Searches {
-    fn default() -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::new((processors / 2).clamp(1, MAX_SEARCHES_RUNNING))
-    }
-}
-
-impl Searches {
-    fn new(running: usize) -> Self {
-        let under_way = Arc::new(UnderWay::new(MAX_SEARCHES, MAX_SEARCHES_EACH));
-        Self { under_way, running: Semaphore::new(running) }
-    }
-
-    /// Waits for those before it; or the answer that there is no room.
-    async fn begin(&self, principal: &str) -> Result<Searching<'_>, Problem> {
-        let begun = self.under_way.begin(principal.to_owned());
-        let begun = begun.ok_or_else(|| {
-            let text = "your other searches are still under way; wait for their answers";
-            Problem { detail: text.to_owned(), ..Problem::rate_limited(1) }
-        })?;
-        match tokio::time::timeout(SEARCH_WAIT, self.running.acquire()).await {
-            Ok(Ok(running)) => Ok(Searching(begun, running)),
-            _ => {
-                let text = "too many people search the log at the moment; try again";
-                Err(Problem { detail: text.to_owned(), ..Problem::busy() })
-            }
-        }
-    }
+fn asker(actor: &Actor) -> Result<turns::Asker<'_>, Problem> {
+    let remote = actor.remote().ok_or_else(Problem::internal)?;
+    Ok((&remote.holder.account, &remote.holder.partner))
 }
 
 fn too_long() -> Problem {
     let text = "the search took too long; name a time (since, until) or try again later";
     Problem { detail: text.to_owned(), ..Problem::busy() }
-}
-
-/// Exports under way: each reads much, and lasts as long as its reader takes.
-pub(crate) struct Exports {
-    under_way: Arc<UnderWay<String>>,
-    tasks: TaskTracker,
-}
-
-impl Exports {
-    /// Each is a task of this tracker.
-    pub(crate) fn new(tasks: TaskTracker) -> Self {
-        Self { under_way: Arc::new(UnderWay::new(MAX_EXPORTS, MAX_EXPORTS_EACH)), tasks }
-    }
-
-    /// A place for one more; or the answer that there is none.
-    fn begin(&self, principal: &str) -> Result<limit::Begun<String>, Problem> {
-        let wait = READER_DEADLINE.as_secs();
-        self.under_way.begin(principal.to_owned()).ok_or_else(|| Problem::rate_limited(wait))
-    }
-}
-
-type Piece = Result<Bytes, std::io::Error>;
-
-/// The reader at the other end of a connection, which is not waited for without end.
-struct Reader {
-    sender: mpsc::Sender<Bytes>,
-    deadline: Duration,
-}
-
-impl Out for Reader {
-    async fn piece(&mut self, text: String) -> Result<(), CliError> {
-        let gone = |text| CliError::failed(failure::INTERNAL, text);
-        let mut rest = Bytes::from(text);
-        while !rest.is_empty() {
-            let piece = rest.split_to(rest.len().min(MAX_PIECE));
-            match tokio::time::timeout(self.deadline, self.sender.send(piece)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(gone("the reader has gone")),
-                Err(_) => return Err(gone("the reader reads nothing")),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Reads as fast as the reader takes it, and ends when that has gone or takes nothing.
-fn pieces(
-    web: Arc<Web>,
-    selection: Selection,
-    place: limit::Begun<String>,
-) -> impl stream::Stream<Item = Piece> {
-    let (sender, receiver) = mpsc::channel(PIECES);
-    let complete = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&complete);
-    let tasks = web.exports.tasks.clone();
-    tasks.spawn(async move {
-        // Held by who reads the log, not by the answer, which lies where nobody fetches it.
-        let _place = place;
-        let store = &web.admin.store;
-        let all = async |reader| export::export(store, &selection, reader).await.map(|_| ());
-        send(sender, &complete, all).await;
-    });
-    answer(receiver, told)
-}
-
-/// Sends what `all` makes. INVARIANT: the answer ends only after it is known whether that was all.
-async fn send(
-    sender: mpsc::Sender<Bytes>,
-    complete: &AtomicBool,
-    all: impl AsyncFnOnce(Reader) -> Result<(), CliError>,
-) {
-    let reader = Reader { sender: sender.clone(), deadline: READER_DEADLINE };
-    match all(reader).await {
-        Ok(()) => complete.store(true, Ordering::Release),
-        Err(error) => tracing::warn!(%error, "an export was cut off"),
-    }
-    drop(sender);
-}
-
-/// An answer that was cut must not look complete.
-fn answer(
-    receiver: mpsc::Receiver<Bytes>,
-    complete: Arc<AtomicBool>,
-) -> impl stream::Stream<Item = Piece> {
-    stream::unfold(Some(receiver), move |receiver| {
-        let complete = Arc::clone(&complete);
-        async move {
-            let mut receiver = receiver?;
-            match receiver.recv().await {
-                Some(piece) => Some((Ok(piece), Some(receiver))),
-                None if complete.load(Ordering::Acquire) => None,
-                None => Some((Err(std::io::Error::other("cut off")), None)),
-            }
-        }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::{FutureExt, StreamExt};
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn searches_are_few_in_all_and_for_each_asker_and_wait_their_turn() {
-        let searches = Searches::new(1);
-        let running = searches.begin("a").await.unwrap();
-        let mut second = std::pin::pin!(searches.begin("a"));
-        assert!((&mut second).now_or_never().is_none(), "two run at a time");
-        let third = searches.begin("a").await.map(|_| ()).unwrap_err();
-        assert!(third.detail.contains("your other searches"));
-        let third = third.into_response();
-        assert_eq!(third.status(), 429);
-        assert_eq!(third.headers()[header::RETRY_AFTER], "1");
-        // Another waits, first behind who came first; not without end.
-        let mut other = std::pin::pin!(searches.begin("b"));
-        assert!((&mut other).now_or_never().is_none());
-        drop(running);
-        let second = second.await.unwrap();
-        let late = other.await.map(|_| ()).unwrap_err().into_response();
-        assert_eq!(late.status(), 503);
-        drop(second);
-        searches.begin("b").await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn exports_are_few_in_all_and_for_each_asker() {
-        let exports = Exports::new(TaskTracker::new());
-        let mut held = vec![exports.begin("a").unwrap(), exports.begin("a").unwrap()];
-        let refused = exports.begin("a").map(|_| ()).unwrap_err().into_response();
-        assert_eq!(refused.status(), 429);
-        assert_eq!(refused.headers()[header::RETRY_AFTER], "30");
-        held.extend((0..6).map(|n| exports.begin(&n.to_string()).unwrap()));
-        assert!(exports.begin("b").is_err());
-        held.pop();
-        exports.begin("b").unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_reader_that_reads_nothing_is_given_up_and_its_answer_is_not_complete() {
-        let (sender, receiver) = mpsc::channel(PIECES);
-        let deadline = Duration::from_millis(20);
-        let mut reader = Reader { sender, deadline };
-        let whole = "x".repeat(PIECES * MAX_PIECE);
-        reader.piece(whole.clone()).await.unwrap();
-        reader.piece("more".to_owned()).await.unwrap_err();
-        drop(reader);
-        let mut told = std::pin::pin!(answer(receiver, Arc::new(AtomicBool::new(false))));
-        let mut got = 0;
-        while let Some(Ok(piece)) = told.next().await {
-            assert!(piece.len() <= MAX_PIECE);
-            got += piece.len();
-        }
-        assert_eq!(got, whole.len());
-        let (sender, receiver) = mpsc::channel(PIECES);
-        drop(Reader { sender, deadline });
-        assert_eq!(answer(receiver, Arc::new(AtomicBool::new(true))).count().await, 0);
-        let (sender, receiver) = mpsc::channel(PIECES);
-        drop(Reader { sender, deadline });
-        let told: Vec<_> = answer(receiver, Arc::new(AtomicBool::new(false))).collect().await;
-        assert!(matches!(told.as_slice(), [Err(_)]));
-    }
-    #[tokio::test]
-    async fn an_answer_does_not_end_before_it_is_known_to_be_complete() {
-        for good in [true, false] {
-            let (sender, receiver) = mpsc::channel(PIECES);
-            let complete = Arc::new(AtomicBool::new(false));
-            let mut told = std::pin::pin!(answer(receiver, Arc::clone(&complete)));
-            let mut sent = std::pin::pin!(send(sender, &complete, async |mut reader: Reader| {
-                reader.piece("all".to_owned()).await?;
-                drop(reader);
-                // As when another thread looks in between.
-                tokio::task::yield_now().await;
-                good.then_some(()).ok_or_else(|| CliError::failed(failure::INTERNAL, "cut"))
-            }));
-            assert!((&mut sent).now_or_never().is_none());
-            assert!(matches!(told.next().await, Some(Ok(_))));
-            assert!(told.next().now_or_never().is_none(), "ended too early");
-            sent.await;
-            let end = told.next().await;
-            assert!(if good { end.is_none() } else { matches!(end, Some(Err(_))) });
-        }
-    }
 }

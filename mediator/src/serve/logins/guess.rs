@@ -48,13 +48,13 @@ impl Guesses {
         Some(Self {
             hashing: Hashing::start(at_once)?,
             turns: Turns::new(at_once),
-            attempts: Arc::new(UnderWay::new(MAX_ATTEMPTS, MAX_ATTEMPTS_PER_SOURCE)),
+            attempts: Arc::new(UnderWay::new(MAX_ATTEMPTS, [MAX_ATTEMPTS_PER_SOURCE])),
         })
     }
 
     /// A place for one more attempt, to be held until it is answered.
     pub(super) fn begin(&self, from: IpAddr) -> Result<Begun<Source>, Refusal> {
-        self.attempts.begin(Source::of(from)).ok_or_else(busy)
+        self.attempts.begin([Source::of(from)]).map_err(|_| busy())
     }
 }
 
