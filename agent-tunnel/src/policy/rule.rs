@@ -140,7 +140,7 @@ pub(super) fn is_special(ip: IpAddr) -> bool {
 }
 
 /// The IPv4 address that an IPv6 one stands for: mapped, compatible (RFC 4291 §2.5.5), NAT64
-/// (RFC 6052 §2.1) and 6to4 (RFC 3056 §2).
+/// (RFC 6052 §2.1, RFC 8215) and 6to4 (RFC 3056 §2).
 fn innermost(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip else { return ip };
     let embedded = |high: u16, low: u16| {
@@ -148,9 +148,9 @@ fn innermost(ip: IpAddr) -> IpAddr {
     };
     match v6.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => ip,
-        [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low] | [0x64, 0xFF9B, 0, 0, 0, 0, high, low] => {
-            embedded(high, low)
-        }
+        [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low]
+        | [0x64, 0xFF9B, 0, 0, 0, 0, high, low]
+        | [0x64, 0xFF9B, 1, _, _, _, high, low] => embedded(high, low),
         [0x2002, high, low, ..] => embedded(high, low),
         _ => ip,
     }

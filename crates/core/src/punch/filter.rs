@@ -8,6 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// Private addresses are probed on ports from here: below are services, not session sockets.
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 
+/// Where clouds tell machines their secrets, also to those of a subnet that holds such an address.
+const METADATA_V6: [Ipv6Addr; 3] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+];
+
 /// A subnet of an own interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OwnSubnet {
@@ -81,7 +88,7 @@ fn never(ip: IpAddr) -> bool {
                 || v6.is_multicast()
                 || first & 0xffc0 == 0xfe80 // link-local (RFC 4291 §2.5.6): ambiguous without zone
                 || first & 0xffc0 == 0xfec0 // site-local, deprecated (RFC 3879)
-                || v6 == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
+                || METADATA_V6.contains(&v6)
                 // Translated IPv4 (RFC 6052 §2.1, RFC 3056): would smuggle any of the above.
                 || matches!(v6.segments(), [0x64, 0xff9b, ..] | [0x2002, ..])
                 || v6.to_ipv4().is_some_and(|v4| !v6.is_loopback() && !v4.is_unspecified())
@@ -118,6 +125,10 @@ mod tests {
             own_subnets: vec![
                 OwnSubnet { addr: "192.168.7.9".parse().unwrap(), prefix: 24 },
                 OwnSubnet { addr: "fd12::1".parse().unwrap(), prefix: 64 },
+                // They hold addresses in which clouds tell secrets.
+                OwnSubnet { addr: "fd00::1".parse().unwrap(), prefix: 16 },
+                OwnSubnet { addr: "fd20::1".parse().unwrap(), prefix: 16 },
+                OwnSubnet { addr: "100.100.100.1".parse().unwrap(), prefix: 24 },
             ],
             loopback: false,
         };
@@ -140,9 +151,15 @@ mod tests {
             "[::ffff:127.0.0.1]:4000",
             "[::127.0.0.1]:4000",
             "[64:ff9b::7f00:1]:4000",
+            "[64:ff9b:1::a9fe:a9fe]:4000",
             "[2002:7f00:1::]:4000",
             "169.254.169.254:8080",
             "[fd00:ec2::254]:8080",
+            "[fd20:ce::254]:8080",
+            "[fd00:42::42]:8080",
+            "100.100.100.200:8080",
+            "168.63.129.16:8080",
+            "192.0.0.192:8080",
             "[fe80::1]:4000",
             "[ff02::1]:4000",
             "224.0.0.251:5353",
