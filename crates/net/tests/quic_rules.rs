@@ -10,6 +10,7 @@ use adit_net::{
     udp::{DemuxSocket, StunDatagram},
 };
 use adit_protocol::{keys::SigningKey, limits::MAX_CHANNELS_PER_SESSION};
+use rustls::{crypto::aws_lc_rs, quic::Version};
 use tokio::{net::UdpSocket, sync::mpsc, time::timeout};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -125,29 +126,82 @@ async fn stateless_resets_are_smaller_than_what_provokes_them_and_make_no_loop()
     assert!(resets > 0, "nothing was provoked: this shows nothing");
 }
 
+/// An Initial packet (RFC 9000 §17.2.2) of so many bytes, sealed as the standard says, with nothing
+/// wrong about it.
+fn initial(size: usize) -> Vec<u8> {
+    const DESTINATION: [u8; 8] = [7; 8];
+    const SOURCE: [u8; 8] = [9; 8];
+    const TAG: usize = 16;
+    let suite = aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().unwrap();
+    let keys = suite.quic_suite().unwrap().keys(&DESTINATION, rustls::Side::Client, Version::V1);
+    // Long header with a packet number of two bytes, version 1, no token.
+    let mut header = vec![0xc1, 0, 0, 0, 1, 8];
+    header.extend(DESTINATION);
+    header.push(8);
+    header.extend(SOURCE);
+    header.push(0);
+    let number = header.len() + 2;
+    let length = u16::try_from(size - number).unwrap() | 0x4000;
+    header.extend(length.to_be_bytes());
+    header.extend([0, 0]);
+    // Some of a CRYPTO frame, then padding.
+    let mut payload = vec![0; size - header.len() - TAG];
+    payload[..7].copy_from_slice(&[0x06, 0, 4, 1, 0, 0, 0]);
+    let tag = keys.local.packet.encrypt_in_place(0, &header, &mut payload).unwrap();
+    let mut packet = [&header[..], &payload, tag.as_ref()].concat();
+    let sample: [u8; TAG] = packet[number + 4..number + 4 + TAG].try_into().unwrap();
+    let (first, rest) = packet.split_first_mut().unwrap();
+    let number = &mut rest[number - 1..=number];
+    keys.local.header.encrypt_in_place(&sample, first, number).unwrap();
+    packet
+}
+
 #[tokio::test]
 async fn an_initial_in_a_short_datagram_is_dropped() {
     let mut server = server();
     let raw = admitted(&server).await;
-    // What a real client sends first, recorded.
-    let listener = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let (near, config) = client(&server);
-    assert!(near.socket().admit(listener.local_addr().unwrap()));
-    let dialling = near.dial(listener.local_addr().unwrap(), config).unwrap();
-    let mut buffer = [0; 2_000];
-    let len = timeout(SOON, listener.recv(&mut buffer)).await.unwrap().unwrap();
-    drop(dialling);
-    assert!(len >= SMALLEST_INITIAL, "our own first datagram has {len} bytes");
-    let first = &buffer[..len];
-    for short in [len - 1, 1_199, 600, 100, 21] {
-        let got = answers(&mut server, &raw, &first[..short.min(SMALLEST_INITIAL - 1)]).await;
+    for short in [60, 100, 600, SMALLEST_INITIAL - 1] {
+        let got = answers(&mut server, &raw, &initial(short)).await;
         assert_eq!(got.len(), 0, "answers to an Initial of {short} bytes");
+        assert!(
+            timeout(MOMENT, server.endpoint.accept()).await.is_err(),
+            "{short} bytes are taken"
+        );
         assert_eq!(server.endpoint.open_connections(), 0);
     }
-    // Whole, it is answered or begins a handshake.
-    raw.send_to(first, server.addr).await.unwrap();
+    // With enough bytes the same begins a handshake: nothing else was wrong with it.
+    raw.send_to(&initial(SMALLEST_INITIAL), server.addr).await.unwrap();
     let begun = timeout(SOON, server.endpoint.accept()).await;
-    assert!(begun.is_ok_and(|incoming| incoming.is_some()), "the whole one begins no handshake");
+    assert!(begun.is_ok_and(|incoming| incoming.is_some()), "the long one begins no handshake");
+}
+
+#[tokio::test]
+async fn what_nobody_reads_stops_at_the_windows() {
+    const PER_STREAM: usize = 8 << 20;
+    const PER_CONNECTION: usize = 64 << 20;
+    /// Without progress for this long nothing more will be taken.
+    const STUCK: Duration = Duration::from_secs(1);
+    let server = server();
+    let (near, config) = client(&server);
+    let dialling = near.dial(server.addr, config).unwrap();
+    let accept = async { server.endpoint.accept().await.unwrap().await.unwrap() };
+    let (connected, _accepted) =
+        timeout(SOON, async { tokio::join!(dialling, accept) }).await.unwrap();
+    let connected = connected.unwrap();
+    let (piece, mut all, mut streams) = (vec![0; 256 * 1024], 0, Vec::new());
+    // More streams than the connection has room for.
+    for _ in 0..10 {
+        let (mut send, receive) = connected.open_bi().await.unwrap();
+        let mut of_stream = 0;
+        while let Ok(written) = timeout(STUCK, send.write(&piece)).await {
+            of_stream += written.unwrap();
+            assert!(of_stream <= PER_STREAM, "a stream takes {of_stream} bytes that nobody reads");
+        }
+        all += of_stream;
+        assert!(all <= PER_CONNECTION, "{all} bytes are taken that nobody reads");
+        streams.push((send, receive));
+    }
+    assert!(all > PER_STREAM, "{all}: this shows nothing");
 }
 
 #[tokio::test]

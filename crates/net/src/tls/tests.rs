@@ -7,12 +7,14 @@ use std::{
 };
 
 use adit_protocol::keys::{PublicKey, SigningKey};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::{
     ClientConfig, RootCertStore,
     client::AlwaysResolvesClientRawPublicKeys,
     crypto::{CryptoProvider, aws_lc_rs as lc},
     pki_types::ServerName,
+    server::AlwaysResolvesServerRawPublicKeys,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio_rustls::TlsConnector;
@@ -420,7 +422,86 @@ async fn quic_refuses_a_client_without_aes_256() {
             raw_public_key(&console).unwrap(),
         )));
     config.alpn_protocols = vec![adit_protocol::ALPN_DIRECT.to_vec()];
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
+    let crypto = QuicClientConfig::try_from(config).unwrap();
     let (client, peer) = quic(quinn::ClientConfig::new(Arc::new(crypto)), server).await;
     assert!(!client && peer.is_none());
+}
+
+/// A client that would resume and send early data, were it given anything to do so with.
+fn eager_client(key: &SigningKey) -> quinn::ClientConfig {
+    let provider = provider();
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(verify::RawKeyVerifier::new(
+            &provider,
+            Arc::new(|_| true),
+        ))
+        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(
+            raw_public_key(key).unwrap(),
+        )));
+    config.alpn_protocols = vec![adit_protocol::ALPN_DIRECT.to_vec()];
+    config.enable_early_data = true;
+    let crypto = QuicClientConfig::with_initial(Arc::new(config), initial_suite()).unwrap();
+    quinn::ClientConfig::new(Arc::new(crypto))
+}
+
+/// A server that gives whoever comes what early data take.
+fn generous_server(key: &SigningKey) -> quinn::ServerConfig {
+    let provider = provider();
+    let verifier = verify::RawKeyVerifier::new(&provider, Arc::new(|_| true));
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(
+            raw_public_key(key).unwrap(),
+        )));
+    config.alpn_protocols = vec![adit_protocol::ALPN_DIRECT.to_vec()];
+    config.max_early_data_size = u32::MAX;
+    let crypto = QuicServerConfig::with_initial(Arc::new(config), initial_suite()).unwrap();
+    quinn::ServerConfig::with_crypto(Arc::new(crypto))
+}
+
+fn initial_suite() -> rustls::quic::Suite {
+    lc::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().unwrap().quic_suite().unwrap()
+}
+
+/// Whether the client could send early data at its second visit.
+async fn early_at_the_second_visit(
+    client: quinn::ClientConfig,
+    server: quinn::ServerConfig,
+) -> bool {
+    let (near, far) = (quic_endpoint(None), quic_endpoint(Some(server)));
+    let to = far.local_addr().unwrap();
+    for visit in 0..2 {
+        let connecting = near.connect_with(client.clone(), to, "adit.invalid").unwrap();
+        let connecting = match connecting.into_0rtt() {
+            Ok(_) => return visit > 0,
+            Err(connecting) => connecting,
+        };
+        let accept = async { far.accept().await.unwrap().await.unwrap() };
+        let (connected, accepted) = tokio::join!(connecting, accept);
+        let connected = connected.unwrap();
+        let mut stream = accepted.open_uni().await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        stream.finish().unwrap();
+        connected.accept_uni().await.unwrap().read_to_end(9).await.unwrap();
+        // Tickets come with the first packets after the handshake.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        connected.close(0_u32.into(), b"");
+    }
+    false
+}
+
+#[tokio::test]
+async fn quic_gives_nobody_what_early_data_take_and_does_not_use_it() {
+    let (console, agent) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+    let (eager, generous) = (eager_client(&console), generous_server(&agent));
+    assert!(early_at_the_second_visit(eager.clone(), generous.clone()).await, "nothing is shown");
+    let ours = quic_server_config(&agent, Arc::new(|_: &[u8; 32]| true)).unwrap();
+    assert!(!early_at_the_second_visit(eager, ours).await, "our server gives tickets");
+    let ours = quic_client_config(&console, agent.public().fingerprint().0).unwrap();
+    assert!(!early_at_the_second_visit(ours, generous).await, "our client keeps tickets");
 }
