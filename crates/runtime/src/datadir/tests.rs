@@ -19,8 +19,10 @@ fn writes_replace_whole_files_and_leave_nothing_else() {
 fn names_never_leave_the_directory() {
     let outer = tempfile::tempdir().unwrap();
     let directory = DataDir::open(outer.path()).unwrap();
-    for name in ["", "/etc/passwd", "../x", "a/../../x", ".", "a\0b"] {
+    for name in ["", "/", "/etc/passwd", "//x", "..", "../x", "a/..", "a/../../x", ".", "a\0b"] {
         assert!(directory.file(name).is_err(), "{name:?}");
+        assert!(directory.write_atomic(name, b"x", 0o600).is_err(), "{name:?}");
+        assert!(directory.read(name, 9).is_err() && directory.read_secret(name).is_err());
     }
 }
 
@@ -65,6 +67,13 @@ fn exposed_directories_are_tightened_only_when_ours() {
     let open = |path: &Path| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     };
+    // One that is not there yet: it, what is made on the way, and what is put into it.
+    let made = outer.path().join("made/here");
+    let directory = DataDir::open(&made).unwrap();
+    directory.write_atomic("keys/root", b"s", 0o600).unwrap();
+    for (at, expected) in [("", 0o700), ("keys", 0o700), ("keys/root", 0o600)] {
+        assert_eq!(mode(&made.join(at)), expected, "{at}");
+    }
     let new = outer.path().join("new");
     std::fs::create_dir(&new).unwrap();
     std::fs::write(new.join("relay.toml"), "").unwrap();
