@@ -414,3 +414,41 @@ fn a_network_that_comes_and_goes_does_not_lift_the_caps_on_guessing() {
         judge_rate(&world, &format!("seed {seed}"));
     }
 }
+
+/// The peer's NAT ends mappings, and it shows one more of its mappings a moment before it brings a
+/// fresh one: the one before is left before it ends, not when it has ended.
+#[test]
+fn a_mapping_that_was_young_when_the_next_came_retires_a_little_later() {
+    let mut world = connected([Kind::Open, Kind::Open], 4);
+    world.run_until(Duration::from_secs(10), |_| false);
+    let first = world.sides[CONSOLE].punch.pairs()[0].remote;
+    let console = world.sides[AGENT].punch.pairs()[0].remote;
+    let another = |world: &mut World, n: u16| {
+        let from = SocketAddr::new(first.ip(), n);
+        world.deliver(from, console, Message::Request { id: id(u32::from(n)), priority: 1 });
+        world.run_until(world.elapsed() + ms(100), |_| false);
+        let asked = world.sides[CONSOLE].sent.iter().rev().filter(|s| s.to == from);
+        let check = asked.map(|s| s.message).find_map(|m| match m {
+            Message::Request { id, .. } => Some(id),
+            Message::Response { .. } => None,
+        });
+        world.deliver(from, console, Message::Response { id: check.unwrap(), mapped: console });
+        world.drain();
+        from
+    };
+    let retired = |world: &World| -> Vec<_> {
+        let events = world.sides[CONSOLE].events.iter();
+        let told = events.filter_map(|(_, e)| match e {
+            Event::Retiring { remote, .. } => Some(*remote),
+            _ => None,
+        });
+        told.collect()
+    };
+    let second = another(&mut world, 7001);
+    assert_eq!(retired(&world), [first]);
+    world.run_until(world.elapsed() + ms(2700), |_| false);
+    another(&mut world, 7002);
+    assert_eq!(retired(&world), [first]);
+    world.run_until(world.elapsed() + ms(300), |_| false);
+    assert_eq!(retired(&world), [first, second]);
+}

@@ -12,7 +12,7 @@ use adit_protocol::{
 
 use super::{
     BIRTHDAY_BASE, Event, FRESH_BASE, FRESH_LIFE, FailureClass, Family, LocalSocket, PairReport,
-    Punch, RETIRING_AGE, TransactionId, candidate_priority,
+    Punch, RETIRING_AGE, SUCCESSOR_GAP, TransactionId, candidate_priority,
     filter::is_public,
     hard::{Output, Situation},
     machine::Socket,
@@ -109,6 +109,33 @@ impl Punch {
         }
     }
 
+    /// An older mapping of the peer that was still young when the next one came: it retires when it
+    /// has worked for long enough, not when it is gone.
+    fn retire_succeeded(&mut self, now: Instant) {
+        let over: Vec<_> =
+            self.succeeded().filter(|(_, at)| *at <= now).map(|(key, _)| key).collect();
+        for (socket, remote) in over {
+            if let Some(pair) = self.table.pairs.get_mut(&(socket, remote)) {
+                pair.retiring = true;
+                self.events.push_back(Event::Retiring { socket, remote });
+            }
+        }
+    }
+
+    /// Pairs beside which another of the same socket came to work with the same address of the peer,
+    /// later than those that come at once; and when they retire.
+    fn succeeded(&self) -> impl Iterator<Item = (PairKey, Instant)> {
+        let live = || self.table.pairs.iter().filter(|(_, p)| p.is_live() && !p.retiring);
+        live().filter_map(move |(key, pair)| {
+            let since = pair.worked_since?;
+            let next = live().any(|(k, p)| {
+                let later = p.worked_since.is_some_and(|at| at >= since + SUCCESSOR_GAP);
+                k.0 == key.0 && k.1.ip() == key.1.ip() && later
+            });
+            next.then_some((*key, since + RETIRING_AGE))
+        })
+    }
+
     pub(super) fn failures(&self, pairs: &[PairReport]) -> Vec<FailureClass> {
         let own: Vec<_> = self.sockets.values().filter(|s| !s.candidates.is_empty()).collect();
         let own: Vec<_> = own.into_iter().map(|s| s.family).collect();
@@ -162,6 +189,7 @@ impl Punch {
         }
         self.judge_retired(now);
         self.retire_aged(now);
+        self.retire_succeeded(now);
         if let Some((born, family)) = self.newest_mapping()
             && self.has_room()
             && self.fresh.replace(born, now)
@@ -300,7 +328,8 @@ impl Punch {
         let useless = useless.map(|(_, s)| s.since + useless_after(usable)).filter(|at| *at > now);
         let until = self.table.pairs.values().filter_map(Pair::usable_until).min();
         let until = until.filter(|at| *at > now);
-        let all = [hard, fresh, aged, watched, self.restart_at, until];
+        let succeeded = self.succeeded().map(|(_, at)| at).filter(|at| *at > now).min();
+        let all = [hard, fresh, aged, watched, succeeded, self.restart_at, until];
         all.into_iter().flatten().chain(useless).min()
     }
 }
