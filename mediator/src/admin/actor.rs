@@ -5,7 +5,13 @@
 //! right that is missing as `not_permitted`. Each denial is recorded. Must never decide by itself:
 //! that is [`crate::authz`]'s.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use adit_ledger::{Event, Level};
 use adit_protocol::{code::failure, keys::PublicKey};
@@ -64,6 +70,8 @@ pub(crate) struct Remote {
     pub(crate) fresh: bool,
     /// What is asked: the operation's id.
     pub(crate) operation: &'static str,
+    /// Its refusal is in the log.
+    pub(crate) denied: Arc<AtomicBool>,
 }
 
 impl Remote {
@@ -286,6 +294,28 @@ impl Actor {
             .rule(rule)
             .extra("operation", remote.operation)
             .extra("object", kind(object));
+        context.record(&remote.holder.partner, self.sign(event)).await?;
+        remote.denied.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Records a refusal that no decision recorded: above all of what is not there for this one,
+    /// as it looks when somebody tries which of others' names there are.
+    pub(crate) async fn refused(
+        &self,
+        context: &AdminContext,
+        code: &'static str,
+    ) -> Result<(), CliError> {
+        let Self::Remote(remote) = self else { return Ok(()) };
+        if remote.denied.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let event = Event::new("act.refused", Level::Significant)
+            .partner(&remote.partner)
+            .outcome("refused")
+            .end_reason(code)
+            .rule("not-for-this-one")
+            .extra("operation", remote.operation);
         context.record(&remote.holder.partner, self.sign(event)).await
     }
 

@@ -230,6 +230,7 @@ async fn of_console(
         mfa_ms: row.proof.mfa_ms,
         fresh: row.is_fresh(FRESH_MS, unix_ms()),
         operation,
+        denied: Arc::default(),
     })
 }
 
@@ -268,5 +269,6 @@ async fn of_key(
         mfa_ms: None,
         fresh: true,
         operation,
+        denied: Arc::default(),
     })
 }

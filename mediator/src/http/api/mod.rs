@@ -319,6 +319,11 @@ where
     let answer = handler(call)
         .await
         .and_then(|answer| serde_json::to_vec(&answer).map_err(|_| Problem::internal()));
+    if let Err(problem) = &answer
+        && [StatusCode::FORBIDDEN, StatusCode::NOT_FOUND].contains(&problem.status)
+    {
+        actor.refused(&web.admin, problem.code).await?;
+    }
     if let Some(repeatable) = repeatable {
         let kept = answer.as_ref().map(|body| (StatusCode::OK, &body[..])).map_err(|_| ());
         idempotent::end(&web, repeatable, kept).await?;
