@@ -10,7 +10,10 @@
 
 use std::sync::Arc;
 
-use adit_protocol::keys::{PublicKey, random, sha256};
+use adit_protocol::{
+    code::failure,
+    keys::{PublicKey, random, sha256},
+};
 use askama::Template;
 use axum::{
     Form,
@@ -109,11 +112,18 @@ impl FromRequestParts<Arc<Web>> for Visitor {
         let row = match cookie(&parts.headers, SESSION) {
             None => None,
             Some(token) => {
-                let row = shared.logins.session(token_id(&token), device, Use::Act).await.ok();
-                if row.is_some() {
-                    client.proved.note();
+                match shared.logins.session(token_id(&token), device, Use::Act).await {
+                    Ok(row) => {
+                        client.proved.note();
+                        Some(row)
+                    }
+                    // What cannot be read is no end of a login (R39).
+                    Err(refusal) if refusal.code == failure::INTERNAL => {
+                        let text = "Something failed here. Try again later.";
+                        return Err(error_page(status_of(&refusal), text));
+                    }
+                    Err(_) => None,
                 }
-                row
             }
         };
         Ok(Self { web: Arc::clone(web), party, from, row, secret, is_new })
@@ -296,7 +306,6 @@ fn error_page(status: StatusCode, text: &str) -> Response {
 
 /// What a refusal is in HTTP.
 pub(super) fn status_of(refusal: &Refusal) -> StatusCode {
-    use adit_protocol::code::failure;
     match refusal.code {
         failure::BUSY => StatusCode::SERVICE_UNAVAILABLE,
         failure::AUDIT_UNAVAILABLE => StatusCode::SERVICE_UNAVAILABLE,
