@@ -30,6 +30,8 @@ use super::{
 pub(crate) const MAX_SESSIONS_PER_CONSOLE: usize = 128;
 /// Sessions of the whole mediator.
 pub(crate) const MAX_SESSIONS: usize = 200_000;
+/// Sessions of one user, on whatever number of consoles: nobody takes all there are (R16).
+pub(crate) const MAX_SESSIONS_PER_USER: usize = MAX_SESSIONS / 8;
 /// A decision may be this old when it gets here; withdrawals are remembered as long.
 const DECISION_LIFE_MS: u64 = 60_000;
 /// Withdrawals remembered.
@@ -67,6 +69,8 @@ pub(crate) struct Broker {
     relay_settings: BTreeMap<RelayId, u64>,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     by_console: BTreeMap<PublicKey, BTreeSet<SessionId>>,
+    /// How many each user has, those included that are not forgotten yet.
+    pub(super) of_account: BTreeMap<String, usize>,
     pub(super) by_computer: BTreeMap<ComputerId, BTreeSet<SessionId>>,
     /// Rights withdrawn of late, and when: a decision that was under way does not know of them,
     /// and its session was not there yet to be ended.
@@ -182,9 +186,12 @@ impl Broker {
                 return refuse(failure::NOT_PERMITTED, "the right to this session was withdrawn");
             }
             let of_console = self.live_of_console(&attempt.who.device);
+            let of_user = self.of_account.get(&attempt.who.account_id).copied().unwrap_or(0);
             if self.sessions.contains_key(&attempt.session) {
                 refuse(failure::BAD_REQUEST, "the session id was used before")
-            } else if of_console >= MAX_SESSIONS_PER_CONSOLE || self.sessions.len() >= MAX_SESSIONS
+            } else if of_console >= MAX_SESSIONS_PER_CONSOLE
+                || of_user >= MAX_SESSIONS_PER_USER
+                || self.sessions.len() >= MAX_SESSIONS
             {
                 refuse(failure::BUSY, "too many sessions are open")
             } else if !self.is_online(place.computer_id) {
@@ -778,11 +785,20 @@ impl Broker {
         let id = session.id;
         self.by_console.entry(session.who.device).or_default().insert(id);
         self.by_computer.entry(session.place.computer_id).or_default().insert(id);
-        self.sessions.insert(id, session);
+        let account = session.who.account_id.clone();
+        if self.sessions.insert(id, session).is_none() {
+            *self.of_account.entry(account).or_default() += 1;
+        }
     }
 
     pub(super) fn forget(&mut self, id: SessionId) {
         let Some(session) = self.sessions.remove(&id) else { return };
+        if let Some(count) = self.of_account.get_mut(&session.who.account_id) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.of_account.remove(&session.who.account_id);
+            }
+        }
         if let Some(at) = session.timer {
             self.timers.remove(&(at, id));
         }

@@ -17,7 +17,11 @@ use adit_protocol::{
     wire::{self, session_event},
 };
 
-use super::{Broker, types::*};
+use super::{
+    Broker,
+    broker::{MAX_SESSIONS_PER_CONSOLE, MAX_SESSIONS_PER_USER},
+    types::*,
+};
 
 const SEEDS: u64 = 400;
 const STEPS: usize = 400;
@@ -505,6 +509,37 @@ fn a_withdrawal_hits_what_was_decided_before_it() {
             while world.broker.poll_output().is_some() {}
         }
     }
+}
+
+/// R16: keys of consoles are anybody's to make, so that a bound for each console bounds nobody.
+#[test]
+fn a_user_with_any_number_of_consoles_leaves_others_their_sessions() {
+    let mut world = World::new(1);
+    let mut next = 0_u32;
+    let mut open = |account: &str, console: u32| {
+        world.sessions = 0;
+        next += 1;
+        let mut attempt = world.attempt().unwrap();
+        let (mut id, mut device) = ([7; 16], [0; 32]);
+        id[..4].copy_from_slice(&next.to_be_bytes());
+        device[..4].copy_from_slice(&console.to_be_bytes());
+        attempt.session = SessionId(id);
+        attempt.who.device = PublicKey(device);
+        account.clone_into(&mut attempt.who.account_id);
+        attempt.verdict = Ok("rule".into());
+        world.broker.handle_open(attempt, world.now);
+        while world.broker.poll_output().is_some() {}
+        let counted: usize = world.broker.of_account.values().sum();
+        assert_eq!(counted, world.broker.sessions.len());
+        world.broker.sessions.contains_key(&SessionId(id))
+    };
+    let of_one = (0..MAX_SESSIONS_PER_CONSOLE + 9).filter(|_| open("a", 0)).count();
+    assert_eq!(of_one, MAX_SESSIONS_PER_CONSOLE);
+    let consoles = u32::try_from(MAX_SESSIONS_PER_USER / 100 + 9).unwrap();
+    let of_all =
+        (1..=consoles).flat_map(|console| [console; 100]).filter(|c| open("a", *c)).count();
+    assert_eq!(of_one + of_all, MAX_SESSIONS_PER_USER);
+    assert!(open("b", u32::MAX), "nothing is left for others");
 }
 
 #[test]
