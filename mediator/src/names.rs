@@ -13,7 +13,7 @@ pub(crate) enum InvalidName {
     Length,
     /// A character that names must not have.
     #[error(
-        "a name has no \"/\", no control or invisible characters, no spaces at its ends, and does not begin with \"-\""
+        "a name has no \"/\", no control or invisible characters, no spaces at its ends, does not begin with \"-\", and is not \".\" or \"..\""
     )]
     Characters,
     /// Not `PARTNER/CLIENT`.
@@ -29,6 +29,8 @@ pub(crate) fn check(name: &str) -> Result<(), InvalidName> {
     let harmless = escape_text(name) == name
         && name.trim() == name
         && !name.starts_with('-')
+        // What paths of the API and of file systems go up by (R41).
+        && ![".", ".."].contains(&name)
         && !name.contains(['/', '\\', '"']);
     if harmless { Ok(()) } else { Err(InvalidName::Characters) }
 }
@@ -47,7 +49,11 @@ mod tests {
 
     #[test]
     fn hostile_names_are_refused() {
-        for bad in ["", " a", "-rf", "a/b", "a\u{1b}[2J", "a\u{202e}b", "a\"b", &"x".repeat(65)] {
+        let long = "x".repeat(65);
+        for bad in ["", " a", "-rf", "a/b", "a\u{1b}[2J", "a\u{202e}b", "a\"b", &long]
+            .into_iter()
+            .chain([".", "..", "../a", "..\\a", "a\0b", "/a", "\\a"])
+        {
             assert!(check(bad).is_err(), "{bad:?}");
         }
         for good in ["a", "Büro 東京", "srv-01.example"] {
