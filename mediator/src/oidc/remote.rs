@@ -325,11 +325,18 @@ pub(crate) fn fuzz_answer(answer: &[u8]) -> bool {
 pub(crate) fn https(address: &str) -> Result<(Uri, String, u16), RemoteError> {
     let wrong = || RemoteError::Address(address.to_owned());
     let uri: Uri = address.parse().map_err(|_| wrong())?;
-    let plain = uri.scheme_str() == Some("https")
-        && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
-    let host = uri.host().filter(|_| plain).ok_or_else(wrong)?;
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let port = uri.port_u16().unwrap_or(443);
+    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("https"));
+    let authority = authority.filter(|a| !a.as_str().contains('@')).ok_or_else(wrong)?;
+    // The library takes an empty host, and any port that it cannot read for none.
+    let behind_host = authority.as_str().strip_prefix(authority.host()).ok_or_else(wrong)?;
+    let port = match behind_host.strip_prefix(':') {
+        None | Some("") => 443,
+        Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?,
+    };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+    if host.is_empty() {
+        return Err(wrong());
+    }
     Ok((uri, host, port))
 }
 
@@ -359,6 +366,29 @@ fn read(file: &str) -> Result<Vec<u8>, RemoteError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_have_a_host_and_a_port_that_is_one() {
+        for (address, host, port) in [
+            ("https://id.example", "id.example", 443),
+            ("https://id.example:8443/keys", "id.example", 8443),
+            ("https://[2001:db8::1]:444/", "2001:db8::1", 444),
+        ] {
+            let (_, read, at) = https(address).unwrap();
+            assert_eq!((read.as_str(), at), (host, port));
+        }
+        for address in [
+            "https://:8443/1",
+            "https://[]/",
+            "https://id.example:0/",
+            "https://id.example:70000/",
+            "https://user@id.example/",
+            "http://id.example/",
+            "/keys",
+        ] {
+            assert!(https(address).is_err(), "{address}");
+        }
+    }
 
     #[test]
     fn a_provider_that_says_who_answers_is_held_to_it() {
