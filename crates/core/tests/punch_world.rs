@@ -371,8 +371,8 @@ fn guessing_in_vain_never_exceeds_its_caps() {
                     rounds = most_rounds(until);
                     allowed += most_restarts(until) * UNVERIFIED_RESERVE as usize;
                 }
-                let most_guesses =
-                    (rounds * per_round).min(BIRTHDAY_TOTAL_PROBES as usize + TARGETS);
+                let most_guesses = (rounds * per_round)
+                    .min(usize::try_from(BIRTHDAY_TOTAL_PROBES).unwrap() + TARGETS);
                 assert!(guessed <= most_guesses, "seed {seed}: {guessed} guesses in {until:?}");
                 let others = side.sent.len() - guessed;
                 assert!(others <= allowed, "seed {seed}: {others} checks in {until:?}");
