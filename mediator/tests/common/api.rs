@@ -96,7 +96,7 @@ impl Web {
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        if body.is_some() {
+        if body.is_some() && headers.iter().all(|(name, _)| *name != "content-type") {
             request = request.header("content-type", "application/json");
         }
         let body = Full::new(Bytes::from(body.unwrap_or_default().to_owned()));
