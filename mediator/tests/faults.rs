@@ -77,15 +77,64 @@ async fn connections_that_stall_keep_nobody_out() {
 async fn garbage_on_the_port_harms_nobody() {
     use std::io::Write;
     let mediator = Mediator::start();
+    let pid = mediator.pid();
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff, 1], &[0; 4096]] {
         let mut stream = TcpStream::connect(("127.0.0.1", mediator.port)).unwrap();
         stream.write_all(garbage).unwrap();
+    }
+    // Past TLS as well, as a device and as a browser, and past the first message.
+    for seed in 0..64 {
+        malformed(&mediator, seed).await;
     }
     let me = identity();
     let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
     let odd = Body::RelayReport(wire::RelayReport::default());
     assert!(device.ask(odd).await.is_err());
     device.login("admin", &mediator.password).await.unwrap();
+    // Nor did it come back in the meantime.
+    assert_eq!(mediator.pid(), pid);
+    assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+/// One connection whose bytes are wrong behind TLS.
+async fn malformed(mediator: &Mediator, seed: u64) {
+    use prost::Message as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut random = seed;
+    let mut next = move || {
+        random = random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        random >> 33
+    };
+    let framed = |id, body| {
+        let frame = wire::Frame { id, reply: false, body: Some(body) }.encode_to_vec();
+        [&u32::try_from(frame.len()).unwrap().to_be_bytes()[..], &frame].concat()
+    };
+    let me = identity();
+    let mut bytes = framed(1, Body::Hello(hello(2, &me, &[])));
+    let good = bytes.len();
+    let wish = wire::RequestAccess { reason: "x".repeat(300), ..Default::default() };
+    bytes.extend(framed(2, Body::RequestAccess(wish)));
+    let wish = wire::Open { viewer: "x".repeat(300), ..Default::default() };
+    bytes.extend(framed(3, Body::Open(wish)));
+    // Every other one says who it is first.
+    let from = if seed % 2 == 0 { good } else { 0 };
+    for _ in 0..1 + next() % 6 {
+        let at = from + usize::try_from(next()).unwrap() % (bytes.len() - from);
+        bytes[at] = u8::try_from(next() & 0xff).unwrap();
+    }
+    let tcp = tokio::net::TcpStream::connect(("127.0.0.1", mediator.port)).await.unwrap();
+    let trust = adit_net::tls::Trust::Root(mediator.fingerprint.parse().unwrap());
+    let mut stream = if seed % 4 == 3 {
+        adit_net::tls::connect_web(tcp, "127.0.0.1", trust).await.unwrap()
+    } else {
+        adit_net::tls::connect_control(tcp, "127.0.0.1", trust, &me.signing).await.unwrap().0
+    };
+    // It may hang up before all is said.
+    let _ = stream.write_all(&bytes).await;
+    let _ = stream.shutdown().await;
+    let mut told = Vec::new();
+    let ended = tokio::time::timeout(common::WAIT, stream.read_to_end(&mut told)).await;
+    assert!(ended.is_ok(), "{seed}: it stays open");
 }
 
 /// What is to be kept by order is not deleted because an older database comes back.
