@@ -250,6 +250,8 @@ impl Task {
             Err(error) => {
                 tracing::error!(%error, "transaction failed");
                 self.healthy = false;
+                // Else it keeps the lock until the next job, also from whoever repairs the file.
+                let _ = execute(self.tx.sql(), "ROLLBACK").await;
                 Err(Arc::from(error.to_string()))
             }
         };
