@@ -38,22 +38,47 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// An answer to somebody else must not take longer in a flood: far above what it takes, far below
 /// what waiting for the flood's end would.
 const SERVED_WITHIN: Duration = Duration::from_secs(5);
+const ME: &str = "/api/v1/me";
+const SEARCH: &str = "/api/v1/audit/events?person=flooder&event=audit.read&limit=1000";
+const EXPORT: &str = "/api/v1/audit/export";
 
-async fn admin(mediator: &Mediator) -> Who {
-    mediator.admin(&["role", "bind", "owner", "--user", "admin", "--installation"]);
+async fn person(mediator: &Mediator, name: &str, password: &str) -> Who {
     let me = identity();
     let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
-    device.login("admin", &mediator.password).await.unwrap();
+    device.login(name, password).await.unwrap();
     Who::at(&device, &me).await
 }
 
-async fn ask(web: &mut Web, who: &Who) -> Answer {
-    read(web, who, "/api/v1/me").await
+async fn admin(mediator: &Mediator) -> Who {
+    mediator.admin(&["role", "bind", "owner", "--user", "admin", "--installation"]);
+    person(mediator, "admin", &mediator.password).await
+}
+
+/// So many keys of one partner that read its log.
+async fn auditors(web: &mut Web, by: &Who, count: usize) -> Vec<Who> {
+    let mut keys = Vec::new();
+    for n in 0..count {
+        keys.push(register(web, by, &format!("flooder-{n}"), "auditor", &json!({})).await);
+    }
+    keys
+}
+
+/// A key of another partner's that reads its log.
+async fn other_partner(mediator: &Mediator, web: &mut Web, root: &Who) -> Who {
+    let wish = json!({"partner": "other", "owner": "other-owner"});
+    let made = web.ask(root, "POST", "/api/v1/partners", Some(&wish)).await;
+    let password = made.body["password"].as_str().unwrap();
+    let owner = person(mediator, "other-owner", password).await;
+    register(web, &owner, "other", "auditor", &json!({})).await
+}
+
+fn proved(web: &Web, who: &Who, target: &str) -> [(&'static str, String); 2] {
+    let proof = web.proof(who, "GET", target);
+    [("authorization", format!("DPoP {}", who.token)), ("dpop", proof)]
 }
 
 async fn read(web: &mut Web, who: &Who, target: &str) -> Answer {
-    let proof = web.proof(who, "GET", target);
-    let headers = [("authorization", format!("DPoP {}", who.token)), ("dpop", proof)];
+    let headers = proved(web, who, target);
     web.send("GET", target, &headers, None).await
 }
 
@@ -63,19 +88,65 @@ fn is_told_to_wait(answer: &Answer) -> bool {
     told && wait.is_some_and(|wait| (1..=60).contains(&wait.parse::<u64>().unwrap()))
 }
 
-/// Asks as another until the flood was told to wait often enough; the slowest answer.
-async fn meanwhile(web: &mut Web, who: &Who, waits: &AtomicU64) -> Duration {
-    let (begun, mut slowest, mut after) = (Instant::now(), Duration::ZERO, 0);
-    while after < 20 {
-        assert!(begun.elapsed() < PATIENCE, "the flood met no bound");
-        let asked = Instant::now();
-        let answer = ask(web, who).await;
-        assert_eq!(answer.status, 200, "{answer:?}");
-        slowest = slowest.max(asked.elapsed());
-        after += u32::from(waits.load(Ordering::Relaxed) > 0);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+/// Connections that ask without end.
+#[derive(Default)]
+struct Flood {
+    /// How often they were told to wait, for what this flood is about.
+    waits: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
+    tasks: JoinSet<()>,
+}
+
+impl Flood {
+    /// One more. `about`: said where it is told to wait for that.
+    fn join(
+        &mut self,
+        mut web: Web,
+        who: Option<Arc<Who>>,
+        target: &'static str,
+        about: &'static str,
+    ) {
+        let (waits, over) = (Arc::clone(&self.waits), Arc::clone(&self.over));
+        self.tasks.spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                let answer = match &who {
+                    Some(who) => read(&mut web, who, target).await,
+                    None => web.send("GET", target, &[], None).await,
+                };
+                if answer.status == 200 {
+                    continue;
+                }
+                assert!(is_told_to_wait(&answer), "{answer:?}");
+                let detail = answer.body["detail"].as_str().unwrap();
+                waits.fetch_add(u64::from(detail.contains(about)), Ordering::Relaxed);
+                if who.is_some() {
+                    // So that the address itself stays within its bound.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        });
     }
-    slowest
+
+    /// Asks as another until the flood was told to wait often enough; then ends it.
+    async fn leaves_to(mut self, web: &mut Web, who: &Who, target: &str) {
+        let (begun, mut slowest, mut after) = (Instant::now(), Duration::ZERO, 0);
+        while after < 20 {
+            assert!(begun.elapsed() < PATIENCE, "the flood met no bound");
+            let asked = Instant::now();
+            let answer = read(web, who, target).await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            slowest = slowest.max(asked.elapsed());
+            after += u32::from(self.waits.load(Ordering::Relaxed) > 0);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.over.store(true, Ordering::Relaxed);
+        while let Some(done) = self.tasks.join_next().await {
+            done.unwrap();
+        }
+        assert!(slowest < SERVED_WITHIN, "{slowest:?}");
+        let waits = self.waits.load(Ordering::Relaxed);
+        println!("told to wait {waits} times; slowest other answer {slowest:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,38 +156,11 @@ async fn a_user_who_floods_waits_and_others_at_the_same_address_are_served() {
     let mut web = Web::connect(&mediator).await;
     let flooder = Arc::new(register(&mut web, &root, "flooder", "auditor", &json!({})).await);
     let other = register(&mut web, &root, "other", "auditor", &json!({})).await;
-    let (waits, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    let mut flood = JoinSet::new();
+    let mut flood = Flood::default();
     for _ in 0..CONNECTIONS {
-        let mut web = Web::connect(&mediator).await;
-        let (flooder, waits, over) = (Arc::clone(&flooder), Arc::clone(&waits), Arc::clone(&over));
-        flood.spawn(async move {
-            while !over.load(Ordering::Relaxed) {
-                let answer = ask(&mut web, &flooder).await;
-                if answer.status != 200 {
-                    assert!(is_told_to_wait(&answer), "{answer:?}");
-                    waits.fetch_add(1, Ordering::Relaxed);
-                    // So that the address itself stays within its bound.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        });
+        flood.join(Web::connect(&mediator).await, Some(Arc::clone(&flooder)), ME, "");
     }
-    let slowest = meanwhile(&mut web, &other, &waits).await;
-    over.store(true, Ordering::Relaxed);
-    assert_served(flood, slowest, &waits).await;
-}
-
-/// The flood went as it should, and others did not wait for it.
-async fn assert_served(mut flood: JoinSet<()>, slowest: Duration, waits: &AtomicU64) {
-    while let Some(done) = flood.join_next().await {
-        done.unwrap();
-    }
-    assert!(slowest < SERVED_WITHIN, "{slowest:?}");
-    println!(
-        "told to wait {} times; slowest other answer {slowest:?}",
-        waits.load(Ordering::Relaxed)
-    );
+    flood.leaves_to(&mut web, &other, ME).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -124,65 +168,84 @@ async fn a_source_that_floods_waits_and_other_sources_are_served() {
     let mediator = Mediator::start();
     let root = admin(&mediator).await;
     let mut web = Web::connect(&mediator).await;
-    let (waits, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    let mut flood = JoinSet::new();
+    let mut flood = Flood::default();
     for _ in 0..CONNECTIONS {
-        let mut web = Web::connect_from(&mediator, "127.0.0.9").await;
-        let (waits, over) = (Arc::clone(&waits), Arc::clone(&over));
-        flood.spawn(async move {
-            while !over.load(Ordering::Relaxed) {
-                let answer = web.send("GET", "/api/v1/version", &[], None).await;
-                if answer.status != 200 {
-                    assert!(is_told_to_wait(&answer), "{answer:?}");
-                    waits.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        });
+        let web = Web::connect_from(&mediator, "127.0.0.9").await;
+        flood.join(web, None, "/api/v1/version", "");
     }
-    let slowest = meanwhile(&mut web, &root, &waits).await;
-    over.store(true, Ordering::Relaxed);
-    assert_served(flood, slowest, &waits).await;
+    flood.leaves_to(&mut web, &root, ME).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_who_searches_without_end_waits_and_others_find_what_they_search() {
-    const SEARCH: &str = "/api/v1/audit/events?person=flooder&event=audit.read&limit=1000";
     let mediator = Mediator::start();
     let root = admin(&mediator).await;
     let mut web = Web::connect(&mediator).await;
     let flooder = Arc::new(register(&mut web, &root, "flooder", "auditor", &json!({})).await);
     let other = register(&mut web, &root, "other", "auditor", &json!({})).await;
-    let (waits, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    let mut flood = JoinSet::new();
+    let mut flood = Flood::default();
     for _ in 0..CONNECTIONS {
-        let mut web = Web::connect(&mediator).await;
-        let (flooder, waits, over) = (Arc::clone(&flooder), Arc::clone(&waits), Arc::clone(&over));
-        flood.spawn(async move {
-            while !over.load(Ordering::Relaxed) {
-                let answer = read(&mut web, &flooder, SEARCH).await;
-                if answer.status != 200 {
-                    assert!(is_told_to_wait(&answer), "{answer:?}");
-                    let detail = answer.body["detail"].as_str().unwrap();
-                    // Beside what anybody may ask: searches of one's own that are under way.
-                    waits.fetch_add(u64::from(detail.contains("searches")), Ordering::Relaxed);
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        });
+        let web = Web::connect(&mediator).await;
+        flood.join(web, Some(Arc::clone(&flooder)), SEARCH, "your other searches");
     }
-    let (begun, mut slowest) = (Instant::now(), Duration::ZERO);
-    for _ in 0..20 {
-        while waits.load(Ordering::Relaxed) == 0 {
-            assert!(begun.elapsed() < PATIENCE, "the flood met no bound");
-            tokio::time::sleep(Duration::from_millis(10)).await;
+    flood.leaves_to(&mut web, &other, "/api/v1/audit/events?person=admin").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partner_that_searches_with_many_keys_waits_and_other_partners_find_what_they_search() {
+    let mediator = Mediator::start();
+    let root = admin(&mediator).await;
+    let mut web = Web::connect(&mediator).await;
+    let other = other_partner(&mediator, &mut web, &root).await;
+    let mut flood = Flood::default();
+    // Of each key no more than it may.
+    for key in auditors(&mut web, &root, 9).await {
+        let key = Arc::new(key);
+        for _ in 0..2 {
+            let web = Web::connect(&mediator).await;
+            flood.join(web, Some(Arc::clone(&key)), SEARCH, "your partner's other searches");
         }
-        let asked = Instant::now();
-        let answer = read(&mut web, &other, "/api/v1/audit/events?person=admin").await;
-        assert_eq!(answer.status, 200, "{answer:?}");
-        slowest = slowest.max(asked.elapsed());
     }
-    over.store(true, Ordering::Relaxed);
-    assert_served(flood, slowest, &waits).await;
+    flood.leaves_to(&mut web, &other, "/api/v1/audit/events?person=other-owner").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partner_that_begins_exports_with_many_keys_leaves_other_partners_theirs() {
+    const HELD: usize = 3;
+    let mediator = Mediator::start();
+    let root = admin(&mediator).await;
+    let mut web = Web::connect(&mediator).await;
+    let other = other_partner(&mediator, &mut web, &root).await;
+    let keys = auditors(&mut web, &root, HELD + 2).await;
+    // A log of more than what lies on the way to a reader who does not read.
+    let wish = json!({"hold": true, "reason": "\u{1f512}".repeat(500)});
+    for _ in 0..900 {
+        let held = web.ask(&root, "PUT", "/api/v1/audit/hold", Some(&wish)).await;
+        assert_eq!(held.status, 200, "{held:?}");
+    }
+    let mut held = Vec::new();
+    for key in &keys {
+        let mut narrow = Web::connect_narrow(&mediator).await;
+        let headers = proved(&narrow, key, EXPORT);
+        let answer = narrow.begin("GET", EXPORT, &headers, None).await;
+        match answer.status().as_u16() {
+            200 => held.push((narrow, answer)),
+            status => assert_eq!((status, held.len()), (429, HELD)),
+        }
+    }
+    assert_eq!(held.len(), HELD);
+    let refused = read(&mut web, &keys[HELD], EXPORT).await;
+    let detail = refused.body["detail"].as_str().unwrap();
+    assert!(is_told_to_wait(&refused) && detail.contains("your partner's"), "{refused:?}");
+    let asked = Instant::now();
+    let taken = read(&mut web, &other, EXPORT).await;
+    assert!(taken.status == 200 && asked.elapsed() < SERVED_WITHIN, "{:?}", asked.elapsed());
+    // When those who read nothing go, the partner has its places again.
+    drop(held);
+    while read(&mut web, &keys[HELD], EXPORT).await.status != 200 {
+        assert!(asked.elapsed() < PATIENCE, "a place was lost");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Beyond what a plain thread takes at once, so that those are needed which take what others
@@ -246,6 +309,15 @@ fn state_of(sent: &Answer) -> String {
     state.chars().take_while(is_state).collect()
 }
 
+/// Is sent to a provider, and comes back to an address with what is good for nothing.
+async fn comes_back(web: &mut Web, provider: &str, at: &str) -> Answer {
+    let sent = web.send("GET", &format!("/login/oidc?provider={provider}"), &[], None).await;
+    let cookie = sent.headers["set-cookie"].to_str().unwrap();
+    let cookie = [("cookie", cookie.split(';').next().unwrap().to_owned())];
+    let back = format!("/login/oidc/finish?at={at}&code=x&state={}", state_of(&sent));
+    web.send("GET", &back, &cookie, None).await
+}
+
 /// Whoever is sent to an identity provider may come back with anything, as often as they like.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_do_not_fill_a_partners_log_by_what_they_bring_from_its_provider() {
@@ -259,12 +331,7 @@ async fn strangers_do_not_fill_a_partners_log_by_what_they_bring_from_its_provid
         for turn in 0..TIMES {
             // To another's address; and with a code that is good for nothing.
             let at = if turn % 2 == 0 { "x" } else { "directory" };
-            let sent = format!("/login/oidc?provider={id}");
-            let sent = web.send("GET", &sent, &[], None).await;
-            let cookie = sent.headers["set-cookie"].to_str().unwrap();
-            let cookie = [("cookie", cookie.split(';').next().unwrap().to_owned())];
-            let back = format!("/login/oidc/finish?at={at}&code=x&state={}", state_of(&sent));
-            let told = web.send("GET", &back, &cookie, None).await;
+            let told = comes_back(&mut web, &id, at).await;
             let page = told.body.as_str().unwrap();
             assert!(told.status == 403 && page.contains("did not let you in"), "{told:?}");
         }
@@ -281,6 +348,35 @@ async fn strangers_do_not_fill_a_partners_log_by_what_they_bring_from_its_provid
         assert!((1..=most).contains(&of(source)), "{failed:?}");
     }
     assert_eq!(failed[0]["end_reason"], "identity_provider");
+}
+
+/// Strangers have as many addresses as they like.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_from_everywhere_do_not_fill_a_partners_log_by_its_provider() {
+    const STRANGERS: u8 = 100;
+    /// Sources of a provider that are told apart, and all others.
+    const RECORDED: usize = 64 + 1;
+    let mediator = Mediator::start();
+    let provider = Provider::start().await;
+    let ids = ["Directory", "Second"].map(|name| provider.add_to(&mediator, name));
+    let begun = Instant::now();
+    for number in 1..=STRANGERS {
+        let mut web = Web::connect_from(&mediator, &format!("127.0.2.{number}")).await;
+        assert_eq!(comes_back(&mut web, &ids[0], "x").await.status, 403);
+    }
+    let count = mediator.events_named("login.failed").len();
+    if begun.elapsed() < Duration::from_secs(60) {
+        assert_eq!(count, RECORDED);
+    }
+    // Each minute anew, and never one for each of them.
+    let minutes = 1 + usize::try_from(begun.elapsed().as_secs() / 60).unwrap();
+    assert!((RECORDED..=RECORDED * minutes).contains(&count), "{count}");
+    // That hides nothing of another provider.
+    let mut web = Web::connect_from(&mediator, "127.0.3.1").await;
+    assert_eq!(comes_back(&mut web, &ids[1], "x").await.status, 403);
+    let failed = mediator.events_named("login.failed");
+    let of_second = failed.iter().filter(|event| event["extra"]["provider"] == "Second");
+    assert_eq!(of_second.count(), 1, "{failed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

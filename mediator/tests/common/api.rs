@@ -65,9 +65,21 @@ impl Web {
         Self::connect_from(mediator, "127.0.0.1").await
     }
 
+    /// Takes next to nothing of an answer that is not read.
+    pub async fn connect_narrow(mediator: &Mediator) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 * 1024).unwrap();
+        // The sender's buffer is a number of segments, and those of a loopback are large.
+        socket2::SockRef::from(&socket).set_tcp_mss(536).unwrap();
+        Self::over(mediator, socket, "127.0.0.1").await
+    }
+
     /// From another of the machine's own addresses.
     pub async fn connect_from(mediator: &Mediator, source: &str) -> Self {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        Self::over(mediator, tokio::net::TcpSocket::new_v4().unwrap(), source).await
+    }
+
+    async fn over(mediator: &Mediator, socket: tokio::net::TcpSocket, source: &str) -> Self {
         socket.bind(std::net::SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
         let tcp = socket.connect(([127, 0, 0, 1], mediator.port).into()).await.unwrap();
         let root: Fingerprint = mediator.fingerprint.parse().unwrap();
@@ -92,6 +104,21 @@ impl Web {
         headers: &[(&str, String)],
         body: Option<&str>,
     ) -> Answer {
+        let (parts, body) = self.begin(method, target, headers, body).await.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let body = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes).into_owned()));
+        Answer { status: parts.status.as_u16(), headers: parts.headers, body }
+    }
+
+    /// The same, without reading what is answered.
+    pub async fn begin(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, String)],
+        body: Option<&str>,
+    ) -> hyper::Response<hyper::body::Incoming> {
         let mut request = Request::builder().method(method).uri(target).header("host", &self.host);
         for (name, value) in headers {
             request = request.header(*name, value);
@@ -102,14 +129,10 @@ impl Web {
         let body = Full::new(Bytes::from(body.unwrap_or_default().to_owned()));
         self.sender.ready().await.unwrap();
         let answer = self.sender.send_request(request.body(body).unwrap()).await.unwrap();
-        let (parts, body) = answer.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        if let Some(nonce) = parts.headers.get("dpop-nonce") {
+        if let Some(nonce) = answer.headers().get("dpop-nonce") {
             self.nonce = nonce.to_str().unwrap().to_owned();
         }
-        let body = serde_json::from_slice(&bytes)
-            .unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes).into_owned()));
-        Answer { status: parts.status.as_u16(), headers: parts.headers, body }
+        answer
     }
 
     /// A proof for a request.

@@ -30,7 +30,7 @@ const MAX_SEARCHES: usize = 64;
 /// So many run as there are processors to spare, and never on more than half of the reading
 /// connections; one of a partner.
 const MAX_SEARCHES_RUNNING: usize = 2;
-/// How long a search waits for those before it.
+/// How long a search waits for its partner's before it, and then for others'.
 const SEARCH_WAIT: Duration = Duration::from_secs(5);
 
 /// Who asks: the account's or key's id, and the partner's.
@@ -106,12 +106,12 @@ impl Searches {
     /// Waits for those before it; or the answer that there is no room.
     pub(super) async fn begin(&self, asker: Asker<'_>) -> Result<Searching<'_>, Problem> {
         let place = self.places.begin(asker)?;
-        let over = tokio::time::Instant::now() + SEARCH_WAIT;
         let turn = self.turn_of(asker.1).acquire_owned();
-        let Ok(Ok(turn)) = tokio::time::timeout_at(over, turn).await else {
+        let Ok(Ok(turn)) = tokio::time::timeout(SEARCH_WAIT, turn).await else {
             return Err(self.places.too_many("your partner's"));
         };
-        match tokio::time::timeout_at(over, self.running.acquire()).await {
+        // As long again: or the last of a long wait for its own would be told as others' doing.
+        match tokio::time::timeout(SEARCH_WAIT, self.running.acquire()).await {
             Ok(Ok(running)) => Ok(Searching(place, turn, running)),
             _ => Err(self.places.full()),
         }
