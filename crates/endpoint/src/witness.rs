@@ -242,6 +242,14 @@ pub fn read(directory: &std::path::Path) -> Result<(Vec<String>, Vec<String>), K
     Ok((heads.values().map(SignedHead::to_line).collect(), keeper.alerts(MAX_TOLD)))
 }
 
+/// What will do beside a head that goes on from the one seen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Also {
+    Nothing,
+    /// The head of another log that the one seen goes on from.
+    Earlier,
+}
+
 /// Alerts told at once.
 const MAX_TOLD: usize = 20;
 
@@ -276,7 +284,7 @@ impl Endpoint {
         evidence.check_grant(root, grant)?;
         self.adopt_partner(root.fingerprint(), grant).await?;
         let Evidence { head, links, .. } = evidence;
-        self.follow(root, &grant.tenant, &head, &links).await?;
+        self.follow(root, &grant.tenant, (&head, &links), Also::Nothing).await?;
         self.partner.adopt(&grant.tenant);
         Ok(Shown { head, links })
     }
@@ -302,28 +310,10 @@ impl Endpoint {
         let Ok(wire::frame::Body::EnrolmentProof(proof)) = answer else { return Err(missing()) };
         let evidence = Evidence::from_wire(proof.audit.as_ref())?;
         evidence.check_enrolment(keys.root, &computer.to_string(), agent)?;
-        self.place(keys.root, tenant, &evidence.head, &evidence.links).await?;
-        Ok((evidence.entry.seq(), evidence.entry.time_ms()))
-    }
-
-    /// A head must be of the history that was seen: of a log that the one seen goes on from, where
-    /// enrolments stay when a backup was restored, or one that goes on from it.
-    async fn place(
-        &self,
-        root: PublicKey,
-        tenant: &str,
-        head: &SignedHead,
-        links: &[Link],
-    ) -> Result<(), Doubt> {
-        let known = self.witness.seen(root.fingerprint(), tenant);
-        if let Some(known) = known.filter(|known| known.tree != head.tree) {
-            match ordered(&self.control, head, &known, links).await {
-                Ok(_) => return Ok(()),
-                Err(Discord::Unproven) => {}
-                Err(why) => return Err(doubt(why, &known, head)),
-            }
-        }
-        self.follow(root, tenant, head, links).await
+        let Evidence { head, links, entry, .. } = &evidence;
+        // Enrolments stay in the logs of before when a backup was restored.
+        self.follow(keys.root, tenant, (head, links), Also::Earlier).await?;
+        Ok((entry.seq(), entry.time_ms()))
     }
 
     /// The same, as it is shown with a grant: in the head that the grant's own entry was found in,
@@ -363,8 +353,8 @@ impl Endpoint {
         &self,
         root: PublicKey,
         tenant: &str,
-        head: &SignedHead,
-        links: &[Link],
+        (head, links): (&SignedHead, &[Link]),
+        also: Also,
     ) -> Result<(), Doubt> {
         if tenant.is_empty() || tenant.contains(char::is_whitespace) {
             return Err(Doubt::Unproven(EvidenceError::Malformed));
@@ -372,6 +362,15 @@ impl Endpoint {
         let log = (root.fingerprint(), tenant.to_owned());
         for _ in 0..MAX_ROUNDS {
             let known = self.witness.seen(root.fingerprint(), tenant);
+            if let Some(known) = known.as_ref().filter(|known| known.tree != head.tree)
+                && also == Also::Earlier
+            {
+                match ordered(&self.control, head, known, links).await {
+                    Ok(_) => return Ok(()),
+                    Err(Discord::Unproven) => {}
+                    Err(why) => return Err(doubt(why, known, head)),
+                }
+            }
             let order = match &known {
                 None => Order::Newer,
                 Some(known) => ordered(&self.control, known, head, links)

@@ -96,11 +96,11 @@ async fn end(role: Role, partner: Option<&str>) -> End {
 
 impl End {
     async fn follow(&self, head: &SignedHead, links: &[Link]) -> Result<(), Doubt> {
-        self.endpoint.follow(self.root, PARTNER, head, links).await
+        self.endpoint.follow(self.root, PARTNER, (head, links), Also::Nothing).await
     }
 
     async fn place(&self, head: &SignedHead, links: &[Link]) -> Result<(), Doubt> {
-        self.endpoint.place(self.root, PARTNER, head, links).await
+        self.endpoint.follow(self.root, PARTNER, (head, links), Also::Earlier).await
     }
 
     fn seen(&self) -> Option<SignedHead> {
@@ -210,13 +210,16 @@ async fn an_agent_that_saw_one_log_believes_no_other_partners() {
 async fn heads_of_any_number_of_partners_are_bounded() {
     let console = end(Role::Console, None).await;
     let head = Tree::new("a", None).grow(1);
+    let follow = async |partner: &str| {
+        console.endpoint.follow(console.root, partner, (&head, &[]), Also::Nothing).await
+    };
     for n in 0..MAX_LOGS {
-        console.endpoint.follow(console.root, &format!("t{n}"), &head, &[]).await.unwrap();
+        follow(&format!("t{n}")).await.unwrap();
     }
-    let doubt = console.endpoint.follow(console.root, "one-more", &head, &[]).await.unwrap_err();
+    let doubt = follow("one-more").await.unwrap_err();
     assert_eq!(doubt.code(), failure::AUDIT_UNPROVEN);
     // Those that are known go on.
-    console.endpoint.follow(console.root, "t7", &head, &[]).await.unwrap();
+    follow("t7").await.unwrap();
 }
 
 #[test]
