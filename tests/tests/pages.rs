@@ -64,8 +64,12 @@ impl World {
 
     /// A console that waits to be logged in, and its code.
     fn console(&self, instance: &str) -> Result<(Process, String)> {
+        self.console_of(instance, &[])
+    }
+
+    fn console_of(&self, instance: &str, more: &[&str]) -> Result<(Process, String)> {
         let args = ["login", &self.site.url, "--web", "--no-browser", "--json", "--fingerprint"];
-        let args = [&args[..], &[&self.site.fingerprint]].concat();
+        let args = [&args[..], &[&self.site.fingerprint], more].concat();
         let mut console = self.site.spawn(instance, &args)?;
         let told = console.event("login_code", READY)?;
         ensure!(text(&told, "url") == self.page("/device"), "{told}");
@@ -185,6 +189,18 @@ fn a_console_is_logged_in_on_the_page_with_a_security_key() -> Result<()> {
     world.shot("refused")?;
     ensure!(refused.exit(SOON)?.code() == Some(3), "{}", refused.last_words());
     world.site.audited("the refusal", |e| text(e, "event") == "login.device_refused")?;
+
+    // Whoever is asked to log in as one is not logged in as another, who is on the page.
+    let (mut another, code) = world.console_of("console3", &["--user", "bob"])?;
+    world.browser.goto(&world.page(&format!("/device?code={code}")))?;
+    world.browser.see("Log in this console as ann?")?;
+    world.browser.click("button[value=yes]")?;
+    world.browser.see("The console is logged in")?;
+    ensure!(another.exit(SOON)?.code() == Some(3), "{}", another.last_words());
+    let told = another.events().pop().context("nothing told")?;
+    ensure!(told["error"]["code"] == "audit_foreign", "{told}");
+    let me = world.site.run("console3", &["whoami", "--json"], "")?;
+    ensure!(me.code != 0, "it kept the login: {me:?}");
 
     world.browser.goto(&world.page("/device"))?;
     world.shot("code")?;
