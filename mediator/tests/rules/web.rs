@@ -1,4 +1,5 @@
 //! Every page and every form: headers, cookies, and where forms may come from (R43).
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use adit_protocol::code::failure;
 
