@@ -33,6 +33,8 @@ const SPECIAL: &[IpNet] = &[
     // Site-local addresses, deprecated by RFC 3879 but still routed by some.
     v6([0xFEC0, 0, 0, 0, 0, 0, 0, 0], 10),
     v6([0xFF00, 0, 0, 0, 0, 0, 0, 0], 8),
+    // Local NAT64 (RFC 8215): which bits are the IPv4 address, only its translator knows.
+    v6([0x64, 0xFF9B, 1, 0, 0, 0, 0, 0], 48),
     v6([0xFD00, 0xEC2, 0, 0, 0, 0, 0, 0x254], 128),
     v6([0xFD20, 0xCE, 0, 0, 0, 0, 0, 0x254], 128),
     v6([0xFD00, 0x42, 0, 0, 0, 0, 0, 0x42], 128),
@@ -140,7 +142,7 @@ pub(super) fn is_special(ip: IpAddr) -> bool {
 }
 
 /// The IPv4 address that an IPv6 one stands for: mapped, compatible (RFC 4291 §2.5.5), NAT64
-/// (RFC 6052 §2.1, RFC 8215) and 6to4 (RFC 3056 §2).
+/// (RFC 6052 §2.1) and 6to4 (RFC 3056 §2).
 fn innermost(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip else { return ip };
     let embedded = |high: u16, low: u16| {
@@ -148,9 +150,9 @@ fn innermost(ip: IpAddr) -> IpAddr {
     };
     match v6.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => ip,
-        [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low]
-        | [0x64, 0xFF9B, 0, 0, 0, 0, high, low]
-        | [0x64, 0xFF9B, 1, _, _, _, high, low] => embedded(high, low),
+        [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low] | [0x64, 0xFF9B, 0, 0, 0, 0, high, low] => {
+            embedded(high, low)
+        }
         [0x2002, high, low, ..] => embedded(high, low),
         _ => ip,
     }

@@ -131,6 +131,7 @@ fn special_addresses_need_a_rule_within_their_own_block() {
         "[::ffff:a9fe:a9fe]:80",
         "[64:ff9b::a9fe:a9fe]:80",
         "[64:ff9b:1::7f00:1]:22",
+        "[64:ff9b:1:a9fe:a9:fe00:808:808]:80",
         "[2002:7f00:1::]:22",
         "[fe80::1]:22",
         "[fec0::1]:22",

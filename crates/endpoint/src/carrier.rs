@@ -209,6 +209,9 @@ pub(crate) fn join(first: &Record, second: &Record) -> Option<Record> {
     }
 }
 
+/// Items for which a decoder keeps room.
+const KEPT_ITEMS: usize = 64;
+
 /// Reads records from the pieces in which a stream arrives, without copying payload.
 #[derive(Debug, Default)]
 pub(crate) struct StreamDecoder {
@@ -325,6 +328,11 @@ impl StreamDecoder {
                 }
             }
         }
+        // Of a read full of tiny records the room for thousands of items would stay, in each of a
+        // thousand streams, counted by nobody.
+        drop(all);
+        self.items.shrink_to(KEPT_ITEMS);
+        self.pieces.shrink_to(KEPT_ITEMS);
         Ok(())
     }
 
@@ -425,6 +433,20 @@ mod tests {
             assert_eq!(sent, channels * 80_000, "{limit}");
             assert!(channels > 1 || largest > 60_000, "{largest}");
         }
+    }
+
+    #[test]
+    fn a_read_full_of_tiny_records_leaves_no_room_behind() {
+        let mut resume = Resume::new(adit_protocol::ticket::Role::Agent);
+        let mut wire = BytesMut::new();
+        for channel in 1..20_000 {
+            Record::Fin { channel: ChannelId(channel), final_offset: 0 }.encode(&mut wire);
+        }
+        let mut decoder = StreamDecoder::default();
+        decoder.feed(wire.freeze()).unwrap();
+        let (number, life) = (CarrierNumber(1), Life::default());
+        decoder.take_in(&mut resume, number, &life, Instant::now()).unwrap();
+        assert!(decoder.items.capacity() <= KEPT_ITEMS && decoder.pieces.is_empty());
     }
 
     /// What comes late for a channel that is over is not taken for the next one's.

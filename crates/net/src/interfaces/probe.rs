@@ -20,7 +20,7 @@ const METADATA: &[IpAddr] = &[
 /// `loopback` allows loopback, for peers whose mediator was reached over loopback.
 pub fn forbidden_probe_target(target: SocketAddr, own: &[IpNet], loopback: bool) -> bool {
     let ip = innermost(target.ip());
-    if target.port() == 0 || METADATA.contains(&ip) {
+    if target.port() == 0 || METADATA.contains(&ip) || translated(ip).is_some() {
         return true;
     }
     if ip.is_loopback() {
@@ -48,6 +48,21 @@ pub fn forbidden_probe_target(target: SocketAddr, own: &[IpNet], loopback: bool)
 pub fn may_connect(target: SocketAddr, mediator: Option<SocketAddr>, own: &[IpNet]) -> bool {
     let ip = innermost(target.ip());
     let mediator = mediator.map(|m| innermost(m.ip()));
+    if let Some(readings) = translated(ip) {
+        // Where the mediator is reached through the same kind of translator, and whichever bits it
+        // reads, it is led to no place that this machine would not go to by itself.
+        let known = mediator.is_some_and(|m| translated(m).is_some());
+        let public = |ip: &Ipv4Addr| {
+            let ip = IpAddr::V4(*ip);
+            !(METADATA.contains(&ip)
+                || ip.is_loopback()
+                || never_a_peer(ip)
+                || is_private(ip)
+                || is_shared(ip))
+        };
+        let mut read = readings.iter().filter(|ip| ip.octets()[0] != 0).peekable();
+        return known && target.port() != 0 && read.peek().is_some() && read.all(public);
+    }
     if target.port() == 0 || METADATA.contains(&ip) {
         return false;
     }
@@ -103,7 +118,7 @@ fn is_broadcast(net: &IpNet, ip: IpAddr) -> bool {
 }
 
 /// The IPv4 address that an IPv6 one stands for: mapped, compatible (RFC 4291 §2.5.5), NAT64
-/// (RFC 6052 §2.1, RFC 8215) and 6to4 (RFC 3056 §2).
+/// (RFC 6052 §2.1) and 6to4 (RFC 3056 §2).
 fn innermost(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip else { return ip };
     let segments = v6.segments();
@@ -112,12 +127,25 @@ fn innermost(ip: IpAddr) -> IpAddr {
     };
     match segments {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => ip,
-        [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low]
-        | [0x64, 0xFF9B, 0, 0, 0, 0, high, low]
-        | [0x64, 0xFF9B, 1, _, _, _, high, low] => embedded(high, low),
+        [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low] | [0x64, 0xFF9B, 0, 0, 0, 0, high, low] => {
+            embedded(high, low)
+        }
         [0x2002, high, low, ..] => embedded(high, low),
         _ => ip,
     }
+}
+
+/// What an address of local NAT64 (RFC 8215) may stand for: an IPv4 address behind a prefix of 48,
+/// 56, 64 or 96 bits (RFC 6052 §2.2), which only its translator knows.
+fn translated(ip: IpAddr) -> Option<[Ipv4Addr; 4]> {
+    let IpAddr::V6(v6) = ip else { return None };
+    if !matches!(v6.segments(), [0x64, 0xFF9B, 1, ..]) {
+        return None;
+    }
+    let [.., b6, b7, _, b9, b10, b11, b12, b13, b14, b15] = v6.octets();
+    let readings =
+        [[b6, b7, b9, b10], [b7, b9, b10, b11], [b9, b10, b11, b12], [b12, b13, b14, b15]];
+    Some(readings.map(Ipv4Addr::from))
 }
 
 #[cfg(test)]
@@ -140,6 +168,8 @@ mod tests {
             "[::127.0.0.1]:5000",
             "[64:ff9b::7f00:1]:5000",
             "[64:ff9b:1::a9fe:a9fe]:5000",
+            "[64:ff9b:1:a9fe:a9:fe00:808:808]:5000",
+            "[64:ff9b:1::cb00:7109]:5000",
             "[2002:7f00:1::]:5000",
             "169.254.169.254:5000",
             "[::ffff:169.254.169.254]:5000",
@@ -190,6 +220,25 @@ mod tests {
         assert!(!forbidden_probe_target("127.0.0.1:5000".parse().unwrap(), &[], true));
         assert!(!forbidden_probe_target("[::1]:5000".parse().unwrap(), &[], true));
         assert!(forbidden_probe_target("169.254.169.254:80".parse().unwrap(), &[], true));
+    }
+
+    #[test]
+    fn translators_of_the_local_network_are_led_to_public_addresses_only() {
+        let may = |target: &str, mediator: &str| {
+            may_connect(target.parse().unwrap(), Some(mediator.parse().unwrap()), &[])
+        };
+        let (relay, here) = ("[64:ff9b:1::cb00:7109]:443", "[64:ff9b:1::cb00:7101]:443");
+        assert!(may(relay, here) && !may(relay, "203.0.113.1:443"));
+        for target in [
+            "[64:ff9b:1::a9fe:a9fe]:80",
+            "[64:ff9b:1:a9fe:a9:fe00:808:808]:80",
+            "[64:ff9b:1:9:fe:a9fe:808:808]:80",
+            "[64:ff9b:1:0:a9:fea9:fe08:808]:80",
+            "[64:ff9b:1::a00:1]:443",
+            "[64:ff9b:1::]:443",
+        ] {
+            assert!(!may(target, here), "{target}");
+        }
     }
 
     #[test]
