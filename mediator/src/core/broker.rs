@@ -107,6 +107,11 @@ impl Broker {
         self.agents.contains_key(&computer)
     }
 
+    /// The connection of a computer's agent.
+    pub(crate) fn agent_connection(&self, computer: ComputerId) -> Option<ConnectionId> {
+        self.agents.get(&computer).copied()
+    }
+
     /// Registered relays, as clients learn of them.
     pub(crate) fn relay_infos(&self) -> Vec<wire::RelayInfo> {
         self.relays.values().take(MAX_RELAYS_TOLD).map(|relay| relay.info.clone()).collect()
@@ -432,7 +437,7 @@ impl Broker {
         self.end(id, Ending::told(reason, ended_by), None, told_by, Some(request), now);
     }
 
-    /// An administrator's act, a logout, a disabled account: live sessions end now.
+    /// An administrator's act, a logout, a disabled account: live sessions end now. Their number.
     pub(crate) fn handle_revoked(&mut self, affected: &Affected, reason: &str, now: Now) -> usize {
         let new = |at: &u64| now.unix_ms.saturating_sub(*at) < DECISION_LIFE_MS;
         self.withdrawn.retain(|(_, at)| new(at));
@@ -441,12 +446,14 @@ impl Broker {
         }
         self.withdrawn.push_back((affected.clone(), now.unix_ms));
         let hit = |session: &&Session| affected.hits(&session.who, &session.place);
-        let hits: Vec<SessionId> =
-            self.sessions.values().filter(hit).map(|session| session.id).collect();
-        for id in &hits {
+        let hits: Vec<(SessionId, bool)> =
+            self.sessions.values().filter(hit).map(|hit| (hit.id, hit.is_open())).collect();
+        for (id, _) in &hits {
             self.end_or_refuse(*id, reason, now);
         }
-        hits.len()
+        // As many as have a record of their end: those that are over are only remembered, and of
+        // those that did not begin the refusal is recorded.
+        hits.iter().filter(|(_, open)| *open).count()
     }
 
     fn was_withdrawn(&self, attempt: &Attempt, place: &Place) -> bool {

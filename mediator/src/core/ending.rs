@@ -9,11 +9,12 @@ use adit_protocol::{code::failure, ticket::Role};
 
 /// Ends that the mediator decides. `lease_expired` is not among them: each end has a clock of its
 /// own for its lease.
-pub(crate) const MEDIATOR_WORDS: [&str; 16] = [
+pub(crate) const MEDIATOR_WORDS: [&str; 17] = [
     ENDED_BY_ADMINISTRATOR,
     USER_DISABLED,
     PASSWORD_CHANGED,
     CLIENT_ERASED,
+    COMPUTER_REMOVED,
     LOGGED_OUT,
     PERMISSION_WITHDRAWN,
     AGENT_LOST_SESSION,
@@ -37,6 +38,8 @@ pub(crate) const PASSWORD_CHANGED: &str = "password_changed";
 pub(crate) const MFA_RESET: &str = "mfa_reset";
 /// The client was erased.
 pub(crate) const CLIENT_ERASED: &str = "client_erased";
+/// The computer was removed.
+pub(crate) const COMPUTER_REMOVED: &str = "computer_removed";
 /// The login under which it was opened is over.
 pub(crate) const LOGGED_OUT: &str = "logged_out";
 /// The lease was not renewed.

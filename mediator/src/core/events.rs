@@ -2,6 +2,7 @@
 //! that each can be understood alone.
 
 use adit_ledger::{Event, Level};
+use adit_protocol::target::Transport;
 
 use super::{
     ending::{EndedBy, Ending},
@@ -112,10 +113,28 @@ pub(super) fn granted(session: &Session) -> Event {
 }
 
 pub(super) fn refused(session: &Session, refusal: &Refusal) -> Event {
-    of_session("session.refused", Level::Significant, session)
+    let event = of_session("session.refused", Level::Significant, session)
         .outcome("refused")
         .end_reason(refusal.code)
-        .extra_personal("message", refusal.message.as_str())
+        .extra_personal("message", refusal.message.as_str());
+    name_refused(event, &session.target, &refusal.message)
+}
+
+/// Of several targets, `target` is the first that was refused, by the agent's words (`tcp:HOST:PORT`
+/// in them); where they name none it is none, since the session's first may be one that is allowed.
+/// `targets` lists all.
+fn name_refused(mut event: Event, targets: &str, message: &str) -> Event {
+    let named: Vec<&str> = targets.split(',').filter(|part| *part != ANY).collect();
+    if named.len() > 1 {
+        let words = message.split(|c: char| c.is_whitespace() || matches!(c, ',' | ';'));
+        let plain = |word: &'_ str| -> String {
+            let of = [Transport::Tcp, Transport::Udp].map(|transport| format!("{transport}:"));
+            let rest = of.iter().find_map(|transport| word.strip_prefix(transport.as_str()));
+            rest.unwrap_or(word).to_owned()
+        };
+        event.target = words.map(plain).find(|word| named.contains(&word.as_str()));
+    }
+    event
 }
 
 pub(super) fn ended(session: &Session, ending: &Ending, duration_ms: u64) -> Event {

@@ -1,9 +1,9 @@
 //! What the broker must not keep: sessions of a tenant that is erased. Late reports of them name
 //! a session that is not there, and are recorded nowhere.
 
-use adit_protocol::ids::SessionId;
+use adit_protocol::ids::{ComputerId, SessionId};
 
-use super::broker::Broker;
+use super::{broker::Broker, session::Session};
 
 impl Broker {
     /// Forgets the sessions on computers of these clients, and of a partner's users; how many
@@ -31,5 +31,16 @@ impl Broker {
         }
         over.into_iter().for_each(|id| self.forget(id));
         left
+    }
+
+    /// Sessions with a computer that are not over, whose end is not durable, or of whose end
+    /// somebody does not know.
+    pub(crate) fn untold_of(&self, computer: ComputerId) -> usize {
+        let of_it = |session: &&Session| session.place.computer_id == computer;
+        let untold = |session: &&Session| {
+            let revocation = &session.revocation;
+            !session.is_ended() || revocation.unrecorded || revocation.is_pending()
+        };
+        self.sessions.values().filter(of_it).filter(untold).count()
     }
 }

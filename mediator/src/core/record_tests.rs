@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use adit_ledger::{Event, Value};
 use adit_protocol::{
+    code::failure,
     ids::{ComputerId, SessionId},
     keys::{PublicKey, SigningKey},
     target::{Target, Transport},
@@ -293,4 +294,49 @@ fn a_carriers_record_has_its_pair_and_what_failed_but_no_other_address() {
         (Some("192.0.2.1:5 198.51.100.2:4000".into()), "direct_failed:udp_blocked".into())
     );
     assert_eq!(told("<b>", "tried 10.1.2.3:5 Twice"), (None, "tried_:_twice".into()));
+}
+
+#[test]
+fn a_refused_session_names_the_target_that_was_refused_not_the_first() {
+    let (allowed, refused) = (tcp("127.0.0.1", 19080), tcp("127.0.0.1", 19999));
+    let mut desk = Desk::new();
+    for (n, targets, message, told) in [
+        (1, vec![allowed.clone(), refused.clone()], format!("no: {refused:?}"), "127.0.0.1:19999"),
+        (2, vec![allowed.clone(), refused.clone()], "tcp:10.0.0.1:19999 and more".into(), ""),
+        (3, vec![allowed.clone(), refused.clone()], "the owner locked the computer".into(), ""),
+        (4, vec![allowed.clone()], "the owner locked the computer".into(), "127.0.0.1:19080"),
+    ] {
+        let attempt = desk.attempt(n, &targets, false);
+        let session = attempt.session;
+        desk.broker.handle_open(attempt, desk.now);
+        desk.drain();
+        let refusal = Refusal::new(failure::POLICY_REFUSED, message);
+        desk.broker.handle_answer(session, Err(refusal), desk.now);
+        desk.drain();
+        let record = desk.named("session.refused").pop().unwrap();
+        assert_eq!(record.target.as_deref().unwrap_or_default(), told);
+        assert_eq!(record.extra_personal.contains_key("targets"), targets.len() > 1);
+    }
+}
+
+/// As many as the log has ends of: sessions that are over are remembered for a while.
+#[test]
+fn what_an_act_ended_is_counted_without_what_was_over() {
+    let mut desk = Desk::new();
+    let target = [tcp("127.0.0.1", 22)];
+    for n in 1..4 {
+        let session = desk.open(n, &target, false);
+        desk.report(CONSOLE, session, vec![ended("console_closed")]);
+    }
+    desk.open(4, &target, false);
+    // Not open yet: that it was refused is recorded, not that it ended.
+    let attempt = desk.attempt(5, &target, false);
+    desk.broker.handle_open(attempt, desk.now);
+    desk.drain();
+    let before = desk.named("session.ended").len();
+    let all = Affected::Client("c".into());
+    assert_eq!(desk.broker.handle_revoked(&all, "client_locked", desk.now), 1);
+    desk.drain();
+    assert_eq!(desk.named("session.ended").len() - before, 1);
+    assert_eq!(desk.broker.handle_revoked(&all, "client_locked", desk.now), 0);
 }

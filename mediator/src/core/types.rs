@@ -162,6 +162,8 @@ pub(crate) enum Affected {
     Login([u8; 32]),
     /// All of a client's computers.
     Client(String),
+    /// All with a computer.
+    Computer(ComputerId),
     /// All opened with a technician's device.
     Device(Fingerprint),
     /// The same of one partner's users.
@@ -175,6 +177,7 @@ impl Affected {
             Self::Account(id) => who.account_id == *id,
             Self::Login(login) => who.login == *login,
             Self::Client(id) => place.client_id == *id,
+            Self::Computer(id) => place.computer_id == *id,
             Self::Device(fingerprint) => who.device.fingerprint() == *fingerprint,
             Self::DeviceOf { device, partner } => {
                 who.partner_id == *partner && who.device.fingerprint() == *device
