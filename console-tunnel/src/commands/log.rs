@@ -32,7 +32,7 @@ pub async fn search(context: &Context, filter: &AuditFilter, limit: u32) -> Resu
     let mut api = Api::open(context).await?;
     let output = context.global.output();
     let query = query(filter)?;
-    let (mut left, mut cursor, mut empty) = (limit, String::new(), 0);
+    let (mut left, mut cursor, mut empty, mut found) = (limit, String::new(), 0, false);
     while left > 0 {
         let size = left.min(PAGE);
         let target = format!("/api/v1/audit/events?limit={size}{query}{cursor}");
@@ -42,12 +42,17 @@ pub async fn search(context: &Context, filter: &AuditFilter, limit: u32) -> Resu
             let entry = item.get("entry").ok_or_else(failure::unexpected)?;
             output.emit(entry)?;
             output.human(line(entry))?;
+            found = true;
             left = left.saturating_sub(1);
         }
         empty = if items.is_empty() { empty + 1 } else { 0 };
         match page.get("next").and_then(Value::as_str) {
             Some(next) if empty < MAX_EMPTY => cursor = format!("&cursor={}", part(next)),
-            _ => return Ok(()),
+            _ if found => return Ok(()),
+            _ => {
+                note("no entry matches, within what your roles cover");
+                return Ok(());
+            }
         }
     }
     note("there may be more: raise --limit, or narrow it with --until");
@@ -96,18 +101,18 @@ pub async fn export(
 fn query(filter: &AuditFilter) -> Result<String, CliError> {
     let (since, until) = (moment(filter.since.as_deref())?, moment(filter.until.as_deref())?);
     let mut query = String::new();
-    for (name, value) in [
-        ("person", &filter.person),
+    for (name, values) in [
+        ("person", &filter.person[..]),
         ("computer", &filter.computer),
         ("client", &filter.client),
         ("redirector", &filter.redirector),
         ("session", &filter.session),
         ("event", &filter.event),
-        ("since", &since),
-        ("until", &until),
+        ("since", since.as_slice()),
+        ("until", until.as_slice()),
     ] {
-        if let Some(value) = value {
-            query.push_str(&format!("&{name}={}", part(value)));
+        if !values.is_empty() {
+            query.push_str(&format!("&{name}={}", part(&values.join(","))));
         }
     }
     Ok(query)
@@ -156,13 +161,14 @@ mod tests {
     #[test]
     fn filters_become_queries_that_cannot_be_broken_out_of() {
         let filter = AuditFilter {
-            person: Some("a&format=csv#".into()),
+            person: vec!["a&format=csv#".into()],
+            event: vec!["login.failed".into(), "session.refused".into()],
             since: Some("2026-01-31T08:00:00Z".into()),
             ..AuditFilter::default()
         };
         assert_eq!(
             query(&filter).unwrap(),
-            "&person=a%26format%3Dcsv%23&since=2026-01-31T08%3A00%3A00Z"
+            "&person=a%26format%3Dcsv%23&event=login.failed%2Csession.refused&since=2026-01-31T08%3A00%3A00Z"
         );
         assert!(moment(Some("24h")).unwrap().unwrap().ends_with('Z'));
         assert_eq!(moment(Some("soon")).unwrap_err().exit.code(), 2);

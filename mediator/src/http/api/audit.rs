@@ -79,7 +79,10 @@ fn bad(error: BadSearch) -> Problem {
 }
 
 fn filter(query: AuditQuery) -> Result<Filter, Problem> {
-    let list = |value: Option<String>| value.into_iter().collect::<Vec<_>>();
+    // Several with commas between them, as on the command line.
+    let list = |value: Option<String>| {
+        value.iter().flat_map(|value| value.split(',')).map(str::to_owned).collect::<Vec<_>>()
+    };
     let filter = Filter {
         persons: list(query.person),
         computers: list(query.computer),
@@ -260,4 +263,25 @@ fn asker(actor: &Actor) -> Result<turns::Asker<'_>, Problem> {
 fn too_long() -> Problem {
     let text = "the search took too long; name a time (since, until) or try again later";
     Problem { detail: text.to_owned(), ..Problem::busy() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_values_of_one_filter_stand_with_commas_between_them() {
+        let query =
+            |event: &str| AuditQuery { event: Some(event.to_owned()), ..AuditQuery::default() };
+        let events = |text: &str| filter(query(text)).map(|filter| filter.events);
+        assert_eq!(
+            events("login.failed,session.refused").ok().unwrap(),
+            ["login.failed", "session.refused"]
+        );
+        assert_eq!(events("login.failed").ok().unwrap(), ["login.failed"]);
+        for bad in ["", "login.failed,", &"a.b,".repeat(20)] {
+            assert!(events(bad).is_err(), "{bad}");
+        }
+        assert!(filter(AuditQuery::default()).ok().unwrap().events.is_empty());
+    }
 }
