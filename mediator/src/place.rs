@@ -163,8 +163,17 @@ pub(crate) fn store_error(error: StoreError) -> CliError {
             .hint("keep the file; see mediator audit verify, then restore a backup");
     }
     match error {
-        StoreError::Taken(_) => CliError::failed("name_taken", message),
-        StoreError::Missing(_) => CliError::not_there("not_found", message),
+        StoreError::Taken(_) => CliError::failed("name_taken", message).hint("choose another"),
+        StoreError::Missing(what) => {
+            let error = CliError::not_there("not_found", message);
+            match what {
+                "client" | "user" | "computer" | "role" | "relay" => {
+                    error.hint(format!("{what} list shows what there is"))
+                }
+                "disabled device" => error.hint("device list shows which are disabled"),
+                _ => error,
+            }
+        }
         StoreError::Unavailable(_) => CliError::failed("audit_unavailable", message)
             .hint("check free space and the disk; nothing was changed"),
         _ => CliError::failed("database_failed", message)

@@ -21,7 +21,12 @@ use adit_protocol::{
     code::failure,
     wire::{self, frame::Body},
 };
-use common::{Device, Mediator, hello, identity, open, try_open};
+use common::{
+    Device, Mediator,
+    api::{Web, Who},
+    hello, identity, open, try_open,
+};
+use serde_json::{Value, json};
 use totp_rs::Totp;
 
 /// R25, R26: so soon must a live session end.
@@ -585,4 +590,96 @@ async fn a_device_that_is_switched_off_is_recorded_once_a_minute() {
     let failed = mediator.events_named("login.failed");
     let recorded = failed.iter().filter(|e| e["end_reason"] == failure::DEVICE_DISABLED);
     assert_eq!(recorded.count(), 1);
+}
+
+/// What a partner switched off is told as what it is, and can be undone where the mediator is.
+#[tokio::test]
+async fn a_device_that_a_partner_switched_off_is_told_shown_and_switched_on_again() {
+    let mediator = Mediator::start();
+    let password = mediator.technician("tess");
+    mediator.admin(&["client", "add", "other/hq"]);
+    let theirs = mediator.admin(&["user", "add", "otto", "--partner", "other"]);
+    let me = identity();
+    let device = me.signing.public().fingerprint().to_string();
+    let console = mediator.device(&me).await;
+    console.login("tess", &password).await.unwrap();
+    let (mut app, _) = set_up(&console).await;
+    let (boss, key, _) = mediator.console().await;
+    let owner = Who::at(&boss, &key).await;
+    let mut web = Web::connect(&mediator).await;
+    let disable = format!("/api/v1/devices/{device}/disable");
+    let reason = json!({"reason": "lost"});
+    let off = web.ask(&owner, "POST", &disable, Some(&reason)).await;
+    assert_eq!((off.status, &off.body["disabled_by"]), (200, &json!(["partner main"])));
+    // Whoever knows the password is told, whatever the second factor, which is not used up.
+    let code = app.code().await;
+    for code in ["", &code, &code] {
+        let refused = console.login_with("tess", &password, code).await.unwrap_err();
+        assert_eq!(refused.code, failure::DEVICE_DISABLED);
+    }
+    // Nobody else is: neither whether a user exists, nor whose it is.
+    for user in ["tess", "nobody"] {
+        let refused = console.login(user, "a wrong password").await.unwrap_err();
+        assert_eq!(refused.code, failure::LOGIN_FAILED);
+    }
+    let failed = mediator.events_named("login.failed");
+    let ends: Vec<_> = failed.iter().map(|event| event["end_reason"].as_str().unwrap()).collect();
+    assert_eq!(ends, [failure::DEVICE_DISABLED, "password", "unknown_user"]);
+    // Other partners' users are not concerned.
+    console.login("otto", theirs[0]["password"].as_str().unwrap()).await.unwrap();
+    let listed = |who: &str| {
+        let all = mediator.admin(&["device", "list"]);
+        let found = all.into_iter().find(|listed| listed["device"] == device.as_str()).unwrap();
+        assert_eq!(found["disabled_by"], serde_json::from_str::<Value>(who).unwrap());
+        assert_eq!(found["enabled"], who == "[]");
+    };
+    listed(r#"["partner main"]"#);
+    let enable = ["device", "enable", device.as_str()];
+    assert_eq!(mediator.try_admin(&enable, "").0, 4);
+    // Both at once: each is undone by itself.
+    mediator.admin(&["device", "disable", &device]);
+    listed(r#"["mediator","partner main"]"#);
+    let still = mediator.admin(&enable);
+    assert_eq!(
+        (&still[0]["enabled"], &still[0]["disabled_by"]),
+        (&json!(false), &json!(["partner main"]))
+    );
+    let enable = [&enable[..], &["--partner", "main"]].concat();
+    assert_eq!(mediator.admin(&enable)[0]["enabled"], true);
+    listed("[]");
+    console.login_with("tess", &password, &app.code().await).await.unwrap();
+    // A partner sees what keeps its people's devices out, not why.
+    mediator.admin(&["device", "disable", &device, "--reason", "of another partner"]);
+    let list = web.ask(&owner, "GET", "/api/v1/devices", None).await;
+    let found = list.body["items"].as_array().unwrap().iter();
+    let found: Vec<_> = found.filter(|listed| listed["device"] == device.as_str()).collect();
+    assert_eq!((&found[0]["disabled_by"], &found[0]["reason"]), (&json!(["mediator"]), &json!("")));
+    let enable = format!("/api/v1/devices/{device}/enable");
+    assert_eq!(web.ask(&owner, "POST", &enable, None).await.status, 404);
+}
+
+/// Nobody could log in any more, but by the mediator's machine.
+#[tokio::test]
+async fn the_last_who_manages_users_is_not_disabled_from_afar() {
+    let mediator = Mediator::start();
+    mediator.technician("tess");
+    mediator.admin(&["user", "add", "guest", "--role", "owner"]);
+    mediator.admin(&["user", "disable", "guest"]);
+    let (boss, key, _) = mediator.console().await;
+    let owner = Who::at(&boss, &key).await;
+    let mut web = Web::connect(&mediator).await;
+    let disable = |user: &str| format!("/api/v1/users/{user}/disable");
+    let refused = web.ask(&owner, "POST", &disable("admin"), None).await;
+    assert_eq!((refused.status, refused.code()), (403, failure::NOT_PERMITTED), "{refused:?}");
+    assert!(refused.body["hint"].as_str().unwrap().contains("users.manage"), "{refused:?}");
+    assert_eq!(mediator.last("act.refused")["rule"], "last-administrator");
+    assert!(me(&boss).await.is_ok() && mediator.events_named("user.disabled").len() == 1);
+    assert_eq!(web.ask(&owner, "POST", &disable("tess"), None).await.status, 200);
+    // Somebody else who may, be it by a group, is enough; that one is the last then.
+    mediator.admin(&["role", "bind", "administrator", "--user-group", "deputies"]);
+    mediator.admin(&["user", "enable", "tess"]);
+    mediator.admin(&["user", "group", "tess", "deputies"]);
+    assert_eq!(web.ask(&owner, "POST", &disable("admin"), None).await.status, 200);
+    // The machine's administrator can undo what they do.
+    mediator.admin(&["user", "disable", "tess"]);
 }

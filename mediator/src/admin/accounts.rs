@@ -3,9 +3,7 @@
 //! What withdraws something is durable first and then ends live sessions: a mediator that stops
 //! in between finds them withdrawn when it starts.
 
-use std::collections::BTreeMap;
-
-use adit_protocol::{code::failure, keys::Fingerprint};
+use adit_protocol::code::failure;
 use adit_runtime::{
     cli::CliError,
     time::{format_ms, unix_ms},
@@ -29,7 +27,7 @@ use crate::{
     store::{
         StoreError, WriteTx,
         accounts::{self, MfaPolicy},
-        devices, factors, locks, tenants,
+        factors, locks, tenants,
     },
     vault::VaultError,
 };
@@ -56,7 +54,14 @@ pub(crate) enum AccountAct {
     /// Lists devices with which somebody logged in, and those that are disabled.
     DeviceList,
     /// Disables or enables a device.
-    Device { device: String, disabled: bool, reason: String },
+    Device {
+        device: String,
+        disabled: bool,
+        reason: String,
+        /// For the users of this partner only, as its own people do it.
+        #[serde(default)]
+        partner: Option<String>,
+    },
     /// Locks a client down or unlocks it.
     ClientLock { path: String, locked: bool, reason: String },
     /// Makes a new wrapping key and seals all secrets with it.
@@ -93,9 +98,9 @@ pub(super) async fn handle(
         AccountAct::MfaReset { user } => mfa_reset(who, user).await,
         AccountAct::Logins { user } => logins(who, &user).await,
         AccountAct::Logout { user } => logout(who, user).await,
-        AccountAct::DeviceList => device_list(who).await,
-        AccountAct::Device { device, disabled, reason } => {
-            self::device(who, &device, disabled, reason).await
+        AccountAct::DeviceList => super::devices::list(who).await,
+        AccountAct::Device { device, disabled, reason, partner } => {
+            super::devices::set(who, &device, partner, (disabled, checked(reason)?)).await
         }
         AccountAct::ClientLock { path, locked, reason } => {
             client_lock(who, path, locked, reason).await
@@ -254,102 +259,6 @@ async fn logout((context, actor): Who<'_>, user: String) -> Result<Vec<Value>, C
     let account = account.await.map_err(store_error)?;
     let ended = context.end_sessions(Affected::Account(account), LOGGED_OUT).await;
     Ok(vec![json!({"user": user, "sessions_ended": ended})])
-}
-
-async fn device_list((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
-    actor.may_at_home(context, users::MANAGE).await?;
-    let (pool, partner) = (&context.store.readers, actor.partner_id());
-    let mut all: BTreeMap<String, Listed> = BTreeMap::new();
-    for known in devices::known(pool, partner).await.map_err(store_error)? {
-        let listed = all.entry(known.device.fingerprint().to_string()).or_default();
-        listed.used_ms = listed.used_ms.max(known.used_ms);
-        listed.users.push(known.user);
-    }
-    for lock in locks::devices(pool, partner).await.map_err(store_error)? {
-        let device = lock.what.clone();
-        all.entry(device).or_default().lock = Some(lock);
-    }
-    Ok(all.into_iter().map(|(device, listed)| listed.tell(&device)).collect())
-}
-
-/// A device that somebody logged in with, or that is switched off.
-#[derive(Default)]
-struct Listed {
-    users: Vec<String>,
-    used_ms: u64,
-    lock: Option<locks::Lock>,
-}
-
-impl Listed {
-    fn tell(self, device: &str) -> Value {
-        let Self { mut users, used_ms, lock } = self;
-        users.sort_unstable();
-        json!({
-            "device": device,
-            "enabled": lock.is_none(),
-            "users": users,
-            "last_login": (used_ms > 0).then(|| format_ms(used_ms)),
-            "since": lock.as_ref().map(|lock| format_ms(lock.since_ms)),
-            "reason": lock.map(|lock| lock.reason).unwrap_or_default(),
-        })
-    }
-}
-
-async fn device(
-    (context, actor): Who<'_>,
-    device: &str,
-    disabled: bool,
-    reason: String,
-) -> Result<Vec<Value>, CliError> {
-    let fingerprint: Fingerprint = device
-        .parse()
-        .map_err(|_| CliError::usage("usage", "a device's fingerprint is expected: sha256:…"))?;
-    let reason = checked(reason)?;
-    actor.may_at_home(context, users::MANAGE).await?;
-    let of = actor.partner_id().map(str::to_owned);
-    let home = match &of {
-        Some(partner) => partner.clone(),
-        None => context.home().await.map_err(store_error)?,
-    };
-    let (by, scope) = (actor.clone(), of.clone());
-    let done = context.writer.write(move |tx| {
-        Box::pin(async move {
-            let name = if disabled { "device.disabled" } else { "device.enabled" };
-            let of = scope.as_deref();
-            let (changed, logins) = match disabled {
-                true => (true, locks::disable_device(tx, fingerprint, of, &reason).await?),
-                false => (locks::enable_device(tx, fingerprint, of).await?, 0),
-            };
-            if !changed {
-                return Err(StoreError::Missing("disabled device"));
-            }
-            let partner = tenants::partner_by_id(tx, &home).await?;
-            let done = by
-                .event(name, &partner.name)
-                .extra("logins_ended", logins)
-                .extra_personal("disabled", fingerprint.to_string());
-            let done =
-                if by.remote().is_none() { done.device(fingerprint.to_string()) } else { done };
-            let done = if reason.is_empty() { done } else { done.reason(reason) };
-            tx.append(&home, done).await?;
-            Ok(logins)
-        })
-    });
-    let logins = done.await.map_err(store_error)?;
-    let mut ended = 0;
-    if disabled {
-        let affected = match of {
-            Some(partner) => Affected::DeviceOf { device: fingerprint, partner },
-            None => Affected::Device(fingerprint),
-        };
-        ended = context.end_sessions(affected, failure::DEVICE_DISABLED).await;
-    }
-    Ok(vec![json!({
-        "device": device,
-        "enabled": !disabled,
-        "logins_ended": logins,
-        "sessions_ended": ended,
-    })])
 }
 
 async fn client_lock(

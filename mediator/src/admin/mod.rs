@@ -9,6 +9,7 @@ pub(crate) mod accounts;
 pub(crate) mod actor;
 pub(crate) mod api_keys;
 pub(crate) mod credentials;
+mod devices;
 pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod handle;

@@ -271,7 +271,8 @@ pub(super) async fn may_impersonate(
     Ok(())
 }
 
-/// Disables or enables a user.
+/// Disables or enables a user. Over the network nobody disables the last one who could enable
+/// others again: only the machine's administrator could undo that.
 pub(super) async fn disable(
     (context, actor): (&AdminContext, &Actor),
     user: String,
@@ -284,15 +285,29 @@ pub(super) async fn disable(
         .write(move |tx| {
             Box::pin(async move {
                 let account = accounts::find(tx, &name).await?;
+                let who = (account.partner_id.as_str(), account.id.as_str());
+                if disabled
+                    && by.remote().is_some()
+                    && bindings::is_last_with(tx, who, Permission::ManageUsers).await?
+                {
+                    return Ok(None);
+                }
                 accounts::set_disabled(tx, &account.id, disabled).await?;
                 let what = if disabled { "user.disabled" } else { "user.enabled" };
                 let done = by.event(what, &account.partner).extra_personal("user", name);
                 tx.append(&account.partner_id, done).await?;
-                Ok(account.id)
+                Ok::<_, StoreError>(Some(account.id))
             })
         })
         .await
         .map_err(store_error)?;
+    let Some(account) = account else {
+        let text = format!("{user} is the last who may manage users: nobody could undo it");
+        let refused = actor.refuse(context, "last-administrator", text).await?;
+        let hint = "give somebody else a role with users.manage first; on the mediator's machine: \
+                    mediator user disable";
+        return Err(refused.hint(hint));
+    };
     let mut ended = 0;
     if disabled {
         ended = context.end_sessions(Affected::Account(account), USER_DISABLED).await;

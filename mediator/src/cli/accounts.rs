@@ -69,12 +69,20 @@ pub(super) enum DeviceCommand {
         /// Why; for the audit record
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
+        /// For the users of this partner only [default: for everybody]
+        #[arg(long)]
+        partner: Option<String>,
     },
     /// Let a device log in again
-    #[command(after_help = "Example: mediator device enable sha256:9f86…")]
+    #[command(after_help = "Example: mediator device enable sha256:9f86… --partner main\n\n\
+        `mediator device list` tells who disabled it: without --partner what you did is undone, \
+        with it what that partner did.")]
     Enable {
         /// Fingerprint of the device's key
         device: Fingerprint,
+        /// Undo what this partner did for its users
+        #[arg(long)]
+        partner: Option<String>,
     },
 }
 
@@ -82,12 +90,12 @@ impl From<DeviceCommand> for AccountAct {
     fn from(command: DeviceCommand) -> Self {
         match command {
             DeviceCommand::List => Self::DeviceList,
-            DeviceCommand::Disable { device, reason } => {
-                Self::Device { device: device.to_string(), disabled: true, reason }
+            DeviceCommand::Disable { device, reason, partner } => {
+                Self::Device { device: device.to_string(), disabled: true, reason, partner }
             }
-            DeviceCommand::Enable { device } => {
+            DeviceCommand::Enable { device, partner } => {
                 let (device, reason) = (device.to_string(), String::new());
-                Self::Device { device, disabled: false, reason }
+                Self::Device { device, disabled: false, reason, partner }
             }
         }
     }

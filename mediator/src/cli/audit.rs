@@ -1,6 +1,9 @@
 //! `mediator audit …`: search, export, verification, retention, levels, forwarding.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use adit_ledger::{Anchor, Entry, SignedHead, Trust, verify_export};
 use adit_protocol::keys::Fingerprint;
@@ -317,6 +320,8 @@ async fn verify(
     }
     let mut trust = Trust { keys, heads, complete: false };
     let mut place = None;
+    // Whose log each is: the database says, an export does not.
+    let mut partners = BTreeMap::new();
     let verified = match file {
         Some(path) => {
             let opened = std::fs::File::open(path).map_err(|error| {
@@ -329,6 +334,8 @@ async fn verify(
             // Noted beside the database: they show that it was put back, they prove nothing.
             trust.heads.extend(opened.noted_heads()?);
             let store = opened.store(Mode::Read).await?;
+            let trees = audit::trees(&store.readers).await.map_err(store_error)?;
+            partners.extend(trees.into_iter().map(|tree| (tree.id, tree.partner)));
             export::verify_store(&store, trust).await?
         }
     };
@@ -345,6 +352,7 @@ async fn verify(
     let trees = report.trees.iter().map(|tree| {
         json!({
             "tree": tree.head.tree,
+            "partner": partners.get(&tree.head.tree),
             "size": tree.head.size,
             "root": tree.head.root.to_string(),
             "log_key": tree.head.log_fingerprint().to_string(),
@@ -361,7 +369,10 @@ async fn verify(
         "internally_consistent_only": report.is_internally_consistent_only(),
         "trees": trees.collect::<Vec<_>>(),
     }))?;
-    output.human(&report)
+    let named = |told: String, (tree, partner): (&String, &String)| {
+        told.replace(tree.as_str(), &format!("{} ({tree})", escape_text(partner)))
+    };
+    output.human(partners.iter().fold(report.to_string(), named))
 }
 
 fn read_heads(path: &Path) -> Result<Vec<SignedHead>, CliError> {

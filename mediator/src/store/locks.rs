@@ -8,10 +8,12 @@ use super::{Columns, StoreError, WriteTx, bigint};
 /// Devices that one partner switches off for its own users.
 const MAX_BLOCKED: u64 = 10_000;
 
-/// A device or client that is switched off.
+/// A device that is switched off.
 pub(crate) struct Lock {
-    /// Fingerprint, or the client's id.
+    /// Fingerprint of the device.
     pub(crate) what: String,
+    /// Name of the partner for whose users alone it is switched off.
+    pub(crate) partner: Option<String>,
     pub(crate) reason: String,
     pub(crate) since_ms: u64,
 }
@@ -42,27 +44,42 @@ pub(crate) async fn device_in(
     Ok(row.is_some())
 }
 
-/// Devices that are switched off for everybody, or by a partner.
+/// Whether a partner switched a device off for its users.
+pub(crate) async fn device_of(
+    pool: &AnyPool,
+    device: PublicKey,
+    partner: &str,
+) -> Result<bool, StoreError> {
+    let statement =
+        "SELECT since_ms FROM partner_device_block WHERE device = $1 AND partner_id = $2";
+    let row = sqlx::query(statement)
+        .bind(device.fingerprint().to_string())
+        .bind(partner.to_owned())
+        .fetch_optional(pool)
+        .await?;
+    Ok(row.is_some())
+}
+
+/// Devices that are switched off for everybody, and those that partners switched off for their
+/// users: all partners, or this one.
 pub(crate) async fn devices(
     pool: &AnyPool,
     partner: Option<&str>,
 ) -> Result<Vec<Lock>, StoreError> {
-    let statement = match partner {
-        None => "SELECT device AS what, reason, since_ms FROM device_block ORDER BY what",
-        Some(_) => {
-            "SELECT device AS what, reason, since_ms FROM partner_device_block \
-             WHERE partner_id = $1 ORDER BY what"
-        }
-    };
-    let mut query = sqlx::query(statement);
-    if let Some(partner) = partner {
-        query = query.bind(partner.to_owned());
-    }
-    let rows = query.fetch_all(pool).await?;
+    let rows = sqlx::query(
+        "SELECT device AS what, reason, since_ms, '' AS partner FROM device_block UNION ALL \
+         SELECT b.device AS what, b.reason AS reason, b.since_ms AS since_ms, p.name AS partner \
+         FROM partner_device_block b JOIN partner p ON p.id = b.partner_id \
+         WHERE $1 = '' OR b.partner_id = $1 ORDER BY what, partner",
+    )
+    .bind(partner.unwrap_or_default().to_owned())
+    .fetch_all(pool)
+    .await?;
     rows.iter()
         .map(|row| {
             let (what, reason) = (row.text("what")?, row.text("reason")?);
-            Ok(Lock { what, reason, since_ms: row.number("since_ms")? })
+            let partner = Some(row.text("partner")?).filter(|name| !name.is_empty());
+            Ok(Lock { what, partner, reason, since_ms: row.number("since_ms")? })
         })
         .collect()
 }

@@ -565,6 +565,8 @@ kinds! {
     Device {
         device: String,
         enabled: bool,
+        /// Who switched it off: `partner NAME` for its own users, `mediator` for everybody.
+        disabled_by: Vec<String>,
         /// Who logged in with it.
         users: Vec<String>,
         last_login: Option<String>,
@@ -573,7 +575,14 @@ kinds! {
         reason: String,
     }
     /// A device that was switched off or on.
-    EnabledDevice { device: String, enabled: bool, logins_ended: u64, sessions_ended: u64, }
+    EnabledDevice {
+        device: String,
+        enabled: bool,
+        /// Who keeps it off.
+        disabled_by: Vec<String>,
+        logins_ended: u64,
+        sessions_ended: u64,
+    }
     /// A relay.
     Relay {
         relay_id: String,

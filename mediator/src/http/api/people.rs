@@ -172,7 +172,8 @@ async fn device<B>(
     disabled: bool,
 ) -> Answer<EnabledDevice> {
     let device = call.part("device");
-    call.one(AdminRequest::Accounts(AccountAct::Device { device, disabled, reason })).await.map(One)
+    let act = AccountAct::Device { device, disabled, reason, partner: None };
+    call.one(AdminRequest::Accounts(act)).await.map(One)
 }
 
 async fn keys(call: Call<Paging, Nothing>) -> Result<Page<ApiKey>, Problem> {

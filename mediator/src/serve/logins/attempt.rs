@@ -121,7 +121,28 @@ impl Logins {
             self.failed(&attempt, why).await?;
             return Err(wrong());
         }
+        self.not_off_there(&attempt, &account).await?;
         Ok((attempt, account, factors))
+    }
+
+    /// Refuses devices that the user's partner switched off, before a second factor is asked for
+    /// or used up. Told only to whoever knows the password: of whom the users are is no business
+    /// of a device that was lost.
+    pub(super) async fn not_off_there(
+        &self,
+        attempt: &Attempt,
+        account: &AccountRow,
+    ) -> Result<(), Refusal> {
+        let (pool, device) = (&self.store.readers, attempt.from.device);
+        let off = locks::device_of(pool, device, &account.partner_id).await;
+        if !off.map_err(|error| unavailable(&error))? {
+            return Ok(());
+        }
+        let noted = self.refused.note_of(account.partner_id.as_bytes(), &device.0, unix_ms());
+        if let Some(others) = noted {
+            self.failed_beside(attempt, failure::DEVICE_DISABLED, others).await?;
+        }
+        Err(device_disabled())
     }
 
     pub(super) fn judge(
@@ -149,7 +170,7 @@ impl Logins {
             Ok(done) => Ok(done),
             Err(why) => {
                 self.failed(attempt, why).await?;
-                Err(wrong())
+                Err(if why == failure::DEVICE_DISABLED { device_disabled() } else { wrong() })
             }
         }
     }
@@ -181,10 +202,14 @@ impl Logins {
                     return Ok(Err("delayed"));
                 }
                 // What changed since it was checked is not logged in to.
-                if !accounts::is_unchanged(tx, &row.id, &row.password).await?
-                    || locks::device_in(tx, device, &row.partner_id).await?
-                    || !used.use_up(tx, &row.id).await?
-                {
+                if !accounts::is_unchanged(tx, &row.id, &row.password).await? {
+                    return Ok(Err("changed"));
+                }
+                // Before the code is used up.
+                if locks::device_in(tx, device, &row.partner_id).await? {
+                    return Ok(Err(failure::DEVICE_DISABLED));
+                }
+                if !used.use_up(tx, &row.id).await? {
                     return Ok(Err(late));
                 }
                 if let Some(page) = page

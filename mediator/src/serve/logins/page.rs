@@ -102,6 +102,7 @@ impl Logins {
             self.failed(&attempt, why).await?;
             return Err(wrong());
         }
+        self.not_off_there(&attempt, &account).await?;
         let Some((mfa, at_s)) = mfa else {
             return self.after_first(attempt, account, factors).await;
         };

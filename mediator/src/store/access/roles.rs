@@ -123,6 +123,19 @@ pub(crate) async fn by_id(
     row.as_ref().map(read).transpose()
 }
 
+/// By id, as it is now, with what this transaction changed.
+pub(crate) async fn present(tx: &mut WriteTx, id: &str) -> Result<Option<Role>, StoreError> {
+    if let Some(name) = id.strip_prefix(BUILTIN) {
+        return Ok(Role::builtin(name));
+    }
+    let statement = format!("{SELECT} WHERE role_id = $1 AND valid_to_ms IS NULL");
+    let row = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(id.to_owned())
+        .fetch_optional(tx.sql())
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
 /// A partner's own roles.
 pub(crate) async fn list(pool: &AnyPool, partner: &str) -> Result<Vec<Role>, StoreError> {
     let statement =
