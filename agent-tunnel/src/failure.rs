@@ -5,6 +5,7 @@ use adit_control::{
     RequestError,
     client::{ConnectError, DownReason},
 };
+use adit_endpoint::StartError;
 use adit_net::{identity::IdentityError, tls::TlsError};
 use adit_protocol::{code::failure, limits::MAX_TEXT, wire};
 use adit_runtime::cli::{CliError, Exit};
@@ -38,7 +39,8 @@ pub fn refused(failure: &wire::Failure) -> CliError {
     let message: String = failure.message.chars().take(MAX_TEXT).collect();
     match KNOWN.iter().find(|(code, ..)| *code == failure.code) {
         Some((code, exit, hint)) => CliError::new(code, *exit, message).hint(*hint),
-        None => CliError::refused("mediator_refused", message),
+        None => CliError::refused("mediator_refused", format!("{message} ({})", failure.code))
+            .hint("install the mediator's version; see its log"),
     }
 }
 
@@ -79,7 +81,11 @@ pub fn connect(error: &ConnectError) -> CliError {
 pub fn down(reason: &DownReason) -> CliError {
     match reason {
         DownReason::Connect(error) => connect(error),
-        DownReason::Closed(closed) => CliError::no_path("mediator_unreachable", closed.to_string()),
+        DownReason::Closed(closed) => CliError::no_path("mediator_unreachable", closed.to_string())
+            .hint(
+                "it is tried again by itself; if it ends every few seconds, see whether a second \
+                 agent runs with a copy of this data directory",
+            ),
     }
 }
 
@@ -92,6 +98,25 @@ pub fn request(error: &RequestError) -> CliError {
     }
 }
 
+/// Sessions cannot be prepared.
+pub fn start(error: &StartError) -> CliError {
+    let text = format!("cannot prepare sessions: {error}");
+    match error {
+        StartError::Keep(error) if error.is_damage() => CliError::failed("state_damaged", text)
+            .hint(
+                "restore it from a backup; without one look into why first, then agent-tunnel \
+                 witness accept: the next head that is shown is believed",
+            ),
+        StartError::Keep(_) => CliError::failed("records_unreadable", text)
+            .hint("check owner, mode and free space of the data directory"),
+        StartError::Io(_) => CliError::failed("sessions_failed", text)
+            .hint("see that UDP sockets may be opened, or set network.direct = false"),
+        StartError::Key(_) | StartError::Quic(_) => {
+            CliError::failed("sessions_failed", text).hint("try again; if it stays so, report it")
+        }
+    }
+}
+
 /// The device's keys cannot be used.
 pub fn identity(error: &IdentityError) -> CliError {
     let text = error.to_string();
@@ -100,7 +125,12 @@ pub fn identity(error: &IdentityError) -> CliError {
             .hint("check the owner and mode of the data directory"),
         IdentityError::Io { .. } => CliError::failed("data_dir_unwritable", text)
             .hint("check owner, mode and free space, or choose another --data-dir"),
-        IdentityError::Damaged { .. } => CliError::failed("identity_damaged", text),
-        IdentityError::Key(_) => CliError::failed("crypto_failed", text),
+        IdentityError::Damaged { .. } => CliError::failed("identity_damaged", text).hint(
+            "without a backup: an empty data directory, a new token, agent-tunnel enroll; consoles \
+             are then told of another key",
+        ),
+        IdentityError::Key(_) => {
+            CliError::failed("crypto_failed", text).hint("try again; if it stays so, report it")
+        }
     }
 }

@@ -9,7 +9,7 @@ use adit_runtime::{cli::CliError, datadir::DataDir, time::now_rfc3339};
 const LOCK_FILE: &str = "locked";
 
 /// What consoles and audit are told.
-pub const LOCKED: &str = "the endpoint owner locked this computer";
+pub use adit_endpoint::LOCKED;
 
 /// The kill switch of a data directory.
 #[derive(Debug, Clone)]

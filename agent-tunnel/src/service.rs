@@ -187,14 +187,42 @@ fn is_root() -> bool {
 }
 
 fn failed(what: &str, error: &std::io::Error) -> CliError {
-    let message = format!("cannot {what} the service: {error}");
-    CliError::failed("service_failed", message)
-        .hint("services of the system need root; see the service manager's log")
+    let there = cfg!(not(target_os = "linux")) || on_systemd() || Path::new("/run/openrc").is_dir();
+    told_failure(what, &error.to_string(), there, is_root())
+}
+
+/// `there`: a service manager runs on this computer.
+fn told_failure(what: &str, error: &str, there: bool, root: bool) -> CliError {
+    // What its program printed is several lines.
+    let error = error.split_whitespace().collect::<Vec<_>>().join(" ");
+    let hint = match (there, root) {
+        (false, _) => {
+            "neither systemd nor OpenRC runs here: have whatever starts programs here start \
+             agent-tunnel run --data-dir DIR"
+        }
+        (true, false) => "a service of the system needs root; see the service manager's log",
+        (true, true) => "see the service manager's log",
+    };
+    CliError::failed("service_failed", format!("cannot {what} the service: {error}")).hint(hint)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_no_service_manager_runs_root_is_not_blamed() {
+        let said = "Command failed with exit code 1: System has not been booted with systemd\nCan't \
+                    operate.\n";
+        for root in [true, false] {
+            let error = told_failure("ask about", said, false, root);
+            let hint = error.hint.unwrap();
+            assert!(hint.contains("agent-tunnel run") && !hint.contains("root"), "{hint}");
+            assert!(error.message.ends_with("systemd Can't operate."), "{}", error.message);
+        }
+        let hint = |root| told_failure("install", "denied", true, root).hint.unwrap();
+        assert!(hint(false).contains("root") && !hint(true).contains("root"));
+    }
 
     #[test]
     fn units_are_complete_and_nothing_can_be_smuggled_in() {

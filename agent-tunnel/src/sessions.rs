@@ -30,6 +30,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     enrollment::Enrollment,
+    failure as problem,
     gate::{Outside, SessionGate},
     run::{Agent, World, stun_addresses, stun_ports},
 };
@@ -119,9 +120,7 @@ impl Sessions {
             partner: agent.enrollment.partner_id.clone(),
         };
         let endpoint = Endpoint::start(endpoint_config, link.clone(), CancellationToken::new());
-        let endpoint = endpoint.await.map_err(|error| {
-            CliError::failed("sessions_failed", format!("cannot prepare sessions: {error}"))
-        })?;
+        let endpoint = endpoint.await.map_err(|error| problem::start(&error))?;
         let outside = Arc::new(World::new(MediatorSlot(endpoint.clone(), link.clone())));
         Ok(Arc::new(Self {
             agent,

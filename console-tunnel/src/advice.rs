@@ -113,6 +113,8 @@ pub struct Seen<'a> {
     pub filtering: &'a str,
     /// Addresses are translated.
     pub behind_nat: Option<bool>,
+    /// Servers were asked on this computer itself: of the network nothing was seen.
+    pub loopback: bool,
     /// The gateway maps ports on request.
     pub port_mapping: bool,
 }
@@ -142,6 +144,14 @@ pub fn network(seen: Seen<'_>) -> (Outlook, Advice) {
             "Your network lets UDP out to port 443 only, and computers are reached by other \
              ports: connections will go through a relay.",
             "Ask for outgoing UDP to any port in the firewall.",
+        );
+    }
+    if seen.loopback {
+        return told(
+            Outlook::Unknown,
+            "The mediator runs on this computer: the network outside was not asked.",
+            "Log in under an address of the mediator that other computers reach, or run it on one \
+             of them.",
         );
     }
     match (seen.mapping, seen.filtering, seen.behind_nat) {
@@ -227,6 +237,7 @@ mod tests {
             mapping: "endpoint-independent",
             filtering: "unknown",
             behind_nat: Some(true),
+            loopback: false,
             port_mapping: false,
         };
         let word = |seen| network(seen).0.as_str();
@@ -240,5 +251,8 @@ mod tests {
         assert_eq!(word(Seen { mapping: "unknown", ..seen }), "unknown");
         let open = network(Seen { behind_nat: Some(false), ..seen });
         assert!(open.1.what.contains("public address"), "{open:?}");
+        let own = network(Seen { behind_nat: Some(false), loopback: true, ..seen });
+        assert_eq!(own.0, Outlook::Unknown);
+        assert!(!own.1.what.contains("public address"), "{own:?}");
     }
 }

@@ -172,10 +172,11 @@ pub struct LoginArgs {
 #[command(after_help = "Examples:
   console-tunnel computers
   console-tunnel computers web --online
+  console-tunnel computers berlin/web
   console-tunnel computers --client acme/berlin --json")]
 #[expect(missing_docs, reason = "clap would show it as the command's description")]
 pub struct ComputersArgs {
-    /// Part of a name or id
+    /// Part of a name or id, or of PARTNER/CLIENT/NAME
     #[arg(default_value = "", hide_default_value = true)]
     pub query: String,
     /// Only those of this client: PARTNER/CLIENT

@@ -4,6 +4,7 @@
 //! `mediator_refused`.
 
 use adit_control::{RequestError, client::ConnectError};
+use adit_endpoint::{LOCKED, StartError};
 use adit_net::{proxy::DialError, tls::TlsError};
 use adit_protocol::{code::failure as codes, wire::Failure};
 use adit_runtime::cli::{CliError, Exit};
@@ -45,11 +46,7 @@ const FAILURES: &[(&str, Exit, &str)] = &[
     (codes::AGENT_OFFLINE, Exit::NotThere, "check that the computer is on and agent-tunnel runs"),
     (codes::AGENT_TIMEOUT, Exit::NotThere, "try again; check that agent-tunnel runs well there"),
     (codes::AGENT_REFUSED, Exit::Refused, "see the log of agent-tunnel on that computer"),
-    (
-        codes::POLICY_REFUSED,
-        Exit::Refused,
-        "its owner decides there: policy.toml, agent-tunnel unlock",
-    ),
+    (codes::POLICY_REFUSED, Exit::Refused, OWNER_DECIDES),
     (codes::STALE_KEY, Exit::Refused, "try again"),
     (codes::STALE_DESCRIPTION, Exit::Refused, "try again"),
     (codes::NO_SUCH_CREDENTIAL, Exit::NotThere, "console-tunnel credentials list"),
@@ -75,6 +72,10 @@ const FAILURES: &[(&str, Exit, &str)] = &[
     (codes::NO_RELAY, Exit::NoPath, "the mediator's administrator must join a relay"),
 ];
 
+/// What to do when the computer's owner allows it to nobody, or not now.
+pub const OWNER_DECIDES: &str = "its owner decides there: policy.toml, agent-tunnel policy show";
+/// The same while the kill switch is on.
+const UNLOCK: &str = "its owner ends that there: agent-tunnel unlock";
 /// What to do when the audit log is not what it should be.
 const DISTRUST: &str = "do not go on; tell your administrator and whoever audits, and keep the \
                         data directory: console-tunnel witness show";
@@ -82,6 +83,25 @@ const DISTRUST: &str = "do not go on; tell your administrator and whoever audits
 /// What this console does not believe of the audit log.
 pub fn doubt(doubt: &adit_endpoint::Doubt) -> CliError {
     CliError::refused(doubt.code(), doubt.to_string()).hint(DISTRUST)
+}
+
+/// Why sessions cannot be prepared.
+pub fn start(error: &StartError) -> CliError {
+    let text = error.to_string();
+    match error {
+        StartError::Keep(error) if error.is_damage() => CliError::failed("state_damaged", text)
+            .hint(
+                "restore it from a backup; without one look into why first, then console-tunnel \
+                 witness accept: the next head that is shown is believed",
+            ),
+        StartError::Keep(_) => CliError::failed("records_unreadable", text)
+            .hint("check owner, mode and free space of the data directory"),
+        StartError::Io(_) => CliError::failed("endpoint_failed", text)
+            .hint("try --carrier relayed, which needs no UDP"),
+        StartError::Key(_) | StartError::Quic(_) => {
+            CliError::failed("crypto_failed", text).hint("try again; if it stays so, report it")
+        }
+    }
 }
 
 /// What the mediator answered.
@@ -97,7 +117,11 @@ pub fn refused(failure: &Failure) -> CliError {
         (message, Some(_)) => message.to_owned(),
         (message, None) => format!("{message} ({})", failure.code),
     };
-    let hint = if failure.hint.is_empty() { advice } else { &failure.hint };
+    let hint = match failure.hint.as_str() {
+        "" if code == codes::POLICY_REFUSED && failure.message.contains(LOCKED) => UNLOCK,
+        "" => advice,
+        hint => hint,
+    };
     let error = CliError::new(code, exit, message);
     if hint.is_empty() { error } else { error.hint(hint) }
 }
@@ -174,6 +198,40 @@ mod tests {
 
     fn failure(code: &str, message: &str) -> CliError {
         refused(&Failure { code: code.into(), message: message.into(), hint: String::new() })
+    }
+
+    #[test]
+    fn a_locked_computer_has_another_hint_than_a_policy() {
+        let hint = |message: &str| failure(codes::POLICY_REFUSED, message).hint.unwrap();
+        assert_eq!(hint(LOCKED), UNLOCK);
+        assert!(!hint("port 22 is not allowed").contains("unlock"));
+    }
+
+    #[tokio::test]
+    async fn damaged_heads_are_no_fault_of_the_network() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("witness"), "no head\n").unwrap();
+        let config = adit_endpoint::EndpointConfig {
+            role: adit_protocol::ticket::Role::Console,
+            identity: std::sync::Arc::new(adit_net::identity::DeviceIdentity::generate(0).unwrap()),
+            dialer: std::sync::Arc::new(adit_net::proxy::Dialer::direct()),
+            direct: false,
+            resume_window: std::time::Duration::from_secs(1),
+            offline_grace: std::time::Duration::from_secs(1),
+            relay_cache: None,
+            records: Some(directory.path().to_owned()),
+            mediator: String::new(),
+            partner: None,
+        };
+        let started = adit_endpoint::Endpoint::start(
+            config,
+            adit_endpoint::ControlLink::new(),
+            tokio_util::sync::CancellationToken::new(),
+        );
+        let error = start(&started.await.err().unwrap());
+        assert_eq!((error.code, error.exit.code()), ("state_damaged", 1));
+        assert!(error.hint.as_ref().unwrap().contains("witness accept"), "{error:?}");
+        assert!(error.message.contains("witness is damaged: line 1"), "{error:?}");
     }
 
     #[test]

@@ -154,8 +154,14 @@ fn identity(directory: &DataDir) -> Result<Arc<DeviceIdentity>, CliError> {
             IdentityError::Io { .. } => "data_dir_unwritable",
             IdentityError::Key(_) => "crypto_failed",
         };
-        CliError::failed(code, error.to_string())
-            .hint("check the data directory; a console with a new identity must log in again")
+        let hint = match code {
+            "identity_damaged" => {
+                "without a backup remove identity.key and noise.key, and log in again: this console \
+                 has another key then"
+            }
+            _ => "check owner, mode and free space of the data directory",
+        };
+        CliError::failed(code, error.to_string()).hint(hint)
     })
 }
 

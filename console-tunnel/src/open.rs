@@ -3,6 +3,7 @@
 //! In this order, so that what can fail without asking anybody fails first: viewer of the
 //! configuration, local ports, mediator, known agents, viewer of the redirector, session.
 
+mod ended;
 pub mod explain;
 mod no_path;
 mod refusal;

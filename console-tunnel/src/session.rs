@@ -121,10 +121,7 @@ impl Sessions {
         tokio::task::yield_now().await;
         let start = Endpoint::start(config, control.clone(), CancellationToken::new());
         let (endpoint, wish) = tokio::join!(start, wish);
-        let endpoint = endpoint.map_err(|error| {
-            CliError::failed("endpoint_failed", error.to_string())
-                .hint("try --carrier relayed, which needs no UDP")
-        })?;
+        let endpoint = endpoint.map_err(|error| failure::start(&error))?;
         // What cannot be prepared now is found out when it is wanted.
         let prepare = |(wish, root)| Some((endpoint.prepare(wish, root).ok()?, root));
         let prepared = wish.and_then(prepare);

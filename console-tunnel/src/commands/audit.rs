@@ -65,6 +65,9 @@ fn describe(report: &Report) -> serde_json::Value {
 fn open(path: &Path) -> Result<File, CliError> {
     File::open(path).map_err(|error| {
         CliError::not_there("file_unreadable", format!("cannot read {}: {error}", path.display()))
+            .hint(
+                "check path and permissions; console-tunnel audit export --output FILE writes one",
+            )
     })
 }
 

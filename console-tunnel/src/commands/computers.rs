@@ -19,13 +19,32 @@ use crate::{
 pub async fn list(context: &Context, args: &ComputersArgs) -> Result<(), CliError> {
     let caller = Caller::load(context)?;
     let online = caller.connect(Vec::new()).await?;
-    let computers = list_computers(&online.peer, &args.query, &args.client, args.online)
-        .await
-        .map_err(|error| caller.explain(error))?;
+    let list = async |query: &str| {
+        let found = list_computers(&online.peer, query, &args.client, args.online).await;
+        found.map_err(|error| caller.explain(error))
+    };
+    let mut computers = list(names_part(&args.query)).await?;
+    if computers.is_empty() && !args.query.is_empty() {
+        // The mediator looks at names and ids: it may be the client's.
+        computers = list("").await?;
+        computers.retain(|computer| is_meant(&args.query, computer));
+    } else if args.query.contains('/') {
+        computers.retain(|computer| is_meant(&args.query, computer));
+    }
     let told = tell(context, &computers);
     let complete = args.query.is_empty() && args.client.is_empty() && !args.online;
     learning::at_list(context, &caller, &online, computers, complete).await;
     told
+}
+
+/// What of a query can be a part of a computer's own name: the mediator knows it by no other.
+fn names_part(query: &str) -> &str {
+    query.rsplit_once('/').map_or(query, |(_, name)| name)
+}
+
+/// Whether a query is a part of `partner/client/name`.
+fn is_meant(query: &str, computer: &KnownComputer) -> bool {
+    computer.path().to_lowercase().contains(&query.to_lowercase())
 }
 
 fn tell(context: &Context, computers: &[KnownComputer]) -> Result<(), CliError> {
@@ -70,6 +89,19 @@ fn object(computer: &KnownComputer) -> serde_json::Value {
 mod tests {
     use super::*;
     use crate::state::computer::tests::computer;
+
+    #[test]
+    fn queries_are_parts_of_what_open_takes() {
+        let reception = computer(1, "main/berlin", "reception");
+        for query in
+            ["main/berlin/reception", "berlin/reception", "Berlin/rec", "berlin", "berlin/"]
+        {
+            assert!(is_meant(query, &reception), "{query}");
+            assert!("reception".contains(&names_part(query).to_lowercase()) || query == "berlin");
+        }
+        assert!(!is_meant("paris/reception", &reception));
+        assert_eq!(names_part("web"), "web");
+    }
 
     #[test]
     fn objects_have_the_keys_of_the_contract() {

@@ -153,8 +153,19 @@ async fn prove(peer: &adit_control::Peer, mut login: wire::Login) -> Result<Body
             login.totp = prompt_code(CODE_PROMPT).await?.as_str().to_owned();
             ask(peer, Body::Login(login)).await
         }
-        answer => answer,
+        answer => answer.map_err(|error| needs_code(error, !login.totp.is_empty())),
     }
+}
+
+/// At login the second factor is shown with the password: there is no login yet to verify it in.
+fn needs_code(error: CliError, shown: bool) -> CliError {
+    if error.code != codes::MFA_REQUIRED || shown {
+        return error;
+    }
+    error.hint(
+        "give a code with --totp-stdin, on the line after the password if --password-stdin is \
+         given too; or console-tunnel login HOST --web",
+    )
 }
 
 /// What the person should know of this login.
@@ -370,6 +381,19 @@ pub fn known_account(context: &Context) -> Result<Account, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_a_code_the_login_says_how_to_give_it() {
+        let error = |code| CliError::refused(code, "m").hint("before");
+        let told = needs_code(error(codes::MFA_REQUIRED), false).hint.unwrap();
+        assert!(told.contains("--totp-stdin") && !told.contains("mfa verify"), "{told}");
+        for other in [
+            needs_code(error(codes::MFA_REQUIRED), true),
+            needs_code(error(codes::LOGIN_FAILED), false),
+        ] {
+            assert_eq!(other.hint.as_deref(), Some("before"));
+        }
+    }
 
     #[test]
     fn mediators_are_given_as_urls_or_hosts() {

@@ -160,8 +160,20 @@ fn judged(check: &Netcheck, mediator: &Mediator) -> (Outlook, Advice) {
         mapping: check.mapping,
         filtering: check.filtering,
         behind_nat: check.behind_nat,
+        loopback: is_loopback(check),
         port_mapping: !check.port_mapping.is_empty(),
     })
+}
+
+/// Seen by servers on this computer only.
+fn is_loopback(check: &Netcheck) -> bool {
+    let loopback = |seen: &std::net::SocketAddr| seen.ip().to_canonical().is_loopback();
+    !check.public.is_empty() && check.public.iter().all(loopback)
+}
+
+/// Whether it is known if UDP passes: a server answered, or those that should did not.
+fn is_udp_known(check: &Netcheck, mediator: &Mediator) -> bool {
+    check.udp || mediator.problem.is_none()
 }
 
 fn object(check: &Netcheck, mediator: &Mediator) -> Value {
@@ -179,6 +191,7 @@ fn object(check: &Netcheck, mediator: &Mediator) -> Value {
         .map(|error| json!({"code": error.code, "message": error.message, "hint": error.hint}));
     json!({
         "udp": check.udp,
+        "udp_known": is_udp_known(check, mediator),
         "udp_443_only": check.only_443,
         "ipv6": check.ipv6,
         "nat": {
@@ -214,7 +227,7 @@ fn print(output: Output, check: &Netcheck, mediator: &Mediator) -> Result<(), Cl
         output.human(format_args!("To do:         {}", words.todo))?;
     }
     output.human("")?;
-    let udp = match (check.udp, mediator.problem.is_none()) {
+    let udp = match (check.udp, is_udp_known(check, mediator)) {
         (true, _) if check.only_443 => "passes to port 443 only",
         (true, _) => "passes",
         (false, true) => "blocked",
@@ -328,6 +341,9 @@ mod tests {
             assert!(object.get(key).is_some(), "{key}");
         }
         assert_eq!(object["nat"]["mapping"], "endpoint-independent");
+        assert_eq!(object["udp_known"], true);
+        let own = Netcheck { public: vec!["127.0.0.1:4".parse().unwrap()], ..check.clone() };
+        assert_eq!(super::object(&own, &mediator())["direct"], "unknown");
         assert!(object["nat"].get("hairpin").is_some() && object["nat"].get("filtering").is_some());
         let names: Vec<_> =
             object["relays"].as_array().unwrap().iter().map(|r| &r["name"]).collect();
@@ -342,7 +358,11 @@ mod tests {
         assert_eq!((error.code, error.exit.code()), ("no_path", 5));
         let problem = CliError::no_path("mediator_unreachable", "m");
         let unreachable = Mediator { problem: Some(problem), ..mediator() };
-        assert_eq!(object(&Netcheck::default(), &unreachable)["mediator"]["reachable"], false);
+        let told = object(&Netcheck::default(), &unreachable);
+        assert_eq!(
+            (&told["mediator"]["reachable"], &told["udp_known"]),
+            (&json!(false), &json!(false))
+        );
         assert_eq!(outcome(&Netcheck::default(), unreachable).unwrap_err().exit.code(), 5);
     }
 }

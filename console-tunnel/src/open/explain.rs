@@ -12,7 +12,7 @@ use adit_runtime::{
     shutdown::Shutdown,
 };
 
-use super::{Opening, Start, no_path, run::ended_by_others};
+use super::{Opening, Start, ended, no_path};
 use crate::{
     cli::{Carrier, ExplainArgs, SessionArgs},
     config::Context,
@@ -163,7 +163,7 @@ async fn watch(session: Session, wait: Duration) -> Result<Seen, CliError> {
                 ("no_path" | "no_carrier", Some(said)) => {
                     Ok(Seen { said, waited: began.elapsed(), settled: true })
                 }
-                _ => Err(ended_by_others(&reason).err().unwrap_or_else(CliError::interrupted)),
+                _ => Err(ended::by_others(&reason)),
             };
         }
         let now = Instant::now();

@@ -5,6 +5,8 @@
 use adit_protocol::{code::ChannelCode, target::Target};
 use adit_runtime::cli::{CliError, Exit, escape_text};
 
+use crate::failure::OWNER_DECIDES;
+
 /// The last connection that was refused.
 #[derive(Debug, Clone)]
 pub(super) struct Refusal {
@@ -38,7 +40,7 @@ impl Refusal {
             ChannelCode::Policy | ChannelCode::NotGranted => (
                 Exit::Refused,
                 format!("the owner of {computer} does not allow {target}"),
-                "its owner decides there: policy.toml, agent-tunnel unlock",
+                OWNER_DECIDES,
             ),
             ChannelCode::ConsentRefused => (
                 Exit::Refused,

@@ -13,7 +13,7 @@ use adit_runtime::{
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::{no_path, refusal::Refusal};
+use super::{ended, no_path, refusal::Refusal};
 use crate::{
     cli::Carrier,
     events::{Event, Reporter},
@@ -399,7 +399,7 @@ impl Running {
                 let said = self.pathless.get(&session).and_then(Option::as_ref);
                 Err(no_path::error(self.carrier, said))
             }
-            reason => ended_by_others(reason),
+            reason => Err(ended::by_others(reason)),
         }
     }
 
@@ -474,38 +474,9 @@ async fn pass_on(
     }
 }
 
-/// What the command's outcome is when neither user nor viewer ended the session.
-pub(super) fn ended_by_others(reason: &str) -> Result<(), CliError> {
-    let (code, exit, hint) = match reason {
-        "no_carrier" | "mediator_lost" => {
-            ("connection_lost", Exit::NoPath, "check the network, then open it again")
-        }
-        "lost" | "stopped" => ("session_lost", Exit::Failed, "open it again"),
-        "lease_expired" => ("session_ended", Exit::Refused, "the grant was not renewed"),
-        _ => ("session_ended", Exit::Refused, "ask your administrator or the computer's owner"),
-    };
-    let message = format!("session was ended: {}", reason.replace('_', " "));
-    Err(CliError::new(code, exit, message).hint(hint))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ends_by_others_have_their_exit_code() {
-        for (reason, code, exit) in [
-            ("no_carrier", "connection_lost", 5),
-            ("mediator_lost", "connection_lost", 5),
-            ("revoked", "session_ended", 3),
-            ("closed_by_peer", "session_ended", 3),
-            ("ended by admin", "session_ended", 3),
-            ("lost", "session_lost", 1),
-        ] {
-            let error = ended_by_others(reason).unwrap_err();
-            assert_eq!((error.code, error.exit.code()), (code, exit), "{reason}");
-        }
-    }
 
     #[tokio::test]
     async fn events_that_stop_without_a_last_one_end_the_session() {

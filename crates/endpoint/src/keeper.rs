@@ -36,15 +36,37 @@ const WITNESS: &str = "witness";
 
 /// The files could not be read or written.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("cannot keep records in {path}: {reason}; check owner, mode and free space")]
-pub struct KeepError {
-    path: String,
-    reason: String,
+pub enum KeepError {
+    /// The system does not let it.
+    #[error("cannot keep records in {path}: {reason}")]
+    Io {
+        /// File or folder.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// What a file holds cannot be what was written to it.
+    #[error("{path} is damaged: {reason}")]
+    Damaged {
+        /// File.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 impl KeepError {
     pub(crate) fn new(path: &Path, reason: impl ToString) -> Self {
-        Self { path: path.display().to_string(), reason: reason.to_string() }
+        Self::Io { path: path.display().to_string(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn damaged(path: &Path, reason: impl ToString) -> Self {
+        Self::Damaged { path: path.display().to_string(), reason: reason.to_string() }
+    }
+
+    /// Whether it is for what the file holds.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. })
     }
 }
 
@@ -248,7 +270,7 @@ async fn blocking(
 ) -> Result<(), KeepError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(error) => Err(KeepError { path: String::new(), reason: error.to_string() }),
+        Err(error) => Err(KeepError::new(Path::new(RECEIPTS), error)),
     }
 }
 
@@ -392,7 +414,7 @@ pub(crate) fn read_all(path: &Path, max: u64) -> Result<String, KeepError> {
     let mut bytes = Vec::new();
     file.take(max + 1).read_to_end(&mut bytes).map_err(|error| KeepError::new(path, error))?;
     if bytes.len() as u64 > max {
-        return Err(KeepError::new(path, "it is larger than this program makes it"));
+        return Err(KeepError::damaged(path, "it is larger than this program makes it"));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

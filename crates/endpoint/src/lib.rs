@@ -83,7 +83,7 @@ pub use memory::RelayStatus;
 pub use netcheck::{Around, NETCHECK_TIME, Netcheck, RelayCheck, netcheck};
 pub use opening::{CarrierChoice, OpenError, OpenRequest, Prepared};
 pub use session::{PendingChannel, Session, SessionHandle, UdpFlow};
-pub use target::{Gate, Permit};
+pub use target::{Gate, LOCKED, Permit};
 pub use witness::{Doubt, accept as accept_log, read as read_witness};
 
 use driver::Message;

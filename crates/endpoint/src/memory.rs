@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -28,7 +28,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::relays::{RelayKey, Rtts};
+use crate::{
+    keeper::replace,
+    relays::{RelayKey, Rtts},
+};
 
 /// Relays that are measured, and told to peers.
 pub(crate) const MAX_MEASURED: usize = 64;
@@ -390,13 +393,9 @@ fn read_bounded(file: &PathBuf) -> Option<String> {
     (len <= MAX_FILE).then(|| std::fs::read_to_string(file).ok()).flatten()
 }
 
-fn save(file: &PathBuf, text: &str) -> std::io::Result<()> {
+fn save(file: &Path, text: &str) -> std::io::Result<()> {
     // Replaced as a whole: another console may read it at this moment.
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let beside = file.with_file_name(name);
-    std::fs::write(&beside, text)?;
-    std::fs::rename(&beside, file)
+    replace(file, text.as_bytes(), false)
 }
 
 fn write_state(state: &State) -> String {
@@ -498,6 +497,20 @@ fn unhex(text: &str) -> Option<RelayKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn what_was_learnt_is_for_the_owner_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("relays");
+        // As earlier versions wrote it.
+        std::fs::write(&file, "old").unwrap();
+        save(&file, "new").unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "new");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
 
     #[test]
     fn the_file_gives_back_what_was_learnt_on_this_network_only() {

@@ -30,6 +30,10 @@ const MAX_ADDRESSES: usize = 4;
 /// What [`Gate::permit`] gives.
 pub type Permit = Pin<Box<dyn Future<Output = Result<Vec<SocketAddr>, ChannelCode>> + Send>>;
 
+/// What a gate says of every session while the owner's kill switch is on: the console tells it
+/// from a policy by this.
+pub const LOCKED: &str = "the endpoint owner locked this computer";
+
 /// The agent's last word on every session and channel: its owner's policy, the resolution of
 /// names, the audit of targets that the grant does not name.
 pub trait Gate: Send + Sync + 'static {

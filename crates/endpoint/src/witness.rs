@@ -202,9 +202,8 @@ fn render(heads: &BTreeMap<Log, SignedHead>) -> String {
 
 fn parse(text: &str) -> Result<BTreeMap<Log, SignedHead>, KeepError> {
     let damaged = |n: usize| {
-        let reason =
-            format!("line {n} of the heads seen is damaged; restore the file, or witness accept");
-        KeepError::new(std::path::Path::new("witness"), reason)
+        let reason = format!("line {n} is no signed head of an audit log");
+        KeepError::damaged(std::path::Path::new("witness"), reason)
     };
     let mut heads = BTreeMap::new();
     for (n, line) in (1..).zip(text.lines()) {

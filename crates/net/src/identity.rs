@@ -35,7 +35,7 @@ pub enum IdentityError {
         error: io::Error,
     },
     /// The file does not hold a key.
-    #[error("{} is damaged: restore it from a backup, or remove it and enrol again", path.display())]
+    #[error("{} is damaged: restore it from a backup", path.display())]
     Damaged {
         /// Which file.
         path: PathBuf,

@@ -107,7 +107,8 @@ fn check_within(
     what: &str,
 ) -> Result<Zeroizing<String>, CliError> {
     if bytes.is_empty() {
-        return Err(CliError::usage("secret_missing", format!("the {what} is empty")));
+        return Err(CliError::usage("secret_missing", format!("the {what} is empty"))
+            .hint(format!("see that what should give the {what} printed or holds it")));
     }
     if bytes.len() > max {
         let message = format!("the {what} is longer than {max} bytes");

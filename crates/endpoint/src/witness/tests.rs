@@ -222,12 +222,21 @@ async fn heads_of_any_number_of_partners_are_bounded() {
     follow("t7").await.unwrap();
 }
 
+/// Where the file cannot be read the owner must look at its mode, not restore it.
+#[test]
+fn what_cannot_be_read_is_not_taken_for_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("witness")).unwrap();
+    assert!(!read(directory.path()).unwrap_err().is_damage());
+}
+
 #[test]
 fn accepting_works_whatever_the_file_holds() {
     let directory = tempfile::tempdir().unwrap();
     for damage in [&b"no head\n"[..], b"\xff\xfe", &[b'x'; 5 << 20]] {
         std::fs::write(directory.path().join("witness"), damage).unwrap();
-        assert!(read(directory.path()).is_err());
+        let error = read(directory.path()).unwrap_err();
+        assert!(error.is_damage() && error.to_string().contains("witness"), "{error}");
         assert_eq!(accept(directory.path()).unwrap(), [""; 0]);
         let aside = std::fs::read(directory.path().join("witness.before")).unwrap();
         assert_eq!(aside, damage);
