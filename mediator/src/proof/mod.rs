@@ -7,6 +7,7 @@
 mod evidence;
 pub(crate) mod forest;
 pub(crate) mod receipts;
+pub(crate) mod sweep;
 
 #[cfg(test)]
 mod tests;

@@ -24,11 +24,10 @@ use crate::{
 pub(crate) const MAX_RECEIPTS: usize = 64;
 /// How long after a session's end the other end's receipt is waited for.
 pub(crate) const GRACE_MS: u64 = 15 * 60_000;
-/// Receipts looked at in one go, and of how many sessions' ends.
-const SWEEP: i64 = 400;
-const SWEEP_ENDS: i64 = 100;
 /// Sessions whose receipts are deleted in one transaction.
 const PRUNE: i64 = 64;
+/// What is missing of a session's end is counted up to here.
+const MAX_COUNTED: i64 = 100_000;
 /// Bytes of receipts in one answer.
 const MAX_ANSWER: usize = 128 * 1024;
 
@@ -38,9 +37,9 @@ const MAX_ANSWER: usize = 128 * 1024;
 const CHANNELS: u64 = 16_384;
 const CHANNELS_PER_SECOND: u64 = 100;
 
-const WAITED_FOR: i16 = 0;
-const COMPARED: i16 = 1;
-const MISSED: i16 = 2;
+pub(super) const WAITED_FOR: i16 = 0;
+pub(super) const COMPARED: i16 = 1;
+pub(super) const MISSED: i16 = 2;
 
 /// Who sends receipts.
 #[derive(Clone)]
@@ -65,13 +64,33 @@ struct Recorded {
     ended_ms: Option<u64>,
 }
 
+/// What was noted as recorded of a sender: forgotten unless it is known to be on disk.
+#[must_use = "what was recorded is recorded again"]
+pub(crate) struct Unsure(Option<(Arc<Seldom>, PublicKey)>);
+
+impl Unsure {
+    /// It is on disk.
+    pub(crate) fn is_durable(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unsure {
+    fn drop(&mut self) {
+        if let Some((seldom, identity)) = self.0.take() {
+            seldom.record_again(&identity.0);
+        }
+    }
+}
+
 /// Takes receipts in. What is not a receipt of the sender's own sessions is left out.
 pub(crate) async fn take(
     tx: &mut WriteTx,
     sender: Sender,
     lines: Vec<bytes::Bytes>,
-) -> Result<(), StoreError> {
+) -> Result<Unsure, StoreError> {
     let own = sender.identity.fingerprint();
+    let unsure = Unsure(Some((Arc::clone(&sender.strange), sender.identity)));
     for line in lines.iter().take(MAX_RECEIPTS) {
         let receipt = Receipt::parse(line).ok().filter(|receipt| receipt.verify().is_ok());
         let Some(receipt) = receipt else {
@@ -84,7 +103,7 @@ pub(crate) async fn take(
         }
         keep(tx, &sender, &receipt).await?;
     }
-    Ok(())
+    Ok(unsure)
 }
 
 async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<(), StoreError> {
@@ -170,7 +189,11 @@ async fn find(
     .transpose()
 }
 
-async fn settle(tx: &mut WriteTx, receipt: &Receipt, state: i16) -> Result<(), StoreError> {
+pub(super) async fn settle(
+    tx: &mut WriteTx,
+    receipt: &Receipt,
+    state: i16,
+) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE receipt SET state = $1 WHERE session_id = $2 AND channel = $3 AND kind = $4",
     )
@@ -239,7 +262,12 @@ impl Recorded {
 }
 
 /// With the session's client, so that it goes when the client is erased.
-fn event(name: &str, level: Level, (partner, client): (&str, &str), receipt: &Receipt) -> Event {
+pub(super) fn event(
+    name: &str,
+    level: Level,
+    (partner, client): (&str, &str),
+    receipt: &Receipt,
+) -> Event {
     let said = &receipt.statement;
     let event = about(name, level, partner, receipt)
         .redirector(&said.redirector)
@@ -260,24 +288,58 @@ fn about(name: &str, level: Level, partner: &str, receipt: &Receipt) -> Event {
         .extra("role", said.role.name())
 }
 
-/// What was said to be missing came, and fits. As with what differs, one a minute is recorded.
+/// What was said to be missing came, and fits. As with what differs, one a minute is recorded, and
+/// the last one: which tells that nothing is missing any more.
 async fn settled(
     tx: &mut WriteTx,
     (sender, client): (&Sender, &str),
     receipt: &Receipt,
 ) -> Result<(), StoreError> {
-    let Some(others) = seldom(tx, sender, receipt, "settled") else { return Ok(()) };
+    let noted = seldom(tx, sender, receipt, "settled");
+    let missing =
+        still_missing(tx, (sender, receipt), if noted.is_some() { MAX_COUNTED } else { 1 });
+    let missing = missing.await?;
+    if noted.is_none() && missing > 0 {
+        return Ok(());
+    }
     let names = (sender.partner.as_str(), client);
-    let event = event("receipt.settled", Level::Significant, names, receipt).outcome("done");
+    let event = event("receipt.settled", Level::Significant, names, receipt)
+        .outcome("done")
+        .extra("still_missing", missing);
+    let others = noted.unwrap_or_default();
     let event = if others > 0 { event.extra("others", others) } else { event };
     tx.append(&sender.partner_id, event).await.map(|_| ())
 }
 
-/// Is this recorded? If so: how many were not, since the last that was.
+/// Of what the other end of the session told and the sender did not: as many as `most`.
+async fn still_missing(
+    tx: &mut WriteTx,
+    (sender, receipt): (&Sender, &Receipt),
+    most: i64,
+) -> Result<u64, StoreError> {
+    let other = match receipt.statement.role {
+        Role::Console => Role::Agent,
+        Role::Agent => Role::Console,
+    };
+    let row = sqlx::query(
+        "SELECT COUNT(*) AS count FROM (SELECT 1 FROM receipt WHERE state = $1 \
+         AND partner_id = $2 AND session_id = $3 AND role = $4 LIMIT $5) m",
+    )
+    .bind(MISSED)
+    .bind(sender.partner_id.clone())
+    .bind(SessionId(receipt.statement.session).to_string())
+    .bind(other.name())
+    .bind(most)
+    .fetch_one(tx.sql())
+    .await?;
+    row.number("count")
+}
+
+/// Is this recorded? If so: how many were not, since the last that was. What one device does in
+/// any number of sessions, and what it does of another kind, takes nobody's place.
 fn seldom(tx: &WriteTx, sender: &Sender, receipt: &Receipt, what: &str) -> Option<u64> {
-    let session = SessionId(receipt.statement.session);
-    let key = [sender.identity.0.as_slice(), session.0.as_slice(), what.as_bytes()].concat();
-    sender.strange.note_of(sender.partner_id.as_bytes(), &key, tx.now_ms())
+    let group = [sender.identity.0.as_slice(), what.as_bytes()].concat();
+    sender.strange.note_of(&group, &receipt.statement.session, tx.now_ms())
 }
 
 /// What does not fit together. An end can sign any number of those for a session of its own: of
@@ -310,8 +372,8 @@ async fn strange(
     what: &str,
     client: Option<&str>,
 ) -> Result<(), StoreError> {
-    let key = [sender.identity.0.as_slice(), what.as_bytes()].concat();
-    let Some(others) = sender.strange.note(&key, tx.now_ms()) else { return Ok(()) };
+    let group = [sender.identity.0.as_slice(), b"not kept: ", what.as_bytes()].concat();
+    let Some(others) = sender.strange.note_of(&group, b"", tx.now_ms()) else { return Ok(()) };
     let mut event = about("receipt.mismatch", Level::Critical, &sender.partner, receipt)
         .outcome("mismatch")
         .extra("difference", what)
@@ -412,136 +474,6 @@ pub(crate) async fn prune(
             some => pruned += some,
         }
     }
-}
-
-/// An end of a session that told of what the other did not.
-#[derive(Clone)]
-struct Overdue {
-    session: String,
-    role: String,
-    partner_id: String,
-    partner: String,
-    client: String,
-}
-
-/// Receipts whose counterpart is overdue become events: one for all of a session's end, as far as
-/// they are looked at in one go. Whoever told of least comes first: an end that signs without end
-/// waits behind itself.
-pub(crate) async fn sweep(
-    (pool, writer): (&AnyPool, &Writer),
-    now_ms: u64,
-) -> Result<u64, StoreError> {
-    let due = bigint(now_ms.saturating_sub(GRACE_MS));
-    let ends = overdue(pool, due).await?;
-    if ends.is_empty() {
-        return Ok(0);
-    }
-    let swept = writer.write(move |tx| {
-        Box::pin(async move {
-            let (mut missing, mut left) = (0, SWEEP);
-            for end in &ends {
-                if left > 0 {
-                    let (looked_at, missed) = sweep_end(tx, end, (due, left)).await?;
-                    left -= looked_at;
-                    missing += missed;
-                }
-            }
-            Ok(missing)
-        })
-    });
-    swept.await
-}
-
-/// Beside the writer: there may be many to count.
-async fn overdue(pool: &AnyPool, due: i64) -> Result<Vec<Overdue>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT r.session_id AS session_id, r.role AS role, r.partner_id AS partner_id, \
-         COALESCE(MIN(p.name), r.partner_id) AS partner, COALESCE(MIN(s.client), '') AS client \
-         FROM receipt r \
-         LEFT JOIN partner p ON p.id = r.partner_id \
-         LEFT JOIN session s ON s.id = r.session_id \
-         WHERE r.state = $1 AND r.received_ms < $2 \
-         AND (s.id IS NULL OR s.ended_ms < $2) \
-         GROUP BY r.session_id, r.role, r.partner_id \
-         ORDER BY COUNT(*), MIN(r.received_ms) LIMIT $3",
-    )
-    .bind(WAITED_FOR)
-    .bind(due)
-    .bind(SWEEP_ENDS)
-    .fetch_all(pool)
-    .await?;
-    let end = |row: &sqlx::any::AnyRow| {
-        Ok(Overdue {
-            session: row.text("session_id")?,
-            role: row.text("role")?,
-            partner_id: row.text("partner_id")?,
-            partner: row.text("partner")?,
-            client: row.text("client")?,
-        })
-    };
-    rows.iter().map(end).collect()
-}
-
-/// Looks at so many of an end's; gives how many, and how many of those are missing.
-async fn sweep_end(
-    tx: &mut WriteTx,
-    end: &Overdue,
-    (due, most): (i64, i64),
-) -> Result<(i64, u64), StoreError> {
-    let rows = sqlx::query(
-        "SELECT line FROM receipt WHERE session_id = $1 AND role = $2 AND partner_id = $3 \
-         AND state = $4 AND received_ms < $5 ORDER BY channel, kind DESC LIMIT $6",
-    )
-    .bind(end.session.clone())
-    .bind(end.role.clone())
-    .bind(end.partner_id.clone())
-    .bind(WAITED_FOR)
-    .bind(due)
-    .bind(most)
-    .fetch_all(tx.sql())
-    .await?;
-    let (mut looked_at, mut first, mut missed) = (0, None, 0);
-    for row in rows {
-        looked_at += 1;
-        let line = row.text("line")?;
-        let Ok(receipt) = Receipt::parse(line.as_bytes()) else { continue };
-        if !moved_bytes(tx, &receipt).await? {
-            settle(tx, &receipt, COMPARED).await?;
-            continue;
-        }
-        settle(tx, &receipt, MISSED).await?;
-        missed += 1;
-        first.get_or_insert(receipt);
-    }
-    let Some(first) = first else { return Ok((looked_at, missed)) };
-    let other = match first.statement.role {
-        Role::Console => "agent",
-        Role::Agent => "console",
-    };
-    let event = event("receipt.missing", Level::Critical, (&end.partner, &end.client), &first)
-        .outcome("missing")
-        .extra("missing_from", other);
-    let event = if missed > 1 { event.extra("others", missed - 1) } else { event };
-    tx.append(&end.partner_id, event).await?;
-    Ok((looked_at, missed))
-}
-
-/// What was refused or never got through leaves one end without a word: no reason for alarm.
-async fn moved_bytes(tx: &mut WriteTx, receipt: &Receipt) -> Result<bool, StoreError> {
-    let row = sqlx::query(
-        "SELECT line FROM receipt \
-         WHERE session_id = $1 AND channel = $2 AND kind = 'close' AND role = $3",
-    )
-    .bind(SessionId(receipt.statement.session).to_string())
-    .bind(bigint(receipt.statement.channel))
-    .bind(receipt.statement.role.name())
-    .fetch_optional(tx.sql())
-    .await?;
-    // Without a close nobody can say that nothing was moved.
-    let Some(row) = row else { return Ok(true) };
-    let close = Receipt::parse(row.text("line")?.as_bytes()).ok();
-    let close = close.and_then(|receipt| receipt.statement.close);
-    Ok(close.is_none_or(|close| close.delivered > 0 || close.acknowledged > 0))
 }
 
 /// The entries by which a session was granted: one, or none.

@@ -135,15 +135,20 @@ mod receipts {
         receipt::{Close, Role, Statement},
     };
     use adit_protocol::{ids::SessionId, keys::SigningKey};
+    use bytes::Bytes;
 
     use std::sync::Arc;
 
     use super::*;
-    use crate::proof::receipts::{GRACE_MS, Sender, counterparts, sweep, take};
+    use crate::proof::{
+        receipts::{GRACE_MS, Sender, counterparts, take},
+        sweep::Sweep,
+    };
 
+    #[derive(Clone)]
     struct Ends {
-        console: SigningKey,
-        agent: SigningKey,
+        console: Arc<SigningKey>,
+        agent: Arc<SigningKey>,
         partner: String,
         session: [u8; 16],
         strange: Arc<crate::serve::Seldom>,
@@ -151,7 +156,7 @@ mod receipts {
 
     impl Ends {
         fn new(partner: String) -> Self {
-            let key = || SigningKey::generate().unwrap();
+            let key = || Arc::new(SigningKey::generate().unwrap());
             let (console, agent) = (key(), key());
             Self { console, agent, partner, session: [7; 16], strange: Arc::default() }
         }
@@ -199,13 +204,36 @@ mod receipts {
             let job = running
                 .writer
                 .write(move |tx| Box::pin(async move { take(tx, sender, lines).await }));
-            job.await.unwrap();
+            job.await.unwrap().is_durable();
         }
     }
 
     async fn session(running: &Running, ends: &Ends) {
-        use crate::core::types::{Basis, Effect, Place, SessionRow, Who};
-        let row = SessionRow {
+        sessions(running, std::slice::from_ref(ends)).await;
+    }
+
+    async fn sessions(running: &Running, all: &[Ends]) {
+        use crate::core::types::Effect;
+        let rows: Vec<_> = all.iter().map(row).collect();
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move {
+                for row in rows {
+                    let session = row.id;
+                    crate::store::sessions::apply(tx, Effect::Begin(Box::new(row))).await?;
+                    let reason = "closed".to_owned();
+                    let end =
+                        Effect::End { session, reason, bytes_up: 0, bytes_down: 0, relay_bytes: 0 };
+                    crate::store::sessions::apply(tx, end).await?;
+                }
+                Ok(())
+            })
+        });
+        job.await.unwrap();
+    }
+
+    fn row(ends: &Ends) -> crate::core::types::SessionRow {
+        use crate::core::types::{Basis, Place, SessionRow, Who};
+        SessionRow {
             id: SessionId(ends.session),
             who: Who {
                 account_id: "a".into(),
@@ -230,24 +258,12 @@ mod receipts {
             started_ms: 1,
             lease_ms: 1,
             basis: Basis::default(),
-        };
-        let session = SessionId(ends.session);
-        let job = running.writer.write(move |tx| {
-            Box::pin(async move {
-                let begin = Effect::Begin(Box::new(row));
-                crate::store::sessions::apply(tx, begin).await?;
-                let reason = "closed".to_owned();
-                let end =
-                    Effect::End { session, reason, bytes_up: 0, bytes_down: 0, relay_bytes: 0 };
-                crate::store::sessions::apply(tx, end).await
-            })
-        });
-        job.await.unwrap();
+        }
     }
 
     async fn later(running: &Running) -> u64 {
         let later = adit_runtime::time::unix_ms() + GRACE_MS + 60_000;
-        sweep((&running.store.readers, &running.writer), later).await.unwrap()
+        Sweep::default().sweep((&running.store.readers, &running.writer), later).await.unwrap()
     }
 
     async fn entries(running: &Running) -> Vec<adit_ledger::Entry> {
@@ -258,6 +274,23 @@ mod receipts {
         .await
         .unwrap();
         rows.iter().map(|line| adit_ledger::Entry::parse(line.as_bytes()).unwrap()).collect()
+    }
+
+    fn number(entry: &adit_ledger::Entry, key: &str) -> i64 {
+        match entry.event().extra.get(key) {
+            Some(adit_ledger::Value::Integer(number)) => *number,
+            _ => 0,
+        }
+    }
+
+    /// Session, first channel, how many, and all channels.
+    fn told(entry: &adit_ledger::Entry) -> (String, i64, i64, String) {
+        let channels = match entry.event().extra.get("channels") {
+            Some(adit_ledger::Value::Text(text)) => text.clone(),
+            _ => String::new(),
+        };
+        let session = entry.event().session_id.clone().unwrap();
+        (session, number(entry, "channel"), 1 + number(entry, "others"), channels)
     }
 
     async fn events(running: &Running) -> Vec<(String, Option<String>)> {
@@ -429,41 +462,197 @@ mod receipts {
         let others = Ends { session: [9; 16], ..Ends::new(partner) };
         session(&running, &others).await;
         others.send(&running, Role::Console, &[others.receipt(Role::Console, 5, Some(1))]).await;
-        let found = later(&running).await;
-        assert!((200..600).contains(&found), "{found}");
-        let records = entries(&running).await;
-        let told = |entry: &adit_ledger::Entry| {
-            let event = entry.event();
-            let number = |key| match event.extra.get(key) {
-                Some(adit_ledger::Value::Integer(number)) => *number,
-                _ => 0,
-            };
-            (event.session_id.clone().unwrap(), number("channel"), 1 + number("others"))
-        };
+        assert_eq!(later(&running).await, 601);
         let id = |session| SessionId(session).to_string();
-        // The first of its channels is named, and how many more there are.
-        let records: Vec<_> = records.iter().map(told).collect();
-        assert_eq!(
-            records,
-            [(id([9; 16]), 5, 1), (id([7; 16]), 1, i64::try_from(found).unwrap() - 1)]
-        );
-        // The rest when it is its turn: nothing is left out of the count.
-        let rest = later(&running).await;
-        assert_eq!((found + rest, later(&running).await), (601, 0));
-        assert_eq!(entries(&running).await.len(), 3);
+        // Nothing is left out, and who has one to tell of does not wait for who has 600.
+        let records: Vec<_> = entries(&running).await.iter().map(told).collect();
+        let first = (id([7; 16]), 1, 256, "1-128".to_owned());
+        let other = (id([9; 16]), 5, 1, String::new());
+        let second = (id([7; 16]), 129, 256, "129-256".to_owned());
+        let third = (id([7; 16]), 257, 88, "257-300".to_owned());
+        assert_eq!(records, [first, other, second, third]);
+        assert_eq!(later(&running).await, 0);
         // Each is kept with what became of it.
         let missed = async || -> i64 {
             let count = sqlx::query_scalar("SELECT COUNT(*) FROM receipt WHERE state = 2");
             count.fetch_one(&running.store.readers).await.unwrap()
         };
         assert_eq!(missed().await, 601);
-        // The other end was only late: that is told once, too.
+        // The other end was only late: that is told once, with what is missing still, and when
+        // nothing is.
         for some in many(Role::Agent).chunks(60) {
             ends.send(&running, Role::Agent, some).await;
         }
-        let names: Vec<_> = events(&running).await.into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names[3..], ["receipt.settled"]);
+        let settled: Vec<_> = entries(&running).await.split_off(4);
+        let settled = settled.iter().map(|entry| {
+            (entry.event().name.as_str(), number(entry, "still_missing"), number(entry, "others"))
+        });
+        let settled: Vec<_> = settled.collect();
+        assert_eq!(settled, [("receipt.settled", 599, 0), ("receipt.settled", 0, 0)]);
         assert_eq!(missed().await, 1);
+        running.close().await;
+    }
+
+    /// One console leaves a receipt without counterpart in each of very many sessions, and goes on
+    /// doing so; neither another partner's evidence nor its own session's waits for that.
+    #[tokio::test]
+    async fn decoys_keep_nobodys_evidence_waiting() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let hostile = Ends::new(running.partner("hostile").await.id);
+        let other = Ends::new(running.partner("other").await.id);
+        let mut sweep = Sweep::default();
+        let (mut count, mut real) = (0_u32, 0_u8);
+        for _ in 0..3 {
+            let mut decoys = Vec::new();
+            for n in 0..240 {
+                // Before and behind the others, in whatever order they are gone through.
+                count += 1;
+                let mut session = [if n % 2 == 0 { 0x01 } else { 0xfe }; 16];
+                session[12..].copy_from_slice(&count.to_be_bytes());
+                decoys.push(Ends { session, ..hostile.clone() });
+            }
+            sessions(&running, &decoys).await;
+            let lines: Vec<_> =
+                decoys.iter().map(|decoy| decoy.receipt(Role::Console, 1, None)).collect();
+            for some in lines.chunks(60) {
+                hostile.send(&running, Role::Console, some).await;
+            }
+            let mut awaited = Vec::new();
+            for whose in [&hostile, &other] {
+                real += 1;
+                let ends = Ends { session: [0x70 + real; 16], ..whose.clone() };
+                session(&running, &ends).await;
+                let told = [1, 2].map(|n| ends.receipt(Role::Agent, n, Some(1)));
+                ends.send(&running, Role::Agent, &told).await;
+                awaited.push(SessionId(ends.session).to_string());
+            }
+            let later = adit_runtime::time::unix_ms() + GRACE_MS + 60_000;
+            sweep.sweep((&running.store.readers, &running.writer), later).await.unwrap();
+            let told: Vec<_> = entries(&running)
+                .await
+                .iter()
+                .map(|e| e.event().session_id.clone().unwrap())
+                .collect();
+            for session in awaited {
+                assert!(told.contains(&session), "{session} waits behind decoys");
+            }
+        }
+        running.close().await;
+    }
+
+    /// More ends than one turn looks at, and a sweep that begins anew: each is told of once.
+    #[tokio::test]
+    async fn a_sweep_goes_on_where_it_was_and_leaves_nothing_out() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let one = Ends::new(running.partner("acme").await.id);
+        let all: Vec<_> = (0..250).map(|n| Ends { session: [n; 16], ..one.clone() }).collect();
+        sessions(&running, &all).await;
+        for some in all.chunks(60) {
+            let lines: Vec<_> =
+                some.iter().map(|ends| ends.receipt(Role::Console, 1, Some(1))).collect();
+            one.send(&running, Role::Console, &lines).await;
+        }
+        let mut sweep = Sweep::default();
+        let later = adit_runtime::time::unix_ms() + GRACE_MS + 60_000;
+        let store = (&running.store.readers, &running.writer);
+        assert_eq!(sweep.sweep(store, later).await.unwrap(), 250);
+        one.send(&running, Role::Console, &[one.receipt(Role::Console, 1, Some(1))]).await;
+        let first = Ends { session: [0; 16], ..one.clone() };
+        first.send(&running, Role::Console, &[first.receipt(Role::Console, 9, Some(1))]).await;
+        assert_eq!(sweep.sweep(store, later + 60_000).await.unwrap(), 1, "one that had its turn");
+        assert_eq!(sweep.sweep(store, later + 120_000).await.unwrap(), 0);
+        assert_eq!(entries(&running).await.len(), 251);
+        running.close().await;
+    }
+
+    /// A harmless channel before them does not hide where the others went.
+    #[tokio::test]
+    async fn what_is_missing_names_every_channel_and_target() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let partner = running.partner("acme").await.id;
+        let ends = Ends::new(partner);
+        session(&running, &ends).await;
+        let job = running.writer.write(|tx| {
+            Box::pin(async move {
+                let any = sqlx::query("UPDATE session SET any_target = 1");
+                Ok(any.execute(tx.sql()).await?)
+            })
+        });
+        job.await.unwrap();
+        let target = |n: u64| format!("host-{n}.of-a-network-with-a-long-name.example:22");
+        let told: Vec<_> = (1..=60)
+            .map(|n| {
+                let mut statement = ends.receipt(Role::Agent, 2 * n, Some(1)).statement;
+                statement.target = target(n);
+                Receipt::sign(&ends.agent, statement)
+            })
+            .collect();
+        ends.send(&running, Role::Agent, &told).await;
+        assert_eq!(later(&running).await, 60);
+        let (mut targets, mut channels) = (Vec::new(), Vec::new());
+        for entry in entries(&running).await {
+            let text = |key| match entry.event().extra.get(key) {
+                Some(adit_ledger::Value::Text(text)) => text.clone(),
+                other => panic!("{key}: {other:?}"),
+            };
+            targets.extend(text("targets").split(',').map(str::to_owned));
+            channels.extend(text("channels").split(',').map(str::to_owned));
+        }
+        targets.sort();
+        let mut expected: Vec<_> = (1..=60).map(target).collect();
+        expected.sort();
+        assert_eq!(targets, expected);
+        assert_eq!(channels, (1..=60).map(|n| (2 * n).to_string()).collect::<Vec<_>>());
+        running.close().await;
+    }
+
+    /// What is only late, in however many sessions, takes no place of what is a lie; nor does a
+    /// difference that was noted and not written.
+    #[tokio::test]
+    async fn a_lie_is_recorded_whatever_else_was_settled_or_failed() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let one = Ends::new(running.partner("acme").await.id);
+        let all: Vec<_> = (0..80).map(|n| Ends { session: [n; 16], ..one.clone() }).collect();
+        sessions(&running, &all).await;
+        let lines = |role| all.iter().map(move |ends| ends.receipt(role, 1, Some(1)));
+        for some in lines(Role::Agent).collect::<Vec<_>>().chunks(60) {
+            one.send(&running, Role::Agent, some).await;
+        }
+        assert_eq!(later(&running).await, 80);
+        for some in lines(Role::Console).collect::<Vec<_>>().chunks(60) {
+            one.send(&running, Role::Console, some).await;
+        }
+        // Settled, and then lies.
+        let ends = Ends { session: [200; 16], ..one.clone() };
+        session(&running, &ends).await;
+        let told = [1, 2].map(|n| ends.receipt(Role::Agent, n, Some(1)));
+        ends.send(&running, Role::Agent, &told).await;
+        assert_eq!(later(&running).await, 2);
+        ends.send(&running, Role::Console, &[ends.receipt(Role::Console, 1, Some(1))]).await;
+        let lie = ends.receipt(Role::Console, 2, Some(9));
+        let sender = Sender {
+            partner_id: ends.partner.clone(),
+            partner: "acme".into(),
+            identity: ends.console.public(),
+            strange: Arc::clone(&ends.strange),
+        };
+        let line: Bytes = lie.to_line().into();
+        let failed = running.writer.write(move |tx| {
+            Box::pin(async move {
+                let _noted = take(tx, sender, vec![line]).await?;
+                Err::<(), _>(crate::store::StoreError::Random)
+            })
+        });
+        assert!(failed.await.is_err());
+        ends.send(&running, Role::Console, &[lie]).await;
+        let entries = entries(&running).await;
+        let last = entries.last().unwrap().event();
+        assert_eq!(last.name, "receipt.mismatch");
+        assert_eq!(last.session_id, Some(SessionId(ends.session).to_string()));
         running.close().await;
     }
 
@@ -517,7 +706,8 @@ mod receipts {
         }
         // 400 days later by the wall clock; retention goes by a time of its own.
         let now = adit_runtime::time::unix_ms();
-        let swept = sweep((&running.store.readers, &running.writer), now + 400 * DAY_MS).await;
+        let store = (&running.store.readers, &running.writer);
+        let swept = Sweep::default().sweep(store, now + 400 * DAY_MS).await;
         assert_eq!(swept.unwrap(), 0);
         assert_eq!(kept(&running).await, 3);
         let at = async |days: u64| {

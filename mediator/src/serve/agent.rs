@@ -159,7 +159,10 @@ pub(super) async fn receipts(
         Box::pin(async move { proof::receipts::take(tx, sender, told.lines).await })
     });
     match taken.await {
-        Ok(()) => responder.reply(Body::Done(wire::Done {})),
+        Ok(noted) => {
+            noted.is_durable();
+            responder.reply(Body::Done(wire::Done {}));
+        }
         Err(error) => {
             tracing::error!(%error, "receipts not written");
             let text = "the mediator cannot record it at the moment";

@@ -132,11 +132,13 @@ pub(crate) async fn run(global: &GlobalArgs) -> Result<(), CliError> {
 /// Looks for receipts whose counterpart is overdue.
 async fn sweep_receipts((store, writer): (Store, Writer), stop: CancellationToken) {
     let mut every = Every::new(SWEEP_RECEIPTS);
+    let mut sweep = proof::sweep::Sweep::default();
     while stop.run_until_cancelled(every.next()).await.is_some() {
-        match proof::receipts::sweep((&store.readers, &writer), unix_ms()).await {
-            Ok(0) => {}
-            Ok(missing) => tracing::error!(missing, "receipts of one end did not come"),
-            Err(error) => tracing::warn!(%error, "receipts not looked at"),
+        let swept = sweep.sweep((&store.readers, &writer), unix_ms());
+        match stop.run_until_cancelled(swept).await {
+            None | Some(Ok(0)) => {}
+            Some(Ok(missing)) => tracing::error!(missing, "receipts of one end did not come"),
+            Some(Err(error)) => tracing::warn!(%error, "receipts not looked at"),
         }
     }
 }

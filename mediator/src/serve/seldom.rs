@@ -58,15 +58,35 @@ impl Seldom {
                 }
             }
         }
-        let key = if count < MAX_OF_GROUP { key } else { group };
-        Self::note_in(&mut table, &key, now_ms)
+        if count < MAX_OF_GROUP && Self::has_room(&mut table, now_ms) {
+            return Self::note_at(&mut table, &key, now_ms);
+        }
+        // However full it is: what a group's others count as is the group's own.
+        Self::note_at(&mut table, &group, now_ms)
+    }
+
+    /// What was noted of keys or groups that begin so is not on disk: the next of each is recorded.
+    pub(crate) fn record_again(&self, prefix: &[u8]) {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_prefix = table.range_mut(prefix.to_vec()..);
+        for (_, noted) in of_prefix.take_while(|(key, _)| key.starts_with(prefix)) {
+            noted.recorded_ms = 0;
+        }
     }
 
     fn note_in(table: &mut BTreeMap<Vec<u8>, Noted>, key: &[u8], now_ms: u64) -> Option<u64> {
-        if !table.contains_key(key) && table.len() >= MAX_KEYS {
+        let fits = table.contains_key(key) || Self::has_room(table, now_ms);
+        Self::note_at(table, if fits { key } else { &[] }, now_ms)
+    }
+
+    fn has_room(table: &mut BTreeMap<Vec<u8>, Noted>, now_ms: u64) -> bool {
+        if table.len() >= MAX_KEYS {
             table.retain(|_, noted| now_ms.saturating_sub(noted.recorded_ms) < FORGET_MS);
         }
-        let key = if table.contains_key(key) || table.len() < MAX_KEYS { key } else { &[] };
+        table.len() < MAX_KEYS
+    }
+
+    fn note_at(table: &mut BTreeMap<Vec<u8>, Noted>, key: &[u8], now_ms: u64) -> Option<u64> {
         let Some(noted) = table.get_mut(key) else {
             table.insert(key.to_vec(), Noted { recorded_ms: now_ms, others: 0 });
             return Some(0);
@@ -116,5 +136,32 @@ mod tests {
         assert_eq!(seldom.note_of(b"p", b"x", ONCE_IN_MS), Some(999 - MAX_OF_GROUP as u64));
         assert_eq!(of_p(FORGET_MS + ONCE_IN_MS), MAX_OF_GROUP + 1);
         assert!(seldom.0.lock().unwrap().len() <= MAX_OF_GROUP + 2);
+    }
+
+    #[test]
+    fn what_does_not_fit_counts_as_its_own_groups() {
+        let seldom = Seldom::default();
+        for group in 0..100_u8 {
+            for n in 0..MAX_OF_GROUP {
+                seldom.note_of(&[b'm', group], &n.to_be_bytes(), 0);
+            }
+        }
+        assert!(seldom.0.lock().unwrap().len() >= MAX_KEYS);
+        assert_eq!(seldom.note_of(b"lie", b"x", 0), Some(0));
+        assert_eq!(seldom.note_of(b"late", b"x", 0), Some(0));
+        assert_eq!(seldom.note_of(b"lie", b"y", 1), None);
+        assert_eq!(seldom.note_of(b"lie", b"y", ONCE_IN_MS), Some(1));
+    }
+
+    #[test]
+    fn what_was_not_written_is_recorded_again() {
+        let seldom = Seldom::default();
+        let now = FORGET_MS;
+        assert_eq!(seldom.note_of(b"p1", b"x", now), Some(0));
+        assert_eq!(seldom.note_of(b"q1", b"x", now), Some(0));
+        assert_eq!(seldom.note_of(b"p1", b"x", now), None);
+        seldom.record_again(b"p");
+        assert_eq!(seldom.note_of(b"p1", b"x", now), Some(1));
+        assert_eq!(seldom.note_of(b"q1", b"x", now), None);
     }
 }
