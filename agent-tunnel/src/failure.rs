@@ -21,6 +21,13 @@ const KNOWN: &[(&str, Exit, &str)] = &[
     ),
     (failure::TOKEN_WRONG_ROLE, Exit::Refused, "ask for a token made by mediator token agent"),
     (failure::NOT_ENROLLED, Exit::Refused, "the mediator removed this computer: enrol it again"),
+    (
+        failure::IDENTITY_IN_USE,
+        Exit::Refused,
+        "was the data directory copied, with a disk image for instance? enrol one of the two \
+         computers anew: there stop the agent, remove the data directory, agent-tunnel enroll with \
+         a new token",
+    ),
     (failure::NAME_TAKEN, Exit::Failed, "choose another name with --name"),
     (failure::NOT_PERMITTED, Exit::Refused, "ask the mediator's administrator"),
     (failure::BUSY, Exit::Failed, "try again in a minute"),

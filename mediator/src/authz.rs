@@ -11,7 +11,7 @@ use sqlx::AnyPool;
 
 use crate::{
     core::{
-        ending::PERMISSION_WITHDRAWN,
+        ending::{COMPUTER_REMOVED, PERMISSION_WITHDRAWN},
         review::Live,
         types::{Place, Refusal},
     },
@@ -26,7 +26,7 @@ use crate::{
             labels, requests,
         },
         accounts, api,
-        computers::ComputerRow,
+        computers::{self, ComputerRow},
         locks,
     },
 };
@@ -216,6 +216,10 @@ impl Holder {
         live: &Live,
         now_ms: u64,
     ) -> Result<Result<u64, &'static str>, StoreError> {
+        // One that was removed while no mediator ran, too.
+        if computers::by_id(pool, live.place.computer_id).await?.is_none() {
+            return Ok(Err(COMPUTER_REMOVED));
+        }
         // By the age, not by the wall clock: setting that must not make a session longer.
         let began_ms = now_ms.saturating_sub(live.age_ms);
         let factor_age = |at: u64| live.began_ms.saturating_sub(at);

@@ -87,7 +87,7 @@ pub(crate) async fn run(global: &GlobalArgs, file: &Path) -> Result<(), CliError
 
 /// What ends a right, by a statement that finds it and one that ends it again. `$1` to `$3` are
 /// the texts found, `$4` the time.
-const WITHDRAWALS: [(&str, &str); 8] = [
+const WITHDRAWALS: [(&str, &str); 12] = [
     (
         "SELECT id AS a, '' AS b, '' AS c FROM account WHERE disabled = 1",
         "UPDATE account SET disabled = 1 WHERE id = $1 AND disabled = 0 AND $2 = $3 AND $4 > 0",
@@ -130,7 +130,31 @@ const WITHDRAWALS: [(&str, &str); 8] = [
          SELECT $1, $2, $4 WHERE $3 = '' AND EXISTS (SELECT 1 FROM client WHERE id = $1) \
          ON CONFLICT DO NOTHING",
     ),
+    (
+        REMOVED,
+        "DELETE FROM computer WHERE id = $1 AND partner_id = $2 AND client_id = $3 AND $4 > 0",
+    ),
+    (
+        REMOVED,
+        "DELETE FROM enrolment WHERE computer_id = $1 AND partner_id = $2 AND $3 <> '' AND $4 > 0",
+    ),
+    (
+        REMOVED,
+        "DELETE FROM credential \
+         WHERE computer_id = $1 AND partner_id = $2 AND client_id = $3 AND $4 > 0",
+    ),
+    (
+        // Also for the backup after the next.
+        REMOVED,
+        "INSERT INTO removed_computer (computer_id, partner_id, client_id, removed_ms) \
+         SELECT $1, $2, $3, $4 WHERE EXISTS (SELECT 1 FROM client WHERE id = $3) \
+         ON CONFLICT DO NOTHING",
+    ),
 ];
+
+/// Computers that were removed one by one.
+const REMOVED: &str =
+    "SELECT computer_id AS a, partner_id AS b, client_id AS c FROM removed_computer";
 
 /// What the database that is there has and the backup may lack.
 #[derive(Default)]

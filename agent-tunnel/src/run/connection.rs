@@ -74,13 +74,14 @@ pub(crate) async fn serve(
 
 /// Says at once why, and what to do, however long the next attempt is away.
 fn down(agent: &Agent, error: &DownReason, retry_in: Duration) {
-    let problem = failure::down(error);
+    let twin = agent.closed_for_twin().filter(|_| matches!(error, DownReason::Closed(_)));
+    let problem = twin.unwrap_or_else(|| failure::down(error));
     let (code, reason) = (problem.code, escape_text(&problem.message));
     let hint = problem.hint.as_deref().unwrap_or_default();
     if error.is_fatal() {
         error!(code, %reason, hint, ?retry_in, "the mediator cannot be used");
     } else {
-        warn!(code, %reason, ?retry_in, "offline");
+        warn!(code, %reason, hint, ?retry_in, "offline");
     }
     agent.events.emit(&json!({
         "event": "offline",
@@ -116,14 +117,30 @@ fn up(agent: &Arc<Agent>, sessions: &Arc<Sessions>, connected: Connected, tasks:
         "check-in",
         check_in::run(agent.clone(), sessions.clone(), connected.peer.clone(), interval),
     );
-    tasks.spawn_until_stopped("requests", serve_requests(sessions.clone(), connected.incoming));
+    tasks.spawn_until_stopped(
+        "requests",
+        serve_requests(agent.clone(), sessions.clone(), connected.incoming),
+    );
 }
 
-async fn serve_requests(sessions: Arc<Sessions>, mut incoming: Incoming) {
+async fn serve_requests(agent: Arc<Agent>, sessions: Arc<Sessions>, mut incoming: Incoming) {
     while let Some(request) = incoming.recv().await {
+        let Some(request) = notice(&agent, request) else { continue };
         if let Some(request) = sessions.handle(request) {
             refuse(request);
         }
+    }
+}
+
+/// Why the mediator is about to close this connection.
+fn notice(agent: &Agent, request: Request) -> Option<Request> {
+    match &request.body {
+        Body::Failure(told) if told.code == codes::IDENTITY_IN_USE => {
+            agent.note_twin(failure::refused(told));
+            request.reply(Body::Done(wire::Done {}));
+            None
+        }
+        _ => Some(request),
     }
 }
 

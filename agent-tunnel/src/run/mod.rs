@@ -51,6 +51,8 @@ pub(crate) use status::{human as status_text, stopped as stopped_status};
 
 /// How often hours, and a kill switch that was turned by hand, are looked at.
 const JUDGE_INTERVAL: Duration = Duration::from_secs(2);
+/// How long `status` tells of another program with this identity.
+const TWIN_SHOWN: Duration = Duration::from_secs(600);
 /// For sessions to end and be reported when the program stops.
 const SESSIONS_STOP: Duration = Duration::from_secs(2);
 /// For everything else to stop; with the above less than the contract's 5 s.
@@ -68,11 +70,43 @@ pub struct Agent {
     /// Something that a check-in tells has changed.
     pub(crate) changed: Notify,
     link: Mutex<LinkState>,
+    twin: Mutex<Option<Twin>>,
+}
+
+/// Another program uses this computer's identity, as the mediator said.
+struct Twin {
+    problem: CliError,
+    since: Instant,
+    /// The connection over which it was said is still the last one.
+    current: bool,
 }
 
 impl Agent {
     pub(crate) fn link(&self) -> MutexGuard<'_, LinkState> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn twin(&self) -> MutexGuard<'_, Option<Twin>> {
+        self.twin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The mediator said that another program uses this identity.
+    fn note_twin(&self, problem: CliError) {
+        *self.twin() = Some(Twin { problem, since: Instant::now(), current: true });
+    }
+
+    /// Why the connection that is down now was closed, if it was for another with this identity.
+    fn closed_for_twin(&self) -> Option<CliError> {
+        let mut twin = self.twin();
+        let twin = twin.as_mut().filter(|twin| twin.current)?;
+        twin.current = false;
+        Some(twin.problem.clone())
+    }
+
+    /// The same for a while, though it is online again: the two take turns.
+    pub(crate) fn lately_twin(&self) -> Option<CliError> {
+        let twin = self.twin();
+        twin.as_ref().filter(|twin| twin.since.elapsed() < TWIN_SHOWN).map(|t| t.problem.clone())
     }
 
     /// Reads the owner's policy anew. An invalid file changes nothing and is said so.
@@ -166,6 +200,7 @@ fn prepare(dir: DataDir, settings: &Settings, output: Output) -> Result<Agent, C
         health: Health::default(),
         changed: Notify::new(),
         link: Mutex::new(LinkState::default()),
+        twin: Mutex::default(),
         dir,
     })
 }

@@ -60,6 +60,8 @@ pub(crate) async fn running(agent: &Agent, sessions: &Sessions) -> Value {
         }
         _ => None,
     };
+    let problem = offline.map(|(problem, _)| problem.clone()).or_else(|| agent.lately_twin());
+    let problem = problem.as_ref();
     let host = host.or_else(|| agent.enrollment.hosts.first().cloned());
     let nat = sessions.nat();
     let mut status = json!({
@@ -71,9 +73,9 @@ pub(crate) async fn running(agent: &Agent, sessions: &Sessions) -> Value {
         "sessions": list,
         "consent_waiting": agent.rules.consent().list().len(),
         "online_ms": online_ms,
-        "problem": offline.map(|(problem, _)| problem.message.as_str()),
-        "problem_code": offline.map(|(problem, _)| problem.code),
-        "hint": offline.and_then(|(problem, _)| problem.hint.as_deref()),
+        "problem": problem.map(|problem| problem.message.as_str()),
+        "problem_code": problem.map(|problem| problem.code),
+        "hint": problem.and_then(|problem| problem.hint.as_deref()),
         "retry_in_ms": offline.map(|(_, left)| left),
         "uptime_ms": millis(agent.started),
         "audit_alerts": sessions.alerts(),
@@ -145,8 +147,9 @@ pub(crate) fn human(status: &Value) -> String {
         if status.get("hint").is_some_and(Value::is_string) {
             lines.push(format!("           try: {}", field("hint")));
         }
-        let left = status.get("retry_in_ms").and_then(Value::as_u64).unwrap_or(0);
-        lines.push(format!("           next attempt in {} s", left.div_ceil(1000)));
+        if let Some(left) = status.get("retry_in_ms").and_then(Value::as_u64) {
+            lines.push(format!("           next attempt in {} s", left.div_ceil(1000)));
+        }
     }
     if status.pointer("/policy/error").is_some_and(Value::is_string) {
         let error = inner("policy", "error");
@@ -250,5 +253,23 @@ mod tests {
         assert!(!text.contains('\u{1b}'), "{text}");
         let none = json!({"carrier": null, "relay_reason": null});
         assert_eq!(path_text(&none), "without a path");
+    }
+
+    #[test]
+    fn a_copied_identity_is_told_though_the_agent_is_online_again() {
+        let told = adit_control::failure(adit_protocol::code::failure::IDENTITY_IN_USE, "twice");
+        let problem = crate::failure::refused(&told);
+        let status = json!({
+            "state": "online",
+            "problem": problem.message,
+            "problem_code": problem.code,
+            "hint": problem.hint,
+            "retry_in_ms": null,
+        });
+        let text = human(&status);
+        for part in ["twice (identity_in_use)", "copied", "enrol one"] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(!text.contains("next attempt"), "{text}");
     }
 }

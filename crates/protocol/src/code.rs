@@ -98,6 +98,8 @@ pub mod failure {
     pub const TOKEN_WRONG_ROLE: &str = "token_wrong_role";
     /// This device is not enrolled here (any more).
     pub const NOT_ENROLLED: &str = "not_enrolled";
+    /// Another program that runs connected with this device's identity.
+    pub const IDENTITY_IN_USE: &str = "identity_in_use";
     /// A name is taken.
     pub const NAME_TAKEN: &str = "name_taken";
     /// Protocol version not spoken.

@@ -69,6 +69,10 @@ pub(crate) enum AccessAct {
     ComputerList { query: String },
     /// Gives a computer a group or tag, or takes it away.
     ComputerLabel { computer: String, group: Option<String>, tag: Option<String>, remove: bool },
+    /// Removes a computer: its sessions end, its agent is not enrolled any more.
+    ComputerRemove { computer: String },
+    /// Gives a computer another name.
+    ComputerRename { computer: String, name: String },
     /// Lists requests.
     RequestList { pending: bool },
     /// Asks for access.
@@ -133,6 +137,10 @@ pub(super) async fn handle(who: Who<'_>, act: AccessAct) -> Result<Vec<Value>, C
         AccessAct::ComputerList { query } => super::labels::list(who, &query).await,
         AccessAct::ComputerLabel { computer, group, tag, remove } => {
             super::labels::label(who, &computer, group, tag, remove).await
+        }
+        AccessAct::ComputerRemove { computer } => super::computers::remove(who, &computer).await,
+        AccessAct::ComputerRename { computer, name } => {
+            super::computers::rename(who, &computer, name).await
         }
         AccessAct::RequestList { pending } => super::explain::requests(who, pending).await,
         AccessAct::RequestMake { computer, redirector, reason, ticket, length_ms } => {

@@ -8,6 +8,7 @@ pub(crate) mod access;
 pub(crate) mod accounts;
 pub(crate) mod actor;
 pub(crate) mod api_keys;
+mod computers;
 pub(crate) mod credentials;
 mod devices;
 pub(crate) mod explain;

@@ -202,6 +202,26 @@ pub(super) enum ComputerCommand {
         #[arg(long)]
         remove: bool,
     },
+    /// Give a computer another name
+    #[command(after_help = "Example: mediator computer rename acme/headquarters/pc-1 reception")]
+    Rename {
+        /// Name, id or PARTNER/CLIENT/COMPUTER
+        computer: String,
+        /// The new name
+        name: String,
+    },
+    /// Remove a computer: its sessions end, its agent is refused, its name is free again
+    #[command(
+        after_help = "Example: mediator computer remove acme/headquarters/pc-1 --yes\n\nThe \
+        audit log keeps what was done there. To come back the computer is enrolled anew."
+    )]
+    Remove {
+        /// Name, id or PARTNER/CLIENT/COMPUTER
+        computer: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -310,6 +330,15 @@ pub(super) async fn computer(
         }
         ComputerCommand::Tag { computer, tag, remove } => {
             AccessAct::ComputerLabel { computer, group: None, tag: Some(tag), remove }
+        }
+        ComputerCommand::Rename { computer, name } => AccessAct::ComputerRename { computer, name },
+        ComputerCommand::Remove { computer, yes: true } => AccessAct::ComputerRemove { computer },
+        ComputerCommand::Remove { computer, yes: false } => {
+            let text = format!(
+                "this removes {computer}: its sessions end, its agent is refused until it is \
+                 enrolled anew, requests and credentials for it alone are deleted"
+            );
+            return Err(CliError::usage("usage", text).hint("add --yes if you mean it"));
         }
     };
     ask(global, AdminRequest::Access(act)).await

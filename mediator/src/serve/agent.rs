@@ -6,7 +6,7 @@ use adit_control::failure as fail;
 use adit_ledger::Event;
 use adit_protocol::{
     code::failure,
-    ids::{RelayId, SessionId},
+    ids::{ComputerId, RelayId, SessionId},
     limits::MAX_NOISE_MESSAGE,
     target::Target,
     wire::{self, frame::Body},
@@ -17,9 +17,10 @@ use serde_json::json;
 
 use super::{
     clocks,
-    connection::{Line, encoded, fact},
+    connection::{Line, encoded, fact, not_enrolled},
     open,
     run::Shared,
+    twins,
 };
 use crate::{
     authz::Holder,
@@ -54,20 +55,32 @@ pub(super) async fn serve(
     let computer_id = computer.id;
     // Wins over an older connection of the same agent.
     let head = seen_head(hello.seen.first().cloned());
-    broker
-        .act(move |driver, now| {
-            driver.connected(id, device, (peer, source), now);
-            driver.note_head(id, head);
-        })
-        .await;
-    seen(&line.shared, computer_id, cert).await;
-    compare_clock(&line, &computer, line.clock).await;
-    while let Some(request) = line.next().await {
-        handle(&line, &computer, request).await;
-    }
-    broker.act(move |driver, now| driver.disconnected(id, Some(computer_id), now)).await;
-    seen(&line.shared, computer_id, None).await;
-    tracing::info!(computer = %computer.name, "agent offline");
+    let older = broker.ask(move |driver, now| {
+        let older = driver.connected(id, device, (peer, source), now);
+        driver.note_head(id, head);
+        older
+    });
+    let (older, shared, from) = (older.await.flatten(), line.shared.clone(), line.source);
+    // Nobody waits for what the older one answers.
+    let replaced = async {
+        if let Some(older) = older {
+            twins::replace(&shared, (&computer, from), older).await;
+        }
+    };
+    let served = async {
+        if !seen(&line.shared, computer_id, cert).await {
+            // Removed while it connected.
+            line.peer.close();
+        }
+        compare_clock(&line, &computer, line.clock).await;
+        while let Some(request) = line.next().await {
+            handle(&line, &computer, request).await;
+        }
+        broker.act(move |driver, now| driver.disconnected(id, Some(computer_id), now)).await;
+        seen(&line.shared, computer_id, None).await;
+        tracing::info!(computer = %computer.name, "agent offline");
+    };
+    tokio::join!(replaced, served);
 }
 
 async fn compare_clock(line: &Line, computer: &computers::ComputerRow, shown: (u64, u64)) {
@@ -81,13 +94,15 @@ async fn compare_clock(line: &Line, computer: &computers::ComputerRow, shown: (u
     clocks::compare(line, shown, &computer.partner_id, about).await;
 }
 
-async fn seen(shared: &Shared, id: adit_protocol::ids::ComputerId, cert: Option<Vec<u8>>) {
+/// Whether it is still enrolled, as far as that can be known.
+async fn seen(shared: &Shared, id: ComputerId, cert: Option<Vec<u8>>) -> bool {
     let written =
         routine(shared, move |tx| Box::pin(async move { computers::seen(tx, id, cert).await }))
             .await;
-    if let Err(error) = written {
+    written.unwrap_or_else(|error| {
         tracing::warn!(%error, "last contact not written");
-    }
+        true
+    })
 }
 
 async fn handle(line: &Line, computer: &computers::ComputerRow, request: adit_control::Request) {
@@ -99,7 +114,10 @@ async fn handle(line: &Line, computer: &computers::ComputerRow, request: adit_co
                 return responder.fail(fail(failure::BAD_REQUEST, "too many sessions are listed"));
             }
             let clock = (check_in.now_ms, unix_ms());
-            store_status(&line.shared, computer, &check_in).await;
+            if !store_status(&line.shared, computer, &check_in).await {
+                responder.fail(not_enrolled());
+                return line.peer.close();
+            }
             compare_clock(line, computer, clock).await;
             let live = check_in.sessions;
             broker
@@ -325,19 +343,20 @@ async fn may_go_on(shared: &Shared, live: &Live) -> Result<bool, crate::store::S
 }
 
 /// Writes what nobody waits for in the place of everyday records.
-async fn routine<F>(shared: &Shared, job: F) -> Result<(), StoreError>
+async fn routine<F>(shared: &Shared, job: F) -> Result<bool, StoreError>
 where
-    F: for<'a> FnOnce(&'a mut WriteTx) -> BoxFuture<'a, Result<(), StoreError>> + Send + 'static,
+    F: for<'a> FnOnce(&'a mut WriteTx) -> BoxFuture<'a, Result<bool, StoreError>> + Send + 'static,
 {
     let _room = shared.writer.room(1).await?;
     shared.writer.write(job).await
 }
 
+/// Whether it is still enrolled, as far as that can be known.
 async fn store_status(
     shared: &Shared,
     computer: &computers::ComputerRow,
     check_in: &wire::CheckIn,
-) {
+) -> bool {
     let status = json!({
         "os_version": fact(&check_in.os_version),
         "arch": fact(&check_in.arch),
@@ -355,7 +374,8 @@ async fn store_status(
         Box::pin(async move { computers::status(tx, id, &os, &version, &status).await })
     })
     .await;
-    if let Err(error) = written {
+    written.unwrap_or_else(|error| {
         tracing::warn!(%error, "status of a computer not written");
-    }
+        true
+    })
 }

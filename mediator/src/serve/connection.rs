@@ -266,7 +266,7 @@ async fn source_allowed(line: &Line, role: u32) -> Result<(), wire::Failure> {
     Err(fail(failure::SOURCE_NOT_ALLOWED, "not from this network"))
 }
 
-fn not_enrolled() -> wire::Failure {
+pub(super) fn not_enrolled() -> wire::Failure {
     fail(failure::NOT_ENROLLED, "this device is not enrolled here (any more); enrol it again")
 }
 

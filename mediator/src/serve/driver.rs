@@ -214,20 +214,26 @@ impl Driver {
         id
     }
 
-    /// A device connected.
+    /// A device connected. The older connection of an agent is no longer used, and the caller's to
+    /// close; with its address.
     pub(crate) fn connected(
         &mut self,
         id: ConnectionId,
         device: Device,
         (peer, source): (Peer, IpAddr),
         now: Now,
-    ) {
+    ) -> Option<(Peer, IpAddr)> {
+        let mut older = None;
         if let Device::Agent { computer, .. } = &device {
+            older = self.broker.agent_connection(*computer).and_then(|connection| {
+                Some((self.peers.remove(&connection)?, *self.sources.get(&connection)?))
+            });
             self.online.write().unwrap_or_else(PoisonError::into_inner).insert(*computer);
         }
         self.peers.insert(id, peer);
         self.sources.insert(id, source);
         self.broker.handle_connected(id, device, now);
+        older
     }
 
     /// An agent told which head of its partner's log it holds.

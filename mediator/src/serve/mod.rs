@@ -28,6 +28,7 @@ mod run;
 pub(crate) mod second;
 mod seldom;
 mod strangers;
+mod twins;
 
 pub(crate) use driver::{BrokerHandle, Driver};
 pub(crate) use half_open::{Admitted, Source};

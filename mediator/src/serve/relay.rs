@@ -41,7 +41,11 @@ pub(super) async fn serve(
     clocks::compare(&line, line.clock, &home, about).await;
     tracing::info!(relay = %relay.name, region = %relay.region, "relay registered");
     let (shared, claimant) = (line.shared.clone(), claimant(&line, &device));
-    broker.act(move |driver, now| driver.connected(id, device, (peer, source), now)).await;
+    broker
+        .act(move |driver, now| {
+            driver.connected(id, device, (peer, source), now);
+        })
+        .await;
     let seen = line
         .shared
         .writer

@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 
 use super::{
     BrokerHandle, allowance::Allowances, confirm::Confirmer, driver, half_open::HalfOpen, listen,
-    logins::Logins, review, review::Rules, seldom::Seldom, strangers::Strangers,
+    logins::Logins, review, review::Rules, seldom::Seldom, strangers::Strangers, twins::Twins,
 };
 use crate::{
     admin::{AdminContext, AdminRequest, actor::Actor, handle},
@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     pub(crate) refused_tokens: Arc<Seldom>,
     /// Devices that sent receipts of what is none of theirs, lately.
     pub(crate) strange_receipts: Arc<Seldom>,
+    /// Agents of which there are two.
+    pub(crate) twins: Twins,
     pub(crate) pages: Pages,
 }
 
@@ -295,6 +297,7 @@ impl Server {
             strangers: Strangers::default(),
             refused_tokens: Arc::default(),
             strange_receipts: Arc::default(),
+            twins: Twins::default(),
             pages,
         });
         let control_cert = live(installation.server())?;

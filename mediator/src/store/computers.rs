@@ -203,14 +203,79 @@ pub(crate) async fn find(pool: &AnyPool, text: &str) -> Result<Vec<ComputerRow>,
     rows.iter().map(read).collect()
 }
 
-/// Notes that the agent was here, and its Noise key.
+/// Gives a computer another name; false if there is no such computer any more.
+pub(crate) async fn rename(
+    tx: &mut WriteTx,
+    id: ComputerId,
+    name: &str,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query("UPDATE computer SET name = $1, name_key = $2 WHERE id = $3")
+        .bind(name.to_owned())
+        .bind(tenants::name_key(name))
+        .bind(id.to_string())
+        .execute(tx.sql())
+        .await
+        .map_err(|error| tenants::taken(error, "name of the computer"))?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// What goes with a computer and is its alone. Sessions and receipts stay, as evidence of what was
+/// done: they go with the client. `$1` is its id.
+pub(crate) const OF_COMPUTER: [&str; 4] = [
+    "DELETE FROM access_decision WHERE request_id IN \
+     (SELECT id FROM access_request WHERE computer_id = $1)",
+    "DELETE FROM access_request WHERE computer_id = $1",
+    "DELETE FROM computer_label WHERE computer_id = $1",
+    "DELETE FROM enrolment WHERE computer_id = $1",
+];
+
+/// Removes a computer with what is its alone; how many credentials went with it, or `None` if there
+/// is no such computer any more. Notes the removal, so that a restored backup does not undo it.
+pub(crate) async fn remove(tx: &mut WriteTx, row: &ComputerRow) -> Result<Option<u64>, StoreError> {
+    let (id, now) = (row.id.to_string(), bigint(tx.now_ms()));
+    sqlx::query(
+        "UPDATE access_binding SET valid_to_ms = $1 \
+         WHERE scope_kind = 'computer' AND scope_id = $2 AND valid_to_ms IS NULL",
+    )
+    .bind(now)
+    .bind(id.clone())
+    .execute(tx.sql())
+    .await?;
+    for statement in OF_COMPUTER {
+        sqlx::query(statement).bind(id.clone()).execute(tx.sql()).await?;
+    }
+    let credentials = sqlx::query("DELETE FROM credential WHERE computer_id = $1")
+        .bind(id.clone())
+        .execute(tx.sql())
+        .await?;
+    let gone = sqlx::query("DELETE FROM computer WHERE id = $1")
+        .bind(id.clone())
+        .execute(tx.sql())
+        .await?;
+    if gone.rows_affected() == 0 {
+        return Ok(None);
+    }
+    sqlx::query(
+        "INSERT INTO removed_computer (computer_id, partner_id, client_id, removed_ms) \
+         VALUES ($1, $2, $3, $4)",
+    )
+    .bind(id)
+    .bind(row.partner_id.clone())
+    .bind(row.client_id.clone())
+    .bind(now)
+    .execute(tx.sql())
+    .await?;
+    Ok(Some(credentials.rows_affected()))
+}
+
+/// Notes that the agent was here, and its Noise key; false if there is no such computer any more.
 pub(crate) async fn seen(
     tx: &mut WriteTx,
     id: ComputerId,
     noise_cert: Option<Vec<u8>>,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let now = bigint(tx.now_ms());
-    sqlx::query("UPDATE computer SET last_seen_ms = $1 WHERE id = $2")
+    let known = sqlx::query("UPDATE computer SET last_seen_ms = $1 WHERE id = $2")
         .bind(now)
         .bind(id.to_string())
         .execute(tx.sql())
@@ -222,19 +287,19 @@ pub(crate) async fn seen(
             .execute(tx.sql())
             .await?;
     }
-    Ok(())
+    Ok(known.rows_affected() > 0)
 }
 
-/// Stores what the agent reported of its computer.
+/// Stores what the agent reported of its computer; false if there is no such computer any more.
 pub(crate) async fn status(
     tx: &mut WriteTx,
     id: ComputerId,
     os: &str,
     version: &str,
     status: &str,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let now = bigint(tx.now_ms());
-    sqlx::query(
+    let known = sqlx::query(
         "UPDATE computer SET os = $1, version = $2, status = $3, last_seen_ms = $4 WHERE id = $5",
     )
     .bind(os.to_owned())
@@ -244,5 +309,5 @@ pub(crate) async fn status(
     .bind(id.to_string())
     .execute(tx.sql())
     .await?;
-    Ok(())
+    Ok(known.rows_affected() > 0)
 }

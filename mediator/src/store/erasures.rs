@@ -198,13 +198,14 @@ pub(crate) async fn delete_client(
     counts.sessions += deleted("DELETE FROM session WHERE client_id = $1").await?;
     deleted("DELETE FROM enroll_token WHERE client_id = $1").await?;
     deleted("DELETE FROM client_lock WHERE client_id = $1").await?;
+    deleted("DELETE FROM removed_computer WHERE client_id = $1").await?;
     counts.computers += deleted("DELETE FROM computer WHERE client_id = $1").await?;
     counts.clients += deleted("DELETE FROM client WHERE id = $1").await?;
     Ok(computers)
 }
 
 /// What belongs to accounts of a partner, and then to the partner, in the order in which it goes.
-const OF_PARTNER: [&str; 23] = [
+const OF_PARTNER: [&str; 24] = [
     "DELETE FROM login WHERE account_id IN (SELECT id FROM account WHERE partner_id = $1)",
     "DELETE FROM known_device WHERE account_id IN (SELECT id FROM account WHERE partner_id = $1)",
     "DELETE FROM recovery_code WHERE account_id IN (SELECT id FROM account WHERE partner_id = $1)",
@@ -221,6 +222,7 @@ const OF_PARTNER: [&str; 23] = [
     "DELETE FROM computer_label WHERE partner_id = $1",
     "DELETE FROM receipt WHERE partner_id = $1",
     "DELETE FROM enrolment WHERE partner_id = $1",
+    "DELETE FROM removed_computer WHERE partner_id = $1",
     "DELETE FROM session WHERE partner_id = $1",
     "DELETE FROM enroll_token WHERE partner_id = $1",
     "DELETE FROM api_reply WHERE partner_id = $1",
