@@ -70,7 +70,7 @@ pub(crate) struct Unsure(Option<(Arc<Seldom>, PublicKey)>);
 
 impl Unsure {
     /// It is on disk.
-    pub(crate) fn is_durable(mut self) {
+    pub(crate) fn written(mut self) {
         self.0 = None;
     }
 }

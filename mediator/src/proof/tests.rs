@@ -204,7 +204,7 @@ mod receipts {
             let job = running
                 .writer
                 .write(move |tx| Box::pin(async move { take(tx, sender, lines).await }));
-            job.await.unwrap().is_durable();
+            job.await.unwrap().written();
         }
     }
 

@@ -178,7 +178,7 @@ pub(super) async fn receipts(
     });
     match taken.await {
         Ok(noted) => {
-            noted.is_durable();
+            noted.written();
             responder.reply(Body::Done(wire::Done {}));
         }
         Err(error) => {
