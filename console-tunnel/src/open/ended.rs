@@ -33,31 +33,20 @@ pub(super) fn by_others(reason: &str) -> CliError {
 
 /// Ends that nobody wanted.
 fn lost(reason: &str) -> Option<CliError> {
-    let (code, exit, message, hint) = match reason {
-        "no_carrier" | "mediator_lost" => (
-            "connection_lost",
-            Exit::NoPath,
-            format!("session was ended: {}", reason.replace('_', " ")),
-            "check the network, then open it again",
-        ),
-        "lost" | "stopped" => {
-            ("session_lost", Exit::Failed, format!("session was ended: {reason}"), "open it again")
+    let ended = format!("session was ended: {}", reason.replace('_', " "));
+    let lost = |message: &str| CliError::failed("session_lost", message);
+    Some(match reason {
+        "no_carrier" | "mediator_lost" => CliError::no_path("connection_lost", ended)
+            .hint("check the network, then open it again"),
+        "lost" | "stopped" => lost(&ended).hint("open it again"),
+        "agent_lost_session" => {
+            lost("the agent does not know the session any more: it crashed, or was restarted")
+                .hint("open it again")
         }
-        "agent_lost_session" => (
-            "session_lost",
-            Exit::Failed,
-            "the agent does not know the session any more: it crashed, or was restarted".to_owned(),
-            "open it again",
-        ),
-        "agent_stopped" => (
-            "session_lost",
-            Exit::Failed,
-            "agent-tunnel was stopped or restarted on that computer".to_owned(),
-            "open it again when it runs: console-tunnel computers shows it online",
-        ),
+        "agent_stopped" => lost("agent-tunnel was stopped or restarted on that computer")
+            .hint("open it again when it runs: console-tunnel computers shows it online"),
         _ => return None,
-    };
-    Some(CliError::new(code, exit, message).hint(hint))
+    })
 }
 
 #[cfg(test)]
