@@ -584,6 +584,7 @@ async fn directly(
         },
         keys,
         dir: place.dir.clone(),
+        refusals: Default::default(),
     });
     let (done, ()) = tokio::join!(
         async {

@@ -108,27 +108,29 @@ impl Receiver {
     /// Waits until all entries of each partner's log came, each log's in its order.
     async fn has_all_of(&self, mediator: &Mediator) {
         let deadline = Instant::now() + Duration::from_secs(60);
-        // What is looked at now is itself an entry that comes later.
-        let mut wanted = BTreeMap::<String, u64>::new();
-        for entry in mediator.events() {
-            if let (Some(partner), Some(seq)) = (entry["partner"].as_str(), entry["seq"].as_u64()) {
-                let last = wanted.entry(partner.to_owned()).or_default();
-                *last = seq.max(*last);
-            }
-        }
-        let mut wanted: Vec<u64> = wanted.into_values().collect();
-        wanted.sort_unstable();
-        let mut came = Vec::new();
-        let all = |came: &[u64]| {
-            came.len() == wanted.len() && came.iter().zip(&wanted).all(|(came, last)| came >= last)
-        };
-        while !all(&came) && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        // As many as each log's head says. What is looked at now is itself an entry that comes
+        // later.
+        let wanted: BTreeMap<String, u64> = mediator
+            .events()
+            .iter()
+            .filter_map(|line| {
+                let head = &line["head"];
+                Some((head["tree"].as_str()?.to_owned(), head["size"].as_u64()?))
+            })
+            .collect();
+        assert!(!wanted.is_empty(), "no log has a head");
+        let came = || -> BTreeMap<String, u64> {
             let got = self.got.lock().unwrap();
-            came = got.values().map(|seqs| seqs.iter().max().copied().unwrap()).collect();
-            came.sort_unstable();
+            let next = |seqs: &Vec<u64>| seqs.iter().max().map_or(0, |last| last + 1);
+            got.iter().map(|(tree, seqs)| (tree.clone(), next(seqs))).collect()
+        };
+        let all = |came: &BTreeMap<String, u64>| {
+            wanted.iter().all(|(tree, size)| came.get(tree).is_some_and(|next| next >= size))
+        };
+        while !all(&came()) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        assert!(all(&came), "{came:?} of {wanted:?} came");
+        assert!(all(&came()), "{:?} of {wanted:?} came", came());
         for (tree, seqs) in &*self.got.lock().unwrap() {
             let mut next = 0;
             for seq in seqs {

@@ -377,6 +377,16 @@ async fn strangers_from_everywhere_do_not_fill_a_partners_log_by_its_provider() 
     let failed = mediator.events_named("login.failed");
     let of_second = failed.iter().filter(|event| event["extra"]["provider"] == "Second");
     assert_eq!(of_second.count(), 1, "{failed:?}");
+    // Nor how many there were: the next record of those that were only counted tells it.
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let mut web = Web::connect_from(&mediator, "127.0.3.2").await;
+    assert_eq!(comes_back(&mut web, &ids[0], "x").await.status, 403);
+    let failed = mediator.events_named("login.failed");
+    let of_first: Vec<_> =
+        failed.iter().filter(|e| e["extra"]["provider"] == "Directory").collect();
+    let others: u64 = of_first.iter().filter_map(|event| event["extra"]["others"].as_u64()).sum();
+    let all = others + u64::try_from(of_first.len()).unwrap();
+    assert_eq!(all, u64::from(STRANGERS) + 1, "{of_first:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

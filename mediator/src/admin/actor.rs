@@ -287,14 +287,8 @@ impl Actor {
         object: &Object,
     ) -> Result<(), CliError> {
         let Self::Remote(remote) = self else { return Ok(()) };
-        let event = Event::new("act.refused", Level::Significant)
-            .partner(&remote.partner)
-            .outcome("refused")
-            .end_reason(code)
-            .rule(rule)
-            .extra("operation", remote.operation)
-            .extra("object", kind(object));
-        context.record(&remote.holder.partner, self.sign(event)).await?;
+        let record = |event: Event| event.rule(rule).extra("object", kind(object));
+        self.record_refused(context, remote, code, record).await?;
         remote.denied.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -310,13 +304,35 @@ impl Actor {
         if remote.denied.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let event = Event::new("act.refused", Level::Significant)
+        let record = |event: Event| event.rule("not-for-this-one");
+        self.record_refused(context, remote, code, record).await
+    }
+
+    /// The same by the same once a minute, with the number of those that were only counted.
+    async fn record_refused(
+        &self,
+        context: &AdminContext,
+        remote: &Remote,
+        code: &str,
+        more: impl FnOnce(Event) -> Event,
+    ) -> Result<(), CliError> {
+        let holder = &remote.holder;
+        let key = (holder.account.clone(), remote.operation, code.to_owned());
+        let Some(unrecorded) = context.refusals.note(&holder.partner, &key) else { return Ok(()) };
+        let mut event = Event::new("act.refused", Level::Significant)
             .partner(&remote.partner)
             .outcome("refused")
             .end_reason(code)
-            .rule("not-for-this-one")
             .extra("operation", remote.operation);
-        context.record(&remote.holder.partner, self.sign(event)).await
+        let counts = [("others", unrecorded.others), ("others_of_partner", unrecorded.of_partner)];
+        for (name, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+            event = event.extra(name, count);
+        }
+        let recorded = context.record(&holder.partner, self.sign(more(event))).await;
+        if recorded.is_err() {
+            context.refusals.undo(&holder.partner, &key, unrecorded);
+        }
+        recorded
     }
 
     /// Refuses whoever has not proved lately who they are (R27).

@@ -15,7 +15,7 @@ use adit_runtime::{
 use serde_json::{Value, json};
 
 use super::{
-    AdminRequest,
+    AdminRequest, Refusals,
     actor::{Actor, LOCAL, not_found},
     tokens, users,
 };
@@ -61,6 +61,8 @@ pub(crate) struct AdminContext {
     /// Signs certificates of destruction.
     pub(crate) signer: LogSigner,
     pub(crate) dir: DataDir,
+    /// What was refused to whom over the network, of late.
+    pub(crate) refusals: Refusals,
 }
 
 impl AdminContext {

@@ -17,6 +17,7 @@ pub(crate) mod handle;
 mod labels;
 pub(crate) mod oidc;
 mod partners;
+mod refusals;
 pub(crate) mod relays;
 mod tokens;
 mod users;
@@ -26,6 +27,7 @@ use zeroize::Zeroizing;
 
 pub(crate) use handle::{AdminContext, handle};
 pub(crate) use labels::told_computer;
+pub(crate) use refusals::Refusals;
 
 /// A secret on its way through the local socket; never printed.
 #[derive(Clone)]

@@ -23,15 +23,18 @@ use super::{
     events,
     relays::{Registered, RelayState},
     session::{Phase, Session, lease_ms},
+    tally::Tally,
     types::*,
 };
 
 /// Sessions of one console at a time.
 pub(crate) const MAX_SESSIONS_PER_CONSOLE: usize = 128;
-/// Sessions of the whole mediator.
+/// Sessions of the whole mediator. As all these bounds, of those that are not over.
 pub(crate) const MAX_SESSIONS: usize = 200_000;
 /// Sessions of one user, on whatever number of consoles: nobody takes all there are (R16).
 pub(crate) const MAX_SESSIONS_PER_USER: usize = MAX_SESSIONS / 8;
+/// Sessions of one partner's users, however many it has.
+pub(crate) const MAX_SESSIONS_PER_PARTNER: usize = MAX_SESSIONS / 4;
 /// A decision may be this old when it gets here; withdrawals are remembered as long.
 const DECISION_LIFE_MS: u64 = 60_000;
 /// Withdrawals remembered.
@@ -69,8 +72,8 @@ pub(crate) struct Broker {
     relay_settings: BTreeMap<RelayId, u64>,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     by_console: BTreeMap<PublicKey, BTreeSet<SessionId>>,
-    /// How many each user has, those included that are not forgotten yet.
-    pub(super) of_account: BTreeMap<String, usize>,
+    /// How many each user and each partner has.
+    pub(super) tally: Tally,
     pub(super) by_computer: BTreeMap<ComputerId, BTreeSet<SessionId>>,
     /// Rights withdrawn of late, and when: a decision that was under way does not know of them,
     /// and its session was not there yet to be ended.
@@ -191,12 +194,10 @@ impl Broker {
                 return refuse(failure::NOT_PERMITTED, "the right to this session was withdrawn");
             }
             let of_console = self.live_of_console(&attempt.who.device);
-            let of_user = self.of_account.get(&attempt.who.account_id).copied().unwrap_or(0);
             if self.sessions.contains_key(&attempt.session) {
                 refuse(failure::BAD_REQUEST, "the session id was used before")
             } else if of_console >= MAX_SESSIONS_PER_CONSOLE
-                || of_user >= MAX_SESSIONS_PER_USER
-                || self.sessions.len() >= MAX_SESSIONS
+                || self.tally.is_full(&attempt.who.account_id, &attempt.who.partner_id)
             {
                 refuse(failure::BUSY, "too many sessions are open")
             } else if !self.is_online(place.computer_id) {
@@ -792,20 +793,15 @@ impl Broker {
         let id = session.id;
         self.by_console.entry(session.who.device).or_default().insert(id);
         self.by_computer.entry(session.place.computer_id).or_default().insert(id);
-        let account = session.who.account_id.clone();
-        if self.sessions.insert(id, session).is_none() {
-            *self.of_account.entry(account).or_default() += 1;
+        self.tally.begin(&session);
+        if let Some(replaced) = self.sessions.insert(id, session) {
+            self.tally.forget(&replaced);
         }
     }
 
     pub(super) fn forget(&mut self, id: SessionId) {
         let Some(session) = self.sessions.remove(&id) else { return };
-        if let Some(count) = self.of_account.get_mut(&session.who.account_id) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.of_account.remove(&session.who.account_id);
-            }
-        }
+        self.tally.forget(&session);
         if let Some(at) = session.timer {
             self.timers.remove(&(at, id));
         }

@@ -22,6 +22,7 @@ pub(crate) mod report;
 pub(crate) mod review;
 mod revoke;
 pub(crate) mod session;
+mod tally;
 pub(crate) mod types;
 
 #[cfg(test)]

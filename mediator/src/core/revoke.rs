@@ -60,6 +60,7 @@ impl Broker {
         // An agent without the mediator serves on for the grace; tickets may be used again for
         // their life.
         session.revocation.forget = session.lease + OFFLINE_GRACE + TICKET_LIFE;
+        self.count_ended(id);
     }
 
     /// Sends what is pending to those who are connected, and sets the next look.

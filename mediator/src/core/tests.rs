@@ -19,7 +19,9 @@ use adit_protocol::{
 
 use super::{
     Broker,
-    broker::{MAX_SESSIONS_PER_CONSOLE, MAX_SESSIONS_PER_USER},
+    broker::{
+        MAX_SESSIONS, MAX_SESSIONS_PER_CONSOLE, MAX_SESSIONS_PER_PARTNER, MAX_SESSIONS_PER_USER,
+    },
     types::*,
 };
 
@@ -529,8 +531,7 @@ fn a_user_with_any_number_of_consoles_leaves_others_their_sessions() {
         attempt.verdict = Ok("rule".into());
         world.broker.handle_open(attempt, world.now);
         while world.broker.poll_output().is_some() {}
-        let counted: usize = world.broker.of_account.values().sum();
-        assert_eq!(counted, world.broker.sessions.len());
+        assert_eq!(world.broker.tally.live, world.broker.sessions.len());
         world.broker.sessions.contains_key(&SessionId(id))
     };
     let of_one = (0..MAX_SESSIONS_PER_CONSOLE + 9).filter(|_| open("a", 0)).count();
@@ -540,6 +541,54 @@ fn a_user_with_any_number_of_consoles_leaves_others_their_sessions() {
         (1..=consoles).flat_map(|console| [console; 100]).filter(|c| open("a", *c)).count();
     assert_eq!(of_one + of_all, MAX_SESSIONS_PER_USER);
     assert!(open("b", u32::MAX), "nothing is left for others");
+}
+
+/// R16: a partner has as many users as it likes, and an agent acknowledges an end or does not.
+#[test]
+fn a_partner_with_any_number_of_users_and_ends_leaves_others_their_sessions() {
+    let mut world = World::new(1);
+    let mut next = 0_u32;
+    let mut open = |world: &mut World, partner: &str| {
+        world.sessions = 0;
+        next += 1;
+        let mut attempt = world.attempt().unwrap();
+        let (mut id, mut device) = ([7; 16], [0; 32]);
+        id[..4].copy_from_slice(&next.to_be_bytes());
+        device[..4].copy_from_slice(&(next / 100).to_be_bytes());
+        attempt.session = SessionId(id);
+        attempt.who.device = PublicKey(device);
+        attempt.who.account_id = format!("{partner}{}", next / 10_000);
+        partner.clone_into(&mut attempt.who.partner_id);
+        attempt.verdict = Ok("rule".into());
+        world.broker.handle_open(attempt, world.now);
+        while world.broker.poll_output().is_some() {}
+        world.broker.sessions.get(&SessionId(id)).is_some_and(|session| !session.is_ended())
+    };
+    let over = 20_009;
+    let of_p = (0..MAX_SESSIONS_PER_PARTNER + over).filter(|_| open(&mut world, "p")).count();
+    assert_eq!(of_p, MAX_SESSIONS_PER_PARTNER);
+    assert!(open(&mut world, "q"), "nothing is left for others");
+    // All of them end, and nobody acknowledges it: as many again may be opened, again and again.
+    for _ in 0..2 {
+        let live: Vec<SessionId> = world
+            .broker
+            .sessions
+            .values()
+            .filter(|session| !session.is_ended() && session.who.partner_id == "p")
+            .map(|session| session.id)
+            .collect();
+        for id in live {
+            world.broker.end_or_refuse(id, "ended", world.now);
+            while world.broker.poll_output().is_some() {}
+            while world.broker.poll_transmit().is_some() {}
+        }
+        let again = (0..MAX_SESSIONS_PER_PARTNER).filter(|_| open(&mut world, "p")).count();
+        assert_eq!(again, MAX_SESSIONS_PER_PARTNER, "the ended keep live ones out");
+        let tally = &world.broker.tally;
+        assert_eq!(tally.live + tally.ended, world.broker.sessions.len());
+        assert!(tally.ended <= MAX_SESSIONS_PER_PARTNER && tally.live < MAX_SESSIONS);
+        assert!(open(&mut world, "q"));
+    }
 }
 
 #[test]

@@ -58,6 +58,8 @@ pub(crate) enum Full {
 pub(crate) struct UnderWay<K, const N: usize = 1> {
     max: usize,
     max_each: [usize; N],
+    /// Of `max`, only for whoever's last key has none.
+    reserved: usize,
     counts: Mutex<Counts<K, N>>,
 }
 
@@ -70,8 +72,14 @@ struct Counts<K, const N: usize> {
 impl<K: Eq + Hash + Clone, const N: usize> UnderWay<K, N> {
     /// At most `max` in all and, in each place of a key, so many of the same.
     pub(crate) fn new(max: usize, max_each: [usize; N]) -> Self {
+        Self::reserving(0, max, max_each)
+    }
+
+    /// The same, of which so many only for whoever's last key has none: a few that each take their
+    /// share leave something to the others.
+    pub(crate) fn reserving(reserved: usize, max: usize, max_each: [usize; N]) -> Self {
         let of = std::array::from_fn(|_| HashMap::new());
-        Self { max, max_each, counts: Mutex::new(Counts { all: 0, of }) }
+        Self { max, max_each, reserved, counts: Mutex::new(Counts { all: 0, of }) }
     }
 
     /// Begins one, or says of what there are too many: of the first key that has its share, before
@@ -84,7 +92,9 @@ impl<K: Eq + Hash + Clone, const N: usize> UnderWay<K, N> {
         {
             return Err(Full::Of(place));
         }
-        if counts.all >= self.max {
+        let has_some = counts.of.last().zip(keys.last()).is_some_and(|(of, k)| of.contains_key(k));
+        let reserved = if has_some { self.reserved } else { 0 };
+        if counts.all >= self.max.saturating_sub(reserved) {
             return Err(Full::InAll);
         }
         counts.all += 1;

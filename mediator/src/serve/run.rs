@@ -270,6 +270,7 @@ impl Server {
             vault: vault.clone(),
             signer: installation.log_signer(),
             dir: place.dir.clone(),
+            refusals: Default::default(),
         });
         serve_admin(place, Arc::clone(&admin), &essential)?;
         go_on_erasing(Arc::clone(&admin), &essential);

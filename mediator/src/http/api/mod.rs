@@ -319,20 +319,37 @@ where
     let answer = handler(call)
         .await
         .and_then(|answer| serde_json::to_vec(&answer).map_err(|_| Problem::internal()));
-    if let Err(problem) = &answer
-        && [StatusCode::FORBIDDEN, StatusCode::NOT_FOUND].contains(&problem.status)
-    {
-        actor.refused(&web.admin, problem.code).await?;
-    }
-    if let Some(repeatable) = repeatable {
+    let recorded = async {
+        match &answer {
+            Err(problem)
+                if [StatusCode::FORBIDDEN, StatusCode::NOT_FOUND].contains(&problem.status) =>
+            {
+                Ok(actor.refused(&web.admin, problem.code).await?)
+            }
+            _ => Ok(()),
+        }
+    };
+    let settled = async {
+        let Some(repeatable) = repeatable else { return Ok(()) };
         let kept = answer.as_ref().map(|body| (StatusCode::OK, &body[..])).map_err(|_| ());
-        idempotent::end(&web, repeatable, kept).await?;
-    }
+        idempotent::end(&web, repeatable, kept).await
+    };
+    both(recorded, settled).await?;
     let answer = answer?;
     if operation.method == Method::Get {
         web.reads.note(&web, &actor, operation.id).await?;
     }
     Ok(json(StatusCode::OK, answer))
+}
+
+/// One after the other, also if the first fails: a refusal without its record is an error, but its
+/// key must not stay "under way" for that.
+async fn both(
+    recorded: impl Future<Output = Result<(), Problem>>,
+    settled: impl Future<Output = Result<(), Problem>>,
+) -> Result<(), Problem> {
+    let recorded = recorded.await;
+    settled.await.and(recorded)
 }
 
 fn json(status: StatusCode, body: Vec<u8>) -> Response {
@@ -414,5 +431,23 @@ impl Reads {
             .extra("operation", operation)
             .extra("count", count);
         web.admin.record(&remote.holder.partner, actor.sign(event)).await.map_err(Problem::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_that_cannot_be_recorded_leaves_no_key_under_way() {
+        let mut forgotten = false;
+        let recorded = async { Err(Problem::internal()) };
+        let settled = async {
+            forgotten = true;
+            Ok(())
+        };
+        assert!(both(recorded, settled).await.is_err());
+        assert!(forgotten);
+        assert!(both(async { Ok(()) }, async { Err(Problem::internal()) }).await.is_err());
     }
 }

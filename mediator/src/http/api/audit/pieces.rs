@@ -29,7 +29,8 @@ const MAX_PIECE: usize = 64 * 1024;
 /// How long a reader may read nothing.
 pub(super) const READER_DEADLINE: Duration = Duration::from_secs(30);
 /// How long it is waited for in all, and how much longer for each KiB that it has read: whoever
-/// reads less than 32 KiB a second is not waited for to the end of a long log.
+/// reads less than 32 KiB a second is not waited for to the end of a long log, nor for what was
+/// read faster before: never more than the grace is left.
 const GRACE: Duration = Duration::from_secs(60);
 const EACH_KIB: Duration = Duration::from_micros(31_250);
 
@@ -60,7 +61,8 @@ impl Out for Reader {
             match tokio::time::timeout(wait, self.sender.send(piece)).await {
                 // Only for what it makes others wait, not for what it takes to read the log.
                 Ok(Ok(())) => {
-                    self.patience = self.patience.saturating_sub(asked.elapsed()) + earned;
+                    let left = self.patience.saturating_sub(asked.elapsed());
+                    self.patience = (left + earned).min(GRACE);
                 }
                 Ok(Err(_)) => return Err(gone("the reader has gone")),
                 Err(_) => return Err(gone("the reader reads nothing, or too slowly")),
@@ -180,6 +182,33 @@ mod tests {
             };
             assert_eq!(told.is_ok(), lasts, "{pause_ms}: {told:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_read_fast_is_waited_for_no_longer_than_others() {
+        let (sender, mut receiver) = mpsc::channel(PIECES);
+        let mut reader = Reader::new(sender, READER_DEADLINE);
+        let piece = || "x".repeat(MAX_PIECE);
+        for _ in 0..1_000 {
+            reader.piece(piece()).await.unwrap();
+            receiver.recv().await.unwrap();
+        }
+        let began = Instant::now();
+        let mut slow = std::pin::pin!(async {
+            while receiver.recv().await.is_some() {
+                tokio::time::sleep(READER_DEADLINE - Duration::from_secs(1)).await;
+            }
+        });
+        loop {
+            let told = tokio::select! {
+                told = reader.piece(piece()) => told,
+                () = &mut slow => panic!("the sender is there"),
+            };
+            if told.is_err() {
+                break;
+            }
+        }
+        assert!(began.elapsed() < 2 * GRACE, "{:?}", began.elapsed());
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //!
 //! Every API key is an asker of its own, and a partner has as many as it likes: so a partner's
 //! wait behind each other, and of each partner only one search stands in line with all others'.
+//! Some places are only for partners that have none, so that a few cannot take all.
 
 use std::{
     collections::HashMap,
@@ -23,10 +24,13 @@ use crate::http::{
 const MAX_EXPORTS_EACH: usize = 2;
 const MAX_EXPORTS_OF_PARTNER: usize = 3;
 const MAX_EXPORTS: usize = 8;
+/// Of those in all, only for partners that have none.
+const EXPORTS_RESERVED: usize = 2;
 /// Searches that run or wait, the same.
 const MAX_SEARCHES_EACH: usize = 2;
-const MAX_SEARCHES_OF_PARTNER: usize = 16;
+const MAX_SEARCHES_OF_PARTNER: usize = 8;
 const MAX_SEARCHES: usize = 64;
+const SEARCHES_RESERVED: usize = 16;
 /// So many run as there are processors to spare, and never on more than half of the reading
 /// connections; one of a partner.
 const MAX_SEARCHES_RUNNING: usize = 2;
@@ -95,7 +99,7 @@ impl Default for Searches {
 impl Searches {
     fn new(running: usize) -> Self {
         let most = [MAX_SEARCHES_EACH, MAX_SEARCHES_OF_PARTNER];
-        let under_way = Arc::new(UnderWay::new(MAX_SEARCHES, most));
+        let under_way = Arc::new(UnderWay::reserving(SEARCHES_RESERVED, MAX_SEARCHES, most));
         Self {
             places: Places { what: "searches", under_way, again_s: 1 },
             running: Semaphore::new(running),
@@ -140,7 +144,7 @@ impl Exports {
     /// Each is a task of this tracker.
     pub(crate) fn new(tasks: TaskTracker) -> Self {
         let most = [MAX_EXPORTS_EACH, MAX_EXPORTS_OF_PARTNER];
-        let under_way = Arc::new(UnderWay::new(MAX_EXPORTS, most));
+        let under_way = Arc::new(UnderWay::reserving(EXPORTS_RESERVED, MAX_EXPORTS, most));
         let again_s = READER_DEADLINE.as_secs();
         Self { places: Places { what: "exports", under_way, again_s }, tasks }
     }
@@ -214,6 +218,29 @@ mod tests {
         drop(waiting);
         drop(searches.begin(("x", "q")).await.unwrap());
         assert!(searches.turns.lock().unwrap().len() <= 2);
+    }
+
+    /// As many partners as it takes to fill all that are not reserved.
+    #[tokio::test]
+    async fn a_few_partners_with_many_keys_leave_places_to_those_that_have_none() {
+        let searches = Searches::new(1).places;
+        let exports = Exports::new(TaskTracker::new()).places;
+        for (places, each, open) in [
+            (searches, MAX_SEARCHES_OF_PARTNER, MAX_SEARCHES - SEARCHES_RESERVED),
+            (exports, MAX_EXPORTS_OF_PARTNER, MAX_EXPORTS - EXPORTS_RESERVED),
+        ] {
+            let greedy: Vec<String> = (0..open.div_ceil(each)).map(|n| n.to_string()).collect();
+            let mut held = Vec::new();
+            for (key, partner) in (0..2 * each).flat_map(|key| greedy.iter().map(move |p| (key, p)))
+            {
+                held.extend(places.begin((&format!("{partner}/{key}"), partner)));
+            }
+            assert_eq!(held.len(), open, "{}", places.what);
+            for other in ["x", "y"] {
+                held.push(places.begin((other, other)).unwrap());
+            }
+            assert_eq!(told(places.begin(("other key", "x")), "of others").0, 503);
+        }
     }
 
     #[tokio::test]
