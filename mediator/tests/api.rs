@@ -323,6 +323,9 @@ fn wanted(e: &Expectation, role: &str, scope: &str, foreign: bool) -> Vec<u16> {
     }
 }
 
+/// Its tenant, role and scope; who asks about the own tenant and about the other, and their names.
+type Principal = (usize, &'static str, &'static str, [Who; 2], [String; 2]);
+
 struct Tenant {
     owner: Who,
     world: World,
@@ -512,7 +515,7 @@ async fn every_cell_of_role_tenant_route_and_object_is_as_declared() {
     // Who asks: each built-in role on the partner, on a client, and of the other tenant.
     // One asks about the own tenant, another of the same rights about the foreign one: of the same
     // by the same one only the first refusal within a minute has a record.
-    let mut principals: Vec<(usize, &str, &str, [Who; 2], [String; 2])> = Vec::new();
+    let mut principals: Vec<Principal> = Vec::new();
     for (tenant, partner) in [(0, "main"), (1, "other")] {
         for role in ["owner", "administrator", "technician", "auditor", "client-representative"] {
             for (scope, arg) in
