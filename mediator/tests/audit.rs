@@ -111,7 +111,7 @@ impl Receiver {
         // As many as each log's head says. What is looked at now is itself an entry that comes
         // later.
         let wanted: BTreeMap<String, u64> = mediator
-            .events()
+            .admin(&["audit", "export"])
             .iter()
             .filter_map(|line| {
                 let head = &line["head"];
