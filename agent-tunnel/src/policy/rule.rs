@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use adit_net::interfaces::innermost;
 use adit_protocol::target::{Target, Transport};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -139,23 +140,6 @@ pub(super) fn never_dialled(ip: IpAddr) -> bool {
 pub(super) fn is_special(ip: IpAddr) -> bool {
     let inner = innermost(ip);
     SPECIAL.iter().any(|block| block.contains(&ip) || block.contains(&inner))
-}
-
-/// The IPv4 address that an IPv6 one stands for: mapped, compatible (RFC 4291 §2.5.5), NAT64
-/// (RFC 6052 §2.1) and 6to4 (RFC 3056 §2).
-fn innermost(ip: IpAddr) -> IpAddr {
-    let IpAddr::V6(v6) = ip else { return ip };
-    let embedded = |high: u16, low: u16| {
-        IpAddr::V4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
-    };
-    match v6.segments() {
-        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => ip,
-        [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low] | [0x64, 0xFF9B, 0, 0, 0, 0, high, low] => {
-            embedded(high, low)
-        }
-        [0x2002, high, low, ..] => embedded(high, low),
-        _ => ip,
-    }
 }
 
 /// A name, or all names below one.

@@ -25,7 +25,7 @@ use tracing::debug;
 
 use wake::SleepWatch;
 
-pub use probe::{forbidden_probe_target, is_private, may_connect};
+pub use probe::{forbidden_probe_target, innermost, is_private, may_connect};
 
 /// Addresses reported; a host with hundreds of containers has more than anyone wants to probe.
 pub const MAX_ADDRESSES: usize = 64;

@@ -119,13 +119,12 @@ fn is_broadcast(net: &IpNet, ip: IpAddr) -> bool {
 
 /// The IPv4 address that an IPv6 one stands for: mapped, compatible (RFC 4291 §2.5.5), NAT64
 /// (RFC 6052 §2.1) and 6to4 (RFC 3056 §2).
-fn innermost(ip: IpAddr) -> IpAddr {
+pub fn innermost(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip else { return ip };
-    let segments = v6.segments();
     let embedded = |high: u16, low: u16| {
         IpAddr::V4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
     };
-    match segments {
+    match v6.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => ip,
         [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low] | [0x64, 0xFF9B, 0, 0, 0, 0, high, low] => {
             embedded(high, low)
