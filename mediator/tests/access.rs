@@ -265,6 +265,60 @@ async fn nobody_approves_an_own_request_with_a_key_or_another_account_on_the_sam
     assert_eq!(mediator.events_named("request.approved").len(), 1);
 }
 
+/// By no way over the network does a partner end without somebody who can put it right.
+#[tokio::test]
+async fn the_last_manager_loses_nothing_to_a_request_from_afar() {
+    let mediator = Mediator::start();
+    let (admin, root, _) = mediator.console().await;
+    let (owner, mut web) = (Who::at(&admin, &root).await, Web::connect(&mediator).await);
+    let manages = ["users.manage", "roles.manage", "computers.see"];
+    let keeper = |permissions: &[&str]| serde_json::json!({"permissions": permissions});
+    // Whoever acts holds all of it, and may act on it: the last one is somebody else.
+    let mut create = vec!["role", "create", "keeper"];
+    manages.iter().for_each(|name| create.extend(["--permission", name]));
+    mediator.admin(&create);
+    mediator.admin(&["role", "bind", "keeper", "--user-group", "keepers"]);
+    let _kim = mediator.user("kim", &[]).await;
+    mediator.admin(&["user", "group", "kim", "keepers"]);
+    let spare = mediator.bind("administrator", "kim", &["--until", "2100-01-01T00:00:00Z"]);
+    let bound = web.ask(&owner, "GET", "/api/v1/bindings", None).await.body;
+    let of = |role: &str, name: &str| {
+        let found = bound["items"].as_array().unwrap().iter();
+        let mut found = found.filter(|b| b["role"] == role && b["name"] == name);
+        found.next().unwrap()["binding"].as_str().unwrap().to_owned()
+    };
+    let unbind = |binding: &str| format!("/api/v1/bindings/{binding}");
+    let less = keeper(&["roles.manage"]);
+    // One of two may go. A key holds as much, but is nobody who could log in.
+    let key = register(&mut web, &owner, "k", "owner", &serde_json::json!({})).await;
+    let (groups, own) = (unbind(&of("keeper", "keepers")), unbind(&of("owner", "admin")));
+    assert_eq!(web.ask(&key, "DELETE", &own, None).await.status, 200);
+    for (method, path, body) in [
+        ("DELETE", groups.as_str(), None),
+        ("DELETE", "/api/v1/roles/keeper", None),
+        ("PUT", "/api/v1/roles/keeper", Some(&less)),
+        ("DELETE", "/api/v1/users/kim/groups/keepers", None),
+        ("POST", "/api/v1/users/kim/disable", None),
+    ] {
+        let answer = web.ask(&key, method, path, body).await;
+        let told = (answer.status, answer.code());
+        assert_eq!(told, (403, "last_manager"), "{method} {path}: {answer:?}");
+        assert!(answer.body["hint"].as_str().unwrap().contains("machine"), "{answer:?}");
+    }
+    let refused = mediator.events_named("act.refused");
+    assert_eq!(refused.len(), 5);
+    assert!(refused.iter().all(|e| e["rule"] == "last-administrator"), "{refused:?}");
+    // What is not for good is nobody's last; what changes nothing for the last is done.
+    assert_eq!(web.ask(&key, "DELETE", &unbind(&spare), None).await.status, 200);
+    let same = keeper(&manages[..2]);
+    assert_eq!(web.ask(&key, "PUT", "/api/v1/roles/keeper", Some(&same)).await.status, 200);
+    // With another for good it is done, too; and on the mediator's machine whatever is asked for.
+    mediator.bind("owner", "admin", &[]);
+    let answer = web.ask(&key, "DELETE", "/api/v1/roles/keeper", None).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    mediator.admin(&["user", "disable", "admin"]);
+}
+
 #[tokio::test]
 async fn another_partner_has_nothing_and_learns_nothing() {
     let mediator = Mediator::start();

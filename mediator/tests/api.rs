@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use adit_protocol::{
     code::failure,
     dpop::{Claims, prove},
+    ids::ComputerId,
+    token::EnrollToken,
     wire::{self, frame::Body},
 };
 use common::{
@@ -189,6 +191,12 @@ fn expectations() -> Vec<Expectation> {
         on("clients.lock", LOCK, CLIENT),
         or(&[200, 404], on("clients.unlock", LOCK, CLIENT)),
         on("computers.show", Place::Client(&["computers.see", "launch"]), PC),
+        on(
+            "computers.remove",
+            Place::Client(&["policy.manage"]),
+            &[("computer", "{doomed_computer}")],
+        ),
+        with(r#"{"name":"{new}"}"#, on("computers.rename", Place::Client(&["policy.manage"]), PC)),
         on("computers.group", LABEL, PC_GROUP),
         on("computers.ungroup", LABEL, PC_GROUP),
         on("computers.tag", LABEL, PC_TAG),
@@ -328,6 +336,8 @@ type Principal = (usize, &'static str, &'static str, [Who; 2], [String; 2]);
 
 struct Tenant {
     owner: Who,
+    /// Enrols any number of computers.
+    agent_token: EnrollToken,
     world: World,
 }
 
@@ -346,10 +356,11 @@ async fn tenant(
     if partner != "main" {
         mediator.admin(&["client", "add", &format!("{partner}/hq")]);
     }
-    let token = mediator.token(&["agent", "--client", &format!("{partner}/hq")]);
+    let client = format!("{partner}/hq");
+    let agent_token = mediator.token(&["agent", "--client", &client, "--uses", "100"]);
     let agent = identity();
-    let enrolled = mediator.enroll(&agent, &token, 1, "pc").await.unwrap();
-    let id = adit_protocol::ids::ComputerId::from_slice(&enrolled.device_id).unwrap();
+    let enrolled = mediator.enroll(&agent, &agent_token, 1, "pc").await.unwrap();
+    let id = ComputerId::from_slice(&enrolled.device_id).unwrap();
     fixed.insert("pc", id.to_string());
     // A user with a device that logged in.
     let user = format!("{partner}-jane");
@@ -364,7 +375,7 @@ async fn tenant(
     assert_eq!(made.status, 200, "{made:?}");
     fixed.insert("role", format!("{partner}-see"));
     fixed.insert("request", "00000000-0000-7000-8000-000000000002".to_owned());
-    let mut tenant = Tenant { owner, world: World { fixed, count: 0 } };
+    let mut tenant = Tenant { owner, agent_token, world: World { fixed, count: 0 } };
     let credential = tenant.credential(mediator, "kept");
     tenant.world.fixed.insert("credential", credential);
     tenant
@@ -394,6 +405,12 @@ impl Tenant {
                 assert_eq!(made.status, 200, "{made:?}");
                 text = text.replace(name, &fresh);
             }
+        }
+        if text.contains("{doomed_computer}") {
+            let agent = identity();
+            let enrolled = mediator.enroll(&agent, &self.agent_token, 1, &fresh).await.unwrap();
+            let id = ComputerId::from_slice(&enrolled.device_id).unwrap().to_string();
+            text = text.replace("{doomed_computer}", &id);
         }
         if text.contains("{old_credential}") {
             text = text.replace("{old_credential}", &self.credential(mediator, &fresh));

@@ -16,7 +16,12 @@ use adit_protocol::{
     code::failure,
     wire::{self, frame::Body},
 };
-use common::{Device, Mediator, WAIT, hello, open, try_open};
+use common::{
+    Device, Mediator, WAIT,
+    api::{Web, Who, register},
+    hello, open, try_open,
+};
+use serde_json::json;
 use tokio::task::JoinSet;
 
 /// Acknowledges everything until the connection ends; why sessions ended.
@@ -87,6 +92,42 @@ async fn a_removed_computer_is_cut_off_for_good_and_its_name_is_free() {
     let back = mediator.connect(&key, hello(1, &key, &enrolled.device_id)).await.err().unwrap();
     assert_eq!(back.failure().unwrap().code, failure::NOT_ENROLLED);
     std::fs::remove_file(backup).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn computers_are_renamed_and_removed_over_the_network_within_ones_rules() {
+    let mediator = Mediator::start();
+    let (mut agent, enrolled, key) = mediator.agent("pc").await;
+    let (console, me, _) = mediator.console().await;
+    try_open(&console, &mut agent, open(1, &enrolled, &key)).await.unwrap();
+    let (owner, mut web) = (Who::at(&console, &me).await, Web::connect(&mediator).await);
+    let technician = register(&mut web, &owner, "t", "technician", &json!({})).await;
+    let (pc, name) = ("/api/v1/computers/main%2Fhq%2Fpc", json!({"name": "reception"}));
+    for (method, path, body) in
+        [("DELETE", pc.to_owned(), None), ("PUT", format!("{pc}/name"), Some(&name))]
+    {
+        let refused = web.ask(&technician, method, &path, body).await;
+        assert_eq!((refused.status, refused.code()), (403, failure::NOT_PERMITTED));
+    }
+    let bad = web.ask(&owner, "PUT", &format!("{pc}/name"), Some(&json!({"name": "a/b"}))).await;
+    assert_eq!(bad.status, 400, "{bad:?}");
+    let renamed = web.ask(&owner, "PUT", &format!("{pc}/name"), Some(&name)).await;
+    assert_eq!((renamed.status, &renamed.body["was"]), (200, &json!("pc")), "{renamed:?}");
+    assert_eq!(web.ask(&owner, "DELETE", pc, None).await.status, 404);
+    let mut ends = JoinSet::new();
+    ends.spawn(answers(agent));
+    ends.spawn(answers(console));
+    let reception = "/api/v1/computers/main%2Fhq%2Freception";
+    let removed = web.ask(&owner, "DELETE", reception, None).await;
+    assert_eq!((removed.status, &removed.body["sessions_ended"]), (200, &json!(1)), "{removed:?}");
+    let ended = tokio::time::timeout(WAIT, ends.join_next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(ended, ["computer_removed"]);
+    for event in ["computer.renamed", "computer.removed"] {
+        let record = mediator.events_named(event).remove(0);
+        assert_eq!(record["actor"], "admin");
+        assert_eq!(record["device"], me.signing.public().fingerprint().to_string());
+    }
+    assert_eq!(web.ask(&owner, "DELETE", reception, None).await.status, 404);
 }
 
 #[tokio::test]

@@ -66,6 +66,18 @@ fn an_administrator_works_remotely_and_what_is_withdrawn_ends() -> Result<()> {
     admin(&site, &["session", "end", text(session, "session_id")])?;
     forward.process.wait("its end", SOON, |e| text(e, "event") == "closed")?;
 
+    // A computer gets another name, and goes.
+    let renamed = admin(&site, &["computer", "rename", "agent", "desk"])?;
+    ensure!(text(&renamed[0], "computer") == "desk", "{renamed:?}");
+    let unsure = site.run("console", &["admin", "computer", "remove", "desk", "--json"], "")?;
+    ensure!((unsure.error_code().as_str(), unsure.code) == ("usage", 2), "{unsure:?}");
+    let removed = admin(&site, &["computer", "remove", "desk", "--yes"])?;
+    ensure!(removed[0]["removed"] == true, "{removed:?}");
+    ensure!(admin(&site, &["computer", "list"])?.is_empty());
+    let gone =
+        site.run("console", &["admin", "computer", "remove", "desk", "--yes", "--json"], "")?;
+    ensure!((gone.error_code().as_str(), gone.code) == ("no_such_computer", 4), "{gone:?}");
+
     // The log, searched and taken away; the copy verifies without any server.
     let found = site.run(
         "console",

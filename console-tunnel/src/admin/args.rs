@@ -17,7 +17,7 @@ pub enum AdminCommand {
     /// Clients
     #[command(subcommand, after_help = "Example:\n  console-tunnel admin client add acme/berlin")]
     Client(Client),
-    /// Computers, their groups and tags
+    /// Computers, their names, groups and tags
     #[command(subcommand, after_help = "Example:\n  console-tunnel admin computer list --online")]
     Computer(Computer),
     /// Users, their second factors and logins
@@ -167,6 +167,27 @@ pub enum Computer {
         /// Take it away
         #[arg(long)]
         remove: bool,
+    },
+    /// Give one another name; rights, key and live sessions stay
+    #[command(
+        after_help = "Example:\n  console-tunnel admin computer rename acme/berlin/pc-7 web01"
+    )]
+    Rename {
+        /// Name, id or PARTNER/CLIENT/COMPUTER
+        computer: String,
+        /// Its new name
+        name: String,
+    },
+    /// Remove one: its sessions end, its agent is refused until it is enrolled again
+    #[command(
+        after_help = "Example:\n  console-tunnel admin computer remove acme/berlin/pc-7 --yes"
+    )]
+    Remove {
+        /// Name, id or PARTNER/CLIENT/COMPUTER
+        computer: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
 }
 

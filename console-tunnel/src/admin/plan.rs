@@ -168,6 +168,14 @@ fn computer(command: &Computer) -> Plan {
             let target = format!("/computers/{}/tags/{}", part(computer), part(tag));
             put_or_delete(target, *remove)
         }
+        Computer::Rename { computer, name } => {
+            put(format!("/computers/{}/name", part(computer)), Some(json!({"name": name})))
+        }
+        Computer::Remove { computer, yes } => Plan {
+            destroys: !yes,
+            what: format!("removing {computer}"),
+            ..delete(format!("/computers/{}", part(computer)))
+        },
     }
 }
 
@@ -407,6 +415,13 @@ mod tests {
                 Value::Null,
             ),
             (
+                "a computer rename p/c/k n&m",
+                "PUT",
+                "/api/v1/computers/p%2Fc%2Fk/name",
+                json!({"name": "n&m"}),
+            ),
+            ("a computer remove p/c/k --yes", "DELETE", "/api/v1/computers/p%2Fc%2Fk", Value::Null),
+            (
                 "a role bind t --user jane --client acme/b --require reason --max-length 2h",
                 "POST",
                 "/api/v1/bindings",
@@ -427,6 +442,8 @@ mod tests {
             assert_eq!(plan.ask.body.unwrap_or_default(), body, "{words}");
         }
         assert!(plan("a client erase acme/b").destroys);
+        assert!(plan("a computer remove p/c/k").destroys);
+        assert!(!plan("a computer remove p/c/k --yes").destroys);
         assert!(!plan("a client erase acme/b --yes").destroys);
         let at = plan("a explain jane pc ssh --at 24h").ask.target;
         assert!(

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::{
     actor::{Actor, Gift, not_found},
     handle::{AdminContext, Who, bad_name},
+    last::{self, Held, USERS_AND_ROLES},
 };
 use crate::{
     authz::Holder,
@@ -387,10 +388,11 @@ async fn create(
     }
     let by = actor.clone();
     let told = role_json(&role, false);
-    context
+    let created = context
         .writer
         .write(move |tx| {
             Box::pin(async move {
+                let held = Held::before(tx, &by, &partner.id, USERS_AND_ROLES).await?;
                 let known = roles::by_name(tx, &partner.id, &role.name).await?;
                 let what = match known {
                     Some(known) if replace => {
@@ -406,12 +408,15 @@ async fn create(
                     }
                 };
                 roles::insert(tx, &partner.id, &role).await?;
+                held.after(tx).await?;
                 let done = describe(by.event(what, &partner.name), &role);
                 tx.append(&partner.id, done).await
             })
         })
-        .await
-        .map_err(store_error)?;
+        .await;
+    if let Err(error) = created {
+        return Err(last::told((context, actor), error).await);
+    }
     context.rules_changed().await;
     Ok(vec![told])
 }
@@ -483,8 +488,10 @@ async fn delete(
                     .await?
                     .ok_or(StoreError::Missing("role"))?;
                 same_bindings(tx, &role.id, &judged, &by).await?;
+                let held = Held::before(tx, &by, &partner.id, USERS_AND_ROLES).await?;
                 roles::close(tx, &role.id).await?;
                 let bindings = bindings::close_of_role(tx, &role.id).await?;
+                held.after(tx).await?;
                 let done = by
                     .event("role.deleted", &partner.name)
                     .extra("role", role.name.as_str())
@@ -493,8 +500,11 @@ async fn delete(
                 Ok(bindings)
             })
         })
-        .await
-        .map_err(store_error)?;
+        .await;
+    let bindings = match bindings {
+        Ok(bindings) => bindings,
+        Err(error) => return Err(last::told((context, actor), error).await),
+    };
     context.rules_changed().await;
     Ok(vec![json!({"role": role, "deleted": true, "bindings": bindings})])
 }
@@ -680,13 +690,15 @@ async fn unbind((context, actor): Who<'_>, binding: String) -> Result<Vec<Value>
         actor.may_on(context, &object_of(&found.scope), MANAGE).await?;
     }
     let (wanted, by) = (binding.clone(), actor.clone());
-    context
+    let unbound = context
         .writer
         .write(move |tx| {
             Box::pin(async move {
                 let found =
                     bindings::by_id(tx, &wanted).await?.ok_or(StoreError::Missing("binding"))?;
+                let held = Held::before(tx, &by, &found.partner, USERS_AND_ROLES).await?;
                 bindings::close(tx, &found.id).await?;
+                held.after(tx).await?;
                 let partner = tenants::partner_by_id(tx, &found.partner).await?;
                 let done = by
                     .event("role.unbound", &partner.name)
@@ -696,8 +708,10 @@ async fn unbind((context, actor): Who<'_>, binding: String) -> Result<Vec<Value>
                 tx.append(&partner.id, done).await
             })
         })
-        .await
-        .map_err(store_error)?;
+        .await;
+    if let Err(error) = unbound {
+        return Err(last::told((context, actor), error).await);
+    }
     context.rules_changed().await;
     Ok(vec![json!({"binding": binding, "unbound": true})])
 }

@@ -354,9 +354,19 @@ impl Actor {
         rule: &str,
         text: String,
     ) -> Result<CliError, CliError> {
+        self.refuse_as(context, (rule, failure::NOT_PERMITTED), text).await
+    }
+
+    /// Refuses with a code of its own, and records it.
+    pub(crate) async fn refuse_as(
+        &self,
+        context: &AdminContext,
+        (rule, code): (&str, &'static str),
+        text: String,
+    ) -> Result<CliError, CliError> {
         let object = Object::Partner(self.partner_id().unwrap_or_default().to_owned());
-        self.denied(context, (rule, failure::NOT_PERMITTED), &object).await?;
-        Ok(CliError::refused(failure::NOT_PERMITTED, text))
+        self.denied(context, (rule, code), &object).await?;
+        Ok(CliError::refused(code, text))
     }
 
     /// May it give this to others? Never more than it holds itself, and only somebody who proved

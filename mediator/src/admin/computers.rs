@@ -123,8 +123,13 @@ pub(super) async fn rename(
         StoreError::Missing(_) => not_found("computer"),
         StoreError::Taken(_) => {
             let text = format!("{} has a computer named {name}", row.client_path());
-            CliError::failed("name_taken", text)
-                .hint("choose another name, or remove that computer: mediator computer remove")
+            CliError::failed("name_taken", text).hint(match actor.remote() {
+                None => "choose another name, or remove that computer: mediator computer remove",
+                Some(_) => {
+                    "choose another name, or remove that computer: \
+                     console-tunnel admin computer remove"
+                }
+            })
         }
         other => store_error(other),
     })?;

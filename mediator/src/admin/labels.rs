@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{
     actor::{Actor, Gift},
     handle::{AdminContext, Who, bad_name},
+    last::{self, Held, USERS_AND_ROLES},
     users,
 };
 use crate::{
@@ -14,7 +15,6 @@ use crate::{
     place::store_error,
     roles::{Act, Permission, Rule, Scope},
     store::{
-        StoreError,
         access::{
             When,
             bindings::{self, Subject},
@@ -208,10 +208,12 @@ pub(super) async fn user_group(
         .write(move |tx| {
             Box::pin(async move {
                 let account = accounts::find(tx, &name).await?;
+                let held = Held::before(tx, &by, &account.partner_id, USERS_AND_ROLES).await?;
                 let changed = match remove {
                     true => labels::remove_user(tx, &account.id, &label).await?,
                     false => labels::add_user(tx, &account.partner_id, &account.id, &label).await?,
                 };
+                held.after(tx).await?;
                 if changed {
                     let what = if remove { "user.ungrouped" } else { "user.grouped" };
                     let done = by
@@ -220,11 +222,14 @@ pub(super) async fn user_group(
                         .extra_personal("user", account.name);
                     tx.append(&account.partner_id, done).await?;
                 }
-                Ok::<_, StoreError>(changed)
+                Ok(changed)
             })
         })
-        .await
-        .map_err(store_error)?;
+        .await;
+    let changed = match changed {
+        Ok(changed) => changed,
+        Err(error) => return Err(last::told((context, actor), error).await),
+    };
     context.rules_changed().await;
     Ok(vec![json!({"user": user, "group": group, "member": !remove, "changed": changed})])
 }

@@ -15,6 +15,7 @@ pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod handle;
 mod labels;
+mod last;
 pub(crate) mod oidc;
 mod partners;
 mod refusals;

@@ -15,6 +15,7 @@ use super::{
     Secret,
     actor::{Actor, Gift, not_found},
     handle::{AdminContext, bad_name},
+    last::{self, Held},
 };
 use crate::{
     config::MfaRule,
@@ -285,28 +286,19 @@ pub(super) async fn disable(
         .write(move |tx| {
             Box::pin(async move {
                 let account = accounts::find(tx, &name).await?;
-                let who = (account.partner_id.as_str(), account.id.as_str());
-                if disabled
-                    && by.remote().is_some()
-                    && bindings::is_last_with(tx, who, Permission::ManageUsers).await?
-                {
-                    return Ok(None);
-                }
+                let held = Held::before(tx, &by, &account.partner_id, last::USERS).await?;
                 accounts::set_disabled(tx, &account.id, disabled).await?;
+                held.after(tx).await?;
                 let what = if disabled { "user.disabled" } else { "user.enabled" };
                 let done = by.event(what, &account.partner).extra_personal("user", name);
                 tx.append(&account.partner_id, done).await?;
-                Ok::<_, StoreError>(Some(account.id))
+                Ok(account.id)
             })
         })
-        .await
-        .map_err(store_error)?;
-    let Some(account) = account else {
-        let text = format!("{user} is the last who may manage users: nobody could undo it");
-        let refused = actor.refuse(context, "last-administrator", text).await?;
-        let hint = "give somebody else a role with users.manage first; on the mediator's machine: \
-                    mediator user disable";
-        return Err(refused.hint(hint));
+        .await;
+    let account = match account {
+        Ok(account) => account,
+        Err(error) => return Err(last::told((context, actor), error).await),
     };
     let mut ended = 0;
     if disabled {

@@ -384,6 +384,13 @@ pub(crate) struct NewClient {
     pub(crate) client: String,
 }
 
+/// Another name.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewName {
+    pub(crate) name: String,
+}
+
 /// A partner to be added, with its first user.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -434,6 +441,24 @@ kinds! {
         /// By how much its clock was ahead of the mediator's when it last told, milliseconds;
         /// negative: behind. None: it has not told since the mediator started.
         clock_offset_ms: Option<i64>,
+    }
+    /// A computer that was removed.
+    RemovedComputer {
+        computer_id: String,
+        computer: String,
+        client: String,
+        removed: bool,
+        sessions_ended: u64,
+        credentials_destroyed: u64,
+    }
+    /// A computer that was renamed.
+    RenamedComputer {
+        computer_id: String,
+        client: String,
+        computer: String,
+        /// Its name before.
+        was: String,
+        changed: bool,
     }
     /// A user.
     User { user: String, partner: String, roles: Vec<String>, enabled: bool, mfa: String, }
@@ -692,6 +717,7 @@ pub(crate) fn fuzz_bodies(data: &[u8]) -> bool {
         | reads::<NewApiKey>(data)
         | reads::<NewClient>(data)
         | reads::<NewPartner>(data)
+        | reads::<NewName>(data)
         | reads::<MfaPolicy>(data)
         | reads::<NewCredential>(data)
         | reads::<ChangedCredential>(data)

@@ -49,6 +49,11 @@ pub(super) fn mount(api: &mut Api) {
     api.operation(op(Get, "/computers", "computers.list", "List computers", &[]), list_computers);
     let path = "/computers/{computer}";
     api.operation(op(Get, path, "computers.show", "Show a computer", SEE), computer);
+    let text = "Remove a computer: its sessions end, its agent is not enrolled any more";
+    api.operation(op(Delete, path, "computers.remove", text, POLICY), remove_computer);
+    let path = "/computers/{computer}/name";
+    let text = "Give a computer another name";
+    api.operation(op(Put, path, "computers.rename", text, POLICY), rename_computer);
     let path = "/computers/{computer}/groups/{group}";
     api.operation(op(Put, path, "computers.group", "Give a computer a group", LABEL), group);
     let text = "Take a group from a computer";
@@ -201,6 +206,16 @@ async fn computer(call: Call<Nothing, Nothing>) -> Answer<Computer> {
         object.insert("online".to_owned(), online.into());
     }
     typed(told).map(One)
+}
+
+async fn remove_computer(call: Call<Nothing, Nothing>) -> Answer<RemovedComputer> {
+    let act = AccessAct::ComputerRemove { computer: call.part("computer") };
+    call.one(AdminRequest::Access(act)).await.map(One)
+}
+
+async fn rename_computer(call: Call<Nothing, NewName>) -> Answer<RenamedComputer> {
+    let (computer, name) = (call.part("computer"), call.body.name.clone());
+    call.one(AdminRequest::Access(AccessAct::ComputerRename { computer, name })).await.map(One)
 }
 
 async fn label(

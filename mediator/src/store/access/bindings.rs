@@ -251,15 +251,15 @@ pub(crate) async fn rules(
     with_roles(pool, &rows, when).await
 }
 
-/// Is this account the last enabled one that holds a permission on all of its partner, for good?
-/// Conditions are left out of account: who holds it at some hours holds it.
-pub(crate) async fn is_last_with(
+/// Does any enabled account hold a permission on all of its partner, for good? Conditions are left
+/// out of account: who holds it at some hours holds it.
+pub(crate) async fn anybody_with(
     tx: &mut WriteTx,
-    (partner, account): (&str, &str),
+    partner: &str,
     permission: Permission,
 ) -> Result<bool, StoreError> {
     let rows = sqlx::query(
-        "SELECT DISTINCT b.role_id AS role, CASE WHEN a.id = $2 THEN 1 ELSE 0 END AS own \
+        "SELECT DISTINCT b.role_id AS role \
          FROM account a JOIN access_binding b ON b.partner_id = a.partner_id \
          WHERE a.partner_id = $1 AND a.disabled = 0 \
          AND b.valid_to_ms IS NULL AND b.expires_ms IS NULL \
@@ -271,20 +271,15 @@ pub(crate) async fn is_last_with(
          AND l.label = b.subject_id AND l.valid_to_ms IS NULL)))",
     )
     .bind(partner.to_owned())
-    .bind(account.to_owned())
     .fetch_all(tx.sql())
     .await?;
-    let mut own_holds = false;
     for row in rows {
         let role = roles::present(tx, &row.text("role")?).await?;
         if role.is_some_and(|role| role.grants(permission, None)) {
-            match row.number("own")? {
-                0 => return Ok(false),
-                _ => own_holds = true,
-            }
+            return Ok(true);
         }
     }
-    Ok(own_holds)
+    Ok(false)
 }
 
 /// The rules of an API key.
