@@ -217,6 +217,14 @@ impl Role {
             Self::Agent => "agent",
         }
     }
+
+    /// The end across from this one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Console => Self::Agent,
+            Self::Agent => Self::Console,
+        }
+    }
 }
 
 impl Statement {

@@ -7,6 +7,7 @@
 mod evidence;
 pub(crate) mod forest;
 pub(crate) mod receipts;
+mod room;
 pub(crate) mod sweep;
 
 #[cfg(test)]
@@ -15,3 +16,4 @@ mod tests;
 pub(crate) use evidence::{keep_enrolment, seen_head};
 pub(crate) use forest::{Forest, Grove};
 pub(crate) use receipts::granted;
+pub(crate) use room::Room;

@@ -15,6 +15,7 @@ use adit_protocol::{ids::SessionId, keys::PublicKey, wire};
 use bytes::Bytes;
 use sqlx::AnyPool;
 
+use super::room::{self, Room};
 use crate::{
     serve::Seldom,
     store::{Columns, StoreError, WriteTx, Writer, bigint},
@@ -49,6 +50,8 @@ pub(crate) struct Sender {
     pub(crate) identity: PublicKey,
     /// Devices that told of what is none of theirs, or what does not fit together.
     pub(crate) strange: Arc<Seldom>,
+    /// How much of what only one end told there is of each partner.
+    pub(crate) room: Arc<Room>,
 }
 
 /// What the log's session row says.
@@ -125,6 +128,10 @@ async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<()
         }
         return Ok(()); // both ends send both
     }
+    let counterpart = find(tx, receipt, said.role.other()).await?;
+    if counterpart.is_none() && !sender.room.take(tx, &sender.partner_id, receipt).await? {
+        return no_room(tx, (sender, client), receipt).await;
+    }
     let kind = kind(receipt);
     let now = tx.now_ms();
     sqlx::query(
@@ -144,11 +151,7 @@ async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<()
     if let Some(what) = recorded.differs(receipt) {
         differ(tx, (sender, client), receipt, what).await?;
     }
-    let other = match said.role {
-        Role::Console => Role::Agent,
-        Role::Agent => Role::Console,
-    };
-    let Some((line, state)) = find(tx, receipt, other).await? else { return Ok(()) };
+    let Some((line, state)) = counterpart else { return Ok(()) };
     let Ok(counterpart) = Receipt::parse(line.as_bytes()) else { return Ok(()) };
     let same = match said.role {
         Role::Console => compare(receipt, &counterpart),
@@ -156,10 +159,36 @@ async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<()
     };
     settle(tx, receipt, COMPARED).await?;
     match same {
-        Err(mismatch) => differ(tx, (sender, client), receipt, &mismatch.to_string()).await,
-        Ok(()) if state == MISSED => settled(tx, (sender, client), receipt).await,
+        Err(mismatch) => {
+            differ(tx, (sender, client), receipt, &mismatch.to_string()).await?;
+            if state == MISSED {
+                settled(tx, (sender, client), receipt, false).await
+            } else {
+                Ok(())
+            }
+        }
+        Ok(()) if state == MISSED => settled(tx, (sender, client), receipt, true).await,
         Ok(()) => Ok(()),
     }
+}
+
+/// It is not kept: recorded now and then, and counted.
+async fn no_room(
+    tx: &mut WriteTx,
+    (sender, client): (&Sender, &str),
+    receipt: &Receipt,
+) -> Result<(), StoreError> {
+    let (session, role) = (SessionId(receipt.statement.session), receipt.statement.role);
+    let Some(so_far) = room::turned_away(tx, &session.to_string(), role, 1).await? else {
+        return Ok(());
+    };
+    tracing::error!(session_id = %session, end = role.name(), so_far,
+        "no room for receipts without counterpart");
+    let names = (sender.partner.as_str(), client);
+    let event = room::no_room(names, (&session.to_string(), role), so_far);
+    tx.append(&sender.partner_id, event.extra("sender", sender.identity.fingerprint().to_string()))
+        .await
+        .map(|_| ())
 }
 
 fn kind(receipt: &Receipt) -> &'static str {
@@ -288,13 +317,17 @@ fn about(name: &str, level: Level, partner: &str, receipt: &Receipt) -> Event {
         .extra("role", said.role.name())
 }
 
-/// What was said to be missing came, and fits. As with what differs, one a minute is recorded, and
-/// the last one: which tells that nothing is missing any more.
+/// What was said to be missing came. If it fits, one a minute is recorded, as with what differs;
+/// and in any case the last one, which tells that nothing is missing any more.
 async fn settled(
     tx: &mut WriteTx,
     (sender, client): (&Sender, &str),
     receipt: &Receipt,
+    fits: bool,
 ) -> Result<(), StoreError> {
+    if !fits && still_missing(tx, (sender, receipt), 1).await? > 0 {
+        return Ok(());
+    }
     let noted = seldom(tx, sender, receipt, "settled");
     let missing =
         still_missing(tx, (sender, receipt), if noted.is_some() { MAX_COUNTED } else { 1 });
@@ -304,7 +337,7 @@ async fn settled(
     }
     let names = (sender.partner.as_str(), client);
     let event = event("receipt.settled", Level::Significant, names, receipt)
-        .outcome("done")
+        .outcome(if fits { "done" } else { "mismatch" })
         .extra("still_missing", missing);
     let others = noted.unwrap_or_default();
     let event = if others > 0 { event.extra("others", others) } else { event };
@@ -317,10 +350,7 @@ async fn still_missing(
     (sender, receipt): (&Sender, &Receipt),
     most: i64,
 ) -> Result<u64, StoreError> {
-    let other = match receipt.statement.role {
-        Role::Console => Role::Agent,
-        Role::Agent => Role::Console,
-    };
+    let other = receipt.statement.role.other();
     let row = sqlx::query(
         "SELECT COUNT(*) AS count FROM (SELECT 1 FROM receipt WHERE state = $1 \
          AND partner_id = $2 AND session_id = $3 AND role = $4 LIMIT $5) m",

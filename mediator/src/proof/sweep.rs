@@ -7,11 +7,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use adit_ledger::{Level, Receipt, receipt::Role};
+use adit_ledger::{Level, Receipt};
 use adit_protocol::ids::SessionId;
 use sqlx::AnyPool;
 
-use super::receipts::{COMPARED, GRACE_MS, MISSED, WAITED_FOR, event, settle};
+use super::{
+    receipts::{COMPARED, GRACE_MS, MISSED, WAITED_FOR, event, settle},
+    room,
+};
 use crate::store::{Columns, StoreError, WriteTx, Writer, bigint};
 
 /// Turns of a partner in one sweep: more sessions than a console can open in the meantime.
@@ -35,6 +38,9 @@ const MAX_LIST: usize = 1000;
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
     reached: BTreeMap<(String, bool), String>,
+    /// Receipts of a partner that stay although they lack their counterpart; `None`: as many as
+    /// there is room for.
+    missing: Option<u64>,
 }
 
 /// An end of a session that told of what the other did not.
@@ -65,6 +71,12 @@ struct Turn {
 }
 
 impl Sweep {
+    /// With room for so many.
+    #[cfg(test)]
+    pub(super) fn with_room_for(missing: u64) -> Self {
+        Self { missing: Some(missing), ..Self::default() }
+    }
+
     /// Records what is overdue, as far as it is its turn; gives how many receipts are missing.
     pub(crate) async fn sweep(
         &mut self,
@@ -74,6 +86,7 @@ impl Sweep {
         let due = bigint(now_ms.saturating_sub(GRACE_MS));
         let partners = waiting(pool).await?;
         self.reached.retain(|(partner, _), _| partners.contains_key(partner));
+        let names = partners.clone();
         let mut turns: Vec<_> = partners
             .into_iter()
             .flat_map(|partner| [(partner.clone(), false), (partner, true)])
@@ -96,6 +109,17 @@ impl Sweep {
                 }
             }
             turns = again;
+        }
+        // Only where something was added to what is missing.
+        for partner in names {
+            match room::trim((pool, writer), &partner, self.missing).await {
+                Ok(0) => {}
+                Ok(trimmed) => {
+                    tracing::error!(trimmed, partner = partner.1, "no room for receipts")
+                }
+                Err(error @ StoreError::Unavailable(_)) => return Err(error),
+                Err(error) => failed = Some(error),
+            }
         }
         failed.map_or(Ok(missing), Err)
     }
@@ -298,13 +322,16 @@ async fn append(
     client: &str,
     missing: &Missing,
 ) -> Result<(), StoreError> {
-    let other = match missing.first.statement.role {
-        Role::Console => "agent",
-        Role::Agent => "console",
-    };
+    let other = missing.first.statement.role.other();
+    let session = SessionId(missing.first.statement.session).to_string();
     let mut event = event("receipt.missing", Level::Critical, (partner, client), &missing.first)
         .outcome("missing")
-        .extra("missing_from", other);
+        .extra("missing_from", other.name());
+    // It may have come.
+    let dropped = room::dropped(tx, &session, other).await?;
+    if dropped > 0 {
+        event = event.extra("dropped", dropped);
+    }
     if missing.receipts > 1 {
         event = event.extra("others", missing.receipts - 1).extra("channels", missing.channels());
     }

@@ -142,6 +142,7 @@ mod receipts {
     use super::*;
     use crate::proof::{
         receipts::{GRACE_MS, Sender, counterparts, take},
+        room::Room,
         sweep::Sweep,
     };
 
@@ -152,13 +153,15 @@ mod receipts {
         partner: String,
         session: [u8; 16],
         strange: Arc<crate::serve::Seldom>,
+        room: Arc<Room>,
     }
 
     impl Ends {
         fn new(partner: String) -> Self {
             let key = || Arc::new(SigningKey::generate().unwrap());
             let (console, agent) = (key(), key());
-            Self { console, agent, partner, session: [7; 16], strange: Arc::default() }
+            let (strange, room) = (Arc::default(), Arc::default());
+            Self { console, agent, partner, session: [7; 16], strange, room }
         }
 
         fn receipt(&self, role: Role, channel: u64, delivered: Option<u64>) -> Receipt {
@@ -199,6 +202,7 @@ mod receipts {
                 partner: "acme".into(),
                 identity: key.public(),
                 strange: Arc::clone(&self.strange),
+                room: Arc::clone(&self.room),
             };
             let lines = receipts.iter().map(|receipt| receipt.to_line().into()).collect();
             let job = running
@@ -639,6 +643,7 @@ mod receipts {
             partner: "acme".into(),
             identity: ends.console.public(),
             strange: Arc::clone(&ends.strange),
+            room: Arc::clone(&ends.room),
         };
         let line: Bytes = lie.to_line().into();
         let failed = running.writer.write(move |tx| {
@@ -650,9 +655,151 @@ mod receipts {
         assert!(failed.await.is_err());
         ends.send(&running, Role::Console, &[lie]).await;
         let entries = entries(&running).await;
-        let last = entries.last().unwrap().event();
-        assert_eq!(last.name, "receipt.mismatch");
-        assert_eq!(last.session_id, Some(SessionId(ends.session).to_string()));
+        let [.., lie, last] = entries.as_slice() else { panic!("nothing recorded") };
+        assert_eq!(lie.event().name, "receipt.mismatch");
+        assert_eq!(lie.event().session_id, Some(SessionId(ends.session).to_string()));
+        // Nothing is missing any more.
+        assert_eq!(
+            (last.event().name.as_str(), number(last, "still_missing")),
+            ("receipt.settled", 0)
+        );
+        running.close().await;
+    }
+
+    /// The last one that was missing does not fit: a lie, and nothing is missing any more.
+    #[tokio::test]
+    async fn a_mismatch_that_comes_last_says_that_nothing_is_missing() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let ends = Ends::new(running.partner("acme").await.id);
+        session(&running, &ends).await;
+        let told = [2, 3, 4].map(|n| ends.receipt(Role::Agent, n, Some(1)));
+        ends.send(&running, Role::Agent, &told).await;
+        assert_eq!(later(&running).await, 3);
+        for (channel, bytes) in [(2, 9), (3, 1), (4, 9)] {
+            let late = ends.receipt(Role::Console, channel, Some(bytes));
+            ends.send(&running, Role::Console, &[late]).await;
+        }
+        let told: Vec<_> = entries(&running)
+            .await
+            .iter()
+            .skip(1)
+            .map(|entry| {
+                let event = entry.event();
+                let still = event.extra.contains_key("still_missing");
+                let still = still.then(|| number(entry, "still_missing"));
+                (event.name.clone(), event.outcome.clone().unwrap(), still)
+            })
+            .collect();
+        let expected = [
+            ("receipt.mismatch", "mismatch", None),
+            ("receipt.settled", "done", Some(1)),
+            // The second lie within a minute is counted; that it was the last is told.
+            ("receipt.settled", "mismatch", Some(0)),
+        ];
+        let expected = expected.map(|(name, outcome, n)| (name.to_owned(), outcome.to_owned(), n));
+        assert_eq!(told, expected);
+        running.close().await;
+    }
+
+    async fn kept_of(running: &Running, ends: &Ends) -> i64 {
+        let count = sqlx::query_scalar("SELECT COUNT(*) FROM receipt WHERE session_id = $1");
+        let count = count.bind(SessionId(ends.session).to_string());
+        count.fetch_one(&running.store.readers).await.unwrap()
+    }
+
+    /// Numbers told with records of what had no room.
+    async fn dropped(running: &Running, ends: &Ends) -> Vec<i64> {
+        let session = SessionId(ends.session).to_string();
+        let entries = entries(running).await;
+        let of = entries.iter().filter(|entry| {
+            let event = entry.event();
+            event.name == "receipt.dropped" && event.session_id.as_ref() == Some(&session)
+        });
+        of.map(|entry| number(entry, "dropped")).collect()
+    }
+
+    /// What only one end tells of is bounded for each partner: one end that signs without end
+    /// leaves room to its partner's others, and takes none of another partner's.
+    #[tokio::test]
+    async fn a_flood_without_counterpart_has_its_own_partners_room_and_not_all_of_it() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let room = Arc::new(Room::of(400));
+        let of = async |name: &'static str| {
+            let new = Ends::new(running.partner(name).await.id);
+            Ends { room: Arc::clone(&room), ..new }
+        };
+        let (flood, elsewhere) = (of("flooded").await, of("elsewhere").await);
+        let beside = Ends { session: [8; 16], ..flood.clone() };
+        let elsewhere = Ends { session: [9; 16], ..elsewhere };
+        sessions(&running, &[flood.clone(), beside.clone(), elsewhere.clone()]).await;
+        let many = |ends: &Ends, role, channels: std::ops::RangeInclusive<u64>| {
+            channels.map(|n| ends.receipt(role, n, None)).collect::<Vec<_>>()
+        };
+        for some in many(&flood, Role::Agent, 1..=1000).chunks(60) {
+            flood.send(&running, Role::Agent, some).await;
+        }
+        assert_eq!(kept_of(&running, &flood).await, 300);
+        assert_eq!(dropped(&running, &flood).await, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
+        // Others are served: all of what they tell, as long as there is room at all.
+        beside.send(&running, Role::Agent, &many(&beside, Role::Agent, 1..=40)).await;
+        elsewhere.send(&running, Role::Agent, &many(&elsewhere, Role::Agent, 1..=60)).await;
+        assert_eq!(kept_of(&running, &beside).await, 40);
+        assert_eq!(kept_of(&running, &elsewhere).await, 60);
+        assert_eq!(dropped(&running, &beside).await, [0; 0]);
+        // However many sessions, the partner's room is bounded.
+        let crowd: Vec<_> = (20..90).map(|n| Ends { session: [n; 16], ..flood.clone() }).collect();
+        sessions(&running, &crowd).await;
+        for ends in &crowd {
+            ends.send(&running, Role::Agent, &many(ends, Role::Agent, 1..=4)).await;
+        }
+        assert_eq!(kept(&running).await, 400 + 60);
+        // What finds its counterpart is taken however full it is, and makes room.
+        flood.send(&running, Role::Console, &many(&flood, Role::Console, 1..=60)).await;
+        flood.send(&running, Role::Console, &many(&flood, Role::Console, 61..=120)).await;
+        assert_eq!(kept_of(&running, &flood).await, 420);
+        tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+        let last = crowd.last().unwrap();
+        last.send(&running, Role::Agent, &many(last, Role::Agent, 1..=4)).await;
+        assert_eq!(kept_of(&running, last).await, 4);
+        running.close().await;
+    }
+
+    /// Whose word had no room is not said to have sent nothing; and what is missing for good takes
+    /// bounded room, too.
+    #[tokio::test]
+    async fn what_is_missing_for_good_is_bounded_and_the_largest_give_way() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let small = Ends::new(running.partner("acme").await.id);
+        let large = Ends { session: [8; 16], room: Arc::new(Room::of(200)), ..small.clone() };
+        sessions(&running, &[small.clone(), large.clone()]).await;
+        small.send(&running, Role::Agent, &[small.receipt(Role::Agent, 2, Some(1))]).await;
+        let both = |n| [Role::Agent, Role::Console].map(|role| large.receipt(role, n, Some(1)));
+        for some in (1..=240).map(|n| both(n)[0].clone()).collect::<Vec<_>>().chunks(60) {
+            large.send(&running, Role::Agent, some).await;
+        }
+        assert_eq!(kept_of(&running, &large).await, 149);
+        let mut sweep = Sweep::with_room_for(100);
+        let at = adit_runtime::time::unix_ms() + GRACE_MS + 60_000;
+        let store = (&running.store.readers, &running.writer);
+        assert_eq!(sweep.sweep(store, at).await.unwrap(), 150);
+        assert_eq!((kept_of(&running, &small).await, kept_of(&running, &large).await), (1, 99));
+        // 240 - 149 had no room at first, and 50 more had none in the end.
+        assert_eq!(dropped(&running, &large).await, [1, 2, 4, 8, 16, 32, 64, 141]);
+        assert_eq!(dropped(&running, &small).await, [0; 0]);
+        // The console tells all: what it tells of channels that were dropped finds nothing, and
+        // the agent is not said to have kept silent without more.
+        for some in (1..=240).map(|n| both(n)[1].clone()).collect::<Vec<_>>().chunks(60) {
+            small.send(&running, Role::Console, some).await;
+        }
+        assert_eq!(sweep.sweep(store, at).await.unwrap(), 141);
+        let entries = entries(&running).await;
+        let last = entries.iter().rfind(|entry| entry.event().name == "receipt.missing").unwrap();
+        assert_eq!((number(last, "others"), number(last, "dropped")), (140, 141));
+        assert!(matches!(last.event().extra.get("missing_from"),
+            Some(adit_ledger::Value::Text(end)) if end == "agent"));
         running.close().await;
     }
 

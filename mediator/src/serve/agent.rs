@@ -172,7 +172,9 @@ pub(super) async fn receipts(
         return;
     };
     let strange = Arc::clone(&line.shared.strange_receipts);
-    let sender = proof::receipts::Sender { partner_id, partner, identity: line.identity, strange };
+    let room = Arc::clone(&line.shared.receipt_room);
+    let identity = line.identity;
+    let sender = proof::receipts::Sender { partner_id, partner, identity, strange, room };
     let taken = line.shared.writer.write(move |tx| {
         Box::pin(async move { proof::receipts::take(tx, sender, told.lines).await })
     });

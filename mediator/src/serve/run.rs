@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     pub(crate) refused_tokens: Arc<Seldom>,
     /// Devices that sent receipts of what is none of theirs, lately.
     pub(crate) strange_receipts: Arc<Seldom>,
+    /// How many receipts without counterpart there are of each partner.
+    pub(crate) receipt_room: Arc<proof::Room>,
     /// Agents of which there are two.
     pub(crate) twins: Twins,
     pub(crate) pages: Pages,
@@ -298,6 +300,7 @@ impl Server {
             strangers: Strangers::default(),
             refused_tokens: Arc::default(),
             strange_receipts: Arc::default(),
+            receipt_room: Arc::default(),
             twins: Twins::default(),
             pages,
         });
