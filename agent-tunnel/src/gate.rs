@@ -27,8 +27,11 @@ use crate::{
 
 /// Targets of one session that were audited one by one.
 const MAX_KNOWN_TARGETS: usize = 4096;
-/// Addresses of one name that are tried.
-const MAX_ADDRESSES: usize = 16;
+/// Addresses of one name that are given to be tried.
+const MAX_ADDRESSES: usize = 4;
+/// Addresses of all targets that channels of one session were let through to. Whoever answers for
+/// a name can give others each time.
+const MAX_PASSED: usize = 4 * MAX_KNOWN_TARGETS;
 /// Targets of one session that the person at the computer is asked about.
 const MAX_ASKED_TARGETS: usize = 32;
 /// Targets named in the refusal of a session.
@@ -98,7 +101,7 @@ struct State {
     /// Targets with their audit, under way or done. INVARIANT: at most `MAX_KNOWN_TARGETS`.
     known: BTreeMap<Target, Arc<OnceCell<()>>>,
     /// What channels were let through to, and whether by consent, to be judged again when the
-    /// rules change.
+    /// rules change. INVARIANT: at most `MAX_PASSED`.
     passed: BTreeSet<(Target, IpAddr, bool)>,
     /// Targets with their consent, asked for or given. INVARIANT: at most `MAX_ASKED_TARGETS`.
     asked: BTreeMap<Target, Arc<OnceCell<bool>>>,
@@ -166,7 +169,7 @@ impl SessionGate {
             .map_err(|denial| self.refuse(&grant, &target, &denial))?;
         let mut addresses = self.addresses(&target, &resolved, by_consent).map_err(denied)?;
         addresses.truncate(MAX_ADDRESSES);
-        self.state().passed.extend(addresses.iter().map(|ip| (target.clone(), *ip, by_consent)));
+        self.pass(&target, &addresses, by_consent)?;
         Ok(addresses.into_iter().map(|ip| SocketAddr::new(ip, target.port())).collect())
     }
 
@@ -185,6 +188,18 @@ impl SessionGate {
         };
         let fits = still_useful(policy, grant, now) && passed.iter().all(still);
         if fits { Ok(()) } else { Err("policy_changed") }
+    }
+
+    /// Notes what a channel is let through to: what cannot be judged again is not let through.
+    fn pass(&self, target: &Target, to: &[IpAddr], by_consent: bool) -> Result<(), ChannelCode> {
+        let passed = &mut self.state().passed;
+        let mut new: Vec<_> = to.iter().map(|ip| (target.clone(), *ip, by_consent)).collect();
+        new.retain(|one| !passed.contains(one));
+        if passed.len() + new.len() > MAX_PASSED {
+            return Err(ChannelCode::TooMany);
+        }
+        passed.extend(new);
+        Ok(())
     }
 
     fn check_target(&self, grant: &Grant, target: &Target) -> Result<(), Refusal> {

@@ -265,3 +265,24 @@ async fn consent_that_comes_after_the_owner_locked_opens_nothing() {
     let given_up = tokio::time::timeout(std::time::Duration::ZERO, bench.permit("10.0.0.2:22"));
     assert!(given_up.await.is_ok(), "locked: refused at once");
 }
+
+/// Whoever answers for a name can give other addresses each time: what is remembered of them is
+/// bounded, and what was let through before is let through again.
+#[tokio::test]
+async fn a_name_that_resolves_to_ever_other_addresses_pins_a_bounded_amount() {
+    let policy = "[[allow]]\ntargets = [\"10.0.0.0/8\"]\nports = [80]";
+    let b = bench(policy, &["web.example:80"], false);
+    let mut refused = None;
+    for n in 0..u32::try_from(MAX_PASSED).unwrap() {
+        let of = |k: u32| IpAddr::from((0x0A00_0000 + n * 8 + k).to_be_bytes());
+        *b.world.addresses.lock().unwrap() = (0..8).map(of).collect();
+        if let Err(code) = b.permit("web.example:80").await {
+            refused = Some(code);
+            break;
+        }
+    }
+    assert_eq!(refused, Some(ChannelCode::TooMany));
+    assert_eq!(b.gate.state().passed.len(), MAX_PASSED);
+    *b.world.addresses.lock().unwrap() = vec![[10, 0, 0, 0].into()];
+    assert!(b.permit("web.example:80").await.is_ok());
+}

@@ -118,7 +118,7 @@ fn is_broadcast(net: &IpNet, ip: IpAddr) -> bool {
 }
 
 /// The IPv4 address that an IPv6 one stands for: mapped, compatible (RFC 4291 §2.5.5), NAT64
-/// (RFC 6052 §2.1) and 6to4 (RFC 3056 §2).
+/// (RFC 6052 §2.1), 6to4 (RFC 3056 §2) and what translators wrote before (RFC 2765 §2.1).
 pub fn innermost(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip else { return ip };
     let embedded = |high: u16, low: u16| {
@@ -126,9 +126,9 @@ pub fn innermost(ip: IpAddr) -> IpAddr {
     };
     match v6.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => ip,
-        [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low] | [0x64, 0xFF9B, 0, 0, 0, 0, high, low] => {
-            embedded(high, low)
-        }
+        [0, 0, 0, 0, 0, 0 | 0xFFFF, high, low]
+        | [0, 0, 0, 0, 0xFFFF, 0, high, low]
+        | [0x64, 0xFF9B, 0, 0, 0, 0, high, low] => embedded(high, low),
         [0x2002, high, low, ..] => embedded(high, low),
         _ => ip,
     }
@@ -165,6 +165,8 @@ mod tests {
             "[::1]:5000",
             "[::ffff:127.0.0.1]:5000",
             "[::127.0.0.1]:5000",
+            "[::ffff:0:127.0.0.1]:5000",
+            "[::ffff:0:169.254.169.254]:5000",
             "[64:ff9b::7f00:1]:5000",
             "[64:ff9b:1::a9fe:a9fe]:5000",
             "[64:ff9b:1:a9fe:a9:fe00:808:808]:5000",
