@@ -56,9 +56,21 @@ fn sessions_outlive_the_mediator() -> Result<()> {
     let server = TcpServer::start("127.0.0.1:0")?;
     let mut forwards: Vec<Forward> = Vec::new();
     for carrier in ["relayed", "direct"] {
-        let mut forward = site.forward(&["-L", &to_port(server.port()), "--carrier", carrier])?;
+        let why = ["--reason", "outliving", "--ticket", "T-1"];
+        let spec = to_port(server.port());
+        let args = [&["-L", &spec, "--carrier", carrier], &why[..]].concat();
+        let mut forward = site.forward(&args)?;
         forward.wait_active(carrier, SOON)?;
         forwards.push(forward);
+    }
+    for (forward, carrier) in forwards.iter().zip(["relayed", "direct"]) {
+        // On record before the mediator dies.
+        site.audited("the carrier", |e| {
+            text(e, "event") == "session.carrier"
+                && text(e, "session_id") == forward.session
+                && e["carriers"][0] == carrier
+                && text(e, "outcome") == "active"
+        })?;
     }
     let transfers: Vec<_> = forwards
         .iter()
@@ -80,10 +92,16 @@ fn sessions_outlive_the_mediator() -> Result<()> {
         forward.close()?;
     }
     for session in sessions {
-        // Its end reaches the audit although it began under the mediator's former life.
-        site.audited("the end", |e| {
+        // Its end reaches the audit although it began under the mediator's former life, and says
+        // all that it would say without that.
+        let end = site.audited("the end", |e| {
             text(e, "event") == "session.ended" && text(e, "session_id") == session
         })?;
+        for (key, value) in [("reason", "outliving"), ("ticket", "T-1")] {
+            ensure!(text(&end, key) == value, "{key}: {end}");
+        }
+        ensure!(!text(&end, "rule").is_empty(), "no rule: {end}");
+        ensure!(end["carriers"].as_array().is_some_and(|kinds| !kinds.is_empty()), "{end}");
     }
     works(&site, &server)
 }

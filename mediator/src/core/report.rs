@@ -107,7 +107,12 @@ impl Broker {
                 Some(_) => Purpose::Nothing,
                 None => Purpose::Done(request),
             };
-            self.audit(partner, records, Effect::None, purpose);
+            let effect = match self.sessions.get_mut(&id) {
+                // Of one that is over nothing is to be told any more.
+                Some(session) if !session.is_ended() => session.unwritten(),
+                _ => Effect::None,
+            };
+            self.audit(partner, records, effect, purpose);
         } else if end.is_none() {
             self.reply(request, Reply::Done);
         }

@@ -18,7 +18,8 @@ use bytes::Bytes;
 use super::ending::Ending;
 use super::fold::Refusals;
 use super::types::{
-    Allowed, Attempt, Basis, ConnectionId, Now, Place, Recorded, RequestId, SessionRow, Who,
+    Allowed, Attempt, Basis, ConnectionId, Effect, Now, Place, Recorded, RequestId, SessionRow,
+    Told, Who,
 };
 
 /// Kinds of carriers remembered per end.
@@ -72,6 +73,8 @@ pub(crate) struct Session {
     pub(super) chosen: Vec<RelayId>,
     /// Kinds of carriers in the order of use, by the end that told.
     kinds: BTreeMap<Role, Vec<String>>,
+    /// There are more of these than the store knows.
+    unwritten: bool,
     /// Refused channels told of late.
     pub(super) refusals: Refusals,
     /// Console to target, target to console.
@@ -118,6 +121,7 @@ impl Session {
             relays: BTreeSet::new(),
             chosen: Vec::new(),
             kinds: BTreeMap::new(),
+            unwritten: false,
             refusals: Refusals::default(),
             bytes: (0, 0),
             relay_bytes: BTreeMap::new(),
@@ -140,10 +144,10 @@ impl Session {
             targets: Vec::new(),
             target: row.target,
             any_target: row.any_target,
-            reason: String::new(),
-            ticket: String::new(),
-            viewer: String::new(),
-            rule: String::new(),
+            reason: row.told.reason,
+            ticket: row.told.ticket,
+            viewer: row.told.viewer,
+            rule: row.told.rule,
             msg1_sha256: [0; 32],
             seen: None,
             enrolment: false,
@@ -158,7 +162,11 @@ impl Session {
             offered_on: None,
             relays: BTreeSet::new(),
             chosen: Vec::new(),
-            kinds: BTreeMap::new(),
+            kinds: [(Role::Console, row.told.by_console), (Role::Agent, row.told.by_agent)]
+                .into_iter()
+                .filter(|(_, kinds)| !kinds.is_empty())
+                .collect(),
+            unwritten: false,
             refusals: Refusals::default(),
             bytes: (0, 0),
             relay_bytes: BTreeMap::new(),
@@ -181,6 +189,19 @@ impl Session {
             started_ms: self.started_ms,
             lease_ms,
             basis: self.basis.clone(),
+            told: self.told(),
+        }
+    }
+
+    /// For the record of its end, if the mediator restarts before.
+    pub(super) fn told(&self) -> Told {
+        Told {
+            reason: self.reason.clone(),
+            ticket: self.ticket.clone(),
+            viewer: self.viewer.clone(),
+            rule: self.rule.clone(),
+            by_console: self.kinds.get(&Role::Console).cloned().unwrap_or_default(),
+            by_agent: self.kinds.get(&Role::Agent).cloned().unwrap_or_default(),
         }
     }
 
@@ -218,6 +239,16 @@ impl Session {
         let kinds = self.kinds.entry(by).or_default();
         if kinds.len() < MAX_KINDS && kinds.last().map(String::as_str) != Some(kind) {
             kinds.push(kind.to_owned());
+            self.unwritten = true;
+        }
+    }
+
+    /// What is to be told at its end, if that changed since it was written.
+    pub(super) fn unwritten(&mut self) -> Effect {
+        if std::mem::take(&mut self.unwritten) {
+            Effect::Told { session: self.id, told: Box::new(self.told()) }
+        } else {
+            Effect::None
         }
     }
 

@@ -686,6 +686,14 @@ fn a_restarted_mediator_adopts_sessions_and_ends_those_that_nobody_serves() {
             target: String::new(),
             any_target: false,
             basis: Basis::default(),
+            told: Told {
+                reason: "a reason".into(),
+                ticket: "T-1".into(),
+                viewer: "mstsc".into(),
+                rule: "technician".into(),
+                by_console: vec!["relayed".into()],
+                by_agent: Vec::new(),
+            },
             started_ms: 0,
             lease_ms: world.now.unix_ms + 60_000,
         };
@@ -699,6 +707,12 @@ fn a_restarted_mediator_adopts_sessions_and_ends_those_that_nobody_serves() {
     world.serving.entry(0).or_default().insert(served);
     world.check_in(0);
     world.check_in(1);
+    // Its record says what one without a restart between says.
+    let mut events = world.audits.iter().flat_map(|(_, events)| events);
+    let end = events.find(|event| event.name == "session.ended").unwrap();
+    let said = [&end.reason, &end.ticket, &end.viewer, &end.rule].map(|text| text.as_deref());
+    assert_eq!(said, [Some("a reason"), Some("T-1"), Some("mstsc"), Some("technician")]);
+    assert_eq!(end.carriers, ["relayed"]);
     while !world.audits.is_empty() {
         world.store();
     }

@@ -86,6 +86,20 @@ pub(crate) struct Basis {
     pub(crate) mfa_ms: Option<u64>,
 }
 
+/// What the record of a session's end says and nothing else needs: kept until then.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Told {
+    pub(crate) reason: String,
+    pub(crate) ticket: String,
+    pub(crate) viewer: String,
+    pub(crate) rule: String,
+    /// Kinds of carriers in the order of use, as the console told.
+    pub(crate) by_console: Vec<String>,
+    /// The same as the agent told.
+    pub(crate) by_agent: Vec<String>,
+}
+
 /// Why an attempt is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Allowed {
@@ -208,6 +222,7 @@ pub(crate) struct SessionRow {
     pub(crate) started_ms: u64,
     pub(crate) lease_ms: u64,
     pub(crate) basis: Basis,
+    pub(crate) told: Told,
 }
 
 /// What changes in the store together with audit records.
@@ -217,6 +232,8 @@ pub(crate) enum Effect {
     None,
     /// A session begins.
     Begin(Box<SessionRow>),
+    /// There is more to tell at a session's end.
+    Told { session: SessionId, told: Box<Told> },
     /// A session is over.
     End { session: SessionId, reason: String, bytes_up: u64, bytes_down: u64, relay_bytes: u64 },
     /// A session's lease was renewed.

@@ -27,7 +27,7 @@ const SHARES: [(u64, u64); 3] = [(7, 4), (6, 64), (4, 1_024)];
 /// What waits is counted anew after this long, milliseconds, once room seems to be short.
 const COUNT_AGAIN_MS: u64 = 1_000;
 /// Deleted in one transaction.
-const STEP: u64 = 2_000;
+const STEP: u64 = 500;
 /// Ends among which those with the most are found.
 const ENDS: i64 = 1_000;
 

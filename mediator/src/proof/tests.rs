@@ -262,6 +262,7 @@ mod receipts {
             started_ms: 1,
             lease_ms: 1,
             basis: Basis::default(),
+            told: Default::default(),
         }
     }
 

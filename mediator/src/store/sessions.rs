@@ -19,11 +19,19 @@ pub(crate) async fn apply(tx: &mut WriteTx, effect: Effect) -> Result<(), StoreE
                 .await?;
             Ok(())
         }
+        Effect::Told { session, told } => {
+            sqlx::query("UPDATE session SET told = $1 WHERE id = $2 AND ended_ms IS NULL")
+                .bind(serde_json::to_string(&told).unwrap_or_default())
+                .bind(session.to_string())
+                .execute(tx.sql())
+                .await?;
+            Ok(())
+        }
         Effect::End { session, reason, bytes_up, bytes_down, relay_bytes } => {
             let now = bigint(tx.now_ms());
             sqlx::query(
                 "UPDATE session SET ended_ms = $1, end_reason = $2, bytes_up = $3, \
-                 bytes_down = $4, relay_bytes = $5 WHERE id = $6 AND ended_ms IS NULL",
+                 bytes_down = $4, relay_bytes = $5, told = '' WHERE id = $6 AND ended_ms IS NULL",
             )
             .bind(now)
             .bind(reason)
@@ -42,9 +50,9 @@ async fn begin(tx: &mut WriteTx, row: SessionRow) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO session (id, partner_id, client_id, client, computer_id, computer, \
          account_id, account, login, console, agent, source, redirector, target, any_target, \
-         started_ms, lease_ms, bytes_up, bytes_down, relay_bytes, access, mfa) VALUES \
-         ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
-         $18, $19, $20, $21, $22)",
+         started_ms, lease_ms, bytes_up, bytes_down, relay_bytes, access, mfa, told) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
+         $18, $19, $20, $21, $22, $23)",
     )
     .bind(row.id.to_string())
     .bind(row.who.partner_id)
@@ -68,6 +76,7 @@ async fn begin(tx: &mut WriteTx, row: SessionRow) -> Result<(), StoreError> {
     .bind(0_i64)
     .bind(serde_json::to_string(&row.basis).unwrap_or_default())
     .bind(row.who.mfa)
+    .bind(serde_json::to_string(&row.told).unwrap_or_default())
     .execute(tx.sql())
     .await
     .map_err(|error| super::tenants::taken(error, "session id"))?;
@@ -83,6 +92,7 @@ pub(crate) async fn open(pool: &AnyPool) -> Result<Vec<SessionRow>, StoreError> 
          s.console AS console, s.agent AS agent, s.source AS source, \
          s.redirector AS redirector, s.target AS target, s.any_target AS any_target, \
          s.started_ms AS started_ms, s.lease_ms AS lease_ms, s.access AS access, s.mfa AS mfa, \
+         s.told AS told, \
          COALESCE(p.name, s.partner_id) AS partner \
          FROM session s LEFT JOIN partner p ON p.id = s.partner_id WHERE s.ended_ms IS NULL",
     )
@@ -120,6 +130,7 @@ pub(crate) async fn open(pool: &AnyPool) -> Result<Vec<SessionRow>, StoreError> 
                 lease_ms: row.number("lease_ms")?,
                 // Rows of earlier versions say nothing: then nothing was given.
                 basis: serde_json::from_str(&row.text("access")?).unwrap_or_default(),
+                told: serde_json::from_str(&row.text("told")?).unwrap_or_default(),
             })
         })
         .collect()

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     authz::Holder,
-    core::types::{Basis, Effect, Place, SessionRow, Who},
+    core::types::{Basis, Effect, Place, SessionRow, Told, Who},
     roles::{
         Act, Object, Permission, Role,
         tests::{Pc, Random, conditions, facts, labels as some_labels, role, scope},
@@ -98,6 +98,7 @@ async fn session(tx: &mut WriteTx, pc: &Pc, account: &str) -> Result<SessionId, 
         started_ms: 1,
         lease_ms: 1,
         basis: Basis::default(),
+        told: Told::default(),
     };
     sessions::apply(tx, Effect::Begin(Box::new(row))).await?;
     Ok(id)
