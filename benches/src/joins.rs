@@ -6,7 +6,7 @@ use adit_net::{identity::NoiseKeypair, noise::join::join_relay};
 use adit_protocol::{
     ids::SessionId,
     keys::{PublicKey, SigningKey},
-    ticket::{Role, Ticket},
+    ticket::{Role, Share, Ticket},
     wire,
 };
 use anyhow::{Context as _, Result};
@@ -51,6 +51,7 @@ pub(crate) fn write(
             joiner: key.public,
             not_before_ms: now_ms - TICKET_LIFE_MS,
             expires_ms: now_ms + TICKET_LIFE_MS,
+            share: Share::of(&session.to_string(), relay),
         };
         Ok(End { key: *key.private, ticket: ticket.sign(tickets).encode_to_vec() })
     };

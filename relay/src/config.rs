@@ -48,7 +48,12 @@ pub static KEYS: &[Key] = &[
          else the listening addresses",
     ),
     key("relay.region", Kind::String, None, "region name; default: given to join"),
-    key("limits.max_pairs", Kind::Integer, Some("20000"), "pairs, waiting joins included"),
+    key(
+        "limits.max_pairs",
+        Kind::Integer,
+        Some("20000"),
+        "pairs, waiting joins included; the last eighth for partners with few",
+    ),
     key("limits.max_unjoined", Kind::Integer, Some("4096"), "connections that have not joined"),
     key(
         "limits.max_unjoined_per_source",

@@ -16,7 +16,7 @@ use adit_protocol::{
     code::JoinStatus,
     keys::{KeyError, SigningKey, sha256},
     limits::{NOISE_TAG, RELAY_UNJOINED_BYTES},
-    ticket::{Role, TicketError},
+    ticket::{Role, Ticket, TicketError},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -169,7 +169,8 @@ impl Door {
         let question = ticket.payload.is_empty();
         let (status, join) = match self.trust.check(&ticket, &joiner) {
             Ok(ticket) => {
-                let join = Join { session: ticket.session, slot: init.slot, role: ticket.role };
+                let Ticket { session, role, share, .. } = ticket;
+                let join = Join { session, slot: init.slot, role, share };
                 (hub.handle_ticket(conn, join, hash)?, Some(join))
             }
             Err(TicketError::Expired) => (JoinStatus::Expired, None),

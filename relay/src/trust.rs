@@ -69,7 +69,11 @@ impl Trust {
 mod tests {
     use std::time::Instant;
 
-    use adit_protocol::{ids::SessionId, keys::SigningKey, ticket::Role};
+    use adit_protocol::{
+        ids::SessionId,
+        keys::SigningKey,
+        ticket::{Role, Share},
+    };
 
     use super::*;
 
@@ -85,6 +89,7 @@ mod tests {
             joiner: [2; 32],
             not_before_ms: 0,
             expires_ms: 2_000_000,
+            share: Share::default(),
         };
         assert!(trust.check(&ticket.sign(&new), &[2; 32]).is_err(), "nobody is known yet");
         let cert = |by: &SigningKey, purpose, of: &SigningKey, not_after_ms| {

@@ -27,7 +27,7 @@ use adit_net::{
 use adit_protocol::{
     ids::{RelayId, SessionId, TokenId},
     keys::{KeyCert, NoiseCert, PublicKey, Purpose, SigningKey},
-    ticket::{Role, Ticket},
+    ticket::{Role, Share, Ticket},
     token::{EnrollToken, TokenKind},
     wire::{self, frame::Body},
 };
@@ -244,6 +244,7 @@ async fn join(
         joiner: key.public,
         not_before_ms: now_ms - 60_000,
         expires_ms: now_ms + 600_000,
+        share: Share::default(),
     };
     let mut stream = TcpStream::connect(address).await?;
     join_relay(&mut stream, &noise, &key, &ticket.sign(&mediator.ticket_key), 0).await?;

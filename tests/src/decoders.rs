@@ -317,6 +317,7 @@ mod valid {
             joiner_key: hash(),
             not_before_ms: 1,
             expires_ms: 2,
+            share: Bytes::from_static(&[3; 8]),
         };
         vec![grant.encode_to_vec(), ticket.encode_to_vec()]
     }

@@ -5,7 +5,7 @@ use prost::Message;
 
 use crate::{
     ids::SessionId,
-    keys::{KeyError, PublicKey, SigningKey, context},
+    keys::{KeyError, PublicKey, SigningKey, context, sha256},
     wire,
 };
 
@@ -46,6 +46,23 @@ pub enum TicketError {
     Expired,
 }
 
+/// What is hashed with relay and partner for their [`Share`].
+const SHARE: &[u8] = b"adit/1 relay share\0";
+
+/// Whose sessions share a relay's places: the same for all of a partner's at one relay, and for
+/// nobody to tell whose. Tickets of earlier mediators have none, and share as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Share(pub [u8; 8]);
+
+impl Share {
+    /// Of a partner, by its id, at a relay.
+    pub fn of(partner_id: &str, relay: PublicKey) -> Self {
+        let text = [SHARE, &relay.0, partner_id.as_bytes()].concat();
+        let [a, b, c, d, e, f, g, h, ..] = sha256(&text);
+        Self([a, b, c, d, e, f, g, h])
+    }
+}
+
 /// A ticket's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
@@ -61,6 +78,8 @@ pub struct Ticket {
     pub not_before_ms: u64,
     /// Mediator's time, milliseconds since 1970.
     pub expires_ms: u64,
+    /// Whose places at the relay the session takes.
+    pub share: Share,
 }
 
 impl Ticket {
@@ -75,6 +94,7 @@ impl Ticket {
                 joiner_key: Bytes::copy_from_slice(&self.joiner),
                 not_before_ms: self.not_before_ms,
                 expires_ms: self.expires_ms,
+                share: Bytes::copy_from_slice(&self.share.0),
             },
         )
     }
@@ -94,6 +114,7 @@ impl Ticket {
             joiner: b.joiner_key.as_ref().try_into().map_err(|_| KeyError::Malformed)?,
             not_before_ms: b.not_before_ms,
             expires_ms: b.expires_ms,
+            share: Share(b.share.as_ref().try_into().unwrap_or_default()),
         })
     }
 
@@ -132,6 +153,7 @@ mod tests {
             joiner: [2; 32],
             not_before_ms: 10,
             expires_ms: 20,
+            share: Share::of("p", relay),
         };
         assert_eq!(Ticket::open(key.public(), &t.sign(&key)), Ok(t));
         assert!(Ticket::open(relay, &t.sign(&key)).is_err());
@@ -140,5 +162,14 @@ mod tests {
         assert_eq!(t.check(key.public(), &[2; 32], 10), Err(TicketError::OtherRelay));
         assert_eq!(t.check(relay, &[2; 32], 20), Err(TicketError::Expired));
         assert_eq!(t.check(relay, &[2; 32], 9), Err(TicketError::Expired));
+    }
+
+    #[test]
+    fn sessions_of_a_partner_share_at_a_relay_and_nowhere_else() {
+        let relay = || SigningKey::generate().unwrap().public();
+        let (a, b) = (relay(), relay());
+        assert_eq!(Share::of("p", a), Share::of("p", a));
+        assert_ne!(Share::of("p", a), Share::of("q", a));
+        assert_ne!(Share::of("p", a), Share::of("p", b));
     }
 }

@@ -14,7 +14,7 @@ use adit_protocol::{
     ids::{RelayId, SessionId},
     keys::PublicKey,
     limits::TICKET_LIFE,
-    ticket::{Role, Ticket},
+    ticket::{Role, Share, Ticket},
     wire,
 };
 
@@ -68,6 +68,7 @@ impl Broker {
         now: Now,
     ) -> Vec<RelayChoice> {
         let Some(session) = self.sessions.get(&id) else { return Vec::new() };
+        let partner = session.who.partner_id.clone();
         let connection = match role {
             Role::Console => session.console,
             Role::Agent => self.agents.get(&session.place.computer_id).copied(),
@@ -105,6 +106,7 @@ impl Broker {
             joiner,
             not_before_ms: now.unix_ms.saturating_sub(60_000),
             expires_ms: now.unix_ms.saturating_add(life),
+            share: Share::of(&partner, relay.identity),
         };
         let registered = picked.iter().filter_map(|relay| self.relays.get(relay));
         registered

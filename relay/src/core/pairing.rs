@@ -22,7 +22,7 @@ use adit_protocol::{
     code::JoinStatus,
     ids::SessionId,
     limits::{MAX_RELAY_SLOTS, TICKET_LIFE},
-    ticket::Role,
+    ticket::{Role, Share},
 };
 
 use super::admission::Admission;
@@ -33,6 +33,9 @@ mod tests;
 /// Answered but unconfirmed joins of one session, slot and role: enough for one who retries in
 /// haste, too few for one who wants to fill the table with a single ticket.
 pub const MAX_ANSWERED_PER_END: usize = 4;
+/// One part in so many of the places is only for those that have less than one part in so many.
+const RESERVED: usize = 8;
+const FEW: usize = 16;
 /// Sessions remembered as cut, so that tickets still valid do not bring them back.
 pub const MAX_CUT_SESSIONS: usize = 16_384;
 
@@ -72,6 +75,8 @@ pub struct Join {
     pub slot: u32,
     /// As which end.
     pub role: Role,
+    /// Whose places it takes: of a session always the same.
+    pub share: Share,
 }
 
 /// Why a connection or pair is to end.
@@ -152,10 +157,11 @@ struct Conn {
 }
 
 /// INVARIANT: with `pair` set there is no waiting end, otherwise exactly one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Place {
     waiting: Option<(Role, ConnId)>,
     pair: Option<PairId>,
+    share: Share,
 }
 
 #[derive(Debug)]
@@ -185,9 +191,13 @@ pub struct Pairing {
     answered: BTreeMap<Join, BTreeSet<ConnId>>,
     answered_order: BTreeSet<ConnId>,
     places: BTreeMap<Key, Place>,
+    /// INVARIANT: how many of `places` each has.
+    shares: BTreeMap<Share, usize>,
     waiting: usize,
     pairs: BTreeMap<PairId, Pair>,
     cut: BTreeMap<SessionId, Instant>,
+    /// The same, by when they are forgotten: thousands may end in one go, while others join.
+    cut_order: BTreeSet<(Instant, SessionId)>,
     timers: BTreeSet<(Instant, Timer)>,
     events: VecDeque<Event>,
 }
@@ -204,9 +214,11 @@ impl Pairing {
             answered: BTreeMap::new(),
             answered_order: BTreeSet::new(),
             places: BTreeMap::new(),
+            shares: BTreeMap::new(),
             waiting: 0,
             pairs: BTreeMap::new(),
             cut: BTreeMap::new(),
+            cut_order: BTreeSet::new(),
             timers: BTreeSet::new(),
             events: VecDeque::new(),
         }
@@ -282,7 +294,7 @@ impl Pairing {
                 self.close(other, Reason::Replaced);
                 self.wait(conn, join, now);
             }
-            Some((_, other)) => self.pair(key, join.role, conn, other, now),
+            Some((_, other)) => self.pair(&join, conn, other, now),
             None => self.wait(conn, join, now),
         }
         true
@@ -316,17 +328,15 @@ impl Pairing {
 
     /// The mediator ended a session: everything of it goes, and does not come back.
     pub fn handle_cut(&mut self, session: SessionId, now: Instant) {
+        self.forget_cut(session);
         if self.cut.len() >= MAX_CUT_SESSIONS
-            && let Some((oldest, at)) =
-                self.cut.iter().min_by_key(|(_, at)| **at).map(|(s, at)| (*s, *at))
+            && let Some((_, oldest)) = self.cut_order.first().copied()
         {
-            self.cut.remove(&oldest);
-            self.timers.remove(&(at, Timer::Cut(oldest)));
+            self.forget_cut(oldest);
         }
         let forget = now + TICKET_LIFE;
-        if let Some(old) = self.cut.insert(session, forget) {
-            self.timers.remove(&(old, Timer::Cut(session)));
-        }
+        self.cut.insert(session, forget);
+        self.cut_order.insert((forget, session));
         self.timers.insert((forget, Timer::Cut(session)));
         for slot in 0..MAX_RELAY_SLOTS {
             let (pair, waiting) =
@@ -338,8 +348,10 @@ impl Pairing {
                 self.close(conn, Reason::Cut);
             }
             for role in [Role::Console, Role::Agent] {
-                let answered = self.answered.get(&Join { session, slot, role });
-                for conn in answered.cloned().unwrap_or_default() {
+                let of = |share| Join { session, slot, role, share };
+                let all = self.answered.range(of(Share([0; 8]))..=of(Share([0xFF; 8])));
+                let answered: Vec<ConnId> = all.flat_map(|(_, conns)| conns).copied().collect();
+                for conn in answered {
                     self.close(conn, Reason::Cut);
                 }
             }
@@ -384,9 +396,7 @@ impl Pairing {
                     let unpaired = matches!(waits, Some(ConnState::Waiting(_)));
                     self.close(conn, if unpaired { Reason::Unpaired } else { Reason::Unjoined });
                 }
-                Timer::Cut(session) => {
-                    self.cut.remove(&session);
-                }
+                Timer::Cut(session) => self.forget_cut(session),
                 Timer::Pair(pair) => self.check_pair(pair, now),
             }
         }
@@ -421,10 +431,30 @@ impl Pairing {
         self.next_id
     }
 
-    /// A join to a place that exists needs no room: it completes or replaces what is there.
+    /// A join to a place that exists needs no room: it completes or replaces what is there. The
+    /// last places are for those that have few, so that nobody's sessions take all there are (R16).
     fn has_room(&self, join: &Join) -> bool {
-        self.places.contains_key(&(join.session, join.slot))
-            || self.places.len() < self.limits.max_pairs
+        let (max, taken) = (self.limits.max_pairs, self.places.len());
+        let own = self.shares.get(&join.share).copied().unwrap_or(0);
+        let has_few = own == 0 || own < max / FEW;
+        let open_to_it = if has_few { max } else { max - max / RESERVED };
+        self.places.contains_key(&(join.session, join.slot)) || taken < open_to_it
+    }
+
+    fn take_place(&mut self, key: Key, place: Place) {
+        self.leave_place(&key);
+        *self.shares.entry(place.share).or_default() += 1;
+        self.places.insert(key, place);
+    }
+
+    fn leave_place(&mut self, key: &Key) {
+        let Some(place) = self.places.remove(key) else { return };
+        if let Some(count) = self.shares.get_mut(&place.share) {
+            *count -= 1;
+            if *count == 0 {
+                self.shares.remove(&place.share);
+            }
+        }
     }
 
     fn wait(&mut self, conn: ConnId, join: Join, now: Instant) {
@@ -432,15 +462,17 @@ impl Pairing {
         self.conns.insert(conn, Conn { state: ConnState::Waiting(join), deadline });
         self.timers.insert((deadline, Timer::Conn(conn)));
         let waiting = Some((join.role, conn));
-        self.places.insert((join.session, join.slot), Place { waiting, pair: None });
+        let place = Place { waiting, pair: None, share: join.share };
+        self.take_place((join.session, join.slot), place);
         self.waiting += 1;
     }
 
-    fn pair(&mut self, key: Key, role: Role, conn: ConnId, other: ConnId, now: Instant) {
+    fn pair(&mut self, join: &Join, conn: ConnId, other: ConnId, now: Instant) {
+        let key = (join.session, join.slot);
         self.remove(other);
         self.conns.remove(&conn);
         let pair = PairId(self.take_id());
-        let (console, agent) = match role {
+        let (console, agent) = match join.role {
             Role::Console => (conn, other),
             Role::Agent => (other, conn),
         };
@@ -448,7 +480,7 @@ impl Pairing {
         let timer = ends_at.min(now + self.limits.idle);
         self.pairs.insert(pair, Pair { key, bytes: 0, active_at: now, ends_at, timer });
         self.timers.insert((timer, Timer::Pair(pair)));
-        self.places.insert(key, Place { waiting: None, pair: Some(pair) });
+        self.take_place(key, Place { waiting: None, pair: Some(pair), share: join.share });
         self.events.push_back(Event::Paired { pair, session: key.0, console, agent });
     }
 
@@ -480,7 +512,7 @@ impl Pairing {
     fn remove_pair(&mut self, pair: PairId) -> bool {
         let Some(p) = self.pairs.remove(&pair) else { return false };
         self.timers.remove(&(p.timer, Timer::Pair(pair)));
-        self.places.remove(&p.key);
+        self.leave_place(&p.key);
         true
     }
 
@@ -493,10 +525,16 @@ impl Pairing {
             ConnState::Answered(join) => self.forget_answered(conn, &join),
             ConnState::Waiting(join) => {
                 self.waiting = self.waiting.saturating_sub(1);
-                self.places.remove(&(join.session, join.slot));
+                self.leave_place(&(join.session, join.slot));
             }
         }
         true
+    }
+
+    fn forget_cut(&mut self, session: SessionId) {
+        let Some(at) = self.cut.remove(&session) else { return };
+        self.cut_order.remove(&(at, session));
+        self.timers.remove(&(at, Timer::Cut(session)));
     }
 
     fn forget_answered(&mut self, conn: ConnId, join: &Join) {

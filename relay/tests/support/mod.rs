@@ -17,7 +17,7 @@ use adit_net::{
 use adit_protocol::{
     ids::SessionId,
     keys::{KeyCert, Purpose, SigningKey},
-    ticket::{Role, Ticket},
+    ticket::{Role, Share, Ticket},
     wire,
 };
 use adit_relay::{
@@ -114,6 +114,7 @@ impl TestRelay {
             joiner: joiner.public,
             not_before_ms: NOW_MS - 60_000,
             expires_ms: NOW_MS + 600_000,
+            share: Share::default(),
         }
     }
 

@@ -16,7 +16,7 @@ use adit_net::{
 use adit_protocol::{
     code::JoinStatus,
     keys::SigningKey,
-    ticket::{Role, Ticket},
+    ticket::{Role, Share, Ticket},
     wire,
 };
 use adit_tests::{
@@ -157,6 +157,7 @@ fn steal(site: &Site, relay: SocketAddr, session: &str) -> Result<()> {
             joiner: identity(holder)?.noise.public,
             not_before_ms: now - 60_000,
             expires_ms: now + 60_000,
+            share: Share::default(),
         };
         let stolen = ticket.sign(&mediator);
         for slot in [0, 1] {

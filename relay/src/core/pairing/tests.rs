@@ -19,7 +19,11 @@ fn limits() -> Limits {
 const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 fn join(session: u8, slot: u32, role: Role) -> Join {
-    Join { session: SessionId([session; 16]), slot, role }
+    of(session, slot, role, session)
+}
+
+fn of(session: u8, slot: u32, role: Role, share: u8) -> Join {
+    Join { session: SessionId([session; 16]), slot, role, share: Share([share; 8]) }
 }
 
 struct World {
@@ -171,6 +175,53 @@ fn full_relay_still_completes_and_replaces_what_it_has() {
     assert_eq!(w.events().len(), 1);
 }
 
+/// R16: one partner's sessions leave places to others, however many there are.
+#[test]
+fn nobodys_sessions_take_all_places_and_those_with_few_get_the_last() {
+    let mut w = World::new();
+    let max = 64;
+    w.relay.handle_limits(Limits { max_pairs: max, max_unjoined: 1_000, ..limits() }, w.now);
+    let open = |w: &mut World, session: u8, share: u8| {
+        let conn = w.relay.handle_connected(HOST, w.now);
+        let accepted = w.relay.handle_ticket(conn, of(session, 0, Role::Console, share));
+        if accepted != JoinStatus::Accepted {
+            w.relay.handle_closed(conn);
+            return false;
+        }
+        w.relay.handle_confirmed(conn, w.now);
+        true
+    };
+    assert_eq!((0..100).filter(|n| open(&mut w, *n, 1)).count(), max - max / RESERVED);
+    assert!(open(&mut w, 0, 1), "who has a place keeps it");
+    assert_eq!((100..150).filter(|n| open(&mut w, *n, 2)).count(), max / FEW);
+    assert_eq!((150..200).filter(|n| open(&mut w, *n, *n)).count(), max / RESERVED - max / FEW);
+    assert!(!open(&mut w, 200, 200));
+    w.relay.handle_cut(SessionId([7; 16]), w.now);
+    assert!(
+        !open(&mut w, 201, 1) && open(&mut w, 202, 202),
+        "a place that is left goes to whoever has few"
+    );
+}
+
+#[test]
+fn cut_sessions_are_remembered_the_latest_of_them() {
+    let mut w = World::new();
+    let session = |n: usize| {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&n.to_be_bytes());
+        SessionId(id)
+    };
+    for n in 0..MAX_CUT_SESSIONS {
+        w.relay.handle_cut(session(n), w.now + Duration::from_millis(1));
+    }
+    w.relay.handle_cut(session(0), w.now + Duration::from_millis(2));
+    w.relay.handle_cut(session(MAX_CUT_SESSIONS), w.now + Duration::from_millis(3));
+    assert_eq!((w.relay.cut.len(), w.relay.cut_order.len()), (MAX_CUT_SESSIONS, MAX_CUT_SESSIONS));
+    assert!(w.relay.cut.contains_key(&session(0)) && !w.relay.cut.contains_key(&session(1)));
+    w.pass(TICKET_LIFE + Duration::from_secs(1));
+    assert!(w.relay.cut.is_empty() && w.relay.cut_order.is_empty() && w.relay.timers.is_empty());
+}
+
 #[test]
 fn draining_relay_takes_no_new_join_and_keeps_its_pairs() {
     let mut w = World::new();
@@ -257,6 +308,9 @@ impl Model {
         assert!(counts.unjoined <= 2 * l.max_unjoined && waiting + counts.pairs <= l.max_pairs);
         let ends: BTreeSet<Join> = self.open.values().filter(|o| o.2).filter_map(|o| o.1).collect();
         assert_eq!(ends.len(), waiting, "two waiting for one place");
+        assert_eq!(relay.shares.values().sum::<usize>(), relay.places.len());
+        assert!(relay.shares.values().all(|count| *count > 0));
+        assert_eq!(relay.cut_order.len(), relay.cut.len());
     }
 }
 
@@ -306,7 +360,7 @@ fn simulate(seed: u64) {
                 if let Some(conn) = rng.pick(fresh.into_iter()) {
                     let role = if rng.below(2) == 0 { Role::Console } else { Role::Agent };
                     let session = u8::try_from(rng.below(6)).unwrap();
-                    let j = join(session, u32::try_from(rng.below(3)).unwrap(), role);
+                    let j = of(session, u32::try_from(rng.below(3)).unwrap(), role, session % 3);
                     if relay.handle_ticket(conn, j) == JoinStatus::Accepted {
                         model.open.get_mut(&conn).unwrap().1 = Some(j);
                     } else {

@@ -3,7 +3,7 @@
 use adit_protocol::{
     ids::SessionId,
     keys::SigningKey,
-    ticket::{Role, Ticket},
+    ticket::{Role, Share, Ticket},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
@@ -25,6 +25,7 @@ fn setup() -> Setup {
         joiner: joiner.public,
         not_before_ms: 0,
         expires_ms: u64::MAX,
+        share: Share::default(),
     };
     let ticket = ticket.sign(&signer);
     Setup { relay, joiner, ticket }
