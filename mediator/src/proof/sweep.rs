@@ -1,9 +1,10 @@
 //! Receipts whose counterpart is overdue become events of the log.
 //!
 //! No end can keep another's evidence waiting: partners take turns, a partner's sessions are gone
-//! through in the order of their ids, which nobody chooses, and an end of which nothing was told
-//! yet does not wait for those that have been told of. An end that signs without end has one
-//! place, as every other has. Must never hold the writer for long: each turn is a transaction.
+//! through in the order of their ids, and an end of which nothing was told yet does not wait for
+//! those that have been told of. Consoles choose ids: what became overdue since a walk began waits
+//! for the next, so that each ends. An end that signs without end has one place, as every other
+//! has. Must never hold the writer for long: each turn is a transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,14 +34,22 @@ const PAGES: usize = 40;
 /// Bytes of a list in a record, of the 1,024 that fit when escaped.
 const MAX_LIST: usize = 1000;
 
-/// Where each partner's turn goes on: the session after which, for ends that nothing was told of
-/// and for the others.
+/// Where each partner's turn goes on, for ends that nothing was told of and for the others.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
-    reached: BTreeMap<(String, bool), String>,
+    walks: BTreeMap<(String, bool), Walk>,
     /// Receipts of a partner that stay although they lack their counterpart; `None`: as many as
     /// there is room for.
     missing: Option<u64>,
+}
+
+/// Once through a partner's sessions.
+#[derive(Debug, Default)]
+struct Walk {
+    /// The session after which it goes on; empty: it begins anew.
+    after: String,
+    /// It looks at what was overdue when it began.
+    due: i64,
 }
 
 /// An end of a session that told of what the other did not.
@@ -85,7 +94,7 @@ impl Sweep {
     ) -> Result<u64, StoreError> {
         let due = bigint(now_ms.saturating_sub(GRACE_MS));
         let partners = waiting(pool).await?;
-        self.reached.retain(|(partner, _), _| partners.contains_key(partner));
+        self.walks.retain(|(partner, _), _| partners.contains_key(partner));
         let names = partners.clone();
         let mut turns: Vec<_> = partners
             .into_iter()
@@ -125,21 +134,24 @@ impl Sweep {
     }
 
     /// `None`: nothing is overdue.
-    async fn turn(
+    pub(super) async fn turn(
         &mut self,
         (pool, writer): (&AnyPool, &Writer),
         (id, name): &(String, String),
         told: bool,
         due: i64,
     ) -> Result<Option<u64>, StoreError> {
-        let place = self.reached.entry((id.clone(), told)).or_default();
-        let after = place.clone();
-        let (mut ends, walked) = overdue(pool, (id, told), &after, due).await?;
-        if ends.is_empty() && !after.is_empty() && walked.is_empty() {
-            (ends, *place) = overdue(pool, (id, told), "", due).await?;
-        } else {
-            *place = walked;
+        let walk = self.walks.entry((id.clone(), told)).or_default();
+        if walk.after.is_empty() {
+            walk.due = due;
         }
+        let (mut ends, mut walked) = overdue(pool, (id, told), &walk.after, walk.due).await?;
+        if ends.is_empty() && !walk.after.is_empty() && walked.is_empty() {
+            walk.due = due;
+            (ends, walked) = overdue(pool, (id, told), "", due).await?;
+        }
+        walk.after = walked;
+        let due = walk.due;
         if ends.is_empty() {
             return Ok(None);
         }
@@ -148,7 +160,7 @@ impl Sweep {
             writer.write(move |tx| Box::pin(async move { look(tx, &names, &ends, due).await }));
         let turn = turn.await?;
         if let Some(reached) = turn.reached {
-            *place = reached;
+            walk.after = reached;
         }
         Ok(Some(turn.missing))
     }

@@ -546,6 +546,42 @@ mod receipts {
         running.close().await;
     }
 
+    /// A console that chooses the ids of its sessions, and opens and ends as many as are looked at
+    /// in a turn, each just ahead of it.
+    #[tokio::test]
+    async fn no_ids_that_a_console_chooses_keep_a_walk_from_its_end() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let partner = running.partner("acme").await.id;
+        let hostile = Ends::new(partner.clone());
+        let decoys = async |first: u8, count: u8| {
+            let of = |n| [vec![1, first, n], vec![0; 13]].concat().try_into().unwrap();
+            let all: Vec<_> = (0..count).map(|n| Ends { session: of(n), ..hostile.clone() }).collect();
+            sessions(&running, &all).await;
+            let told = |ends: &Ends| ends.receipt(Role::Console, 1, None);
+            for some in all.chunks(60) {
+                let lines: Vec<_> = some.iter().map(told).collect();
+                hostile.send(&running, Role::Console, &lines).await;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        };
+        let honest = Ends { session: [0x80; 16], ..Ends::new(partner.clone()) };
+        session(&running, &honest).await;
+        honest.send(&running, Role::Agent, &[honest.receipt(Role::Agent, 1, Some(1))]).await;
+        decoys(0, 150).await;
+        let (mut sweep, names) = (Sweep::default(), (partner, "acme".to_owned()));
+        for n in 1..4 {
+            let now = i64::try_from(adit_runtime::time::unix_ms()).unwrap();
+            let store = (&running.store.readers, &running.writer);
+            sweep.turn(store, &names, false, now).await.unwrap();
+            decoys(n, 100).await;
+        }
+        let awaited = SessionId(honest.session).to_string();
+        let told = entries(&running).await;
+        assert!(told.iter().any(|e| e.event().session_id.as_ref() == Some(&awaited)));
+        running.close().await;
+    }
+
     /// More ends than one turn looks at, and a sweep that begins anew: each is told of once.
     #[tokio::test]
     async fn a_sweep_goes_on_where_it_was_and_leaves_nothing_out() {
