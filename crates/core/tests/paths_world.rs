@@ -324,8 +324,18 @@ fn a_nat_that_kills_mappings_causes_no_visible_gap() {
             let mut plan = Plan { life_s: Some((side, life)), ..Plan::of(kinds) };
             plan.delay_ms = [5 + seed, 40 - seed];
             let mut world = World::new(plan, seed);
-            // The first death teaches the lifetime.
+            let rtt = 2 * world.plan.one_way();
+            world.run_until(ms(4000), World::is_direct);
+            assert!(world.is_direct(), "seed {seed} side {side}");
+            world.flow.worst_stall = Duration::ZERO;
+            // The first death teaches the lifetime. What waits is overdue after two and a quarter
+            // round trips and 50 ms, and takes half of one over the relay; it is sent every 40 ms.
             world.run_until(Duration::from_secs(life * 3 / 2), |_| false);
+            let stall = world.flow.worst_stall;
+            assert!(
+                stall <= rtt * 11 / 4 + ms(100),
+                "seed {seed} side {side} life {life}: {stall:?}"
+            );
             assert!(world.is_direct(), "seed {seed} side {side}: {:?}", world.flow.moves);
             world.flow.worst_stall = Duration::ZERO;
             let before = world.flow.moves.len();

@@ -268,6 +268,9 @@ impl Driver {
                         udp.recheck();
                     }
                 }
+                PathEvent::Overdue(number) => {
+                    self.p.shared.with(|resume, _| resume.ask_move(number));
+                }
                 PathEvent::Probe(number) => self.ping(number, Instant::now()),
                 PathEvent::Dead(number) => {
                     if let Some(carrier) = self.carriers.get(&number) {

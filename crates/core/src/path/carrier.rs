@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Activity, CHECKS_GRACE, CarrierKind, DEAD_AFTER, HOLD_FIRST, HOLD_MAX, ONE_WAY_FACTOR,
-    PROBE_LEFT, SILENT_AFTER, SILENT_RTTS, TRUSTED_AFTER, V6_PREFERENCE,
+    Activity, CHECKS_GRACE, CarrierKind, DEAD_AFTER, HOLD_FIRST, HOLD_MAX, LATE_SLACK,
+    ONE_WAY_FACTOR, OVERDUE_SLACK, PROBE_LEFT, SILENT_AFTER, SILENT_RTTS, TRUSTED_AFTER,
+    V6_PREFERENCE,
 };
 use crate::punch::Family;
 
@@ -25,12 +26,19 @@ pub(super) struct Carrier {
     checks_lost: Option<Instant>,
     /// The next probe: one for each acknowledgement that is late, regularly when silent.
     probe_at: Option<Instant>,
+    /// When it was probed since it acknowledged anything: what comes next answers perhaps only
+    /// that.
+    probed: Option<Instant>,
+    /// When it acknowledged something last.
+    acknowledged: Option<Instant>,
     /// How often it, or its predecessors, were left lately.
     pub(super) lapses: u32,
     /// A NAT is about to forget its path.
     pub(super) retiring: bool,
-    /// Another path's data wait: this one may be dead for the same reason.
-    doubted: bool,
+    /// Why it is used only where nothing better is, until it answers.
+    doubt: Option<Doubt>,
+    /// How often it was taken for overdue and answered after all, and when that was last.
+    alarms: Option<(u32, Instant)>,
     /// At the end of a hold it is used only if it answers.
     trial_at: Option<Instant>,
 }
@@ -58,6 +66,17 @@ impl Least {
     fn at(&self, period: u64) -> Duration {
         if period == self.period { self.now.min(self.before) } else { self.now }
     }
+}
+
+/// Why a carrier may be dead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Doubt {
+    /// Another path's data wait: this one may be dead for the same reason.
+    Beside,
+    /// Another carrier answered and it did not.
+    Overdue,
+    /// The peer misses its packets: only an acknowledgement proves that they pass.
+    Told,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,9 +120,12 @@ impl Carrier {
             outstanding: None,
             checks_lost: None,
             probe_at: None,
+            probed: None,
+            acknowledged: None,
             lapses,
             retiring: false,
-            doubted: false,
+            doubt: None,
+            alarms: None,
             trial_at: trial(lapses, now),
         }
     }
@@ -121,7 +143,9 @@ impl Carrier {
 
     pub(super) fn tier(&self, now: Instant) -> Tier {
         match self.health {
-            Health::Live { held_until, .. } if held_until <= now && !self.doubted => Tier::Live,
+            Health::Live { held_until, .. } if held_until <= now && self.doubt.is_none() => {
+                Tier::Live
+            }
             Health::Live { .. } => Tier::Held,
             Health::Silent { .. } => Tier::Silent,
             Health::Dead => Tier::Dead,
@@ -151,20 +175,31 @@ impl Carrier {
     pub(super) fn handle_activity(&mut self, activity: Activity, now: Instant) {
         match activity {
             Activity::Received => {
-                self.doubted = false;
+                self.believe(now);
                 self.sign_of_life(now);
             }
             Activity::Acknowledged { outstanding } => {
-                self.outstanding = outstanding.then_some(now);
-                self.probe_at = outstanding.then(|| now + self.patience() / 2);
-                self.doubted = false;
+                if self.doubt == Some(Doubt::Told) {
+                    self.doubt = Some(Doubt::Overdue); // the peer was wrong
+                }
+                self.believe(now);
                 self.sign_of_life(now);
                 self.revive(now);
+                self.acknowledged = Some(now);
+                self.outstanding = outstanding.then_some(now);
+                // A receiver who does not read answers probes alone: they become rare.
+                let late = if self.probed.take().is_some() {
+                    self.patience() / 2
+                } else {
+                    self.late_after()
+                };
+                self.probe_at = outstanding.then(|| now + late);
             }
             Activity::Sent if self.outstanding.is_none() => {
                 self.outstanding = Some(now);
+                self.probed = None;
                 if matches!(self.health, Health::Live { .. }) {
-                    self.probe_at = Some(now + self.patience() / 2);
+                    self.probe_at = Some(now + self.late_after());
                 }
             }
             Activity::Sent => {}
@@ -175,7 +210,7 @@ impl Carrier {
         if answered {
             self.last_sign = now;
             self.checks_lost = None;
-            self.doubted = false;
+            self.believe(now);
             // Its path works; but if its data are stuck all the same, the connection is dead
             // (a NAT gave its end another address): only an acknowledgement brings it back.
             if self.outstanding.is_none() {
@@ -205,16 +240,49 @@ impl Carrier {
         live
     }
 
-    /// The peer misses this carrier's packets.
+    /// The peer misses this carrier's packets: it is asked, and believed when it says so again
+    /// before there is an answer. True if the carrier is left.
     pub(super) fn handle_suspect(&mut self, now: Instant) -> bool {
         let Health::Live { since, .. } = self.health else { return false };
-        self.lapse(since, now);
-        true
+        if self.doubt.replace(Doubt::Told) == Some(Doubt::Told) {
+            self.lapse(since, now);
+            return true;
+        }
+        self.outstanding.get_or_insert(now);
+        self.probe_at = Some(now);
+        false
+    }
+
+    /// When it was probed because what waits is late, and when that is overdue, too. `None` when
+    /// nothing waits, and for relayed ones: what kills their connections, they notice.
+    pub(super) fn overdue_at(&self) -> Option<(Instant, Instant)> {
+        let live = matches!(self.health, Health::Live { .. }) && self.outstanding.is_some();
+        let probed = self.probed.filter(|_| live && self.is_direct())?;
+        let alarms = self.alarms.map_or(0, |(alarms, _)| alarms.min(8));
+        let overdue = probed.max(self.last_sign) + (self.rtt + OVERDUE_SLACK) * (1 << alarms);
+        Some((probed, overdue))
+    }
+
+    /// When it acknowledged something, if after `since`; of one in good health.
+    pub(super) fn answered_at(&self, since: Instant) -> Option<Instant> {
+        let well = matches!(self.health, Health::Live { .. }) && self.doubt.is_none();
+        self.acknowledged.filter(|at| well && *at > since)
+    }
+
+    /// Another carrier answered while this one was silent. True the first time.
+    pub(super) fn turn_overdue(&mut self) -> bool {
+        let first = !matches!(self.doubt, Some(Doubt::Overdue | Doubt::Told));
+        if first {
+            self.doubt = Some(Doubt::Overdue);
+        }
+        first
     }
 
     /// Its data wait rather long, though not too long yet.
     pub(super) fn is_late(&self, now: Instant) -> bool {
-        let live = matches!(self.health, Health::Live { .. });
+        // What the peer told of this one says nothing of the others.
+        let told = self.doubt == Some(Doubt::Told);
+        let live = matches!(self.health, Health::Live { .. }) && !told;
         let due = self.probe_at.is_some_and(|at| at <= now);
         self.is_direct() && live && self.outstanding.is_some() && due
     }
@@ -222,8 +290,8 @@ impl Carrier {
     /// The path in use may be dead, and whatever killed it may have killed this one: it is as good
     /// as any other only if it answers.
     pub(super) fn doubt(&mut self, now: Instant) {
-        if matches!(self.health, Health::Live { .. }) && !self.doubted {
-            self.doubted = true;
+        if matches!(self.health, Health::Live { .. }) && self.doubt.is_none() {
+            self.doubt = Some(Doubt::Beside);
             // What waits for an answer already asks as well.
             if self.outstanding.is_none() {
                 self.ask(now);
@@ -234,6 +302,7 @@ impl Carrier {
     /// Moves on with time; true if the carrier has just turned silent.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         let Health::Live { since, .. } = self.health else { return false };
+        self.alarms.take_if(|(_, at)| now >= *at + TRUSTED_AFTER);
         if self.trial_at.is_some_and(|at| at <= now) {
             self.trial_at = None;
             self.doubt(now);
@@ -252,6 +321,7 @@ impl Carrier {
     pub(super) fn take_probe(&mut self, now: Instant) -> bool {
         let due = self.probe_at.is_some_and(|at| at <= now);
         if due {
+            self.probed = Some(now);
             let silent = matches!(self.health, Health::Silent { .. });
             self.probe_at = silent.then_some(now + PROBE_LEFT);
         }
@@ -286,6 +356,13 @@ impl Carrier {
         SILENT_AFTER.max(self.rtt * SILENT_RTTS)
     }
 
+    /// When what waits is late: after an acknowledgement that its receiver delayed (RFC 9000
+    /// §13.2.1), and a quarter of a round trip more.
+    fn late_after(&self) -> Duration {
+        let late = self.patience() / 2;
+        if self.is_direct() { late.min(self.rtt * 5 / 4 + LATE_SLACK) } else { late }
+    }
+
     /// When it will count as silent if nothing is heard of it.
     fn silent_at(&self) -> Option<Instant> {
         let patience = self.patience();
@@ -315,6 +392,17 @@ impl Carrier {
         }
     }
 
+    /// There is a sign of life. What the peer misses may still be missing.
+    fn believe(&mut self, now: Instant) {
+        if self.doubt == Some(Doubt::Told) {
+            return;
+        }
+        if self.doubt.take() == Some(Doubt::Overdue) {
+            let (alarms, _) = self.alarms.unwrap_or((0, now));
+            self.alarms = Some((alarms.saturating_add(1), now));
+        }
+    }
+
     fn sign_of_life(&mut self, now: Instant) {
         self.last_sign = now;
         self.last_received = now;
@@ -336,6 +424,7 @@ impl Carrier {
         self.lapses = if trusted { 1 } else { self.lapses.saturating_add(1) };
         self.health = Health::Silent { since: now };
         self.probe_at = Some(now + PROBE_LEFT);
+        self.doubt = None; // it is worse than doubted
     }
 }
 

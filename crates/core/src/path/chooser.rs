@@ -8,8 +8,8 @@ use std::{
 use adit_protocol::{ids::CarrierNumber, limits::MAX_CARRIERS, ticket::Role};
 
 use super::{
-    Activity, BETTER_FOR, CarrierKind, LEAST_OVER, PathEvent, RTT_HYSTERESIS, TRUSTED_AFTER,
-    WANT_DIRECT_GAPS, WANT_DIRECT_MIN,
+    Activity, BETTER_FOR, CarrierKind, LEAST_OVER, OVERDUE_GRACE, PathEvent, RTT_HYSTERESIS,
+    TRUSTED_AFTER, WANT_DIRECT_GAPS, WANT_DIRECT_MIN,
     carrier::{Carrier, Tier},
 };
 
@@ -155,7 +155,10 @@ impl PathChooser {
         let carriers = self.carriers.values().filter_map(|c| c.wake_at(self.now));
         let challenge = self.challenger.map(|(_, since)| since + BETTER_FOR);
         let want = self.want_direct.map(|(at, _)| at);
-        carriers.chain(challenge).chain(want).min()
+        let watched = self.watched();
+        let overdue = watched.iter().filter_map(|n| self.overdue_change(*n));
+        let overdue = overdue.filter(|at| *at > self.now);
+        carriers.chain(challenge).chain(want).chain(overdue).min()
     }
 
     /// The carriers in use: interactive, bulk.
@@ -201,9 +204,41 @@ impl PathChooser {
                 self.events.push_back(PathEvent::Dead(*number));
             }
         }
+        self.find_overdue(now);
         if self.role == Role::Console {
             self.choose(now);
             self.want_direct(now);
+        }
+    }
+
+    /// What waits where nothing answers, while another carrier does, need not wait until the
+    /// carrier is left.
+    fn find_overdue(&mut self, now: Instant) {
+        for number in self.watched() {
+            if self.overdue_change(number).is_none_or(|at| at > now) {
+                continue;
+            }
+            let overdue = self.carriers.get_mut(&number).is_some_and(Carrier::turn_overdue);
+            if overdue && self.role == Role::Agent {
+                self.events.push_back(PathEvent::Overdue(number));
+            }
+        }
+    }
+
+    /// When the carrier turns overdue if nothing more is heard of it.
+    fn overdue_change(&self, number: CarrierNumber) -> Option<Instant> {
+        let (probed, overdue) = self.carriers.get(&number)?.overdue_at()?;
+        let others = self.carriers.iter().filter(|(n, _)| **n != number);
+        let answered = others.filter_map(|(_, c)| c.answered_at(probed)).min()?;
+        Some(overdue.max(answered + OVERDUE_GRACE))
+    }
+
+    /// Those whose data matter: at the console the one in use, at the agent any.
+    fn watched(&self) -> Vec<CarrierNumber> {
+        match (self.role, self.chosen) {
+            (Role::Console, Some(chosen)) => vec![chosen.interactive],
+            (Role::Console, None) => Vec::new(),
+            (Role::Agent, _) => self.carriers.keys().copied().collect(),
         }
     }
 

@@ -9,10 +9,16 @@
 //! data, answered checks. Lost checks alone prove nothing while data flow. Without any sign for
 //! max(3 RTT, 500 ms) while data or a probe are outstanding a carrier is *left*: not used as long as there
 //! is a better one, but not closed, because it may come back; it is *dead* only after
-//! [`DEAD_AFTER`]. Half way to being left a carrier is probed, so that a receiver who does not
-//! read is not taken for a dead path; and so are the other carriers, for what kills one
-//! path often kills all, and moving from one dead path to the next would take too long. One that comes back repeatedly is used again only after a
-//! hold time that grows, so that a path that flaps does not make the session flap.
+//! [`DEAD_AFTER`]. One that comes back repeatedly is used again only after a hold time that grows,
+//! so that a path that flaps does not make the session flap.
+//!
+//! Long before it is left a carrier whose data are *late* is probed, so that a receiver who does
+//! not read is not taken for a dead path; and so are the other carriers, for what kills one path
+//! often kills all, and moving from one dead path to the next would take too long. If another
+//! answers and a direct one does not, a round trip later its data are *overdue*: the session goes
+//! on over the other, which costs what was under way a second time, and comes back with the next
+//! sign of life. So a path that dies costs its user a tenth of a second or two; and one that only
+//! paused costs little, less and less often.
 //!
 //! INVARIANTS:
 //! - A silent carrier is never chosen while a live one exists.
@@ -37,6 +43,13 @@ use crate::punch::Family;
 pub const SILENT_AFTER: Duration = Duration::from_millis(500);
 /// See [`SILENT_AFTER`].
 pub const SILENT_RTTS: u32 = 3;
+/// What waits on a direct carrier for one and a quarter round trips and this (RFC 9000 §18.2: an
+/// acknowledgement may be delayed by 25 ms) is late: it and the other carriers are probed.
+pub const LATE_SLACK: Duration = Duration::from_millis(30);
+/// A round trip and this later it is overdue: another carrier that has answered takes over.
+pub const OVERDUE_SLACK: Duration = Duration::from_millis(20);
+/// An answer of another carrier counts only after this, lest the two answers race each other.
+pub const OVERDUE_GRACE: Duration = Duration::from_millis(10);
 /// Something is received, but nothing acknowledged: packets pass in one direction only. Slower
 /// by this factor, since a queue at a bottleneck looks the same at first.
 pub const ONE_WAY_FACTOR: u32 = 4;
@@ -116,6 +129,9 @@ pub enum PathEvent {
     /// The carrier does not answer. The agent tells the console (`Move`); the console has
     /// already chosen another if there is one. It is not closed.
     Suspect(CarrierNumber),
+    /// Agent only: what waits on the carrier is overdue while another answers. The console is told
+    /// (`Move`); nothing else follows yet, since it may be a short hold-up.
+    Overdue(CarrierNumber),
     /// Send a `Ping` record over it: its data wait for an acknowledgement rather long (perhaps
     /// because their receiver does not read), or it was left. The `Pong` is
     /// [`Activity::Acknowledged`].

@@ -89,6 +89,17 @@ impl Life {
         self.acks.retain(|(_, on, _)| *on != n);
     }
 
+    /// What these carriers would bring comes when the pause is over, and in this order.
+    fn pause(&mut self, carriers: &[u64], pause: Duration) {
+        let over = self.now + pause;
+        while self.now < over {
+            let held = self.acks.iter_mut().filter(|(at, n, _)| carriers.contains(n) && *at < over);
+            held.for_each(|(at, ..)| *at = over);
+            self.tick();
+        }
+        self.acks.sort_by_key(|(_, n, _)| carriers.iter().position(|c| c == n));
+    }
+
     fn heal(&mut self, n: u64) {
         let now = self.now;
         let truth = self.truth.get_mut(&n).unwrap();
@@ -173,10 +184,12 @@ fn direct_takes_over_and_relay_takes_back_in_time() {
     assert_eq!(life.used(), Some((3, 3)), "direct before relayed, at once");
     life.run(ms(2000));
     life.kill(3);
-    life.run(ms(490));
-    assert_eq!(life.used(), Some((3, 3)), "not before 500 ms");
-    life.run(ms(100));
+    life.run(ms(210));
+    assert_eq!(life.used(), Some((3, 3)), "not before its answer is overdue");
+    life.run(ms(50));
     assert_eq!(life.used(), Some((1, 2)));
+    assert!(!life.events.contains(&PathEvent::Suspect(CarrierNumber(3))), "not left before 500 ms");
+    life.run(ms(300));
     assert!(life.events.contains(&PathEvent::Suspect(CarrierNumber(3))));
     assert!(life.events.contains(&PathEvent::WantDirect));
     assert!(!life.events.contains(&PathEvent::Dead(CarrierNumber(3))));
@@ -356,7 +369,8 @@ fn the_agent_suspects_but_does_not_choose() {
     life.run(ms(600));
     // What killed one may have killed the other.
     let [one, two] = [1, 2].map(CarrierNumber);
-    let expected = [PathEvent::Probe(one), PathEvent::Probe(two), PathEvent::Suspect(two)];
+    let probes = [PathEvent::Probe(one), PathEvent::Probe(two)];
+    let expected = [&probes[..], &[PathEvent::Overdue(two), PathEvent::Suspect(two)]].concat();
     assert_eq!(life.events, expected);
     // The console believes it, if it has another.
     let mut life = Life::new(Role::Console, 8);
@@ -366,6 +380,69 @@ fn the_agent_suspects_but_does_not_choose() {
     life.up(1, RELAY, 20);
     life.chooser.handle_suspect(CarrierNumber(2), life.now);
     assert_eq!(life.used(), Some((1, 1)));
+    // It asks, too. What comes in does not say that the peer was wrong, an acknowledgement does.
+    life.chooser.handle_activity(CarrierNumber(2), Activity::Received, life.now);
+    life.tick();
+    assert_eq!(life.used(), Some((1, 1)));
+    life.run(ms(100));
+    assert_eq!(life.used(), Some((2, 2)));
+    // Told twice, it is left at once.
+    life.kill(2);
+    life.chooser.handle_suspect(CarrierNumber(2), life.now);
+    life.chooser.handle_suspect(CarrierNumber(2), life.now);
+    life.tick();
+    assert!(life.events.contains(&PathEvent::WantDirect));
+}
+
+#[test]
+fn what_waits_on_a_dead_path_goes_on_over_another_soon() {
+    for (direct, relay, within) in [(5, 10, 110), (20, 60, 160), (60, 90, 260), (140, 40, 440)] {
+        let mut life = Life::new(Role::Console, 11);
+        life.up(1, RELAY, relay);
+        life.up(2, V4, direct);
+        for _ in 0..3 {
+            life.run(ms(1500));
+            assert_eq!(life.used(), Some((2, 2)), "{direct} {relay}");
+            life.kill(2);
+            life.run(ms(within));
+            assert_eq!(life.used(), Some((1, 1)), "{direct} {relay}");
+            life.heal(2);
+            life.run(Duration::from_secs(100));
+        }
+    }
+}
+
+#[test]
+fn a_path_that_pauses_is_left_alone_after_a_few() {
+    let mut life = Life::new(Role::Console, 12);
+    life.up(1, RELAY, 20);
+    life.up(2, V4, 20);
+    let (mut direct, mut all) = (0, 0);
+    for _ in 0..200 {
+        life.pause(&[2], ms(180));
+        for _ in 0..40 {
+            life.run(TICK);
+            (direct, all) = (direct + u32::from(life.used() == Some((2, 2))), all + 1);
+        }
+    }
+    assert!(life.moves <= 20, "{} moves in 2 minutes", life.moves);
+    assert!(direct * 100 >= all * 90, "{direct} of {all}");
+    assert!(!life.events.contains(&PathEvent::Suspect(CarrierNumber(2))));
+}
+
+#[test]
+fn a_peer_that_paused_moves_nothing() {
+    let mut life = Life::new(Role::Console, 13);
+    life.up(1, RELAY, 20);
+    life.up(2, V4, 30);
+    life.run(ms(1000));
+    let moves = life.moves;
+    for pause in (50..450).step_by(20) {
+        // A busy machine: all its answers come late, the relay's first.
+        life.pause(&[1, 2], ms(pause));
+        life.run(ms(1000));
+        assert_eq!((life.moves, life.used()), (moves, Some((2, 2))), "{pause} {:?}", life.events);
+    }
 }
 
 #[test]

@@ -443,7 +443,7 @@ impl World {
         match event {
             PathEvent::Use { interactive, .. } => self.moved(interactive.0),
             PathEvent::Probe(carrier) => self.ping(i, carrier.0),
-            PathEvent::Suspect(carrier) if i == AGENT => {
+            PathEvent::Suspect(carrier) | PathEvent::Overdue(carrier) if i == AGENT => {
                 self.signal(AGENT, Signal::Suspect(carrier.0));
             }
             PathEvent::Dead(carrier) => self.close_carrier(carrier.0),
