@@ -462,7 +462,8 @@ impl Punch {
     }
 
     fn handle_request(&mut self, key: PairKey, id: TransactionId, priority: u32, now: Instant) {
-        let family = self.sockets.get(&key.0).map(|s| s.family);
+        let socket = self.sockets.get(&key.0).filter(|s| !s.unneeded);
+        let family = socket.map(|s| s.family);
         if family != Some(Family::of(key.1)) || !self.replays.take(&id) {
             return;
         }
@@ -504,6 +505,8 @@ impl Punch {
         let (socket, remote) = key;
         let mapped = SocketAddr::new(mapped.ip().to_canonical(), mapped.port());
         let admitted = self.table.is_verified(remote);
+        let goes_on = |(k, p): (&PairKey, &Pair)| *k != key && p.is_live() && !p.retiring;
+        let beside = self.table.pairs.iter().any(goes_on);
         let Some(pair) = self.table.pairs.get_mut(&key) else { return };
         let Some(rtt) = pair.take_answer(id, now) else { return };
         let was_live = pair.is_live();
@@ -513,13 +516,23 @@ impl Punch {
             // The NAT forgot the mapping between two checks: ask it more often.
             self.check_interval = (self.check_interval / 2).max(MIN_CHECK_INTERVAL);
         }
+        if socket.0 < FRESH_BASE && pair.is_reused(now) {
+            (pair.retiring, pair.worked_since) = (false, None);
+        }
         let first = pair.worked_since.is_none();
         pair.worked_since.get_or_insert(now);
+        let replaced = pair.retiring && socket.0 >= FRESH_BASE && beside;
         let opened = self.sockets.get(&socket).map(|s| s.since);
         let opened = opened.filter(|_| socket.0 >= FRESH_BASE);
         if let Some(lost) = pair.note_mapping(mapped, opened, now) {
             self.fresh.handle_lost(lost);
-            pair.retiring &= socket.0 >= FRESH_BASE;
+            pair.retiring = replaced;
+            if replaced {
+                // It was only watched until its mapping died. The one that the watching made would
+                // look new to the peer, and is as old as the socket's use.
+                pair.mapping = None;
+                return;
+            }
         }
         let jitter = self.rng.random_range(800..=1200); // RFC 7675 §5.1
         pair.confirm(rtt, mapped, self.check_interval * jitter / 1000, now);

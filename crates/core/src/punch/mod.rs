@@ -166,6 +166,9 @@ pub const MAPPING_LIFE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(5)..=Duration::from_secs(600);
 /// Pairs to one address that work for so long before another does are older mappings.
 pub const RETIRING_AGE: Duration = Duration::from_secs(3);
+/// A port of the peer's NAT that was silent for so long answers for another mapping: before, checks
+/// may have been lost.
+pub const REUSED_AFTER: Duration = Duration::from_secs(10);
 /// What comes to work so much later than another pair to the same address is a younger mapping, not
 /// one of several that there were from the start.
 pub const SUCCESSOR_GAP: Duration = Duration::from_millis(500);

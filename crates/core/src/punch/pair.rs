@@ -10,7 +10,7 @@ use adit_protocol::candidate::CandidateKind;
 
 use super::{
     ANSWER_BURST, ANSWER_INTERVAL, CHECKS_PER_ROUND, CONSENT_EXPIRY, LOST_FOR, LOST_INTERVAL,
-    PairState, TRIGGERED_PER_ROUND, TransactionId, bucket::Bucket,
+    PairState, REUSED_AFTER, TRIGGERED_PER_ROUND, TransactionId, bucket::Bucket,
 };
 
 /// Outstanding transactions remembered: those of a round, and triggered ones.
@@ -154,6 +154,13 @@ impl Pair {
     /// It answers.
     pub(super) fn is_live(&self) -> bool {
         self.verified.as_ref().is_some_and(|v| !v.silent)
+    }
+
+    /// It was about to be forgotten and answers again long after it was: the peer's NAT gave its
+    /// port to another mapping.
+    pub(super) fn is_reused(&self, now: Instant) -> bool {
+        let last = self.verified.as_ref().map(|v| v.confirmed).or(self.lost_since);
+        self.retiring && !self.is_live() && last.is_some_and(|last| now >= last + REUSED_AFTER)
     }
 
     /// It answers, or data were acknowledged over it just now: checks may be all that is lost.
