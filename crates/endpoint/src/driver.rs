@@ -241,7 +241,11 @@ impl Driver {
                     }
                     None
                 }
-                () = shared.timer_moved() => None,
+                () = shared.timer_moved() => {
+                    // Data may wait on a path that died while the session was idle.
+                    self.busy_until = self.busy_until.max(Instant::now() + TICK_BUSY);
+                    None
+                }
                 () = tokio::time::sleep_until(wake.into()) => None, // looked at above
             };
             if let Some(reason) = end {

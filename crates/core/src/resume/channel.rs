@@ -266,6 +266,12 @@ impl Channel {
         None
     }
 
+    /// Before `out` nothing waited for an acknowledgement: from now on the carrier is watched.
+    pub(super) fn begins_to_wait(&self, out: Option<&Transmit>) -> bool {
+        let data = |record: &Record| matches!(record, Record::Data { offset, .. } if *offset == self.send.acked());
+        out.is_some_and(|out| data(&out.record))
+    }
+
     fn poll_small(&mut self, carrier: CarrierNumber, now: Instant) -> Option<Record> {
         let channel = self.id;
         if self.pending.open.take_if(|c| *c == carrier).is_some() {

@@ -146,7 +146,8 @@ impl Resume {
         self.interactive
     }
 
-    /// Has [`Resume::poll_timeout`] perhaps become earlier since this was asked last?
+    /// Has [`Resume::poll_timeout`] perhaps become earlier since this was asked last, or do data
+    /// wait for an acknowledgement where none did?
     pub fn take_timer_moved(&mut self) -> bool {
         std::mem::take(&mut self.timer_moved)
     }

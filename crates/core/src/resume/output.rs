@@ -53,6 +53,7 @@ impl Resume {
             return None;
         };
         let out = channel.poll_transmit(number, quantum, now);
+        self.timer_moved |= channel.begins_to_wait(out.as_ref());
         if channel.wants(number, now) {
             carrier.ready.push_back(id);
         } else {
@@ -72,7 +73,12 @@ impl Resume {
         budget: usize,
         now: Instant,
     ) -> Option<Transmit> {
-        let out = self.channels.get_mut(&id).and_then(|c| c.poll_transmit(number, budget, now));
+        let channel = self.channels.get_mut(&id);
+        let out = channel.and_then(|channel| {
+            let out = channel.poll_transmit(number, budget, now);
+            self.timer_moved |= channel.begins_to_wait(out.as_ref());
+            out
+        });
         if self.channels.get(&id).is_some_and(Channel::complete) {
             self.finish(id, Some(number));
         }

@@ -388,6 +388,26 @@ fn data_follow_open_in_the_same_flight() {
 }
 
 #[test]
+fn whoever_watches_the_carrier_is_woken_when_data_begin_to_wait() {
+    for shape in [Shape::Shared, Shape::Streams] {
+        let (mut w, n, id) = pair(shape);
+        let send = |w: &mut World, bytes: &'static [u8]| {
+            let console = &mut w.ends[0].resume;
+            console.take_timer_moved();
+            console.handle_local_data(id, Bytes::from_static(bytes), w.now);
+            while console.poll_transmit(n, 100, w.now).is_some() {}
+            while console.poll_transmit_stream(n, id, 100, w.now).is_some() {}
+            console.take_timer_moved()
+        };
+        assert!(send(&mut w, b"hello"));
+        assert!(!send(&mut w, b"more"), "it is watched already");
+        let ack = Record::Ack { channel: id, delivered: 9, credit: 1000 };
+        w.ends[0].resume.handle_record(n, &ack, w.now).unwrap();
+        assert!(send(&mut w, b"once more"));
+    }
+}
+
+#[test]
 fn reset_tells_the_other_end_even_if_its_carrier_dies() {
     for shape in [Shape::Shared, Shape::Streams] {
         let (mut w, n, id) = pair(shape);
