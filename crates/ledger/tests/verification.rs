@@ -7,6 +7,8 @@
     reason = "a test's helpers may fail like the test"
 )]
 
+use std::collections::BTreeMap;
+
 use adit_ledger::{
     Anchor, Entry, Event, Gap, GapKind, Hash, Level, MerkleTree, RootCert, SignedHead, Trust,
     entry::LineError,
@@ -335,51 +337,141 @@ impl Rng {
     }
 }
 
-/// One random change; may give back the same bytes.
+/// What somebody may do to a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Change,
+    Insert,
+    Remove,
+    Reorder,
+    Truncate,
+    /// By whoever holds the log key: what was the whole log once.
+    Rollback,
+    /// By the same: another history, with another head.
+    Rewrite,
+}
+
+/// One random change of the log's own kind, by whoever holds the log key.
+fn rewrite(log: &Log, rng: &mut Rng) -> (Kind, Vec<u8>) {
+    let size = log.entries.len();
+    let mut log = Log { name: log.name, entries: log.entries.clone() };
+    let at = rng.below(size);
+    let forged = |seq: usize, rng: &mut Rng| {
+        let event = Event::new("session.granted", Level::Normal).actor("mallory");
+        Entry::seal(seq as u64, TIME, event, [rng.below(256) as u8; 16])
+    };
+    let again = |entries: Vec<Entry>| -> Vec<Entry> {
+        let entries = entries.into_iter().enumerate();
+        entries
+            .map(|(n, e)| Entry::seal(n as u64, TIME, e.event().clone(), [n as u8; 16]))
+            .collect()
+    };
+    let kind = match rng.below(6) {
+        0 => {
+            log.entries.truncate(at);
+            Kind::Rollback
+        }
+        1 => {
+            log.entries[at] = forged(at, rng);
+            Kind::Change
+        }
+        2 => {
+            let new = forged(at, rng);
+            log.entries.insert(at, new);
+            log.entries = again(log.entries);
+            Kind::Insert
+        }
+        3 => {
+            log.entries.remove(at);
+            log.entries = again(log.entries);
+            Kind::Remove
+        }
+        4 => {
+            let other = (at + 1 + rng.below(size - 1)) % size;
+            log.entries.swap(at, other);
+            log.entries = again(log.entries);
+            Kind::Reorder
+        }
+        _ => {
+            // Goes on from a point in another way, and becomes longer.
+            log.entries.truncate(at);
+            for seq in at..size + rng.below(4) {
+                let new = forged(seq, rng);
+                log.entries.push(new);
+            }
+            Kind::Rewrite
+        }
+    };
+    let mut lines: Vec<_> = log.entries.iter().map(Entry::to_line).collect();
+    lines.push(log.head(log.entries.len(), 1).to_line());
+    (kind, lines.iter().flat_map(|line| format!("{line}\n").into_bytes()).collect())
+}
+
+/// One random change of the file; may give back the same bytes.
 fn mutate(text: &[u8], rng: &mut Rng) -> Vec<u8> {
+    mutate_as(text, rng).1
+}
+
+fn mutate_as(text: &[u8], rng: &mut Rng) -> (Kind, Vec<u8>) {
     let mut bytes = text.to_vec();
     let mut lines: Vec<&[u8]> = text.split_inclusive(|b| *b == b'\n').collect();
     let (at, line, other) =
         (rng.below(bytes.len()), rng.below(lines.len()), rng.below(lines.len()));
-    match rng.below(11) {
-        0 => bytes[at] ^= 1 << rng.below(8),
-        1 => bytes[at] = rng.below(256) as u8,
-        2 => bytes.insert(at, rng.below(256) as u8),
-        3 => drop(bytes.remove(at)),
-        4 => bytes.truncate(at),
+    let kind = match rng.below(11) {
+        0 => {
+            bytes[at] ^= 1 << rng.below(8);
+            Kind::Change
+        }
+        1 => {
+            bytes[at] = rng.below(256) as u8;
+            Kind::Change
+        }
+        2 => {
+            bytes.insert(at, rng.below(256) as u8);
+            Kind::Insert
+        }
+        3 => {
+            bytes.remove(at);
+            Kind::Remove
+        }
+        4 => {
+            bytes.truncate(at);
+            Kind::Truncate
+        }
         5 => {
             // A digit for a digit: stays well-formed most often.
             if let Some(p) = bytes[at..].iter().position(u8::is_ascii_hexdigit) {
                 bytes[at + p] = b"0123456789abcdef"[rng.below(16)];
             }
+            Kind::Change
         }
         6 => {
             lines.remove(line);
-            return lines.concat();
+            return (Kind::Remove, lines.concat());
         }
         7 => {
             lines.swap(line, other);
-            return lines.concat();
+            return (Kind::Reorder, lines.concat());
         }
         8 => {
             lines.insert(other, lines[line]);
-            return lines.concat();
+            return (Kind::Insert, lines.concat());
         }
         9 => {
             lines.truncate(line);
-            return lines.concat();
+            return (Kind::Truncate, lines.concat());
         }
-        _ if lines.len() < 2 => {}
+        _ if lines.len() < 2 => Kind::Change,
         _ => {
             // A new entry in place of an old one, with a fitting leaf.
             let seq = line.min(lines.len() - 2);
             let event = Event::new("session.granted", Level::Normal).actor("mallory");
             let forged = Entry::seal(seq as u64, TIME, event, [9; 16]).to_line() + "\n";
             lines[line] = forged.as_bytes();
-            return lines.concat();
+            return (Kind::Change, lines.concat());
         }
-    }
-    bytes
+    };
+    (kind, bytes)
 }
 
 #[test]
@@ -397,12 +489,20 @@ fn twelve_thousand_random_mutations_are_found() {
     }
     export.finish(&log.head(12, 1), &mut full).unwrap();
     assert!(verify_export(full.as_bytes(), &trust).is_ok());
+    // Each kind many times, and those of the key's holder as well, whom the key alone believes.
+    let mut counts = BTreeMap::<(bool, Kind), u32>::new();
+    let mut believed = 0;
     let mut changed = 0;
     for round in 0.. {
-        let mutated = mutate(full.as_bytes(), &mut Rng(round));
+        let mut rng = Rng(round);
+        let by_holder = round % 4 == 0;
+        let (kind, mutated) =
+            if by_holder { rewrite(&log, &mut rng) } else { mutate_as(full.as_bytes(), &mut rng) };
         if mutated == full.as_bytes() {
             continue;
         }
+        *counts.entry((by_holder, kind)).or_default() += 1;
+        believed += u32::from(by_holder && verify_export(&mutated[..], &by_key()).is_ok());
         // The certificate is not part of the log: the same head without one, or with a renewed
         // one, is the same head. Everything else must be found.
         assert!(
@@ -415,6 +515,16 @@ fn twelve_thousand_random_mutations_are_found() {
             break;
         }
     }
+    use Kind::{Change, Insert, Remove, Reorder, Rewrite, Rollback, Truncate};
+    for kind in [Change, Insert, Remove, Reorder, Truncate] {
+        assert!(counts[&(false, kind)] > 600, "{kind:?}: {counts:?}");
+    }
+    for kind in [Change, Insert, Remove, Reorder, Rollback, Rewrite] {
+        assert!(counts[&(true, kind)] > 300, "{kind:?}: {counts:?}");
+    }
+    // That the head finds them is the head's doing: without it all of these are in order.
+    let by_holders: u32 = counts.iter().filter(|((holder, _), _)| *holder).map(|(_, n)| n).sum();
+    assert_eq!(believed, by_holders);
 }
 
 fn texts() -> impl Strategy<Value = Option<String>> {
