@@ -8,12 +8,13 @@
 )]
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream, UdpSocket},
     sync::mpsc,
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use adit_tests::{
@@ -23,6 +24,7 @@ use adit_tests::{
 };
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use sqlx::{Connection as _, SqliteConnection};
 
 /// A paced transfer in the background; the receiver hears how far it is.
 fn transfer(
@@ -86,6 +88,9 @@ fn sessions_outlive_the_mediator() -> Result<()> {
     }
     site.restart("mediator")?;
     site.wait_online("console", "agent")?;
+    let listed = site.run("console", &["sessions", "--json"], "")?.lines();
+    let carriers: BTreeSet<&str> = listed.iter().map(|line| text(line, "carrier")).collect();
+    ensure!(carriers == BTreeSet::from(["direct", "relayed"]), "{listed:?}");
     let sessions: Vec<_> = forwards.iter().map(|f| f.session.clone()).collect();
     for forward in forwards {
         peer::echo(forward.local()?, 5, 100)?;
@@ -104,6 +109,73 @@ fn sessions_outlive_the_mediator() -> Result<()> {
         ensure!(end["carriers"].as_array().is_some_and(|kinds| !kinds.is_empty()), "{end}");
     }
     works(&site, &server)
+}
+
+/// While the mediator is away the ends keep what they have to tell, the agent's receipts also when it
+/// dies meanwhile; all is there when the mediator is back.
+#[test]
+fn what_ends_while_the_mediator_is_away_is_told_when_it_is_back() -> Result<()> {
+    let mut site = Site::local("spooled")?;
+    site.start()?;
+    let server = TcpServer::start("127.0.0.1:0")?;
+    for agent_dies in [false, true] {
+        let forward = site.forward(&["-L", &to_port(server.port())])?;
+        peer::echo(forward.local()?, 1, 100)?;
+        let session = forward.session.clone();
+        site.kill("mediator")?;
+        // Channels of which the mediator cannot hear.
+        peer::echo(forward.local()?, 2, 1_000)?;
+        peer::echo(forward.local()?, 2, 1_000)?;
+        forward.close()?;
+        if agent_dies {
+            site.kill("agent")?;
+        }
+        site.restart("mediator")?;
+        if agent_dies {
+            site.restart("agent")?;
+        }
+        site.wait_online("console", "agent")?;
+        let of_session = |e: &Value| text(e, "session_id") == session;
+        site.audited("the end", |e| of_session(e) && text(e, "event") == "session.ended")?;
+        if !agent_dies {
+            // What an agent has not told of its channels dies with it; its receipts do not.
+            site.audited("bytes of a channel while the mediator was away", |e| {
+                of_session(e)
+                    && text(e, "event") == "channel.closed"
+                    && e["bytes_up"].as_u64() >= Some(2_000)
+            })?;
+        }
+        // Three channels, two ends, opening and closing: each found its counterpart.
+        let deadline = Instant::now() + 2 * SOON;
+        loop {
+            let matched = receipts(&site, &session, 1)?;
+            if matched == 12 {
+                break;
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "agent killed: {agent_dies}; {matched} receipts, and {} alone",
+                receipts(&site, &session, 0)?
+            );
+            adit_tests::process::pause(Duration::from_millis(200));
+        }
+        let strange = site.audit()?.into_iter().find(|e| text(e, "event").starts_with("receipt."));
+        ensure!(strange.is_none(), "{strange:?}");
+    }
+    works(&site, &server)
+}
+
+/// How many of a session's receipts the mediator has in this state: 0 alone, 1 compared.
+fn receipts(site: &Site, session: &str, state: i64) -> Result<i64> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let file = site.data_dir("mediator").join("mediator.db");
+        let mut db =
+            SqliteConnection::connect(&format!("sqlite:{}?mode=ro", file.display())).await?;
+        let count =
+            sqlx::query_scalar("SELECT COUNT(*) FROM receipt WHERE session_id = $1 AND state = $2");
+        Ok(count.bind(session).bind(state).fetch_one(&mut db).await?)
+    })
 }
 
 #[test]
