@@ -318,7 +318,8 @@ impl Actor {
     ) -> Result<(), CliError> {
         let holder = &remote.holder;
         let key = (holder.account.clone(), remote.operation, code.to_owned());
-        let Some(unrecorded) = context.refusals.note(&holder.partner, &key) else { return Ok(()) };
+        let Some(due) = context.refusals.note(&holder.partner, key) else { return Ok(()) };
+        let unrecorded = due.unrecorded;
         let mut event = Event::new("act.refused", Level::Significant)
             .partner(&remote.partner)
             .outcome("refused")
@@ -328,11 +329,9 @@ impl Actor {
         for (name, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
             event = event.extra(name, count);
         }
-        let recorded = context.record(&holder.partner, self.sign(more(event))).await;
-        if recorded.is_err() {
-            context.refusals.undo(&holder.partner, &key, unrecorded);
-        }
-        recorded
+        context.record(&holder.partner, self.sign(more(event))).await?;
+        due.written();
+        Ok(())
     }
 
     /// Refuses whoever has not proved lately who they are (R27).

@@ -28,7 +28,7 @@ use zeroize::Zeroizing;
 
 pub(crate) use handle::{AdminContext, handle};
 pub(crate) use labels::told_computer;
-pub(crate) use refusals::Refusals;
+pub(crate) use refusals::{Refusals, tell_untold};
 
 /// A secret on its way through the local socket; never printed.
 #[derive(Clone)]

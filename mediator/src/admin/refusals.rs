@@ -2,7 +2,8 @@
 //! recorded at once, the same by the same within a minute are counted, and so are those of an
 //! account or a partner that causes ever others.
 //!
-//! The next record tells how many were not recorded. Must never let one partner's refusals hide
+//! The next record tells how many were not recorded, and if there is none for a minute, one of
+//! their own does. Must never let one partner's refusals hide
 //! another's, nor, within a partner, one account's all others'.
 
 use std::{
@@ -11,7 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::bucket::{Bucket, Rate};
+use adit_ledger::{Event, Level};
+
+use super::AdminContext;
+use crate::{
+    bucket::{Bucket, Rate},
+    store::{StoreError, tenants},
+};
 
 /// Time for which the same is recorded once.
 const ONCE_IN: Duration = Duration::from_secs(60);
@@ -58,10 +65,60 @@ impl Default for Refusals {
     }
 }
 
+/// One that is to be recorded. Unless it is known to be, the next of the same is: whoever asks and
+/// goes away before the answer leaves no minute without a record.
+#[must_use = "what was recorded is recorded again"]
+pub(crate) struct Due<'a> {
+    of: &'a Refusals,
+    partner: String,
+    key: Option<Key>,
+    /// How many were not recorded.
+    pub(crate) unrecorded: Unrecorded,
+}
+
+impl Due<'_> {
+    /// It is on disk.
+    pub(crate) fn written(mut self) {
+        self.key = None;
+    }
+}
+
+impl Drop for Due<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.of.undo(&self.partner, &key, self.unrecorded);
+        }
+    }
+}
+
 impl Refusals {
-    /// Is this one recorded? If so: how many were not.
-    pub(crate) fn note(&self, partner: &str, key: &Key) -> Option<Unrecorded> {
-        self.note_at(partner, key, self.started.elapsed())
+    /// Is this one recorded?
+    pub(crate) fn note(&self, partner: &str, key: Key) -> Option<Due<'_>> {
+        let unrecorded = self.note_at(partner, &key, self.started.elapsed())?;
+        Some(Due { of: self, partner: partner.to_owned(), key: Some(key), unrecorded })
+    }
+
+    /// Of each partner, how many were counted and for a minute told by no other.
+    pub(crate) fn untold(&self) -> Vec<(String, u64)> {
+        self.untold_at(self.started.elapsed())
+    }
+
+    fn untold_at(&self, now: Duration) -> Vec<(String, u64)> {
+        let mut table = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let untold = |(partner, of): (&String, &mut OfPartner)| {
+            of.forget(now);
+            let told = of.unrecorded > 0 && of.bucket.take(OF_PARTNER, now).is_ok();
+            told.then(|| (partner.clone(), std::mem::take(&mut of.unrecorded)))
+        };
+        table.iter_mut().filter_map(untold).collect()
+    }
+
+    /// They could not be told.
+    pub(crate) fn still_untold(&self, partner: &str, count: u64) {
+        let mut table = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of) = table.get_mut(partner) {
+            of.unrecorded = of.unrecorded.saturating_add(count);
+        }
     }
 
     fn note_at(&self, partner: &str, key: &Key, now: Duration) -> Option<Unrecorded> {
@@ -72,13 +129,38 @@ impl Refusals {
         table.entry(partner.to_owned()).or_default().note(key, now)
     }
 
-    /// The record could not be made: the next of the same is tried again.
-    pub(crate) fn undo(&self, partner: &str, key: &Key, told: Unrecorded) {
+    fn undo(&self, partner: &str, key: &Key, told: Unrecorded) {
         let mut table = self.of.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(of) = table.get_mut(partner) else { return };
         let since = of.recorded.remove(key).map_or(0, |(_, others)| others);
         let all = [told.others, told.of_partner, since, 1];
         of.unrecorded = all.into_iter().fold(of.unrecorded, u64::saturating_add);
+    }
+}
+
+/// Records of each partner how many refusals were counted and told by no record.
+pub(crate) async fn tell_untold(context: &AdminContext) {
+    for (partner, count) in context.refusals.untold() {
+        let id = partner.clone();
+        let told = context.writer.write(move |tx| {
+            Box::pin(async move {
+                let name = tenants::partner_by_id(tx, &id).await?.name;
+                let event = Event::new("act.refused", Level::Significant)
+                    .partner(name)
+                    .outcome("refused")
+                    .rule("counted")
+                    .extra("others_of_partner", count);
+                tx.append(&id, event).await.map(|_| ())
+            })
+        });
+        match told.await {
+            // An erased partner has no log.
+            Ok(()) | Err(StoreError::Missing(_)) => {}
+            Err(error) => {
+                context.refusals.still_untold(&partner, count);
+                tracing::warn!(%error, count, "refusals that were counted are not told yet");
+            }
+        }
     }
 }
 
@@ -153,6 +235,33 @@ mod tests {
         refusals.undo("p", &same, told);
         let told = Unrecorded { others: 0, of_partner: 3_001 };
         assert_eq!(refusals.note_at("p", &same, at(60)), Some(told));
+    }
+
+    #[test]
+    fn one_that_was_not_written_does_not_count_as_recorded() {
+        let refusals = Refusals::default();
+        drop(refusals.note("p", key(1, "users.show", 1)));
+        let due = refusals.note("p", key(1, "users.show", 1)).unwrap();
+        assert_eq!(due.unrecorded.of_partner, 1);
+        due.written();
+        assert!(refusals.note("p", key(1, "users.show", 1)).is_none());
+    }
+
+    #[test]
+    fn what_was_counted_is_told_also_if_nothing_follows() {
+        let refusals = Refusals::default();
+        let at = Duration::from_secs;
+        for _ in 0..3_000 {
+            let _ = refusals.note_at("p", &key(1, "users.show", 1), at(0));
+        }
+        refusals.note_at("q", &key(1, "users.show", 1), at(0)).unwrap();
+        assert_eq!(refusals.untold_at(at(59)), []);
+        assert_eq!(refusals.untold_at(at(60)), [("p".to_owned(), 2_999)]);
+        assert_eq!(refusals.untold_at(at(61)), []);
+        refusals.still_untold("p", 2_999);
+        assert_eq!(refusals.untold_at(at(62)), [("p".to_owned(), 2_999)]);
+        let same = refusals.note_at("p", &key(1, "users.show", 1), at(63));
+        assert_eq!(same, Some(Unrecorded::default()));
     }
 
     /// Whatever an account or a partner is refused: all is in a record or counted in one, their

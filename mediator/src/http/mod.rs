@@ -27,7 +27,7 @@ use axum::{Router, body::Bytes, extract::State};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use dpop::fuzz_proof;
-pub(crate) use limit::{Begun, UnderWay};
+pub(crate) use limit::{Begun, Full, UnderWay};
 pub(crate) use problem::Problem;
 pub(crate) use server::{Client, Server};
 pub(crate) use tokens::{KEY_PREFIX, Tokens};

@@ -556,7 +556,8 @@ mod receipts {
         let hostile = Ends::new(partner.clone());
         let decoys = async |first: u8, count: u8| {
             let of = |n| [vec![1, first, n], vec![0; 13]].concat().try_into().unwrap();
-            let all: Vec<_> = (0..count).map(|n| Ends { session: of(n), ..hostile.clone() }).collect();
+            let all: Vec<_> =
+                (0..count).map(|n| Ends { session: of(n), ..hostile.clone() }).collect();
             sessions(&running, &all).await;
             let told = |ends: &Ends| ends.receipt(Role::Console, 1, None);
             for some in all.chunks(60) {

@@ -22,6 +22,10 @@ use crate::store::{StoreError, Writer};
 /// of the partner with the most, the one that was silent for longest.
 const MAX_DEVICES: usize = 65_536;
 
+/// Devices of a partner that are told apart when it comes to recording each once a minute: its
+/// others wait for each other, and nobody else's for them.
+const MAX_RECORDED_OF_PARTNER: usize = 1024;
+
 /// What devices said of their clocks, since the mediator started.
 pub(crate) struct Clocks {
     devices: Mutex<BTreeMap<[u8; 32], Compared>>,
@@ -116,7 +120,8 @@ impl Clocks {
             (true, true) if !is_off(offset.saturating_sub(one.recorded)) => return None,
             (_, true) => Change::Off(offset),
         };
-        self.seldom.note(&device.0, told_ms)?;
+        let group = (partner_id.as_bytes(), MAX_RECORDED_OF_PARTNER);
+        self.seldom.note_within(group, &device.0, told_ms)?;
         Some(change)
     }
 
@@ -247,6 +252,20 @@ mod tests {
             .count();
         assert_eq!(recorded, 1);
         assert_eq!(clocks.offset(device), Some(99_900_000), "it is shown all the same");
+    }
+
+    #[test]
+    fn a_partner_whose_clocks_are_all_wrong_keeps_nobody_elses_from_being_recorded() {
+        let clocks = Clocks::default();
+        let key = |n: u32| {
+            let mut key = [0; 32];
+            key[..4].copy_from_slice(&n.to_be_bytes());
+            PublicKey(key)
+        };
+        let off = |n: u32, partner| clocks.note((key(n), partner), NOW + 100_000, NOW);
+        let recorded = (0..9_000).filter(|n| off(*n, "p").is_some()).count();
+        assert_eq!(recorded, MAX_RECORDED_OF_PARTNER + 1);
+        assert_eq!(off(9_001, "q"), Some(Change::Off(100_000)));
     }
 
     #[test]

@@ -30,7 +30,7 @@ use super::{
     logins::Logins, review, review::Rules, seldom::Seldom, strangers::Strangers, twins::Twins,
 };
 use crate::{
-    admin::{AdminContext, AdminRequest, actor::Actor, handle},
+    admin::{AdminContext, AdminRequest, actor::Actor, handle, tell_untold},
     config::{AllowedSources, PROGRAM, Settings},
     http,
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
@@ -54,6 +54,8 @@ const RENEWAL: Duration = Duration::from_secs(12 * 3600);
 const NOTE_HEADS: Duration = Duration::from_secs(10);
 /// How often overdue receipts are looked for.
 const SWEEP_RECEIPTS: Duration = Duration::from_secs(60);
+/// How often refusals that were only counted are told.
+const TELL_REFUSALS: Duration = Duration::from_secs(60);
 /// The UDP port that QUIC made passable.
 const STUN_443: u16 = 443;
 /// How often the gauges follow.
@@ -144,6 +146,14 @@ async fn sweep_receipts((store, writer): (Store, Writer), stop: CancellationToke
             Some(Ok(missing)) => tracing::error!(missing, "receipts of one end did not come"),
             Some(Err(error)) => tracing::warn!(%error, "receipts not looked at"),
         }
+    }
+}
+
+/// Tells how many refusals of the API were only counted.
+async fn tell_refusals(admin: Arc<AdminContext>, stop: CancellationToken) {
+    let mut every = Every::new(TELL_REFUSALS);
+    while stop.run_until_cancelled(every.next()).await.is_some() {
+        tell_untold(&admin).await;
     }
 }
 
@@ -276,6 +286,7 @@ impl Server {
         });
         serve_admin(place, Arc::clone(&admin), &essential)?;
         go_on_erasing(Arc::clone(&admin), &essential);
+        essential.spawn_essential("refusals", tell_refusals(Arc::clone(&admin), stop.clone()));
         let confirmer = match settings.confirm_relays {
             true => Some(Confirmer::new().ok_or_else(crypto)?),
             false => None,

@@ -38,6 +38,16 @@ impl Seldom {
     /// The same for one of a group, such as a partner, that can cause any number of keys: when it
     /// has too many, its others count as one, and no other group's do.
     pub(crate) fn note_of(&self, group: &[u8], key: &[u8], now_ms: u64) -> Option<u64> {
+        self.note_within((group, MAX_OF_GROUP), key, now_ms)
+    }
+
+    /// The same for a group that may have so many.
+    pub(crate) fn note_within(
+        &self,
+        (group, most): (&[u8], usize),
+        key: &[u8],
+        now_ms: u64,
+    ) -> Option<u64> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let group = [group, &[0]].concat();
         let key = [group.as_slice(), key].concat();
@@ -50,15 +60,15 @@ impl Seldom {
             .map(|(key, noted)| (key.clone(), noted.recorded_ms))
             .collect();
         let mut count = of_group.len();
-        if count >= MAX_OF_GROUP {
+        if count >= most {
             for (old, recorded_ms) in of_group {
-                if now_ms.saturating_sub(recorded_ms) >= FORGET_MS {
+                if now_ms.abs_diff(recorded_ms) >= FORGET_MS {
                     table.remove(&old);
                     count -= 1;
                 }
             }
         }
-        if count < MAX_OF_GROUP && Self::has_room(&mut table, now_ms) {
+        if count < most && Self::has_room(&mut table, now_ms) {
             return Self::note_at(&mut table, &key, now_ms);
         }
         // However full it is: what a group's others count as is the group's own.
@@ -81,7 +91,7 @@ impl Seldom {
 
     fn has_room(table: &mut BTreeMap<Vec<u8>, Noted>, now_ms: u64) -> bool {
         if table.len() >= MAX_KEYS {
-            table.retain(|_, noted| now_ms.saturating_sub(noted.recorded_ms) < FORGET_MS);
+            table.retain(|_, noted| now_ms.abs_diff(noted.recorded_ms) < FORGET_MS);
         }
         table.len() < MAX_KEYS
     }
@@ -91,7 +101,8 @@ impl Seldom {
             table.insert(key.to_vec(), Noted { recorded_ms: now_ms, others: 0 });
             return Some(0);
         };
-        if now_ms.saturating_sub(noted.recorded_ms) < ONCE_IN_MS {
+        // Also of a clock that was set back: nothing stays unrecorded until it is there again.
+        if now_ms.abs_diff(noted.recorded_ms) < ONCE_IN_MS {
             noted.others = noted.others.saturating_add(1);
             return None;
         }
@@ -114,6 +125,8 @@ mod tests {
         assert_eq!(seldom.note(b"b", 1), Some(0), "others have their own");
         assert_eq!(seldom.note(b"a", ONCE_IN_MS), Some(500));
         assert_eq!(seldom.note(b"a", 2 * ONCE_IN_MS), Some(0));
+        assert_eq!(seldom.note(b"a", 2 * ONCE_IN_MS + 1), None);
+        assert_eq!(seldom.note(b"a", 1), Some(1), "the clock was set back");
     }
 
     #[test]

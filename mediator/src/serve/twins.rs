@@ -7,6 +7,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,26 +15,39 @@ use adit_control::{Peer, RequestError, failure as fail};
 use adit_ledger::{Event, Level};
 use adit_protocol::{code::failure, wire::frame::Body};
 use adit_runtime::time::unix_ms;
-use tokio::sync::Semaphore;
 
 use super::{run::Shared, seldom::Seldom};
-use crate::store::computers::ComputerRow;
+use crate::{
+    http::{Begun, Full, UnderWay},
+    store::{StoreError, computers::ComputerRow},
+};
 
 /// Time for an older connection to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Older connections that are asked at once; others are closed without a word.
+/// Older connections that are asked at once, of one computer and of one partner; others are closed
+/// without a word. Nobody's agents that come and go keep others' twins from being noticed.
 const MAX_ASKED: usize = 64;
+const MAX_ASKED_EACH: [usize; 2] = [1, 16];
+/// Of all, only for partners of which none is asked.
+const ASKED_RESERVED: usize = 16;
 
 /// What is known of them.
-#[derive(Debug)]
 pub(crate) struct Twins {
-    asked: Semaphore,
+    /// Computer and partner.
+    asked: Arc<UnderWay<String, 2>>,
     recorded: Seldom,
 }
 
 impl Default for Twins {
     fn default() -> Self {
-        Self { asked: Semaphore::new(MAX_ASKED), recorded: Seldom::default() }
+        let asked = UnderWay::reserving(ASKED_RESERVED, MAX_ASKED, MAX_ASKED_EACH);
+        Self { asked: Arc::new(asked), recorded: Seldom::default() }
+    }
+}
+
+impl Twins {
+    fn begin(&self, computer: &ComputerRow) -> Result<Begun<String, 2>, Full> {
+        self.asked.begin([computer.id.to_string(), computer.partner_id.clone()])
     }
 }
 
@@ -44,7 +58,7 @@ pub(super) async fn replace(
     (computer, source): (&ComputerRow, SocketAddr),
     (older, from): (Peer, IpAddr),
 ) {
-    let alive = match shared.twins.asked.try_acquire() {
+    let alive = match shared.twins.begin(computer) {
         Ok(_turn) => lives(&older).await,
         Err(_) => false,
     };
@@ -52,9 +66,8 @@ pub(super) async fn replace(
     if !alive {
         return;
     }
-    let Some(others) = shared.twins.recorded.note(&computer.id.to_bytes(), unix_ms()) else {
-        return;
-    };
+    let (group, key) = (computer.partner_id.as_bytes(), computer.id.to_bytes());
+    let Some(others) = shared.twins.recorded.note_of(group, &key, unix_ms()) else { return };
     tracing::warn!(computer = %computer.name, client = %computer.client_path(),
         now = %source.ip(), before = %from, others,
         "two running agents use one identity: was a data directory copied? \
@@ -71,14 +84,18 @@ pub(super) async fn replace(
     if others > 0 {
         event = event.extra("others", others);
     }
-    let Ok(_room) = shared.writer.room(1).await else { return };
-    let partner = computer.partner_id.clone();
-    let written = shared
-        .writer
-        .write(move |tx| Box::pin(async move { tx.append(&partner, event).await.map(|_| ()) }));
-    if let Err(error) = written.await {
+    if let Err(error) = record(shared, computer.partner_id.clone(), event).await {
+        shared.twins.recorded.record_again(group);
         tracing::error!(%error, "an identity that is used twice was not recorded");
     }
+}
+
+async fn record(shared: &Shared, partner: String, event: Event) -> Result<(), StoreError> {
+    let _room = shared.writer.room(1).await?;
+    let append = shared
+        .writer
+        .write(move |tx| Box::pin(async move { tx.append(&partner, event).await.map(|_| ()) }));
+    append.await
 }
 
 /// Tells it; whoever answers, be it that it does not understand, lives.
