@@ -241,10 +241,11 @@ impl Carrier {
     }
 
     /// The peer misses this carrier's packets: it is asked, and believed when it says so again
-    /// before there is an answer. True if the carrier is left.
+    /// before there is an answer, or again and again. True if the carrier is left.
     pub(super) fn handle_suspect(&mut self, now: Instant) -> bool {
         let Health::Live { since, .. } = self.health else { return false };
-        if self.doubt.replace(Doubt::Told) == Some(Doubt::Told) {
+        let often = self.alarms.is_some_and(|(alarms, _)| alarms >= MAX_TOLD);
+        if self.doubt.replace(Doubt::Told) == Some(Doubt::Told) || often {
             self.lapse(since, now);
             return true;
         }
@@ -432,6 +433,10 @@ fn trial(lapses: u32, now: Instant) -> Option<Instant> {
     let hold = hold(lapses);
     (!hold.is_zero()).then(|| now + hold)
 }
+
+/// A peer that was wrong so often within [`TRUSTED_AFTER`] has the carrier left, whose use then
+/// becomes rare: it could make the session go to and fro otherwise.
+const MAX_TOLD: u32 = 4;
 
 /// A carrier younger than this and two round trips was made after a change that is told now.
 const REBOUND_GRACE: Duration = Duration::from_millis(200);

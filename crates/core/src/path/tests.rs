@@ -395,6 +395,18 @@ fn the_agent_suspects_but_does_not_choose() {
 }
 
 #[test]
+fn a_peer_that_complains_without_end_does_not_make_the_session_flap() {
+    let mut life = Life::new(Role::Console, 14);
+    life.up(1, RELAY, 20);
+    life.up(2, V4, 30);
+    for _ in 0..1200 {
+        life.chooser.handle_suspect(CarrierNumber(2), life.now);
+        life.run(ms(100));
+    }
+    assert!(life.moves < 30, "{} moves in 2 minutes", life.moves);
+}
+
+#[test]
 fn what_waits_on_a_dead_path_goes_on_over_another_soon() {
     for (direct, relay, within) in [(5, 10, 110), (20, 60, 160), (60, 90, 260), (140, 40, 440)] {
         let mut life = Life::new(Role::Console, 11);
