@@ -69,7 +69,10 @@ pub async fn lock(dir: DataDir, on: bool, output: Output) -> Result<(), CliError
     let ended = ended.unwrap_or(0);
     output.emit(&json!({"locked": on, "running": running, "ended_sessions": ended}))?;
     let more = match (on, running) {
-        (true, true) => format!("{ended} sessions ended, new ones are refused"),
+        (true, true) => {
+            let word = if ended == 1 { "session" } else { "sessions" };
+            format!("{ended} {word} ended, new ones are refused")
+        }
         (true, false) => "the agent does not run; it will refuse every session".to_owned(),
         (false, true) => "sessions are possible again".to_owned(),
         (false, false) => "the agent does not run".to_owned(),

@@ -57,6 +57,8 @@ const FAILURES: &[(&str, Exit, &str)] = &[
     (codes::RATE_LIMITED, Exit::Failed, "wait a moment and try again"),
     (codes::IDEMPOTENCY_CONFLICT, Exit::Failed, "look whether it was done, and try again"),
     (codes::NAME_TAKEN, Exit::Failed, "choose another name, or another key"),
+    ("request_pending", Exit::Failed, "console-tunnel requests list"),
+    ("last_manager", Exit::Refused, "give somebody else such a role on the whole partner first"),
     ("not_found", Exit::NotThere, "see the list commands"),
     ("usage", Exit::Usage, "see --help"),
     ("tag_invalid", Exit::Usage, "a tag is written KEY=VALUE"),

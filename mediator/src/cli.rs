@@ -3,6 +3,7 @@
 mod access;
 mod accounts;
 mod audit;
+mod clients;
 mod credentials;
 mod erasure;
 mod receipts;
@@ -66,7 +67,7 @@ enum Command {
     Serve,
     /// Clients of partners
     #[command(subcommand, after_help = "Example: mediator client add acme/headquarters")]
-    Client(ClientCommand),
+    Client(clients::ClientCommand),
     /// Partners
     #[command(subcommand, after_help = "Example: mediator partner erase acme --yes")]
     Partner(erasure::PartnerCommand),
@@ -163,45 +164,6 @@ struct InitArgs {
     /// Name of the first partner
     #[arg(long, default_value = "main")]
     partner: String,
-}
-
-#[derive(Subcommand)]
-enum ClientCommand {
-    /// Add a client, and its partner if it is new
-    #[command(after_help = "Example: mediator client add acme/headquarters")]
-    Add {
-        /// PARTNER/CLIENT
-        path: String,
-    },
-    /// List clients
-    #[command(after_help = "Example: mediator client list --json")]
-    List,
-    /// Lock a client down: live sessions end, none can be opened
-    #[command(
-        after_help = "Example: mediator client lockdown acme/headquarters --reason 'incident 7'"
-    )]
-    Lockdown {
-        /// PARTNER/CLIENT
-        path: String,
-        /// Why; for the audit record
-        #[arg(long, default_value = "", hide_default_value = true)]
-        reason: String,
-    },
-    /// End a lockdown
-    #[command(after_help = "Example: mediator client unlock acme/headquarters")]
-    Unlock {
-        /// PARTNER/CLIENT
-        path: String,
-    },
-    /// Delete a client with its computers and personal data
-    #[command(after_help = "Example: mediator client erase acme/headquarters --yes")]
-    Erase {
-        /// PARTNER/CLIENT
-        path: String,
-        /// Do not ask
-        #[arg(long)]
-        yes: bool,
-    },
 }
 
 #[derive(Subcommand)]
@@ -344,7 +306,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
             init::run(global, InitOptions { hosts: host, port, stun_port, admin, partner }).await
         }
         Command::Serve => serve::run(global).await,
-        Command::Client(command) => client(global, command).await,
+        Command::Client(command) => clients::run(global, command).await,
         Command::Token(command) => token(global, command).await,
         Command::User(command) => user(global, command).await,
         Command::Device(command) => ask(global, AdminRequest::Accounts(command.into())).await,
@@ -381,61 +343,6 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         }
         Command::Generate(generate) => generate.run::<Cli>(),
     }
-}
-
-async fn client(global: &GlobalArgs, command: ClientCommand) -> Result<(), CliError> {
-    match command {
-        ClientCommand::Add { path } => client_add(global, path).await,
-        ClientCommand::List => ask(global, AdminRequest::ClientList).await,
-        ClientCommand::Lockdown { path, reason } => {
-            let act = AccountAct::ClientLock { path, locked: true, reason };
-            ask(global, AdminRequest::Accounts(act)).await
-        }
-        ClientCommand::Unlock { path } => {
-            let act = AccountAct::ClientLock { path, locked: false, reason: String::new() };
-            ask(global, AdminRequest::Accounts(act)).await
-        }
-        ClientCommand::Erase { path, yes } => {
-            if !yes {
-                let text = format!("this deletes {path} with its computers and personal data");
-                return Err(CliError::usage("usage", text).hint("add --yes if you mean it"));
-            }
-            erasure::erase(global, AdminRequest::ClientErase { path }).await
-        }
-    }
-}
-
-/// A partner that was mistyped is a new one: that must be seen.
-async fn client_add(global: &GlobalArgs, path: String) -> Result<(), CliError> {
-    let output = global.output();
-    let added = call(global, AdminRequest::ClientAdd { path }).await?.pop().unwrap_or_default();
-    output.emit(&added)?;
-    people::one(output, &added)?;
-    let text = |value: &Value, name: &str| {
-        value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
-    };
-    if added.get("new_partner") != Some(&Value::Bool(true)) {
-        return Ok(());
-    }
-    let client = text(&added, "client");
-    let partner = client.split('/').next().unwrap_or_default();
-    let all = call(global, AdminRequest::PartnerList).await?;
-    let others: Vec<String> =
-        all.iter().map(|one| text(one, "partner")).filter(|name| name != partner).collect();
-    let nearest = others.iter().min_by_key(|name| strsim::damerau_levenshtein(name, partner));
-    // Not every new name is a mistyped one.
-    let near = |name: &&String| {
-        strsim::damerau_levenshtein(name, partner) <= partner.chars().count().div_ceil(3)
-    };
-    let known = match nearest.filter(near) {
-        Some(nearest) => format!(", beside {nearest}"),
-        None => String::new(),
-    };
-    people::note(&format!(
-        "{partner} is a new partner{known}. If it was not meant to be: \
-         mediator partner erase {partner} --yes"
-    ));
-    Ok(())
 }
 
 /// Whether it runs, and how much is connected.

@@ -30,15 +30,20 @@ use crate::{
 const MAX_PENDING: u64 = 20;
 /// Length of an approval if none is asked for, milliseconds.
 const DEFAULT_LENGTH_MS: u64 = 3_600_000;
+/// Code of a request for what one has asked for in other words already.
+pub(crate) const REQUEST_PENDING: &str = "request_pending";
+/// Whoever asked cannot decide.
+const BY_ANOTHER: &str = "somebody else with requests.approve for that computer decides it: \
+     console-tunnel requests list there; you may take it back with requests deny";
 /// Longest approval, milliseconds.
 const MAX_LENGTH_MS: u64 = 7 * 24 * 3_600_000;
 
 /// Why a request or decision was not done.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
-    /// Told to whoever asks.
+    /// Told to whoever asks, with what to do if it is not what the code says.
     #[error("{}", .0.message)]
-    Refused(Refusal),
+    Refused(Refusal, &'static str),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -46,7 +51,7 @@ pub(crate) enum RequestError {
 
 impl From<Refusal> for RequestError {
     fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+        Self::Refused(refusal, "")
     }
 }
 
@@ -134,18 +139,44 @@ pub(crate) async fn make(
     let made = writer
         .write(move |tx| {
             Box::pin(async move {
+                if let Some(waits) = requests::same_pending(tx, &new).await? {
+                    return Ok(Made::Waits(new, waits));
+                }
                 if requests::pending_of(tx, &account).await? >= MAX_PENDING {
-                    return Ok(None);
+                    return Ok(Made::TooMany);
                 }
                 requests::insert(tx, new).await?;
                 tx.append(&partner, event).await?;
-                requests::by_id(tx, Some(&partner), &id).await
+                let made = requests::by_id(tx, Some(&partner), &id).await?;
+                made.map(Made::New).ok_or(StoreError::Missing("request"))
             })
         })
         .await?;
-    made.ok_or_else(|| {
-        Refusal::new(failure::BUSY, "too many of your requests wait for a decision").into()
-    })
+    match made {
+        Made::New(request) => Ok(request),
+        // Asked again, as it was: nothing new, and no second decision about the same.
+        Made::Waits(new, waits) if new.asks_as(&waits) => Ok(waits),
+        Made::Waits(_, waits) => {
+            let text = format!(
+                "you asked for {} on {} already, in other words: request {} waits",
+                waits.redirector, waits.computer, waits.id
+            );
+            let hint = "take that back first: console-tunnel requests deny ID";
+            Err(RequestError::Refused(Refusal::new(REQUEST_PENDING, text), hint))
+        }
+        Made::TooMany => {
+            let text = "too many of your requests wait for a decision";
+            Err(Refusal::new(failure::BUSY, text).into())
+        }
+    }
+}
+
+/// What became of a request.
+enum Made {
+    New(Request),
+    /// The same person's for the same redirector and computer.
+    Waits(NewRequest, Request),
+    TooMany,
 }
 
 async fn may_ask(
@@ -219,7 +250,7 @@ pub(crate) async fn decide(
     if let Some(holder) = holder
         && let Err(error) = may_decide(pool, holder, &found, &judgement, facts).await
     {
-        if let RequestError::Refused(refusal) = &error {
+        if let RequestError::Refused(refusal, _) = &error {
             refused(writer, holder, actor, &found.id, refusal.code).await?;
         }
         return Err(error);
@@ -275,7 +306,7 @@ async fn may_decide(
     let act = Act::of(Permission::ApproveRequests);
     if own {
         let text = "nobody approves an own request";
-        return Err(Refusal::new(failure::NOT_PERMITTED, text).into());
+        return Err(RequestError::Refused(Refusal::new(failure::NOT_PERMITTED, text), BY_ANOTHER));
     }
     match holder.computer(pool, act, &spot, facts, When::Now).await? {
         Decision::Allow { .. } => is_another(pool, request, judgement).await,
@@ -291,7 +322,9 @@ async fn is_another(
     request: &Request,
     judgement: &Judgement,
 ) -> Result<(), RequestError> {
-    let refuse = |text: &str| Err(Refusal::new(failure::NOT_PERMITTED, text).into());
+    let refuse = |text: &str| {
+        Err(RequestError::Refused(Refusal::new(failure::NOT_PERMITTED, text), BY_ANOTHER))
+    };
     match judgement.by {
         _ if !judgement.approve => Ok(()),
         By::Local => Ok(()),

@@ -171,6 +171,14 @@ async fn access_is_asked_for_approved_by_another_and_taken_back() {
     mediator.bind("client-representative", "rep", &["--client", "main/hq"]);
     let Body::AccessRequest(asked) = jane.ask(ask()).await.unwrap() else { panic!() };
     assert_eq!((asked.state.as_str(), asked.user.as_str()), ("pending", "jane"));
+    // Asked twice it is the same request; in other words it would be a second one to decide.
+    let Body::AccessRequest(same) = jane.ask(ask()).await.unwrap() else { panic!() };
+    assert_eq!(same.request_id, asked.request_id);
+    let Body::RequestAccess(mut worded) = ask() else { panic!() };
+    worded.reason = "disk is still full".into();
+    let refused = jane.ask(Body::RequestAccess(worded)).await.unwrap_err();
+    assert_eq!(refused.code, "request_pending");
+    assert!(refused.message.contains(&asked.request_id) && !refused.hint.is_empty());
     let list = || Body::ListRequests(wire::ListRequests { pending: true });
     for (who, count) in [(&jane, 1), (&client, 1), (&stranger, 0)] {
         let Body::AccessRequests(found) = who.ask(list()).await.unwrap() else { panic!() };
@@ -180,7 +188,9 @@ async fn access_is_asked_for_approved_by_another_and_taken_back() {
         let request_id = asked.request_id.clone();
         Body::DecideRequest(wire::DecideRequest { request_id, approve, ..Default::default() })
     };
-    assert_eq!(jane.ask(decide(true)).await.unwrap_err().code, failure::NOT_PERMITTED);
+    let own = jane.ask(decide(true)).await.unwrap_err();
+    assert_eq!(own.code, failure::NOT_PERMITTED);
+    assert!(own.hint.contains("somebody else"), "{own:?}");
     assert_eq!(stranger.ask(decide(true)).await.unwrap_err().code, failure::NO_SUCH_REQUEST);
     let refused = try_open(&jane, &mut agent, wish(1, &pc, &key)).await.unwrap_err();
     assert_eq!(refused.code, failure::APPROVAL_REQUIRED);
@@ -263,6 +273,138 @@ async fn nobody_approves_an_own_request_with_a_key_or_another_account_on_the_sam
     }
     assert_eq!(mediator.events_named("request.decision_refused").len(), 3);
     assert_eq!(mediator.events_named("request.approved").len(), 1);
+}
+
+/// `mon-sun HH:MM-HH:MM` from the minute before now to the end of one that is to come, and when.
+fn hours_until(minute: u64) -> String {
+    let clock = |minute: u64| format!("{:02}:{:02}", minute / 60 % 24, minute % 60);
+    format!("mon-sun {}-{} UTC", clock(minute - 2), clock(minute))
+}
+
+/// Hours, a second factor's age, the longest time and a binding's end: what is met opens, and what
+/// ends while somebody works ends the work.
+#[tokio::test]
+async fn conditions_that_are_met_open_and_those_that_end_end_live_sessions() {
+    let mediator = Mediator::start();
+    let (mut agent, pc, key) = mediator.agent("pc").await;
+    let console = mediator.user("jane", &[]).await;
+    let now_s = || common::api::now_s();
+    let today = |days: u64| {
+        let days = (now_s() / 86_400 + days) % 7;
+        ["thu", "fri", "sat", "sun", "mon", "tue", "wed"][usize::try_from(days).unwrap()]
+    };
+    let mut n = 0;
+    let mut attempt = async |agent: &mut Device| {
+        n += 1;
+        let wish = wire::Open { ticket: "T-1".into(), ..wish(n, &pc, &key) };
+        try_open(&console, agent, wish).await.map_err(|failure| failure.code)
+    };
+    // Not today, nor in what is left of it where today ends before long.
+    let hours = format!("{} 00:00-23:59 UTC", today(3));
+    let closed = mediator.bind("technician", "jane", &["--hours", &hours]);
+    assert_eq!(attempt(&mut agent).await.unwrap_err(), failure::OUTSIDE_HOURS);
+    mediator.admin(&["role", "unbind", &closed]);
+    for flags in [
+        &["--hours", &format!("{}-{} 00:00-24:00 UTC", today(6), today(1))][..],
+        &["--from", "127.0.0.0/8"],
+        &["--require", "reason,ticket"],
+        &["--max-length", "1h"],
+        &["--until", "2100-01-01T00:00:00Z"],
+    ] {
+        let met = mediator.bind("technician", "jane", flags);
+        attempt(&mut agent).await.unwrap_or_else(|code| panic!("{flags:?}: {code}"));
+        let since = Instant::now();
+        mediator.admin(&["role", "unbind", &met]);
+        assert_eq!(told_end(&mut agent, since).await, "permission_withdrawn");
+    }
+    // The end of a binding.
+    let end = jiff::Timestamp::from_second(i64::try_from(now_s() + 3).unwrap()).unwrap();
+    mediator.bind("technician", "jane", &["--until", &end.to_string()]);
+    attempt(&mut agent).await.unwrap();
+    assert_eq!(told_end(&mut agent, Instant::now()).await, "permission_withdrawn");
+    assert!(attempt(&mut agent).await.is_err());
+    // The end of a time window, to the minute.
+    let minute = (now_s() + 5) / 60 + 1;
+    mediator.bind("technician", "jane", &["--hours", &hours_until(minute % 1440 + 1440)]);
+    attempt(&mut agent).await.unwrap();
+    let left = (minute * 60).saturating_sub(now_s());
+    let ended = tokio::time::timeout(Duration::from_secs(left + 5), agent.incoming.recv());
+    let (body, responder) = ended.await.unwrap().unwrap().into_parts();
+    responder.reply(Body::Done(wire::Done {}));
+    assert!(now_s() + 1 >= minute * 60, "ended before its time");
+    let Body::EndSession(told) = body else { panic!("{body:?}") };
+    assert_eq!(told.reason, failure::OUTSIDE_HOURS);
+    assert_eq!(attempt(&mut agent).await.unwrap_err(), failure::OUTSIDE_HOURS);
+}
+
+/// Whatever changed since: the role's content, groups of users and computers, approvals, bindings.
+#[tokio::test]
+async fn each_thing_that_changed_since_is_explained_as_it_was() {
+    let mediator = Mediator::start();
+    mediator.agent("pc").await;
+    let jane = mediator.user("jane", &[]).await;
+    let shell = ["role", "create", "shell", "--permission", "launch", "--redirector"];
+    mediator.admin(&[&shell[..], &["ssh"]].concat());
+    mediator.admin(&["user", "group", "jane", "ops"]);
+    mediator.admin(&["computer", "group", "pc", "servers"]);
+    mediator.admin(&["computer", "tag", "pc", "site=hq"]);
+    let bind = |more: &[&str]| {
+        let told =
+            mediator.admin(&[&["role", "bind", "shell", "--user-group", "ops"], more].concat());
+        told[0]["binding"].as_str().unwrap().to_owned()
+    };
+    let explain = |at: &str| {
+        let ask = ["explain", "jane", "main/hq/pc", "ssh", "--reason"];
+        let at = if at.is_empty() { &[][..] } else { &["--at", at][..] };
+        mediator.admin(&[&ask[..], at].concat()).remove(0)
+    };
+    // Undone, it is denied now and was allowed then; done again, the same in its turn.
+    let check = async |undo: &[&str], redo: &[&str]| {
+        let then = explain("");
+        assert_eq!(then["allowed"], true, "before {undo:?}: {then}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        mediator.admin(undo);
+        let now = explain("");
+        assert_eq!(now["allowed"], false, "after {undo:?}: {now}");
+        let past = explain(then["at"].as_str().unwrap());
+        let same = ["allowed", "rule", "code", "missing", "rules"];
+        assert!(same.iter().all(|field| past[field] == then[field]), "{undo:?}: {past} {then}");
+        let denied = explain(now["at"].as_str().unwrap());
+        assert_eq!(denied["allowed"], false, "{denied}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if !redo.is_empty() {
+            mediator.admin(redo);
+        }
+    };
+    let group = bind(&["--computers", "servers"]);
+    let other = [&shell[..], &["rdp", "--replace"]].concat();
+    check(&other, &[&shell[..], &["ssh", "--replace"]].concat()).await;
+    let ops = ["user", "group", "jane", "ops"];
+    check(&[&ops[..], &["--remove"]].concat(), &ops).await;
+    let servers = ["computer", "group", "pc", "servers"];
+    check(&[&servers[..], &["--remove"]].concat(), &[]).await;
+    bind(&["--tag", "site=hq"]);
+    check(&["computer", "tag", "pc", "site=hq", "--remove"], &[]).await;
+    mediator.admin(&["role", "unbind", &group]);
+    let binding = bind(&["--client", "main/hq", "--require", "approval"]);
+    let Body::Computers(found) =
+        jane.ask(Body::ListComputers(wire::ListComputers::default())).await.unwrap()
+    else {
+        panic!()
+    };
+    let wish = wire::RequestAccess {
+        computer_id: found.computers[0].computer_id.clone(),
+        redirector: "ssh".into(),
+        reason: "why".into(),
+        ..Default::default()
+    };
+    let Body::AccessRequest(asked) = jane.ask(Body::RequestAccess(wish)).await.unwrap() else {
+        panic!()
+    };
+    mediator.admin(&["request", "approve", &asked.request_id]);
+    check(&["request", "deny", &asked.request_id], &["request", "approve", &asked.request_id])
+        .await;
+    check(&["role", "unbind", &binding], &[]).await;
 }
 
 /// By no way over the network does a partner end without somebody who can put it right.

@@ -364,6 +364,66 @@ async fn peers_come_from_the_networks_that_are_allowed() {
     mediator.console().await;
 }
 
+/// Agents, relays, browsers and programs, too; and a role may hold from some networks only.
+#[tokio::test]
+async fn each_listener_and_each_role_has_networks_of_its_own() {
+    let mut mediator = Mediator::start();
+    let (agent, pc, key) = mediator.agent("pc").await;
+    drop(agent);
+    let relay = identity();
+    let enrolled = mediator.enroll(&relay, &mediator.token(&["relay"]), 3, "r").await.unwrap();
+    mediator.admin(&["user", "add", "boss", "--role", "none"]);
+    mediator.stop();
+    let elsewhere = "[\"192.0.2.0/24\"]";
+    mediator.configure(&format!(
+        "[sources]\nagents = {elsewhere}\nrelays = {elsewhere}\nweb = [\"127.0.0.2/31\"]\n"
+    ));
+    mediator.serve();
+    for (kind, who, id) in [(1, &key, &pc.device_id), (3, &relay, &enrolled.device_id)] {
+        let refused = mediator.connect(who, hello(kind, who, id)).await.err().unwrap();
+        assert!(refused.to_string().contains("not from this network"), "{kind}: {refused}");
+    }
+    let (console, me, _) = mediator.console().await;
+    let owner = Who::at(&console, &me).await;
+    for (from, status) in [("127.0.0.1", 403), ("127.0.0.2", 200), ("127.0.0.3", 200)] {
+        let mut web = Web::connect_from(&mediator, from).await;
+        for path in ["/login", "/api/v1/version"] {
+            let answer = web.send("GET", path, &[], None).await;
+            assert_eq!(answer.status, status, "{path} from {from}: {answer:?}");
+        }
+        let answer = web.ask(&owner, "GET", "/api/v1/me", None).await;
+        assert_eq!(answer.status, status, "{from}: {answer:?}");
+        if status == 403 {
+            assert_eq!(answer.code(), failure::SOURCE_NOT_ALLOWED);
+        }
+    }
+    // Each way once a minute for a source.
+    for event in ["connection.source_refused", "api.authentication_failed"] {
+        let recorded = mediator.events_named(event);
+        assert_eq!(recorded.len(), 1, "{recorded:?}");
+        assert_eq!(recorded[0]["end_reason"], failure::SOURCE_NOT_ALLOWED);
+    }
+    // A role from one network: the same person, a moment later, from another.
+    mediator.admin(&["role", "unbind", &{
+        let bound = mediator.admin(&["role", "show", "owner"]);
+        bound[1]["binding"].as_str().unwrap().to_owned()
+    }]);
+    mediator.admin(&["role", "bind", "owner", "--user", "admin", "--from", "127.0.0.2/32"]);
+    let (mut near, mut far) = (
+        Web::connect_from(&mediator, "127.0.0.2").await,
+        Web::connect_from(&mediator, "127.0.0.3").await,
+    );
+    for (method, target, body) in [
+        ("GET", "/api/v1/users", None),
+        ("POST", "/api/v1/clients", Some(json!({"client": "main/b"}))),
+    ] {
+        let refused = far.ask(&owner, method, target, body.as_ref()).await;
+        assert_eq!((refused.status, refused.code()), (403, failure::SOURCE_NOT_ALLOWED));
+        let done = near.ask(&owner, method, target, body.as_ref()).await;
+        assert_eq!(done.status, 200, "{target}: {done:?}");
+    }
+}
+
 #[tokio::test]
 async fn acts_ask_for_a_fresh_factor_which_is_shown_without_a_new_login() {
     let mediator = Mediator::start();
@@ -472,13 +532,18 @@ async fn an_unused_login_begins_nothing_and_an_old_one_keeps_nothing_up() {
     mediator.serve();
     mediator.admin(&["client", "add", "main/hq"]);
     let (mut agent, pc, key) = mediator.agent("pc").await;
-    let (console, _, _) = mediator.console().await;
+    let (console, admin, _) = mediator.console().await;
     let since = Instant::now();
     try_open(&console, &mut agent, open(1, &pc, &key)).await.unwrap();
+    let (who, mut web) = (Who::at(&console, &admin).await, Web::connect(&mediator).await);
+    assert_eq!(web.ask(&who, "GET", "/api/v1/me", None).await.status, 200);
     let renew = || console.ask(Body::Renew(wire::Renew { session_id: vec![1; 16].into() }));
     tokio::time::sleep(Duration::from_millis(1500)).await;
     renew().await.unwrap();
     assert_eq!(code_of(me(&console)).await, failure::NOT_LOGGED_IN);
+    // Nor by the API with a token that was got in time.
+    let idle = web.ask(&who, "GET", "/api/v1/me", None).await;
+    assert_eq!((idle.status, idle.code()), (401, failure::NOT_LOGGED_IN));
     // Whoever is there again says so, and goes on.
     let shown = wire::Reauthenticate { password: mediator.password.clone(), ..Default::default() };
     console.ask(Body::Reauthenticate(shown)).await.unwrap();

@@ -1,5 +1,5 @@
-//! The HTTPS API at a running mediator: every cell of role × tenant × route × object, proofs,
-//! repeated requests, headers.
+//! The HTTPS API at a running mediator: proofs, repeated requests, headers, what one may give.
+//! [`matrix`]: every cell of role × tenant × route × object.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,20 +9,22 @@
 )]
 
 mod common;
+#[path = "api/lists.rs"]
+mod lists;
+#[path = "api/matrix.rs"]
+mod matrix;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use adit_protocol::{
     code::failure,
     dpop::{Claims, prove},
-    ids::ComputerId,
-    token::EnrollToken,
     wire::{self, frame::Body},
 };
 use common::{
     Mediator,
-    api::{Answer, Web, Who, key_pair, now_s, register},
-    hello, identity,
+    api::{Web, Who, key_pair, now_s, register},
+    hello, identity, open, try_open,
 };
 use serde_json::{Value, json};
 
@@ -40,639 +42,6 @@ impl Mediator {
         self.admin(&["role", "bind", "owner", "--user", "admin", "--installation"]);
         self.person("admin", &self.password).await
     }
-}
-
-fn document(answer: &Answer) -> BTreeMap<String, (String, String, Value)> {
-    let mut operations = BTreeMap::new();
-    for (path, methods) in answer.body["paths"].as_object().unwrap() {
-        for (method, told) in methods.as_object().unwrap() {
-            let id = told["operationId"].as_str().unwrap().to_owned();
-            let known = (method.to_uppercase(), path.clone(), told.clone());
-            assert!(operations.insert(id.clone(), known).is_none(), "{id} twice");
-        }
-    }
-    operations
-}
-
-/// What an operation needs, and where.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Place {
-    /// Any of these, on the partner.
-    Home(&'static [&'static str]),
-    /// Any of these, on the client or computer.
-    Client(&'static [&'static str]),
-    /// Any of these, on the installation.
-    Everywhere(&'static [&'static str]),
-    /// Whoever is known; lists show what is one's own.
-    Anybody,
-    /// Everybody, also without a token.
-    Open,
-}
-
-/// For each operation: what it needs, how it is asked about a tenant's own object, and whether
-/// objects of another tenant can be named at all.
-struct Expectation {
-    id: &'static str,
-    place: Place,
-    /// Path parts, with `{}` names of [`World::names`].
-    parts: &'static [(&'static str, &'static str)],
-    body: Option<&'static str>,
-    query: &'static str,
-    /// The answer for those who may: 200, or the status of an object that is not in that state.
-    done: &'static [u16],
-    /// It names something that belongs to a tenant.
-    names: bool,
-}
-
-const SEE_USERS: Place = Place::Home(&["users.manage", "roles.manage", "audit.read"]);
-const USERS: Place = Place::Home(&["users.manage"]);
-const ROLES: Place = Place::Home(&["roles.manage"]);
-const POLICY: Place = Place::Home(&["policy.manage"]);
-const LOCK: Place = Place::Client(&["policy.manage", "sessions.end"]);
-const LABEL: Place = Place::Client(&["policy.manage", "roles.manage"]);
-const TOKENS: Place = Place::Client(&["tokens.manage"]);
-const RELAYS: Place = Place::Everywhere(&["relays.manage"]);
-const CLIENT: &[(&str, &str)] = &[("partner", "{partner}"), ("client", "{hq}")];
-const USER: &[(&str, &str)] = &[("user", "{user}")];
-const PC: &[(&str, &str)] = &[("computer", "{pc}")];
-
-const fn expect(id: &'static str, place: Place) -> Expectation {
-    Expectation { id, place, parts: &[], body: None, query: "", done: &[200], names: false }
-}
-
-const fn on(
-    id: &'static str,
-    place: Place,
-    parts: &'static [(&'static str, &'static str)],
-) -> Expectation {
-    Expectation { parts, names: true, ..expect(id, place) }
-}
-
-fn expectations() -> Vec<Expectation> {
-    let with = |body, expectation| Expectation { body: Some(body), ..expectation };
-    let names = |expectation| Expectation { names: true, ..expectation };
-    let or = |done, expectation| Expectation { done, ..expectation };
-    let ask = |query, expectation| Expectation { query, ..expectation };
-    const OWN_ROLE: &[(&str, &str)] = &[("role", "{role}")];
-    const GROUP: &[(&str, &str)] = &[("user", "{user}"), ("group", "night")];
-    const PC_GROUP: &[(&str, &str)] = &[("computer", "{pc}"), ("group", "servers")];
-    const PC_TAG: &[(&str, &str)] = &[("computer", "{pc}"), ("tag", "os=linux")];
-    const RELAY: &[(&str, &str)] = &[("relay", "{relay}")];
-    const CREDENTIAL: &[(&str, &str)] = &[("credential", "{credential}")];
-    vec![
-        expect("api.description", Place::Open),
-        expect("api.version", Place::Open),
-        expect("credentials.list", Place::Anybody),
-        with(
-            r#"{"user":"root","secret":"a secret of this test"}"#,
-            on(
-                "credentials.add",
-                Place::Client(&["credentials.edit"]),
-                &[("partner", "{partner}"), ("client", "{hq}"), ("name", "{new}")],
-            ),
-        ),
-        with(
-            r#"{"user":"ann"}"#,
-            on("credentials.edit", Place::Client(&["credentials.edit"]), CREDENTIAL),
-        ),
-        on(
-            "credentials.delete",
-            Place::Client(&["credentials.delete"]),
-            &[("credential", "{old_credential}")],
-        ),
-        // A key shows no second factor: people may look at secrets, with one shown just now.
-        or(&[403], on("credentials.reveal", Place::Client(&["credentials.read"]), CREDENTIAL)),
-        expect("audit.export", Place::Client(&["audit.export"])),
-        expect("me", Place::Anybody),
-        expect("permissions.list", Place::Anybody),
-        expect("partners.list", Place::Anybody),
-        expect("clients.list", Place::Anybody),
-        expect("computers.list", Place::Anybody),
-        expect("requests.list", Place::Anybody),
-        expect("sessions.list", Place::Anybody),
-        expect("tokens.list", Place::Anybody),
-        expect("users.list", SEE_USERS),
-        with(r#"{"user":"{new}","role":"none"}"#, expect("users.add", USERS)),
-        on("users.show", SEE_USERS, USER),
-        on("users.disable", USERS, USER),
-        on("users.enable", USERS, USER),
-        on("users.password", USERS, USER),
-        on("users.logout", USERS, USER),
-        on("users.sessions", USERS, USER),
-        on("users.mfa", USERS, USER),
-        with(r#"{"required":true}"#, on("users.mfa_policy", USERS, USER)),
-        on("users.mfa_reset", USERS, USER),
-        on("users.group", USERS, GROUP),
-        on("users.ungroup", USERS, GROUP),
-        expect("devices.list", USERS),
-        // A fingerprint is no tenant's object: a partner switches it off for its own users only, so
-        // there is no foreign one to be refused.
-        Expectation { names: false, ..on("devices.disable", USERS, &[("device", "{device}")]) },
-        or(
-            &[200, 404],
-            Expectation { names: false, ..on("devices.enable", USERS, &[("device", "{device}")]) },
-        ),
-        expect("api_keys.list", USERS),
-        with(
-            r#"{"name":"{new}","public_key":"{key}","role":"{role}"}"#,
-            expect("api_keys.create", Place::Home(&["users.manage roles.manage"])),
-        ),
-        on("api_keys.revoke", USERS, &[("key", "{api_key}")]),
-        with(
-            r#"{"partner":"{new}","owner":"{new}"}"#,
-            expect("partners.add", Place::Everywhere(&["policy.manage"])),
-        ),
-        with(r#"{"client":"{partner}/{new}"}"#, names(expect("clients.add", POLICY))),
-        on(
-            "clients.erase",
-            Place::Client(&["policy.manage"]),
-            &[("partner", "{partner}"), ("client", "{doomed}")],
-        ),
-        on("clients.lock", LOCK, CLIENT),
-        or(&[200, 404], on("clients.unlock", LOCK, CLIENT)),
-        on("computers.show", Place::Client(&["computers.see", "launch"]), PC),
-        on(
-            "computers.remove",
-            Place::Client(&["policy.manage"]),
-            &[("computer", "{doomed_computer}")],
-        ),
-        with(r#"{"name":"{new}"}"#, on("computers.rename", Place::Client(&["policy.manage"]), PC)),
-        on("computers.group", LABEL, PC_GROUP),
-        on("computers.ungroup", LABEL, PC_GROUP),
-        on("computers.tag", LABEL, PC_TAG),
-        on("computers.untag", LABEL, PC_TAG),
-        with(r#"{"client":"{partner}/{hq}"}"#, names(expect("tokens.agent", TOKENS))),
-        expect("tokens.relay", RELAYS),
-        on("tokens.revoke", TOKENS, &[("token", "{token}")]),
-        or(
-            &[404],
-            on(
-                "sessions.end",
-                Place::Client(&[]),
-                &[("session", "00000000-0000-7000-8000-000000000001")],
-            ),
-        ),
-        expect("relays.list", RELAYS),
-        on("relays.drain", RELAYS, RELAY),
-        on("relays.resume", RELAYS, RELAY),
-        on("relays.disable", RELAYS, RELAY),
-        on("relays.enable", RELAYS, RELAY),
-        expect("roles.list", SEE_USERS),
-        with(r#"{"role":"{new}","permissions":["computers.see"]}"#, expect("roles.create", ROLES)),
-        on("roles.show", SEE_USERS, OWN_ROLE),
-        with(
-            r#"{"permissions":["computers.see"]}"#,
-            on("roles.replace", ROLES, &[("role", "{replaced}")]),
-        ),
-        on("roles.delete", ROLES, &[("role", "{spare}")]),
-        expect("bindings.list", SEE_USERS),
-        with(r#"{"role":"{role}","user":"{user}"}"#, names(expect("bindings.create", ROLES))),
-        on("bindings.delete", ROLES, &[("binding", "{binding}")]),
-        // Keys ask for no access; consoles do.
-        or(
-            &[403],
-            with(
-                r#"{"computer":"{pc}","redirector":"ssh","reason":"why"}"#,
-                expect("requests.make", Place::Client(&[])),
-            ),
-        ),
-        expect("audit.search", Place::Client(&["audit.read"])),
-        expect("audit.heads", Place::Home(&["audit.read"])),
-        or(
-            &[404],
-            ask(
-                "tree=x&old_size=1&new_size=2",
-                expect("audit.consistency", Place::Home(&["audit.read"])),
-            ),
-        ),
-        or(
-            &[404],
-            ask("tree=x&seq=1&size=2", expect("audit.inclusion", Place::Home(&["audit.read"]))),
-        ),
-        with(r#"{"days":200}"#, expect("audit.retention", POLICY)),
-        with(r#"{"hold":false}"#, expect("audit.hold", POLICY)),
-        with(r#"{"level":3}"#, on("audit.level", USERS, USER)),
-        or(&[404], on("requests.approve", Place::Client(&[]), &[("request", "{request}")])),
-        or(&[404], on("requests.deny", Place::Client(&[]), &[("request", "{request}")])),
-        ask("user={user}&computer={pc}&redirector=ssh", names(expect("explain", SEE_USERS))),
-    ]
-}
-
-/// Objects of one tenant, and fresh ones where an operation uses them up.
-struct World {
-    fixed: BTreeMap<&'static str, String>,
-    count: u32,
-}
-
-fn granted(role: &str) -> BTreeSet<&'static str> {
-    // As docs/access.md tells it.
-    let administrator = [
-        "computers.see",
-        "launch",
-        "sessions.see",
-        "sessions.join",
-        "sessions.end",
-        "credentials.edit",
-        "credentials.delete",
-        "credentials.use",
-        "audit.read",
-        "audit.export",
-        "users.manage",
-        "roles.manage",
-        "tokens.manage",
-        "policy.manage",
-        "requests.approve",
-    ];
-    match role {
-        "owner" => administrator.into_iter().chain(["credentials.read", "relays.manage"]).collect(),
-        "administrator" => administrator.into_iter().collect(),
-        "technician" => ["computers.see", "launch", "credentials.use"].into(),
-        "auditor" => ["computers.see", "sessions.see", "audit.read", "audit.export"].into(),
-        "client-representative" => {
-            ["computers.see", "sessions.see", "sessions.end", "audit.read", "requests.approve"]
-                .into()
-        }
-        _ => ["relays.manage"].into(),
-    }
-}
-
-/// The status that a principal must get; several where the object's state decides.
-fn wanted(e: &Expectation, role: &str, scope: &str, foreign: bool) -> Vec<u16> {
-    let has = |needs: &[&str]| {
-        let held = granted(role);
-        needs.iter().any(|any| any.split(' ').all(|need| held.contains(need)))
-    };
-    let done = e.done.to_vec();
-    match e.place {
-        Place::Anybody | Place::Open => done,
-        // Whoever may bind somewhere is told what is there, not where it may not be bound.
-        Place::Home(needs) if scope == "client" && has(needs) && e.id.starts_with("bindings.c") => {
-            vec![if foreign { 404 } else { 403 }]
-        }
-        Place::Home(needs) if scope == "client" && has(needs) && e.id == "bindings.delete" => {
-            vec![if foreign { 404 } else { 403 }]
-        }
-        // Another client of the own partner is not there for those of one client.
-        Place::Client(_) if scope == "client" && e.id == "clients.erase" => vec![404],
-        Place::Home(needs) if !has(needs) || scope == "client" => match (e.id, foreign) {
-            // Another tenant's name is not known, before any right is asked for.
-            ("clients.add", true) => vec![404],
-            _ => vec![403],
-        },
-        Place::Everywhere(needs) if !has(needs) || scope != "installation" => vec![403],
-        _ if foreign && e.names => vec![404],
-        Place::Home(_) | Place::Everywhere(_) => done,
-        // No state of these objects is made here: only who may know of them is.
-        Place::Client([]) => done,
-        Place::Client(needs) if has(needs) => done,
-        // What one may not see is not there.
-        Place::Client(_) if !has(&["computers.see"]) && e.id.starts_with("computers") => vec![404],
-        Place::Client(_) => vec![403],
-    }
-}
-
-/// Its tenant, role and scope; who asks about the own tenant and about the other, and their names.
-type Principal = (usize, &'static str, &'static str, [Who; 2], [String; 2]);
-
-struct Tenant {
-    owner: Who,
-    /// Enrols any number of computers.
-    agent_token: EnrollToken,
-    world: World,
-}
-
-async fn tenant(
-    mediator: &Mediator,
-    web: &mut Web,
-    partner: &str,
-    password: Option<String>,
-) -> Tenant {
-    let owner_name =
-        if partner == "main" { "admin".to_owned() } else { format!("{partner}-owner") };
-    let password = password.unwrap_or_else(|| mediator.password.clone());
-    let (owner, device) = mediator.person(&owner_name, &password).await;
-    drop(device);
-    let mut fixed = BTreeMap::from([("partner", partner.to_owned()), ("hq", "hq".to_owned())]);
-    if partner != "main" {
-        mediator.admin(&["client", "add", &format!("{partner}/hq")]);
-    }
-    let client = format!("{partner}/hq");
-    let agent_token = mediator.token(&["agent", "--client", &client, "--uses", "100"]);
-    let agent = identity();
-    let enrolled = mediator.enroll(&agent, &agent_token, 1, "pc").await.unwrap();
-    let id = ComputerId::from_slice(&enrolled.device_id).unwrap();
-    fixed.insert("pc", id.to_string());
-    // A user with a device that logged in.
-    let user = format!("{partner}-jane");
-    let added = mediator.admin(&["user", "add", &user, "--partner", partner, "--role", "none"]);
-    let jane = identity();
-    let console = mediator.connect(&jane, hello(2, &jane, &[])).await.unwrap();
-    console.login(&user, added[0]["password"].as_str().unwrap()).await.unwrap();
-    fixed.insert("device", jane.signing.public().fingerprint().to_string());
-    fixed.insert("user", user);
-    let role = json!({"role": format!("{partner}-see"), "permissions": ["computers.see"]});
-    let made = web.ask(&owner, "POST", "/api/v1/roles", Some(&role)).await;
-    assert_eq!(made.status, 200, "{made:?}");
-    fixed.insert("role", format!("{partner}-see"));
-    fixed.insert("request", "00000000-0000-7000-8000-000000000002".to_owned());
-    let mut tenant = Tenant { owner, agent_token, world: World { fixed, count: 0 } };
-    let credential = tenant.credential(mediator, "kept");
-    tenant.world.fixed.insert("credential", credential);
-    tenant
-}
-
-impl Tenant {
-    /// Fills `{names}`; makes what is used up.
-    async fn fill(&mut self, mediator: &Mediator, web: &mut Web, text: &str) -> String {
-        let mut text = text.to_owned();
-        for (name, value) in &self.world.fixed {
-            text = text.replace(&format!("{{{name}}}"), value);
-        }
-        self.world.count += 1;
-        let fresh = format!("{}-{}", self.world.fixed["partner"], self.world.count);
-        text = text.replace("{new}", &fresh);
-        if text.contains("{key}") {
-            text = text.replace("{key}", &key_pair().1);
-        }
-        if text.contains("{doomed}") {
-            mediator.admin(&["client", "add", &format!("{}/{fresh}", self.world.fixed["partner"])]);
-            text = text.replace("{doomed}", &fresh);
-        }
-        let see = json!({"role": fresh, "permissions": ["computers.see"]});
-        for name in ["{spare}", "{replaced}"] {
-            if text.contains(name) {
-                let made = web.ask(&self.owner, "POST", "/api/v1/roles", Some(&see)).await;
-                assert_eq!(made.status, 200, "{made:?}");
-                text = text.replace(name, &fresh);
-            }
-        }
-        if text.contains("{doomed_computer}") {
-            let agent = identity();
-            let enrolled = mediator.enroll(&agent, &self.agent_token, 1, &fresh).await.unwrap();
-            let id = ComputerId::from_slice(&enrolled.device_id).unwrap().to_string();
-            text = text.replace("{doomed_computer}", &id);
-        }
-        if text.contains("{old_credential}") {
-            text = text.replace("{old_credential}", &self.credential(mediator, &fresh));
-        }
-        if text.contains("{binding}") {
-            let wish = json!({"role": self.world.fixed["role"], "group": fresh});
-            let made = web.ask(&self.owner, "POST", "/api/v1/bindings", Some(&wish)).await;
-            text = text.replace("{binding}", made.body["binding"].as_str().unwrap());
-        }
-        if text.contains("{api_key}") {
-            let role = self.world.fixed["role"].clone();
-            let who = register(web, &self.owner, &fresh, &role, &json!({})).await;
-            text = text.replace("{api_key}", who.token.strip_prefix("adit-key-").unwrap());
-        }
-        if text.contains("{token}") {
-            let wish = json!({"client": format!("{}/hq", self.world.fixed["partner"])});
-            let made = web.ask(&self.owner, "POST", "/api/v1/tokens/agent", Some(&wish)).await;
-            text = text.replace("{token}", made.body["token_id"].as_str().unwrap());
-        }
-        text
-    }
-
-    /// A credential of the tenant's client; its id.
-    fn credential(&self, mediator: &Mediator, name: &str) -> String {
-        let client = format!("{}/hq", self.world.fixed["partner"]);
-        let add = ["credential", "add", &client, name, "--user", "root"];
-        let (code, told) = mediator.try_admin(&add, "a secret of this test\n");
-        assert_eq!(code, 0, "{told:?}");
-        told[0]["credential_id"].as_str().unwrap().to_owned()
-    }
-
-    /// Puts back what an operation changed, as the machine's administrator.
-    fn restore(&self, mediator: &Mediator, id: &str) {
-        let user = &self.world.fixed["user"];
-        let client = format!("{}/hq", self.world.fixed["partner"]);
-        match id {
-            "users.disable" => drop(mediator.admin(&["user", "enable", user])),
-            "clients.lock" => drop(mediator.try_admin(&["client", "unlock", &client], "")),
-            _ => {}
-        }
-    }
-}
-
-/// Every answer is of the declared form.
-fn conforms(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
-    if let Some(name) = schema["$ref"].as_str() {
-        let name = name.rsplit('/').next().unwrap();
-        return conforms(&root["components"]["schemas"][name], root, value);
-    }
-    if let Some(any) = schema["oneOf"].as_array().or_else(|| schema["anyOf"].as_array()) {
-        let fits = any.iter().any(|one| conforms(one, root, value).is_ok());
-        return if fits { Ok(()) } else { Err(format!("{value} is none of {any:?}")) };
-    }
-    let kinds: Vec<&str> = match &schema["type"] {
-        Value::String(kind) => vec![kind],
-        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
-        _ => return Ok(()),
-    };
-    let kind = match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(_) => "integer",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    };
-    if !kinds.contains(&kind) {
-        return Err(format!("{value} is no {kinds:?}"));
-    }
-    if let Some(items) = value.as_array() {
-        return items.iter().try_for_each(|item| conforms(&schema["items"], root, item));
-    }
-    let Some(fields) = value.as_object() else { return Ok(()) };
-    for name in schema["required"].as_array().into_iter().flatten() {
-        if !fields.contains_key(name.as_str().unwrap()) {
-            return Err(format!("{name} is missing in {value}"));
-        }
-    }
-    for (name, field) in fields {
-        match schema["properties"].get(name) {
-            Some(schema) => conforms(schema, root, field)?,
-            None => return Err(format!("{name} is not declared: {value}")),
-        }
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn every_cell_of_role_tenant_route_and_object_is_as_declared() {
-    let mediator = Mediator::start();
-    let (root, _device) = mediator.admin_of_all().await;
-    let mut web = Web::connect(&mediator).await;
-    let described = web.send("GET", "/api/v1/openapi.json", &[], None).await;
-    let operations = document(&described);
-    let expected = expectations();
-    let known: BTreeSet<&str> = expected.iter().map(|e| e.id).collect();
-    let there: BTreeSet<&str> = operations.keys().map(String::as_str).collect();
-    // A new route is classified here, or it does not come in.
-    assert_eq!(known, there, "routes and expectations differ");
-    assert_eq!(known.len(), expected.len(), "an operation is expected twice");
-
-    let wish = json!({"partner": "other", "owner": "other-owner"});
-    let other = web.ask(&root, "POST", "/api/v1/partners", Some(&wish)).await;
-    assert_eq!(other.status, 200, "{other:?}");
-    let password = other.body["password"].as_str().unwrap().to_owned();
-    let mut tenants = [
-        tenant(&mediator, &mut web, "main", None).await,
-        tenant(&mediator, &mut web, "other", Some(password)).await,
-    ];
-    // A relay, which belongs to nobody's partner.
-    let relay = identity();
-    let token = mediator.token(&["relay"]);
-    let enrolled = mediator.enroll(&relay, &token, 3, "r").await.unwrap();
-    let relay = adit_protocol::ids::RelayId::from_slice(&enrolled.device_id).unwrap().to_string();
-    for tenant in &mut tenants {
-        tenant.world.fixed.insert("relay", relay.clone());
-    }
-
-    // Who asks: each built-in role on the partner, on a client, and of the other tenant.
-    // One asks about the own tenant, another of the same rights about the foreign one: of the same
-    // by the same one only the first refusal within a minute has a record.
-    let mut principals: Vec<Principal> = Vec::new();
-    for (tenant, partner) in [(0, "main"), (1, "other")] {
-        for role in ["owner", "administrator", "technician", "auditor", "client-representative"] {
-            for (scope, arg) in
-                [("partner", json!({})), ("client", json!({"client": format!("{partner}/hq")}))]
-            {
-                let names = ["", "-abroad"].map(|of| format!("{partner}-{role}-{scope}{of}"));
-                let owner = &tenants[tenant].owner;
-                let who = [
-                    register(&mut web, owner, &names[0], role, &arg).await,
-                    register(&mut web, owner, &names[1], role, &arg).await,
-                ];
-                let names = names.map(|name| format!("API key {name}"));
-                principals.push((tenant, role, scope, who, names));
-            }
-        }
-    }
-    let arg = json!({"installation": true});
-    for role in ["relay-operator", "owner"] {
-        let names = ["", "-abroad"].map(|of| format!("all-{role}{of}"));
-        let who = [
-            register(&mut web, &root, &names[0], role, &arg).await,
-            register(&mut web, &root, &names[1], role, &arg).await,
-        ];
-        let names = names.map(|name| format!("API key {name}"));
-        principals.push((0, role, "installation", who, names));
-    }
-
-    let mut cells = 0;
-    let mut wrong = Vec::new();
-    // Of each principal and operation: how often it was refused, and how often done.
-    let mut told = BTreeMap::<(&str, &str), [usize; 2]>::new();
-    for e in &expected {
-        let (method, path, operation) = operations[e.id].clone();
-        let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
-        for (own, role, scope, askers, names) in &principals {
-            for (about, tenant) in tenants.iter_mut().enumerate() {
-                let foreign = about != *own;
-                let (who, name) = (&askers[usize::from(foreign)], &names[usize::from(foreign)]);
-                if foreign && !e.names {
-                    continue;
-                }
-                let mut target = path.clone();
-                for (name, value) in e.parts {
-                    target = target.replace(&format!("{{{name}}}"), value);
-                }
-                let text = format!("{target}?{}\n{}", e.query, e.body.unwrap_or(""));
-                let text = tenant.fill(&mediator, &mut web, &text).await;
-                let (target, body) = text.split_once('\n').unwrap();
-                let target = target.trim_end_matches('?');
-                let body: Option<Value> =
-                    (!body.is_empty()).then(|| serde_json::from_str(body).unwrap());
-                let answer = web.ask(who, &method, target, body.as_ref()).await;
-                tenant.restore(&mediator, e.id);
-                cells += 1;
-                let [refused, done] = told.entry((name, e.id)).or_default();
-                *refused += usize::from([403, 404].contains(&answer.status));
-                *done += usize::from(answer.status == 200);
-                let is_relay = e.id.starts_with("relays.") || e.id.starts_with("tokens.relay");
-                let wanted = wanted(e, role, scope, foreign && !is_relay);
-                let cell = format!("{} by {role} on {scope} of {own} about {about}", e.id);
-                if !wanted.contains(&answer.status) {
-                    wrong.push(format!(
-                        "{cell}: {} instead of {wanted:?}: {}",
-                        answer.status, answer.body
-                    ));
-                }
-                if answer.status == 200
-                    && let Err(error) = conforms(schema, &described.body, &answer.body)
-                {
-                    wrong.push(format!("{cell}: {error}"));
-                }
-                // Whatever is answered tells nothing of the other tenant.
-                let hidden = if *own == 0 { "other" } else { "main" };
-                let shown = answer.body.to_string();
-                if *own != about && answer.status != 404 && answer.status != 403 && !is_relay {
-                    wrong.push(format!("{cell}: reached"));
-                }
-                if !foreign && *scope != "installation" && shown.contains(&format!("\"{hidden}/")) {
-                    wrong.push(format!("{cell}: shows {shown}"));
-                }
-            }
-        }
-        // Nobody at all.
-        let is_open = operation["security"].as_array().unwrap().is_empty();
-        assert_eq!(is_open, e.place == Place::Open, "{}", e.id);
-        if is_open {
-            assert_eq!(web.send(&method, &path, &[], None).await.status, 200);
-            continue;
-        }
-        let answer = web.send(&method, &path.replace(['{', '}'], "x"), &[], None).await;
-        if answer.status != 401 || answer.code() != failure::NOT_LOGGED_IN {
-            wrong.push(format!("{} without a token: {answer:?}", e.id));
-        }
-    }
-    println!("{cells} cells of {} operations", expected.len());
-    assert!(wrong.is_empty(), "{} of {cells} cells:\n{}", wrong.len(), wrong.join("\n"));
-    recorded(&mediator, &operations, &told);
-}
-
-/// R34: every refusal is in the log, each by its operation, and whatever was read. What was done is
-/// `rules.rs`'s: acts that change nothing have no record.
-fn recorded(
-    mediator: &Mediator,
-    operations: &BTreeMap<String, (String, String, Value)>,
-    told: &BTreeMap<(&str, &str), [usize; 2]>,
-) {
-    let (mut refused, mut read) = (BTreeMap::<_, usize>::new(), BTreeSet::new());
-    for event in mediator.events() {
-        let Some(actor) = event["actor"].as_str().map(str::to_owned) else { continue };
-        let operation = event["extra"]["operation"].as_str().unwrap_or_default().to_owned();
-        match event["event"].as_str().unwrap() {
-            "act.refused" => {
-                for field in ["rule", "end_reason", "device", "source", "partner"] {
-                    assert!(event[field].is_string(), "no {field}: {event}");
-                }
-                *refused.entry((actor, operation)).or_default() += 1;
-            }
-            "api.read" => drop(read.insert((actor, operation))),
-            _ => {}
-        }
-    }
-    let mut wrong = Vec::new();
-    for ((name, id), [denied, done]) in told {
-        assert!(*denied <= 1, "{id} by {name} is more than one cell");
-        let key = ((*name).to_owned(), (*id).to_owned());
-        let found = refused.get(&key).copied().unwrap_or(0);
-        if found != *denied {
-            wrong.push(format!("{id} by {name}: {denied} refusals, {found} of them recorded"));
-        }
-        // Reads of the log have their own event.
-        let is_read = operations[*id].0 == "GET" && !id.starts_with("audit.");
-        if is_read
-            && *done > 0
-            && !read.contains(&key)
-            && operations[*id].2["security"] != json!([])
-        {
-            wrong.push(format!("{id} by {name}: read {done} times, and nothing recorded"));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[tokio::test]
@@ -852,6 +221,117 @@ async fn of_other_tenants_names_no_more_is_told_than_that_they_are_taken_and_of_
     assert!(refused.iter().all(|event| event["partner"] == "other"), "{refused:?}");
 }
 
+/// Whoever may not see a thing cannot tell it from one that is not there: not by the words either.
+#[tokio::test]
+async fn what_is_not_for_one_is_told_in_the_words_of_what_is_not_there() {
+    let mediator = Mediator::start();
+    let (root, _device) = mediator.admin_of_all().await;
+    let mut web = Web::connect(&mediator).await;
+    mediator.admin(&["client", "add", "main/branch"]);
+    let (mut agent, pc, key) = mediator.agent("pc").await;
+    let (console, _, _) = mediator.console().await;
+    try_open(&console, &mut agent, open(1, &pc, &key)).await.unwrap();
+    let session = mediator.admin(&["session", "list"])[0]["session_id"].clone();
+    let wish = json!({"partner": "other", "owner": "other-owner"});
+    let other = web.ask(&root, "POST", "/api/v1/partners", Some(&wish)).await;
+    let (stranger, _device) =
+        mediator.person("other-owner", other.body["password"].as_str().unwrap()).await;
+    let branch = json!({"client": "main/branch"});
+    let colleague = register(&mut web, &root, "b", "administrator", &branch).await;
+
+    // What there is of the first client, as the one who may sees it.
+    let made = async |web: &mut Web, path: &str, body: Value, field: &str| {
+        let made = web.ask(&root, "POST", path, Some(&body)).await;
+        made.body[field].as_str().unwrap_or_else(|| panic!("{made:?}")).to_owned()
+    };
+    let hq = json!({"client": "main/hq"});
+    let token = made(&mut web, "/api/v1/tokens/agent", hq.clone(), "token_id").await;
+    let bind = json!({"role": "auditor", "user": "admin", "scope": hq});
+    let binding = made(&mut web, "/api/v1/bindings", bind, "binding").await;
+    let new = json!({"user": "root", "secret": "a secret of this test"});
+    let target = "/api/v1/clients/main/hq/credentials/kept";
+    let kept = web.ask(&root, "PUT", target, Some(&new)).await;
+    let kept = kept.body["credential_id"].as_str().unwrap_or_else(|| panic!("{kept:?}")).to_owned();
+    let pc = adit_protocol::ids::ComputerId::from_slice(&pc.device_id).unwrap().to_string();
+    let none = "00000000-0000-7000-8000-000000000009";
+    let (name, empty) = (json!({"name": "x"}), json!({}));
+    let mut cells = 0;
+    for (method, path, there, missing, body) in [
+        // As it is written there, and otherwise.
+        ("PUT", "/clients/main/{}/lockdown", "hq", "nowhere", Some(&empty)),
+        ("PUT", "/clients/main/{}/lockdown", "HQ", "NOWHERE", Some(&empty)),
+        ("DELETE", "/clients/main/{}/lockdown", "hq", "nowhere", None),
+        ("DELETE", "/clients/main/{}", "Hq", "Nowhere", None),
+        ("GET", "/computers/{}", &pc, none, None),
+        ("GET", "/computers/{}", "pc", "nowhere", None),
+        ("DELETE", "/computers/{}", &pc, none, None),
+        ("DELETE", "/computers/main%2Fhq%2F{}", "pc", "nowhere", None),
+        ("PUT", "/computers/{}/name", &pc, none, Some(&name)),
+        ("PUT", "/computers/{}/groups/g", &pc, none, None),
+        ("DELETE", "/computers/{}/tags/a=b", &pc, none, None),
+        ("DELETE", "/tokens/{}", &token, none, None),
+        ("DELETE", "/sessions/{}", session.as_str().unwrap(), none, None),
+        ("PUT", "/clients/main/{}/credentials/new", "hq", "nowhere", Some(&new)),
+        ("DELETE", "/credentials/{}", &kept, none, None),
+        ("GET", "/credentials/{}/secret", &kept, none, None),
+        // These are the whole partner's: only strangers are told that there is none.
+        ("DELETE", "/bindings/{}", &binding, none, None),
+        ("GET", "/users/{}", "admin", "nobody", None),
+        ("POST", "/users/{}/disable", "admin", "nobody", None),
+    ] {
+        let of_partner = ["/bindings", "/users"].iter().any(|kind| path.starts_with(kind));
+        for (who, by) in [(&stranger, "a stranger"), (&colleague, "a colleague")] {
+            if of_partner && by == "a colleague" {
+                continue;
+            }
+            let mut told = Vec::new();
+            for named in [there, missing] {
+                let target = format!("/api/v1{}", path.replace("{}", named));
+                let answer = web.ask(who, method, &target, body).await;
+                assert_eq!(answer.status, 404, "{method} {target} by {by}: {answer:?}");
+                let text = answer.body.to_string();
+                told.push(text.replace(&named.to_lowercase(), "…").replace(named, "…"));
+            }
+            assert_eq!(told[0], told[1], "{method} {path} by {by}");
+            cells += 1;
+        }
+    }
+    assert_eq!(cells, 35);
+    // The same where it stands in the body or the query; lists are empty.
+    let wishes = ["hq", "nowhere"].map(|client| {
+        let client = format!("main/{client}");
+        let scope = json!({"client": client});
+        let add = format!("/api/v1/clients/{client}/credentials/x");
+        let within = |computer| {
+            json!({"user": "root", "secret": "a secret of this test", "computer": computer})
+        };
+        [
+            ("POST", "/api/v1/tokens/agent".to_owned(), Some(scope.clone())),
+            ("PUT", add.clone(), Some(within("pc"))),
+            ("PUT", add, Some(within("nothing"))),
+            ("POST", "/api/v1/bindings".to_owned(), {
+                Some(json!({"role": "technician", "group": "g", "scope": scope}))
+            }),
+            ("GET", format!("/api/v1/credentials?client={client}"), None),
+            ("GET", format!("/api/v1/computers?client={client}"), None),
+        ]
+    });
+    let [there, missing] = wishes;
+    for (there, missing) in there.into_iter().zip(missing) {
+        for (who, by) in [(&stranger, "a stranger"), (&colleague, "a colleague")] {
+            let mut told = Vec::new();
+            for (method, target, body) in [&there, &missing] {
+                let answer = web.ask(who, method, target, body.as_ref()).await;
+                let empty = answer.body["items"] == json!([]);
+                assert!(answer.status == 404 || empty, "{method} {target} by {by}: {answer:?}");
+                told.push(answer.body.to_string().replace("nowhere", "hq"));
+            }
+            assert_eq!(told[0], told[1], "{} {} by {by}", there.0, there.1);
+        }
+    }
+    assert_eq!(mediator.admin(&["session", "list"]).len(), 1);
+}
+
 #[tokio::test]
 async fn another_site_cannot_make_a_browser_lose_its_cookies() {
     let mediator = Mediator::start();
@@ -936,6 +416,41 @@ async fn a_repeated_post_is_done_once_and_unknown_fields_are_refused() {
     let paged = [&first.body["items"][0], &second.body["items"][0]];
     assert_eq!(paged, [&all.body["items"][0], &all.body["items"][1]]);
     assert_eq!(second.body["next"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_post_that_is_repeated_at_once_or_after_a_crash_is_done_once() {
+    let mut mediator = Mediator::start();
+    let (root, _device) = mediator.admin_of_all().await;
+    let mut web = Web::connect(&mediator).await;
+    let key = register(&mut web, &root, "k", "owner", &json!({})).await;
+    let (mut first, mut second) = (Web::connect(&mediator).await, Web::connect(&mediator).await);
+    let add = json!({"user": "jane"});
+    let once = [("idempotency-key", "one-of-two".to_owned())];
+    let target = "/api/v1/users";
+    let (one, two) = tokio::join!(
+        first.ask_with(&key, "POST", target, Some(&add), &once),
+        second.ask_with(&key, "POST", target, Some(&add), &once),
+    );
+    let mut done = Vec::new();
+    for answer in [one, two] {
+        match answer.status {
+            200 => done.push(answer.body),
+            _ => assert_eq!(answer.code(), failure::IDEMPOTENCY_CONFLICT, "{answer:?}"),
+        }
+    }
+    assert!(!done.is_empty() && done.iter().all(|body| *body == done[0]), "{done:?}");
+    mediator.kill();
+    mediator.serve();
+    let mut web = Web::connect(&mediator).await;
+    let again = web.ask_with(&key, "POST", target, Some(&add), &once).await;
+    assert_eq!((again.status, &again.body), (200, &done[0]), "{again:?}");
+    assert_eq!(again.headers["idempotency-replayed"], "true");
+    assert_eq!(mediator.events_named("user.added").len(), 2);
+    // The key is this asker's own.
+    let other = register(&mut web, &key, "k2", "owner", &json!({})).await;
+    let taken = web.ask_with(&other, "POST", target, Some(&add), &once).await;
+    assert_eq!((taken.status, taken.code()), (409, failure::NAME_TAKEN));
 }
 
 #[tokio::test]

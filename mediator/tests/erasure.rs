@@ -13,7 +13,11 @@ mod common;
 use std::{path::Path, time::Duration};
 
 use adit_protocol::wire::{self, frame::Body};
-use common::{Device, Mediator, WAIT, hello, identity, open, try_open};
+use common::{
+    Device, Mediator, WAIT,
+    api::{Web, Who},
+    hello, identity, open, try_open,
+};
 use serde_json::Value;
 
 /// What tells of the client's persons and computers, each in another place.
@@ -160,6 +164,42 @@ async fn nothing_of_an_erased_client_is_left_and_a_backup_does_not_bring_it_back
     mediator.serve();
     assert_eq!(found_in(mediator.dir.path(), &all), [""; 0]);
     mediator.verified();
+    let shown = mediator.admin(&["credential", "reveal", "main/stays/login"]).remove(0);
+    assert_eq!(shown["secret"], "stay-secret-7");
+    std::fs::remove_file(backup).unwrap();
+}
+
+/// Who has an old backup and the wrapping keys has the rows, but no key to what is in them; and
+/// erasing over the network gives the same certificate.
+#[tokio::test]
+async fn what_was_shredded_is_worthless_in_a_backup_that_is_not_erased() {
+    let mut mediator = Mediator::start();
+    let (console, _agent) = mediator.populate("main/gone", "zorro").await;
+    let (_other, _pc) = mediator.populate("main/stays", "stay").await;
+    let backup = mediator.dir.path().parent().unwrap().join(format!("{}.db", mediator.port));
+    mediator.admin(&["backup", backup.to_str().unwrap()]);
+    drop(console);
+    let me = identity();
+    let console = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+    console.login("admin", &mediator.password).await.unwrap();
+    let (owner, mut web) = (Who::at(&console, &me).await, Web::connect(&mediator).await);
+    let erased = web.ask(&owner, "DELETE", "/api/v1/clients/main/gone", None).await;
+    assert_eq!(erased.status, 200, "{erased:?}");
+    let told = mediator.certificate(&erased.body);
+    let counts = (&told["credentials_destroyed"], &told["tenant_keys_destroyed"]);
+    assert_eq!(counts, (&1.into(), &1.into()));
+
+    // Somebody takes care that the restored copy is not erased again.
+    mediator.stop();
+    std::fs::remove_file(mediator.dir.path().join("erased.jsonl")).unwrap();
+    mediator.admin(&["restore", backup.to_str().unwrap()]);
+    mediator.serve();
+    let listed = mediator.admin(&["credential", "list"]);
+    assert!(listed.iter().any(|row| row["client"] == "main/gone"), "{listed:?}");
+    let (code, told) = mediator.try_admin(&["credential", "reveal", "main/gone/login"], "");
+    assert_ne!(code, 0, "{told:?}");
+    assert!(!serde_json::to_string(&told).unwrap().contains(SECRET));
+    assert_eq!(found_in(mediator.dir.path(), &["zorro-user", "zorro-note", SECRET]), [""; 0]);
     let shown = mediator.admin(&["credential", "reveal", "main/stays/login"]).remove(0);
     assert_eq!(shown["secret"], "stay-secret-7");
     std::fs::remove_file(backup).unwrap();

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     actor::{Actor, Gift, not_found},
-    handle::{AdminContext, Who, bad_name},
+    handle::{AdminContext, Who, bad_name, no_such_client},
     last::{self, Held, USERS_AND_ROLES},
 };
 use crate::{
@@ -633,6 +633,9 @@ pub(super) async fn scope(
         Scope::Installation
     } else if let Some(path) = &arg.client {
         let client = super::handle::client(context, actor, path).await?;
+        if !actor.rules_reach(&client) {
+            return Err(no_such_client(path));
+        }
         if client.partner_id != partner {
             return Err(not_found("client of the user's partner"));
         }

@@ -15,9 +15,12 @@ use std::{
 
 use adit_ledger::{Event, Level};
 use adit_protocol::{code::failure, keys::PublicKey};
-use adit_runtime::{cli::CliError, time::unix_ms};
+use adit_runtime::{
+    cli::{CliError, Exit},
+    time::unix_ms,
+};
 
-use super::AdminContext;
+use super::{AdminContext, handle::no_such_client};
 use crate::{
     authz::{Decision, Holder, Spot, facts_now},
     core::types::Refusal,
@@ -152,6 +155,15 @@ impl Actor {
         self.partner_id().is_none_or(|own| own == partner_id)
     }
 
+    /// Does any of its rules cover a client? Else that is not there for it.
+    pub(crate) fn rules_reach(&self, client: &tenants::Client) -> bool {
+        let (partner, id) = (client.partner_id.clone(), client.id.clone());
+        let object = Object::Client { partner, client: id };
+        let covered =
+            |remote: &Remote| remote.holder.rules.iter().any(|rule| rule.scope.covers(&object));
+        self.remote().is_none_or(covered)
+    }
+
     /// Asks for a permission on a partner as such.
     pub(crate) async fn may(
         &self,
@@ -190,8 +202,12 @@ impl Actor {
         client: &tenants::Client,
         any_of: &[Permission],
     ) -> Result<(), CliError> {
-        let (partner, client) = (client.partner_id.clone(), client.id.clone());
-        self.decide(context, &Object::Client { partner, client }, any_of).await
+        let (partner, id) = (client.partner_id.clone(), client.id.clone());
+        let decided = self.decide(context, &Object::Client { partner, client: id }, any_of).await;
+        decided.map_err(|error| match error.exit {
+            Exit::NotThere => no_such_client(&client.path()),
+            _ => error,
+        })
     }
 
     /// Asks for a permission on a computer.

@@ -229,14 +229,15 @@ pub(super) async fn decide(
 fn request_error(error: RequestError) -> CliError {
     match error {
         RequestError::Store(error) => store_error(error),
-        RequestError::Refused(refusal) => {
+        RequestError::Refused(refusal, hint) => {
             let exit = match refusal.code {
                 failure::NO_SUCH_REQUEST | failure::NO_SUCH_COMPUTER => Exit::NotThere,
                 failure::BAD_REQUEST | failure::REASON_REQUIRED => Exit::Usage,
-                failure::BUSY => Exit::Failed,
+                failure::BUSY | requests::REQUEST_PENDING => Exit::Failed,
                 _ => Exit::Refused,
             };
-            CliError::new(refusal.code, exit, refusal.message)
+            let error = CliError::new(refusal.code, exit, refusal.message);
+            if hint.is_empty() { error } else { error.hint(hint) }
         }
     }
 }

@@ -200,7 +200,14 @@ pub(crate) async fn client(
     let (partner, client) = names::client_path(path).map_err(bad_name)?;
     let found = tenants::find_client(&context.store.readers, partner, client).await;
     let found = found.map_err(store_error)?;
-    found.filter(|found| actor.reaches(&found.partner_id)).ok_or_else(|| not_found("client"))
+    found.filter(|found| actor.reaches(&found.partner_id)).ok_or_else(|| no_such_client(path))
+}
+
+/// There is no such client, or it is not for this one: in the same words, whatever its name looks
+/// like where it is.
+pub(super) fn no_such_client(path: &str) -> CliError {
+    let text = format!("there is no client {}", tenants::name_key(path));
+    CliError::not_there("not_found", text).hint("client list shows what there is")
 }
 
 /// The client of that id.

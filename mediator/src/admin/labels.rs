@@ -53,7 +53,10 @@ pub(super) async fn one(
             Err(CliError::failed("ambiguous_computer", text)
                 .hint("give PARTNER/CLIENT/COMPUTER or the id"))
         }
-        _ => Err(CliError::not_there("no_such_computer", "there is no such computer")),
+        _ => Err(match text {
+            "" => CliError::not_there("no_such_computer", "there is no such computer"),
+            text => CliError::not_there("no_such_computer", format!("there is no computer {text}")),
+        }),
     }
 }
 

@@ -7,7 +7,7 @@ use adit_protocol::{
     token::{EnrollToken, MAX_TOKEN_LEN, TokenKind},
 };
 use adit_runtime::{
-    cli::CliError,
+    cli::{CliError, Exit},
     time::{format_ms, unix_ms},
 };
 use serde_json::{Value, json};
@@ -194,7 +194,11 @@ pub(super) async fn revoke(
     match (&row.partner_id, &row.client_id) {
         (Some(_), Some(client)) => {
             let client = super::handle::client_of_id(context, client).await?;
-            actor.may_client(context, &client, &[Permission::ManageTokens]).await?;
+            let may = actor.may_client(context, &client, &[Permission::ManageTokens]).await;
+            may.map_err(|error| match error.exit {
+                Exit::NotThere => not_found("token"),
+                _ => error,
+            })?;
         }
         _ => actor.may_everywhere(context, &[Permission::ManageRelays]).await?,
     }

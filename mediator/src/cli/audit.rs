@@ -410,7 +410,11 @@ async fn export_to(
     .await?;
     file.finish().map_err(failed)?;
     global.output().emit(&json!({"file": path.display().to_string(), "entries": shown}))?;
-    global.output().human(format_args!("{shown} entries written to {}", path.display()))
+    global.output().human(format_args!(
+        "{shown} {} written to {}",
+        if shown == 1 { "entry" } else { "entries" },
+        path.display()
+    ))
 }
 
 async fn export_to_stdout(store: &Store, selection: &Selection) -> Result<(), CliError> {

@@ -90,11 +90,7 @@ pub(super) async fn authenticate(
     operation: &'static str,
 ) -> Result<Actor, Problem> {
     let client = parts.extensions.get::<Client>().ok_or_else(Problem::internal)?;
-    if !is_allowed(&web.shared.sources.web, client.address.ip()) {
-        let code = failure::SOURCE_NOT_ALLOWED;
-        record(web, client.address, operation, code).await?;
-        return Err(Problem::new(StatusCode::FORBIDDEN, code, "not from this network"));
-    }
+    of_allowed_network(web, client.address, operation).await?;
     match prove(web, parts, client.address, operation).await {
         Ok(remote) => {
             client.proved.note();
@@ -108,6 +104,20 @@ pub(super) async fn authenticate(
             Err(problem)
         }
     }
+}
+
+/// Refuses whoever comes from elsewhere, also to what is open to everybody.
+pub(super) async fn of_allowed_network(
+    web: &Web,
+    source: SocketAddr,
+    operation: &'static str,
+) -> Result<(), Problem> {
+    if is_allowed(&web.shared.sources.web, source.ip()) {
+        return Ok(());
+    }
+    let code = failure::SOURCE_NOT_ALLOWED;
+    record(web, source, operation, code).await?;
+    Err(Problem::new(StatusCode::FORBIDDEN, code, "not from this network"))
 }
 
 /// Recorded as the reason of a proof without a good nonce, which is not recorded.

@@ -10,7 +10,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::core::types::Refusal;
+use crate::{core::types::Refusal, requests::REQUEST_PENDING};
 
 /// An answer that is no success.
 #[derive(Clone, Debug)]
@@ -26,11 +26,12 @@ pub(crate) struct Problem {
 }
 
 /// Codes whose status is not what the exit code says.
-const STATUS: [(&str, StatusCode); 11] = [
+const STATUS: [(&str, StatusCode); 12] = [
     (failure::NOT_LOGGED_IN, StatusCode::UNAUTHORIZED),
     (failure::NAME_TAKEN, StatusCode::CONFLICT),
     (failure::AMBIGUOUS_COMPUTER, StatusCode::CONFLICT),
     ("ambiguous_relay", StatusCode::CONFLICT),
+    (REQUEST_PENDING, StatusCode::CONFLICT),
     (failure::RATE_LIMITED, StatusCode::TOO_MANY_REQUESTS),
     (failure::BUSY, StatusCode::SERVICE_UNAVAILABLE),
     (failure::AUDIT_UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),

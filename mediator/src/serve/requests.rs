@@ -36,8 +36,9 @@ pub(super) async fn handle(line: &Line, row: &LoginRow, body: Body, responder: R
     };
     match done {
         Ok(body) => responder.reply(body),
-        Err(RequestError::Refused(refusal)) => {
-            responder.fail(fail(refusal.code, refusal.message));
+        Err(RequestError::Refused(refusal, hint)) => {
+            let failure = fail(refusal.code, refusal.message);
+            responder.fail(wire::Failure { hint: hint.to_owned(), ..failure });
         }
         Err(RequestError::Store(error @ StoreError::Unavailable(_))) => {
             tracing::error!(%error, "request not recorded");

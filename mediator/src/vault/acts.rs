@@ -123,7 +123,12 @@ impl Vault {
     pub(crate) async fn list(&self, asker: &Asker, wish: &Wish) -> Result<Vec<Value>, VaultError> {
         let pool = &self.store.readers;
         let client = match &wish.client {
-            Some(path) => Some(self.client(asker, path).await?.id),
+            Some(path) => match (self.client(asker, path).await, &asker.holder) {
+                (Ok(client), _) => Some(client.id),
+                // As with a client of which nothing is to be seen.
+                (Err(VaultError::Refused(_)), Some(_)) => return Ok(Vec::new()),
+                (Err(error), _) => return Err(error),
+            },
             None => None,
         };
         let after = wish.after.clone().unwrap_or_default();
@@ -169,9 +174,10 @@ impl Vault {
         contents::check_open(&new.name, &new.redirectors)?;
         let client = self.client(asker, &new.client).await?;
         let computer = match &new.computer {
-            Some(text) => Some(self.computer(&client, text).await?),
+            Some(text) => tenants::computer_of(&self.store.readers, &client.id, text).await?,
             None => None,
         };
+        let missing = new.computer.is_some() && computer.is_none();
         let contents = Contents { user: new.user, secret: new.secret.take()?, notes: new.notes };
         contents.check(&new.kind)?;
         let (computer_id, computer) = computer.unwrap_or_default();
@@ -195,7 +201,17 @@ impl Vault {
             changed_ms: 0,
             used_ms: 0,
         };
-        self.allow(asker, Permission::EditCredentials, &row).await?;
+        match self.allow(asker, Permission::EditCredentials, &row).await {
+            // Whose rules do not reach the place learns nothing of what is there.
+            Err(VaultError::Refused(hidden)) if hidden == no_such_credential() => {
+                return Err(no_such_place().into());
+            }
+            allowed => allowed?,
+        }
+        if missing {
+            let text = "the client has no such computer";
+            return Err(Refusal::new(failure::NO_SUCH_COMPUTER, text).into());
+        }
         let tenant = self.keys.read_or_make(&client.id)?;
         let event = asker.event("credential.added", &row);
         let keys = self.keys.clone();
@@ -415,25 +431,19 @@ impl Vault {
     }
 
     async fn client(&self, asker: &Asker, path: &str) -> Result<tenants::Client, VaultError> {
-        let missing = || Refusal::new(failure::NO_SUCH_CREDENTIAL, "there is no such client");
         let (partner, client) =
             names::client_path(path).map_err(|error| VaultError::Invalid(error.to_string()))?;
         let found = tenants::find_client(&self.store.readers, partner, client).await?;
         let mine = |found: &tenants::Client| {
             asker.partner_id().is_none_or(|partner| partner == found.partner_id)
         };
-        Ok(found.filter(mine).ok_or_else(missing)?)
+        Ok(found.filter(mine).ok_or_else(no_such_place)?)
     }
+}
 
-    async fn computer(
-        &self,
-        client: &tenants::Client,
-        text: &str,
-    ) -> Result<(String, String), VaultError> {
-        let found = tenants::computer_of(&self.store.readers, &client.id, text).await?;
-        let text = "the client has no such computer";
-        Ok(found.ok_or_else(|| Refusal::new(failure::NO_SUCH_COMPUTER, text))?)
-    }
+/// There is no place for a credential, or none that the asker's rules reach.
+fn no_such_place() -> Refusal {
+    Refusal::new(failure::NO_SUCH_CREDENTIAL, "there is no such client, or computer of it")
 }
 
 /// Why a person must show more before a secret is shown.

@@ -45,8 +45,11 @@ pub(super) async fn drain(global: &GlobalArgs, args: &DrainArgs) -> Result<(), C
     if left == 0 {
         return global.output().human("drained: no pair is left, no join is taken");
     }
-    Err(CliError::failed("drain_incomplete", format!("{left} pairs are left"))
-        .hint("wait longer with --deadline, or stop the relay: its sessions move elsewhere"))
+    Err(CliError::failed(
+        "drain_incomplete",
+        format!("{left} {} left", if left == 1 { "pair is" } else { "pairs are" }),
+    )
+    .hint("wait longer with --deadline, or stop the relay: its sessions move elsewhere"))
 }
 
 pub(super) async fn resume(global: &GlobalArgs) -> Result<(), CliError> {

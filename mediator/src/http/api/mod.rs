@@ -21,7 +21,7 @@ use std::{
 
 use adit_ledger::{Event, Level};
 use axum::{
-    Router,
+    Extension, Router,
     body::Body,
     extract::{FromRequestParts, RawPathParams, State},
     http::{HeaderValue, Request, StatusCode, header, request::Parts},
@@ -39,8 +39,9 @@ pub(crate) use kinds::{Nothing, fuzz_bodies, fuzz_queries};
 
 use super::{
     Problem, Web, WebState,
-    auth::authenticate,
+    auth::{authenticate, of_allowed_network},
     idempotent::{self, Begun},
+    server::Client,
 };
 use crate::admin::{AdminRequest, actor::Actor, handle};
 
@@ -380,7 +381,10 @@ fn read_body<B: DeserializeOwned>(parts: &Parts, bytes: &[u8]) -> Result<B, Prob
     serde_json::from_slice(bytes).map_err(|error| Problem::bad_request(format!("body: {error}")))
 }
 
-async fn openapi(State(web): WebState) -> Response {
+async fn openapi(State(web): WebState, Extension(client): Extension<Client>) -> Response {
+    if let Err(problem) = of_allowed_network(&web, client.address, "api.description").await {
+        return problem.into_response();
+    }
     // Shared, not copied: readers may be slow and many.
     let kind = [(header::CONTENT_TYPE, "application/json")];
     let mut response = (StatusCode::OK, kind, web.document.clone()).into_response();
@@ -388,7 +392,10 @@ async fn openapi(State(web): WebState) -> Response {
     response
 }
 
-async fn version() -> Response {
+async fn version(State(web): WebState, Extension(client): Extension<Client>) -> Response {
+    if let Err(problem) = of_allowed_network(&web, client.address, "api.version").await {
+        return problem.into_response();
+    }
     let told = serde_json::json!({"api": "v1", "version": env!("CARGO_PKG_VERSION")});
     json(StatusCode::OK, told.to_string().into_bytes())
 }

@@ -102,6 +102,14 @@ pub(crate) struct NewRequest {
     pub(crate) length_ms: u64,
 }
 
+impl NewRequest {
+    /// Does it ask as a present one does?
+    pub(crate) fn asks_as(&self, present: &Request) -> bool {
+        (&self.reason, &self.ticket, self.length_ms)
+            == (&present.reason, &present.ticket, present.length_ms)
+    }
+}
+
 /// Adds a request.
 pub(crate) async fn insert(tx: &mut WriteTx, new: NewRequest) -> Result<(), StoreError> {
     let now = bigint(tx.now_ms());
@@ -157,6 +165,25 @@ pub(crate) async fn pending_of(tx: &mut WriteTx, account: &str) -> Result<u64, S
     .fetch_one(tx.sql())
     .await?;
     row.number("count")
+}
+
+/// The undecided one of the same person for the same redirector of the same computer.
+pub(crate) async fn same_pending(
+    tx: &mut WriteTx,
+    new: &NewRequest,
+) -> Result<Option<Request>, StoreError> {
+    let statement = format!(
+        "{SELECT} WHERE r.partner_id = $1 AND r.account_id = $2 AND r.computer_id = $3 \
+         AND r.redirector = $4 AND d.request_id IS NULL ORDER BY r.asked_ms LIMIT 1"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(new.partner_id.clone())
+        .bind(new.account_id.clone())
+        .bind(new.computer_id.clone())
+        .bind(new.redirector.clone())
+        .fetch_optional(tx.sql())
+        .await?;
+    row.as_ref().map(read).transpose()
 }
 
 /// A partner's request.
