@@ -18,8 +18,13 @@ use adit_protocol::{
     sealed::{self, CredentialContext},
     wire::{self, frame::Body},
 };
-use common::{Device, Mediator, hello, identity, open, try_open};
+use common::{
+    Device, Mediator,
+    api::{Web, Who},
+    hello, identity, open, try_open,
+};
 use serde_json::Value;
+use sqlx::Connection as _;
 
 const SECRET: &str = "Correct-Horse-9";
 
@@ -174,9 +179,14 @@ async fn a_credential_is_used_by_whoever_may_and_opens_on_that_console_only() {
     assert_eq!((used[0]["actor"].as_str(), used[0]["redirector"].as_str()), {
         (Some("tech"), Some("ssh"))
     });
-    assert!(used[0]["session_id"].is_string() && used[0]["computer_id"].is_string());
     let refused = mediator.events_named("credential.refused");
     assert_eq!(refused.len(), 1);
+    // Where, and of what session, is said with each.
+    for event in used.iter().chain(&refused) {
+        assert!(event["session_id"].is_string() && event["computer_id"].is_string(), "{event}");
+        assert_eq!((&event["computer"], &event["redirector"]), (&"pc-1".into(), &"ssh".into()));
+        assert_eq!(event["target"], "127.0.0.1:22", "{event}");
+    }
     assert_eq!((refused[0]["actor"].as_str(), refused[0]["end_reason"].as_str()), {
         (Some("launcher"), Some(failure::NOT_PERMITTED))
     });
@@ -184,6 +194,71 @@ async fn a_credential_is_used_by_whoever_may_and_opens_on_that_console_only() {
     // Over is over.
     mediator.admin(&["client", "lockdown", "main/hq"]);
     assert_eq!(take(&console, 1, "admin").await.unwrap_err().code, failure::NO_SUCH_SESSION);
+}
+
+/// Read, edit, delete and use are four things: who may do one may do none of the others, and each
+/// attempt is on record with who, what and how it ended.
+#[tokio::test]
+async fn of_reading_editing_deleting_and_using_none_includes_another() {
+    const ALL: [&str; 4] = ["read", "edit", "delete", "use"];
+    let mediator = Mediator::start();
+    let (mut agent, enrolled, agent_key) = mediator.agent("pc-1").await;
+    for (n, one) in (1_u8..).zip(ALL) {
+        // Without a session nobody could use one.
+        let permissions = ["launch".to_owned(), format!("credentials.{one}")];
+        let create = ["role", "create", one, "--permission", &permissions[0], "--permission"];
+        mediator.admin(&[&create[..], &[&permissions[1]]].concat());
+        let name = format!("for-{one}");
+        let id = mediator.add(&name, SECRET, &[]);
+        let me = identity();
+        let console = technician(&mediator, &me, &format!("{one}er"), one).await;
+        second_factor_now(&mediator).await;
+        session(&console, &mut agent, n, open(1, &enrolled, &agent_key)).await.unwrap();
+        let who = Who::at(&console, &me).await;
+        let mut web = Web::connect(&mediator).await;
+        let listed = web.ask(&who, "GET", "/api/v1/credentials", None).await;
+        assert_eq!(listed.status, 200, "{listed:?}");
+        let text = listed.body.to_string();
+        assert!(text.contains(&id) && !text.contains(SECRET), "{text}");
+
+        let place = format!("/api/v1/credentials/{id}");
+        let shown = web.ask(&who, "GET", &format!("{place}/secret"), None).await;
+        assert_eq!(shown.body.to_string().contains(SECRET), one == "read", "{one}: {shown:?}");
+        let used = take(&console, n, &name).await;
+        assert_eq!(used.is_ok(), one == "use", "{one}: {used:?}");
+        let rename = serde_json::json!({"user": "boss"});
+        let edited = web.ask(&who, "PUT", &place, Some(&rename)).await;
+        assert_eq!(edited.status == 200, one == "edit", "{one}: {edited:?}");
+        let deleted = web.ask(&who, "DELETE", &place, None).await;
+        assert_eq!(deleted.status == 200, one == "delete", "{one}: {deleted:?}");
+        let now = mediator.try_admin(&["credential", "reveal", &id], "");
+        match one {
+            "delete" => assert_eq!(now.0, 4, "{now:?}"),
+            "edit" => assert_eq!(now.1[0]["user"], "boss", "{now:?}"),
+            _ => assert_eq!((&now.1[0]["user"], &now.1[0]["version"]), (&"root".into(), &1.into())),
+        }
+        let by = format!("{one}er");
+        let events: Vec<Value> =
+            mediator.events().into_iter().filter(|e| e["actor"] == by).collect();
+        let done =
+            ["credential.read", "credential.changed", "credential.deleted", "credential.used"];
+        for (done, what) in done.into_iter().zip(ALL) {
+            let found: Vec<_> = events.iter().filter(|event| event["event"] == done).collect();
+            assert_eq!(found.len(), usize::from(what == one), "{one}: {done} {found:?}");
+            assert!(found.iter().all(|event| event["credential_id"] == id.as_str()), "{found:?}");
+        }
+        let refused = events.iter().filter(|event| event["event"] == "credential.refused");
+        let refused: Vec<_> = refused.map(|event| &event["credential_id"]).collect();
+        assert_eq!(refused, [id.as_str(); 3], "{one}: {events:#?}");
+    }
+}
+
+/// As if everybody who is logged in had just shown a second factor.
+async fn second_factor_now(mediator: &Mediator) {
+    let database = format!("sqlite:{}", mediator.database().display());
+    let mut database = sqlx::SqliteConnection::connect(&database).await.unwrap();
+    let shown = "UPDATE login SET mfa = 'totp', mfa_ms = authenticated_ms";
+    sqlx::query(shown).execute(&mut database).await.unwrap();
 }
 
 async fn technician(

@@ -227,6 +227,12 @@ impl Session {
         }
     }
 
+    /// The first thing that it is for; `None` where the technician says later (SOCKS).
+    pub(crate) fn first_target(&self) -> Option<String> {
+        let mut named = self.target.split(',').filter(|part| !part.is_empty() && *part != ANY);
+        named.next().map(str::to_owned)
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open)
     }

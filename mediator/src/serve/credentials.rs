@@ -73,6 +73,9 @@ async fn of_session(line: &Line, row: &LoginRow, session: SessionId) -> Option<F
         (open.who.login == login).then(|| For {
             session,
             spot: Spot::of_place(&open.who.partner_id, &open.place),
+            computer: open.place.computer.clone(),
+            target: open.first_target(),
+            viewer: open.viewer.clone(),
             redirector: open.redirector.clone(),
             reason: given(&open.reason),
             ticket: given(&open.ticket),

@@ -37,6 +37,10 @@ use crate::{
 pub(crate) struct For {
     pub(crate) session: SessionId,
     pub(crate) spot: Spot,
+    /// As in the session's own records: computer, first target, application.
+    pub(crate) computer: String,
+    pub(crate) target: Option<String>,
+    pub(crate) viewer: String,
     pub(crate) redirector: String,
     pub(crate) reason: Option<String>,
     pub(crate) ticket: Option<String>,
@@ -65,7 +69,17 @@ impl Vault {
             // One that is used by itself is not asked for by a person.
             Decision::Deny { .. } if name.is_empty() => return Err(no_such_credential().into()),
             Decision::Deny { rule, refusal, .. } => {
-                self.refused(asker, &row, "credentials.use", refusal.code, &rule).await?;
+                let event = about(asker, "credential.refused", of, &row)
+                    .outcome("refused")
+                    .end_reason(refusal.code)
+                    .rule(rule)
+                    .extra("act", "credentials.use");
+                let partner = row.partner_id.clone();
+                let _room = self.writer.room(1).await?;
+                let written = self.writer.write(move |tx| {
+                    Box::pin(async move { tx.append(&partner, event).await.map(|_| ()) })
+                });
+                written.await?;
                 let hidden = refusal.code == failure::NO_SUCH_COMPUTER;
                 return Err(if hidden { no_such_credential() } else { refusal }.into());
             }
@@ -77,7 +91,7 @@ impl Vault {
         const { assert!(MAX_SECRET <= sealed::MAX_SEALED_SECRET) };
         let sealed = sealed::seal(&of.noise, &context, contents.secret.as_bytes())
             .map_err(|_| WrapError::Random)?;
-        let event = used(asker, of, &row, &rule);
+        let event = about(asker, "credential.used", of, &row).outcome("granted").rule(&rule);
         let (id, version, partner) = (row.id.clone(), row.version, row.partner_id.clone());
         let written = self.writer.write(move |tx| {
             Box::pin(async move { record(tx, &partner, (&id, version), event).await })
@@ -105,14 +119,17 @@ async fn record(
     tx.append(partner, event).await.map(|_| ())
 }
 
-fn used(asker: &Asker, of: &For, row: &CredentialRow, rule: &str) -> Event {
-    asker
-        .event("credential.used", row)
-        .outcome("granted")
-        .rule(rule)
+/// Says where, with what and for what session, so that it can be understood alone.
+fn about(asker: &Asker, name: &str, of: &For, row: &CredentialRow) -> Event {
+    let mut event = asker
+        .event(name, row)
         .session_id(of.session.to_string())
         .redirector(&of.redirector)
         .computer_id(&of.spot.computer)
+        .computer(&of.computer);
+    event.target.clone_from(&of.target);
+    event.viewer = (!of.viewer.is_empty()).then(|| of.viewer.clone());
+    event
 }
 
 /// One of the computer's own comes before one of its client.
