@@ -10,7 +10,7 @@ use adit_runtime::{
     datadir::DataDir,
 };
 
-use crate::viewer;
+use crate::{forward::Users, viewer};
 
 /// This program.
 pub const PROGRAM: Program = Program { name: "console-tunnel" };
@@ -54,6 +54,20 @@ pub const KEYS: &[Key] = &[
         secret: false,
         help: "how long a session lasts without the mediator",
     },
+    Key {
+        path: "local.users",
+        kind: Kind::String,
+        default: Some("own"),
+        secret: false,
+        help: "whose programs on this computer may use local ports: own, or any (Linux)",
+    },
+    Key {
+        path: "local.hosts",
+        kind: Kind::StringList,
+        default: None,
+        secret: false,
+        help: "names by which browsers may call redirected web services, beside localhost",
+    },
     viewer_key("viewers.rdp.command"),
     viewer_key("viewers.vnc.command"),
     viewer_key("viewers.ssh.command"),
@@ -76,6 +90,12 @@ pub fn dialer(config: &Config) -> Result<Dialer, CliError> {
     let explicit = config.opt_string("proxy.url")?;
     Dialer::new(&ProxyConfig { explicit, from_env: true })
         .map_err(|error| CliError::usage("proxy_invalid", error.to_string()))
+}
+
+/// Values that only this program can judge.
+pub fn check(config: &Config) -> Result<(), CliError> {
+    config.parsed::<Users>("local.users")?;
+    viewer::check_config(config)
 }
 
 /// What every command starts with.
@@ -102,11 +122,21 @@ impl Context {
     /// Loads configuration and data directory and starts logging.
     pub fn load(global: GlobalArgs) -> Result<Self, CliError> {
         let config = Config::load(&PROGRAM, KEYS, &sources(&global)?)?;
-        viewer::check_config(&config)?;
+        check(&config)?;
         let dialer = dialer(&config)?;
         adit_runtime::logging::init(&config.string("log.level")?, global.log_format)?;
         let directory = DataDir::open(global.data_dir(&PROGRAM)?)?;
         Ok(Self { global, config, directory, dialer })
+    }
+
+    /// Whose programs local ends serve.
+    pub fn local_users(&self) -> Result<Users, CliError> {
+        self.config.parsed("local.users")
+    }
+
+    /// By which names browsers may call redirected web services.
+    pub fn local_hosts(&self) -> Result<Vec<String>, CliError> {
+        Ok(self.config.list("local.hosts")?.iter().map(|name| name.to_ascii_lowercase()).collect())
     }
 
     /// How long a session waits without any carrier.

@@ -67,6 +67,7 @@ pub fn run() -> ExitCode {
         return code;
     }
     let started = Instant::now();
+    interrupt::from_the_start();
     let cli: Cli = match parse() {
         Ok(cli) => cli,
         Err(code) => return code,
@@ -91,7 +92,7 @@ fn dispatch(cli: Cli, started: Instant, stop: &CancellationToken) -> Result<(), 
         Some(Command::Config(command)) => {
             let sources = sources(&global)?;
             let config = adit_runtime::config::Config::load(&PROGRAM, KEYS, &sources)?;
-            viewer::check_config(&config)?;
+            config::check(&config)?;
             config::dialer(&config)?;
             command.run(&PROGRAM, KEYS, &sources, global.output())
         }

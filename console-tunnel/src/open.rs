@@ -34,7 +34,7 @@ use crate::{
     credentials,
     events::Reporter,
     failure,
-    forward::{Local, Protocol},
+    forward::{Local, Protocol, Users},
     learning,
     link::{Caller, REQUEST_TIMEOUT, list_request, matching, only_one, tell_refusal},
     session::{Enrolment, OpenRequest, Session, Sessions, Wanted, wish},
@@ -65,6 +65,8 @@ const OWN_REFUSALS: [&str; 5] = [
 const STALE: [&str; 2] = [codes::STALE_KEY, codes::STALE_DESCRIPTION];
 /// A port where the web service speaks TLS, unless the redirector's name says it.
 const HTTPS_PORTS: [u16; 2] = [443, 8443];
+/// The kind of viewer of web services.
+const BROWSER: &str = "browser";
 
 /// `open COMPUTER REDIRECTOR`.
 pub async fn open(
@@ -75,7 +77,7 @@ pub async fn open(
 ) -> Result<(), CliError> {
     let caller = Caller::load(context)?;
     let identity = caller.identity();
-    let local = Local::tcp(args.local, None).await?;
+    let local = Local::tcp(args.local, None).await?.serving(context.local_users()?);
     let mut reporter = Reporter::new(context.global.output(), started)?;
     warn_if_open(&reporter, &local);
     // As the address book has the computer; what does not fit then is found out below.
@@ -99,7 +101,10 @@ pub async fn open(
         }
     };
     let values = viewer.as_ref().map(|_| viewer_values(&local, &redirector, &opening, args));
-    let local = local.leading_to(redirector.target.clone());
+    let mut local = local.leading_to(redirector.target.clone());
+    if redirector.viewer == BROWSER && !is_https(&redirector) {
+        local = local.leading_to_web(context.local_hosts()?);
+    }
     let wanted = wanted_of(&redirector, viewer.as_ref(), args);
     let mut running = Running::new(args.session.carrier);
     let mut begun = opening.begin(&wanted, vec![local], &mut running, &mut reporter).await;
@@ -171,7 +176,7 @@ pub async fn forward(
     started: Instant,
 ) -> Result<(), CliError> {
     let caller = Caller::load(context)?;
-    let locals = bind_all(args).await?;
+    let locals = bind_all(args, context.local_users()?).await?;
     let mut reporter = Reporter::new(context.global.output(), started)?;
     locals.iter().for_each(|local| warn_if_open(&reporter, local));
     let mut groups: Vec<(Protocol, Vec<Local>)> = Vec::new();
@@ -240,7 +245,7 @@ fn wanted_of_group<'a>(protocol: Protocol, group: &[Local], args: &'a ForwardArg
     }
 }
 
-async fn bind_all(args: &ForwardArgs) -> Result<Vec<Local>, CliError> {
+async fn bind_all(args: &ForwardArgs, users: Users) -> Result<Vec<Local>, CliError> {
     let count = args.tcp.len().max(args.udp.len());
     if count > adit_protocol::limits::MAX_TARGETS_PER_GRANT {
         return Err(CliError::usage("usage", "more forwards than one session may have")
@@ -259,7 +264,7 @@ async fn bind_all(args: &ForwardArgs) -> Result<Vec<Local>, CliError> {
     for spec in &args.socks {
         locals.push(Local::tcp(spec.0, None).await?);
     }
-    Ok(locals)
+    Ok(locals.into_iter().map(|local| local.serving(users)).collect())
 }
 
 fn warn_if_open(reporter: &Reporter, local: &Local) {
@@ -269,6 +274,10 @@ fn warn_if_open(reporter: &Reporter, local: &Local) {
     }
 }
 
+fn is_https(redirector: &KnownRedirector) -> bool {
+    redirector.name.ends_with("https") || HTTPS_PORTS.contains(&redirector.target.port())
+}
+
 fn viewer_values(
     local: &Local,
     redirector: &KnownRedirector,
@@ -276,12 +285,11 @@ fn viewer_values(
     args: &OpenArgs,
 ) -> Values {
     let address = local.connect_address();
-    let port = redirector.target.port();
     Values {
         host: address.ip(),
         port: address.port(),
         user: args.user.clone(),
-        https: redirector.name.ends_with("https") || HTTPS_PORTS.contains(&port),
+        https: is_https(redirector),
         own_computer: redirector.target.ip().is_some_and(|ip| ip.is_loopback()),
         computer: opening.computer.id,
         title: opening.computer.name.clone(),

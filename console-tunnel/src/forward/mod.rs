@@ -3,10 +3,12 @@
 //! Bound before anything is asked of the mediator, so that a port in use costs nothing; nobody is
 //! served before the grant.
 
+mod caller;
 pub mod socks;
 pub mod spec;
 mod tcp;
 mod udp;
+mod web;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -14,6 +16,8 @@ use adit_protocol::target::Target;
 use adit_runtime::cli::CliError;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
+
+pub use caller::Users;
 
 use crate::session::SessionHandle;
 
@@ -54,6 +58,15 @@ pub struct Local {
     socket: Socket,
     address: SocketAddr,
     target: Option<Target>,
+    door: Door,
+}
+
+/// Who is served at a local end.
+#[derive(Debug, Clone, Default)]
+struct Door {
+    users: Users,
+    /// It leads to a web service: what it may be called beside its addresses.
+    web: Option<Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -68,7 +81,7 @@ impl Local {
         let failed = |error| CliError::bind(listen, &error);
         let socket = TcpListener::bind(listen).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
-        Ok(Self { socket: Socket::Tcp(socket), address, target })
+        Ok(Self { socket: Socket::Tcp(socket), address, target, door: Door::default() })
     }
 
     /// Receives datagrams for one target.
@@ -76,7 +89,8 @@ impl Local {
         let failed = |error| CliError::bind(listen, &error);
         let socket = UdpSocket::bind(listen).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
-        Ok(Self { socket: Socket::Udp(socket), address, target: Some(target) })
+        let (socket, target) = (Socket::Udp(socket), Some(target));
+        Ok(Self { socket, address, target, door: Door::default() })
     }
 
     /// What kind it is.
@@ -104,6 +118,22 @@ impl Local {
         Self { target: Some(target), ..self }
     }
 
+    /// The same, serving the programs of these users of this computer.
+    #[must_use]
+    pub fn serving(mut self, users: Users) -> Self {
+        self.door.users = users;
+        self
+    }
+
+    /// The same, known to lead to a web service without TLS, which may be called so: pages of
+    /// other sites do not get there.
+    #[must_use]
+    pub fn leading_to_web(mut self, mut names: Vec<String>) -> Self {
+        names.extend(self.target.as_ref().map(|target| target.host().to_owned()));
+        self.door.web = Some(names);
+        self
+    }
+
     /// Where a program on this machine connects to.
     pub fn connect_address(&self) -> SocketAddr {
         let ip = match self.address.ip() {
@@ -124,10 +154,14 @@ impl Local {
         let serve = async {
             match (self.socket, self.target) {
                 (Socket::Tcp(listener), Some(target)) => {
-                    tcp::serve_target(listener, &target, &session).await;
+                    tcp::serve_target(listener, &target, self.door, &session).await;
                 }
-                (Socket::Tcp(listener), None) => tcp::serve_socks(listener, &session).await,
-                (Socket::Udp(socket), Some(target)) => udp::serve(socket, &target, &session).await,
+                (Socket::Tcp(listener), None) => {
+                    tcp::serve_socks(listener, self.door, &session).await;
+                }
+                (Socket::Udp(socket), Some(target)) => {
+                    udp::serve(socket, &target, (self.door, self.address), &session).await;
+                }
                 // INVARIANT: `Local::udp` always has a target.
                 (Socket::Udp(_), None) => {}
             }

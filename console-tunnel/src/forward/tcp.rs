@@ -13,10 +13,15 @@ use tokio::{
     time::timeout,
 };
 
-use super::socks::{self, Reply};
+use super::{
+    Door,
+    caller::{self, Transport},
+    socks::{self, Reply},
+    web,
+};
 use crate::session::SessionHandle;
 
-/// SOCKS handshakes under way at once.
+/// SOCKS handshakes, or first requests, under way at once.
 const MAX_HANDSHAKES: usize = 256;
 /// Rest after an accept that failed, as when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -25,11 +30,32 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Each connection becomes a channel to the same target. Its bytes flow before the target has
 /// answered.
-pub(super) async fn serve_target(listener: TcpListener, target: &Target, session: &SessionHandle) {
+pub(super) async fn serve_target(
+    listener: TcpListener,
+    target: &Target,
+    door: Door,
+    session: &SessionHandle,
+) {
+    let free = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    // Dropped with this function: what has not begun does not outlive the listener.
+    let mut looks = JoinSet::new();
     loop {
-        let stream = accept(&listener).await;
+        while looks.try_join_next().is_some() {}
+        let mut stream = accept(&listener, &door).await;
+        // The channel is begun whatever the first request says: an honest one does not wait.
         match session.open_tcp(target.clone()).await {
-            Ok(channel) => channel.attach(stream),
+            Ok(channel) => match door.web.clone() {
+                None => channel.attach(stream),
+                Some(names) => {
+                    let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
+                    looks.spawn(async move {
+                        let _permit = permit;
+                        if web::admit(&mut stream, &names).await {
+                            channel.attach(stream);
+                        }
+                    });
+                }
+            },
             Err(code) => {
                 tracing::debug!(%target, reason = code.name(), "channel refused");
                 reset(stream);
@@ -39,14 +65,14 @@ pub(super) async fn serve_target(listener: TcpListener, target: &Target, session
 }
 
 /// Each connection says itself where it wants to go.
-pub(super) async fn serve_socks(listener: TcpListener, session: &SessionHandle) {
+pub(super) async fn serve_socks(listener: TcpListener, door: Door, session: &SessionHandle) {
     let free = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     // Dropped with this function: handshakes do not outlive the listener.
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
         let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
-        let stream = accept(&listener).await;
+        let stream = accept(&listener, &door).await;
         let session = session.clone();
         handshakes.spawn(async move {
             let _permit = permit;
@@ -77,10 +103,16 @@ async fn socks(mut stream: TcpStream, session: &SessionHandle) -> Result<(), soc
     Err(socks::SocksError::Refused(reply))
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
+/// The next connection of somebody who is served here.
+async fn accept(listener: &TcpListener, door: &Door) -> TcpStream {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, source)) => {
+                let local = stream.local_addr().unwrap_or(source);
+                if !caller::is_served(door.users, Transport::Tcp, (source, local)).await {
+                    reset(stream);
+                    continue;
+                }
                 // A keystroke must not wait for the acknowledgement of the one before.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "cannot set TCP_NODELAY");

@@ -17,6 +17,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use super::{
+    Door,
+    caller::{self, Transport},
+};
 use crate::session::SessionHandle;
 
 /// Flows of one forward.
@@ -27,7 +31,12 @@ const QUEUE: usize = 64;
 const RECEIVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Serves a socket until dropped.
-pub(super) async fn serve(socket: UdpSocket, target: &Target, session: &SessionHandle) {
+pub(super) async fn serve(
+    socket: UdpSocket,
+    target: &Target,
+    (door, local): (Door, SocketAddr),
+    session: &SessionHandle,
+) {
     let socket = Arc::new(socket);
     let mut flows: BTreeMap<SocketAddr, mpsc::Sender<Bytes>> = BTreeMap::new();
     // Dropped with this function: flows do not outlive the socket.
@@ -53,7 +62,11 @@ pub(super) async fn serve(socket: UdpSocket, target: &Target, session: &SessionH
                     flows.insert(source, sender);
                     let (socket, session) = (Arc::clone(&socket), session.clone());
                     let target = target.clone();
+                    let users = door.users;
                     tasks.spawn(async move {
+                        if !caller::is_served(users, Transport::Udp, (source, local)).await {
+                            return source;
+                        }
                         if let Err(code) = carry(&socket, source, queue, target, &session).await {
                             tracing::debug!(%source, reason = code.name(), "udp flow refused");
                         }
