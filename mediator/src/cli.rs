@@ -283,6 +283,7 @@ enum SessionCommand {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    interrupt::from_the_start();
     let cli: Cli = match parse() {
         Ok(cli) => cli,
         Err(code) => return code,

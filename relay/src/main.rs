@@ -9,6 +9,7 @@ use adit_runtime::{
 };
 
 fn main() -> ExitCode {
+    interrupt::from_the_start();
     match parse::<Cli>() {
         Ok(cli) => {
             let json = cli.json();

@@ -32,6 +32,10 @@ impl Shutdown {
             CliError::failed("signals_failed", format!("cannot listen to signals: {error}"))
         })?;
         let token = CancellationToken::new();
+        // A signal that came before counts.
+        if crate::interrupt::take_over() {
+            token.cancel();
+        }
         let (sender, reloads) = watch::channel(0);
         let mut listener = JoinSet::new();
         listener.spawn(listen(signals, token.clone(), sender));

@@ -17,4 +17,5 @@ pub use error::{CliError, Exit, report};
 pub(crate) use escape::escape_json;
 pub use escape::escape_text;
 pub use generate::{Generate, write_completions, write_man, write_man_pages};
+pub(crate) use parse::wants_json;
 pub use parse::{PROTOCOLS, VERSION, command, parse, parse_from, version_string};

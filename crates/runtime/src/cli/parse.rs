@@ -1,6 +1,6 @@
 //! Reads the command line. Wrong usage exits with 2, as JSON if `--json` is on the line.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use clap::{
@@ -44,6 +44,12 @@ pub fn command<T: CommandFactory>() -> Command {
     })
 }
 
+/// Is JSON wanted, as far as a line can be read that may be wrong?
+pub(crate) fn wants_json(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> bool {
+    let mut before = arguments.into_iter().take_while(|argument| argument.as_ref() != "--");
+    before.any(|argument| argument.as_ref() == "--json")
+}
+
 /// Parses this process's arguments. On `Err` everything is told already: exit with it.
 pub fn parse<T: Parser>() -> Result<T, ExitCode> {
     parse_from(std::env::args_os())
@@ -55,7 +61,7 @@ pub fn parse_from<T: Parser>(
 ) -> Result<T, ExitCode> {
     let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
     // The line is wrong, so clap cannot say whether JSON is wanted.
-    let json = arguments.iter().take_while(|argument| *argument != "--").any(|a| a == "--json");
+    let json = wants_json(arguments.iter());
     let mut command = command::<T>();
     let parsed = command
         .try_get_matches_from_mut(arguments)
