@@ -186,6 +186,8 @@ async fn what_was_shredded_is_worthless_in_a_backup_that_is_not_erased() {
     let erased = web.ask(&owner, "DELETE", "/api/v1/clients/main/gone", None).await;
     assert_eq!(erased.status, 200, "{erased:?}");
     let told = mediator.certificate(&erased.body);
+    let listed = web.ask(&owner, "GET", "/api/v1/certificates", None).await;
+    assert_eq!(listed.body["items"][0]["certificate"], erased.body["certificate"], "{listed:?}");
     let counts = (&told["credentials_destroyed"], &told["tenant_keys_destroyed"]);
     assert_eq!(counts, (&1.into(), &1.into()));
 

@@ -17,6 +17,9 @@ pub enum AdminCommand {
     /// Clients
     #[command(subcommand, after_help = "Example:\n  console-tunnel admin client add acme/berlin")]
     Client(Client),
+    /// Certificates of what was erased; `mediator certificate verify` checks one without any server
+    #[command(subcommand, after_help = "Example:\n  console-tunnel admin certificate list --json")]
+    Certificate(Certificate),
     /// Computers, their names, groups and tags
     #[command(subcommand, after_help = "Example:\n  console-tunnel admin computer list --online")]
     Computer(Computer),
@@ -122,6 +125,14 @@ pub enum Client {
         #[arg(long)]
         yes: bool,
     },
+}
+
+/// Certificates.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Certificate {
+    /// List erasures; with --json each has its certificate
+    #[command(after_help = "Example:\n  console-tunnel admin certificate list --json")]
+    List,
 }
 
 /// Computers.

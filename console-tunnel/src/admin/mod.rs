@@ -74,7 +74,7 @@ async fn list(context: &Context, api: &mut Api, plan: Plan) -> Result<(), CliErr
         let joined = if plan.ask.target.contains('?') { '&' } else { '?' };
         ask.target = format!("{}{joined}cursor={}", plan.ask.target, crate::api::part(next));
     }
-    people::list(context.global.output(), &all, &[])
+    people::list(context.global.output(), &all, &["certificate"])
 }
 
 /// What cannot be undone is asked about on a terminal, and needs `--yes` elsewhere.

@@ -12,8 +12,8 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::args::{
-    AdminCommand, ApiKey, Bind, Client, Computer, Conditions, Device, Explain, Mfa, Partner, Relay,
-    Request, Role, Scope, Session, Token, User,
+    AdminCommand, ApiKey, Bind, Certificate, Client, Computer, Conditions, Device, Explain, Mfa,
+    Partner, Relay, Request, Role, Scope, Session, Token, User,
 };
 use crate::api::{Ask, part};
 
@@ -59,6 +59,7 @@ impl Plan {
                 post("/partners".to_owned(), json!({"partner": partner, "owner": owner}))
             }
             AdminCommand::Client(command) => client(command)?,
+            AdminCommand::Certificate(Certificate::List) => list("/certificates".to_owned()),
             AdminCommand::Computer(command) => computer(command),
             AdminCommand::User(command) => user(command),
             AdminCommand::Device(command) => device(command),

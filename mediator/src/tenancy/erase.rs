@@ -135,10 +135,11 @@ pub(crate) async fn compact((context, actor): Who<'_>) -> Result<Value, CliError
 
 /// All certificates, newest first.
 pub(crate) async fn certificates((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
-    actor.local_only()?;
+    actor.may_at_home(context, &[Permission::ManagePolicy, Permission::ReadAudit]).await?;
     let all = erasures::all(&context.store.readers).await.map_err(store_error)?;
     Ok(all
         .iter()
+        .filter(|one| actor.reaches(&one.partner_id))
         .map(|one| {
             json!({
                 "erasure": one.id,

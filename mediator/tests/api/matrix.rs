@@ -158,6 +158,7 @@ fn expectations() -> Vec<Expectation> {
             Place::Client(&["policy.manage"]),
             &[("partner", "{partner}"), ("client", "{doomed}")],
         ),
+        expect("certificates.list", Place::Home(&["policy.manage", "audit.read"])),
         on("clients.lock", LOCK, CLIENT),
         or(&[200, 404], on("clients.unlock", LOCK, CLIENT)),
         on("computers.show", Place::Client(&["computers.see", "launch"]), PC),

@@ -426,6 +426,15 @@ kinds! {
     Client { client: String, client_id: String, computers: u64, locked: bool, }
     /// A client that was added.
     AddedClient { client: String, client_id: String, new_partner: bool, }
+    /// What was erased, with the signed certificate once it is done.
+    Erasure {
+        erasure: String,
+        kind: String,
+        subject: String,
+        begun: String,
+        finished: Option<String>,
+        certificate: Value,
+    }
     /// A lockdown.
     Locked { client: String, locked: bool, sessions_ended: u64, }
     /// A computer.

@@ -42,6 +42,9 @@ pub(super) fn mount(api: &mut Api) {
     let path = "/clients/{partner}/{client}";
     let text = "Delete a client with its computers and personal data";
     api.operation(op(Delete, path, "clients.erase", text, POLICY), erase);
+    let text = "List erasures with their certificates";
+    let needs = &["policy.manage", "audit.read"];
+    api.operation(op(Get, "/certificates", "certificates.list", text, needs), certificates);
     let path = "/clients/{partner}/{client}/lockdown";
     let text = "Lock a client down: live sessions end, none can be opened";
     api.operation(op(Put, path, "clients.lock", text, LOCK), lock);
@@ -121,6 +124,10 @@ async fn add_client(call: Call<Nothing, NewClient>) -> Answer<AddedClient> {
 
 async fn erase(call: Call<Nothing, Nothing>) -> Answer<Destruction> {
     call.one(AdminRequest::ClientErase { path: call.client() }).await.map(One)
+}
+
+async fn certificates(call: Call<Paging, Nothing>) -> Result<Page<Erasure>, Problem> {
+    call.page(AdminRequest::CertificateList, call.query.page(), "erasure").await
 }
 
 async fn lock(call: Call<Nothing, Reason>) -> Answer<Locked> {
