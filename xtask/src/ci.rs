@@ -6,7 +6,7 @@
 mod deny;
 mod edges;
 mod error_codes;
-mod graph;
+pub(crate) mod graph;
 mod rules;
 mod sources;
 mod spdx;
@@ -38,6 +38,7 @@ const CHECKS: &[Check] = &[
     Check { name: "edges", run: || Ok(edges::check(&graph::Graph::load(None)?)) },
     Check { name: "unused", run: unused::check_workspace },
     Check { name: "deny", run: deny::check_workspace },
+    Check { name: "sbom", run: crate::sbom::check },
     Check { name: "typos", run: typos },
     Check { name: "clippy", run: clippy },
     Check { name: "rustdoc", run: rustdoc },

@@ -12,6 +12,7 @@ mod fuzz;
 mod packages;
 mod paths;
 mod process;
+mod sbom;
 mod test;
 
 use std::{env, process::ExitCode};
@@ -34,6 +35,9 @@ cargo xtask COMMAND
                               every pair of networks against theory, then changes of a network
                               (Linux, root); --hard: what is luck, a hundred times; --long: scenes
                               that take minutes; writes the tables of docs/paths.md
+  sbom [--target TRIPLE] [--output DIR]
+                              a bill of materials of each program (CycloneDX 1.6, JSON), of what
+                              cargo resolves and Cargo.lock holds; into target/sbom
   bench [--quick] [ARGS…]     side-by-side benchmarks (Linux, root), writes
                               target/bench/report.md; fails if a bar is missed
 
@@ -75,6 +79,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         "faults" => faults::run(rest)?,
         "bench" => return bench::run(rest),
         "paths" => return paths::run(rest),
+        "sbom" => sbom::run(rest)?,
         "help" | "--help" | "-h" => print!("{USAGE}"),
         other => bail!("no such command: {other}\n\n{USAGE}"),
     }
