@@ -1,6 +1,8 @@
 //! Rules of docs/security-rules.md that devices of the tests' own can check.
 
 mod common;
+#[path = "rules/injection.rs"]
+mod injection;
 #[path = "rules/lost.rs"]
 mod lost;
 #[path = "rules/web.rs"]
