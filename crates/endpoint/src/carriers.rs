@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use adit_core::path::{CarrierKind as PathKind, PathEvent};
+use adit_core::path::{Activity, CarrierKind as PathKind, PathEvent, Seen};
 use adit_protocol::{ids::CarrierNumber, ticket::Role};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -87,6 +87,8 @@ pub(crate) struct Carrier {
     pub(crate) state: CarrierState,
     seen: (u64, u64, u64),
     quic_acks: u64,
+    /// Bytes of channels.
+    acknowledged: u64,
     pinged: Option<Ping>,
     next_ping: Instant,
     /// Data received, when they were last seen to be more, and that it was asked since whether
@@ -139,6 +141,7 @@ impl Driver {
             state: CarrierState::Standby,
             seen: (0, 0, 0),
             quic_acks: 0,
+            acknowledged: 0,
             pinged: None,
             next_ping: now,
             data: (0, now),
@@ -260,17 +263,13 @@ impl Driver {
                 }
                 PathEvent::Suspect(number) => {
                     self.set_silent(number, true, Instant::now());
-                    if self.p.role == Role::Agent {
-                        self.p.shared.with(|resume, _| resume.ask_move(number));
-                    }
+                    self.ask_move(number);
                     let direct = self.carriers.get(&number).is_some_and(|c| c.up.direct.is_some());
                     if direct && let Some(udp) = &self.p.udp {
                         udp.recheck();
                     }
                 }
-                PathEvent::Overdue(number) => {
-                    self.p.shared.with(|resume, _| resume.ask_move(number));
-                }
+                PathEvent::Overdue(number) => self.ask_move(number),
                 PathEvent::Probe(number) => self.ping(number, Instant::now()),
                 PathEvent::Dead(number) => {
                     if let Some(carrier) = self.carriers.get(&number) {
@@ -280,6 +279,14 @@ impl Driver {
                 PathEvent::WantDirect => self.punching.want_direct(),
                 PathEvent::Stranded => debug!(session = %self.p.session, "no carrier left"),
             }
+        }
+    }
+
+    /// Agent: the console is to use another.
+    fn ask_move(&mut self, suspect: CarrierNumber) {
+        let over = self.chooser.beside(suspect, Instant::now());
+        if let Some(over) = over.filter(|_| self.p.role == Role::Agent) {
+            self.p.shared.with(|resume, _| resume.ask_move(suspect, over));
         }
     }
 
@@ -300,44 +307,52 @@ impl Driver {
     }
 
     pub(crate) fn look_for_life(&mut self, now: Instant) {
-        use adit_core::path::Activity;
-        let numbers: Vec<_> = self.carriers.keys().copied().collect();
-        for number in numbers {
-            let outstanding = self.p.shared.with(|resume, _| resume.outstanding(number));
-            let Some(carrier) = self.carriers.get_mut(&number) else { continue };
-            let seen = carrier.up.life.read();
-            let (mut received, mut acked) = (seen.0 != carrier.seen.0, seen.1 != carrier.seen.1);
-            let sent = seen.2 != carrier.seen.2;
-            carrier.seen = seen;
-            let pair = carrier.up.pair();
+        let mut seen = Vec::with_capacity(self.carriers.len());
+        for (number, carrier) in &mut self.carriers {
+            let number = *number;
+            let (outstanding, acknowledged) = self
+                .p
+                .shared
+                .with(|resume, _| (resume.outstanding(number), resume.acknowledged(number)));
+            let life = carrier.up.life.read();
+            let (mut received, mut acked) = (life.0 != carrier.seen.0, life.1 != carrier.seen.1);
+            let sent = life.2 != carrier.seen.2;
+            let progress = acknowledged != carrier.acknowledged;
+            (carrier.seen, carrier.acknowledged) = (life, acknowledged);
+            let mut rtt = None;
             if let Some(direct) = &carrier.up.direct {
                 let stats = direct.connection.stats();
                 acked |= stats.frame_rx.acks != carrier.quic_acks;
                 received |= acked;
                 carrier.quic_acks = stats.frame_rx.acks;
-                let rtt = direct.connection.rtt();
-                carrier.rtt = Some(rtt);
-                self.chooser.handle_rtt(number, rtt, now);
+                rtt = Some(direct.connection.rtt());
+                carrier.rtt = rtt;
+            }
+            let answer = match (acked, progress) {
+                (false, _) => None,
+                (true, true) => Some(Activity::Acknowledged { outstanding }),
+                (true, false) => Some(Activity::Answered { outstanding }),
+            };
+            let sent_data = sent && outstanding;
+            seen.push((number, sent, Seen { rtt, sent: sent_data, received, answer }));
+        }
+        self.chooser.handle_seen(seen.iter().map(|(number, _, seen)| (*number, *seen)), now);
+        for (number, sent, seen) in seen {
+            let pair = self.carriers.get(&number).and_then(|c| c.up.pair());
+            if let Some(rtt) = seen.rtt {
                 self.p.shared.with(|resume, _| resume.set_rtt(number, rtt));
             }
-            if sent && outstanding {
-                self.chooser.handle_activity(number, Activity::Sent, now);
-            }
-            if received {
-                self.chooser.handle_activity(number, Activity::Received, now);
-            }
-            if acked && let Some(pair) = pair {
-                self.punching.acknowledged(pair, now);
-            }
-            if acked {
-                self.chooser.handle_activity(number, Activity::Acknowledged { outstanding }, now);
+            if seen.answer.is_some() {
+                if let Some(pair) = pair {
+                    self.punching.acknowledged(pair, now);
+                }
                 self.set_silent(number, false, now);
             }
-            if sent || received {
+            if sent || seen.received {
                 self.busy_until = now + BUSY_FOR;
             }
             if pair.is_none() {
-                self.look_at_relayed(number, received, now);
+                self.look_at_relayed(number, seen.received, now);
             }
         }
         self.pace_bulk(now);
@@ -433,7 +448,7 @@ impl Driver {
         self.next_nonce += 1;
         carrier.pinged = Some(Ping { nonce, sent: now });
         // A ping waits for its answer like data do.
-        self.chooser.handle_activity(number, adit_core::path::Activity::Sent, now);
+        self.chooser.handle_activity(number, Activity::Sent, now);
         self.p.shared.with(|resume, _| resume.ping(number, nonce));
     }
 
@@ -450,7 +465,7 @@ impl Driver {
                 resume.set_rtt(number, rtt);
                 resume.outstanding(number)
             });
-            let activity = adit_core::path::Activity::Acknowledged { outstanding };
+            let activity = Activity::Answered { outstanding };
             self.chooser.handle_activity(number, activity, now);
             self.set_silent(number, false, now);
         }

@@ -26,9 +26,11 @@ pub(super) struct Carrier {
     checks_lost: Option<Instant>,
     /// The next probe: one for each acknowledgement that is late, regularly when silent.
     probe_at: Option<Instant>,
-    /// When it was probed since it acknowledged anything: what comes next answers perhaps only
-    /// that.
+    /// When it was probed since it answered last.
     probed: Option<Instant>,
+    /// Probes were answered since, but nothing more was acknowledged of what waits: its receiver
+    /// does not read.
+    unread: bool,
     /// When it acknowledged something last.
     acknowledged: Option<Instant>,
     /// How often it, or its predecessors, were left lately.
@@ -37,8 +39,7 @@ pub(super) struct Carrier {
     pub(super) retiring: bool,
     /// Why it is used only where nothing better is, until it answers.
     doubt: Option<Doubt>,
-    /// How often it was taken for overdue and answered after all, and when that was last.
-    alarms: Option<(u32, Instant)>,
+    alarms: Alarms,
     /// At the end of a hold it is used only if it answers.
     trial_at: Option<Instant>,
 }
@@ -65,6 +66,37 @@ impl Least {
     /// In `period`; the last that is known if that is older.
     fn at(&self, period: u64) -> Duration {
         if period == self.period { self.now.min(self.before) } else { self.now }
+    }
+}
+
+/// How often a carrier that had been doubted answered after all, lately.
+#[derive(Clone, Copy, Default, Debug)]
+struct Alarms {
+    /// This end took it for overdue.
+    own: u32,
+    /// The peer complained.
+    told: u32,
+    last: Option<Instant>,
+}
+
+impl Alarms {
+    fn overdue_in_vain(&mut self, now: Instant) {
+        *self = Self { own: self.own.saturating_add(1), last: Some(now), ..*self };
+    }
+
+    fn told_in_vain(&mut self, now: Instant) {
+        *self = Self { told: self.told.saturating_add(1), last: Some(now), ..*self };
+    }
+
+    fn told(&mut self, now: Instant) -> u32 {
+        self.forget(now);
+        self.told
+    }
+
+    fn forget(&mut self, now: Instant) {
+        if self.last.is_some_and(|last| now >= last + TRUSTED_AFTER) {
+            *self = Self::default();
+        }
     }
 }
 
@@ -121,11 +153,12 @@ impl Carrier {
             checks_lost: None,
             probe_at: None,
             probed: None,
+            unread: false,
             acknowledged: None,
             lapses,
             retiring: false,
             doubt: None,
-            alarms: None,
+            alarms: Alarms::default(),
             trial_at: trial(lapses, now),
         }
     }
@@ -179,25 +212,16 @@ impl Carrier {
                 self.sign_of_life(now);
             }
             Activity::Acknowledged { outstanding } => {
-                if self.doubt == Some(Doubt::Told) {
-                    self.doubt = Some(Doubt::Overdue); // the peer was wrong
-                }
-                self.believe(now);
-                self.sign_of_life(now);
-                self.revive(now);
-                self.acknowledged = Some(now);
-                self.outstanding = outstanding.then_some(now);
-                // A receiver who does not read answers probes alone: they become rare.
-                let late = if self.probed.take().is_some() {
-                    self.patience() / 2
-                } else {
-                    self.late_after()
-                };
-                self.probe_at = outstanding.then(|| now + late);
+                self.unread = false;
+                self.handle_answer(outstanding, now);
+            }
+            Activity::Answered { outstanding } => {
+                self.unread = outstanding && (self.unread || self.probed.is_some());
+                self.handle_answer(outstanding, now);
             }
             Activity::Sent if self.outstanding.is_none() => {
                 self.outstanding = Some(now);
-                self.probed = None;
+                (self.probed, self.unread) = (None, false);
                 if matches!(self.health, Health::Live { .. }) {
                     self.probe_at = Some(now + self.late_after());
                 }
@@ -206,15 +230,31 @@ impl Carrier {
         }
     }
 
+    fn handle_answer(&mut self, outstanding: bool, now: Instant) {
+        if self.doubt == Some(Doubt::Told) {
+            self.doubt = None;
+            self.alarms.told_in_vain(now);
+        }
+        self.believe(now);
+        self.sign_of_life(now);
+        self.revive(now);
+        self.acknowledged = Some(now);
+        self.probed = None;
+        self.outstanding = outstanding.then_some(now);
+        self.probe_at = outstanding.then(|| now + self.late_after());
+    }
+
     pub(super) fn handle_check(&mut self, answered: bool, now: Instant) {
         if answered {
             self.last_sign = now;
             self.checks_lost = None;
-            self.believe(now);
             // Its path works; but if its data are stuck all the same, the connection is dead
             // (a NAT gave its end another address): only an acknowledgement brings it back.
             if self.outstanding.is_none() {
                 self.revive(now);
+            }
+            if self.outstanding.is_none() || self.doubt == Some(Doubt::Beside) {
+                self.believe(now);
             }
         } else {
             self.checks_lost.get_or_insert(now);
@@ -244,7 +284,7 @@ impl Carrier {
     /// before there is an answer, or again and again. True if the carrier is left.
     pub(super) fn handle_suspect(&mut self, now: Instant) -> bool {
         let Health::Live { since, .. } = self.health else { return false };
-        let often = self.alarms.is_some_and(|(alarms, _)| alarms >= MAX_TOLD);
+        let often = self.alarms.told(now) >= MAX_TOLD;
         if self.doubt.replace(Doubt::Told) == Some(Doubt::Told) || often {
             self.lapse(since, now);
             return true;
@@ -259,9 +299,19 @@ impl Carrier {
     pub(super) fn overdue_at(&self) -> Option<(Instant, Instant)> {
         let live = matches!(self.health, Health::Live { .. }) && self.outstanding.is_some();
         let probed = self.probed.filter(|_| live && self.is_direct())?;
-        let alarms = self.alarms.map_or(0, |(alarms, _)| alarms.min(8));
+        let alarms = self.alarms.own.min(8);
         let overdue = probed.max(self.last_sign) + (self.rtt + OVERDUE_SLACK) * (1 << alarms);
         Some((probed, overdue))
+    }
+
+    /// Smoothed.
+    pub(super) fn rtt(&self) -> Duration {
+        self.rtt
+    }
+
+    /// The last sign that something passes.
+    pub(super) fn last_sign(&self) -> Instant {
+        self.last_sign
     }
 
     /// When it acknowledged something, if after `since`; of one in good health.
@@ -303,7 +353,7 @@ impl Carrier {
     /// Moves on with time; true if the carrier has just turned silent.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         let Health::Live { since, .. } = self.health else { return false };
-        self.alarms.take_if(|(_, at)| now >= *at + TRUSTED_AFTER);
+        self.alarms.forget(now);
         if self.trial_at.is_some_and(|at| at <= now) {
             self.trial_at = None;
             self.doubt(now);
@@ -361,7 +411,12 @@ impl Carrier {
     /// §13.2.1), and a quarter of a round trip more.
     fn late_after(&self) -> Duration {
         let late = self.patience() / 2;
-        if self.is_direct() { late.min(self.rtt * 5 / 4 + LATE_SLACK) } else { late }
+        // Whoever does not read may go on so for hours.
+        if self.is_direct() && !self.unread {
+            late.min(self.rtt * 5 / 4 + LATE_SLACK)
+        } else {
+            late
+        }
     }
 
     /// When it will count as silent if nothing is heard of it.
@@ -399,8 +454,7 @@ impl Carrier {
             return;
         }
         if self.doubt.take() == Some(Doubt::Overdue) {
-            let (alarms, _) = self.alarms.unwrap_or((0, now));
-            self.alarms = Some((alarms.saturating_add(1), now));
+            self.alarms.overdue_in_vain(now);
         }
     }
 

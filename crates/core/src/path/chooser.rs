@@ -8,7 +8,7 @@ use std::{
 use adit_protocol::{ids::CarrierNumber, limits::MAX_CARRIERS, ticket::Role};
 
 use super::{
-    Activity, BETTER_FOR, CarrierKind, LEAST_OVER, OVERDUE_GRACE, PathEvent, RTT_HYSTERESIS,
+    Activity, BETTER_FOR, CarrierKind, LEAST_OVER, OVERDUE_GRACE, PathEvent, RTT_HYSTERESIS, Seen,
     TRUSTED_AFTER, WANT_DIRECT_GAPS, WANT_DIRECT_MIN,
     carrier::{Carrier, Tier},
 };
@@ -97,6 +97,36 @@ impl PathChooser {
         self.with(carrier, now, |c| c.handle_activity(activity, now));
     }
 
+    /// All that was seen of carriers since one looked last. Nothing is decided before the last is
+    /// noted: what came while nobody looked must not be taken for late.
+    pub fn handle_seen(
+        &mut self,
+        seen: impl IntoIterator<Item = (CarrierNumber, Seen)>,
+        now: Instant,
+    ) {
+        let period = self.period(now);
+        for (number, seen) in seen {
+            let Some(carrier) = self.carriers.get_mut(&number) else { continue };
+            if let Some(rtt) = seen.rtt {
+                carrier.handle_rtt(rtt, period);
+            }
+            let sent = seen.sent.then_some(Activity::Sent);
+            let received = seen.received.then_some(Activity::Received);
+            for activity in [sent, received, seen.answer].into_iter().flatten() {
+                carrier.handle_activity(activity, now);
+            }
+        }
+        self.decide(now);
+    }
+
+    /// The carrier over which the peer is most likely reached beside this one.
+    pub fn beside(&self, carrier: CarrierNumber, now: Instant) -> Option<CarrierNumber> {
+        let others = self.carriers.iter().filter(|(n, _)| **n != carrier);
+        // What kills one direct path often kills all.
+        let best = others.max_by_key(|(_, c)| (c.tier(now), !c.is_direct(), c.last_sign()));
+        best.map(|(number, _)| *number)
+    }
+
     /// A check of the carrier's path was answered, or a series of them was not.
     pub fn handle_check(&mut self, carrier: CarrierNumber, answered: bool, now: Instant) {
         self.with(carrier, now, |c| c.handle_check(answered, now));
@@ -110,9 +140,11 @@ impl PathChooser {
         if other && tier >= Some(Tier::Held) {
             if let Some(left) = self.carriers.get_mut(&carrier)
                 && left.handle_suspect(now)
-                && !left.retiring
             {
-                self.lapses.insert(left.kind, (left.lapses, now));
+                if !left.retiring {
+                    self.lapses.insert(left.kind, (left.lapses, now));
+                }
+                self.events.push_back(PathEvent::Suspect(carrier));
             }
             self.decide(now);
         }
@@ -227,10 +259,13 @@ impl PathChooser {
 
     /// When the carrier turns overdue if nothing more is heard of it.
     fn overdue_change(&self, number: CarrierNumber) -> Option<Instant> {
-        let (probed, overdue) = self.carriers.get(&number)?.overdue_at()?;
+        let carrier = self.carriers.get(&number)?;
+        let (probed, overdue) = carrier.overdue_at()?;
         let others = self.carriers.iter().filter(|(n, _)| **n != number);
-        let answered = others.filter_map(|(_, c)| c.answered_at(probed)).min()?;
-        Some(overdue.max(answered + OVERDUE_GRACE))
+        let answers = others.filter_map(|(_, c)| {
+            Some(c.answered_at(probed)? + carrier.rtt().saturating_sub(c.rtt()))
+        });
+        Some(overdue.max(answers.min()? + OVERDUE_GRACE))
     }
 
     /// Those whose data matter: at the console the one in use, at the agent any.

@@ -48,7 +48,8 @@ pub const SILENT_RTTS: u32 = 3;
 pub const LATE_SLACK: Duration = Duration::from_millis(30);
 /// A round trip and this later it is overdue: another carrier that has answered takes over.
 pub const OVERDUE_SLACK: Duration = Duration::from_millis(20);
-/// An answer of another carrier counts only after this, lest the two answers race each other.
+/// An answer of another carrier counts only after this, and what its round trip is shorter: what
+/// holds both up must not make the quicker one win.
 pub const OVERDUE_GRACE: Duration = Duration::from_millis(10);
 /// Something is received, but nothing acknowledged: packets pass in one direction only. Slower
 /// by this factor, since a queue at a bottleneck looks the same at first.
@@ -102,14 +103,33 @@ pub enum CarrierKind {
     },
 }
 
+/// What was seen of a carrier since one looked last.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Seen {
+    /// The smoothed round trip, if measured.
+    pub rtt: Option<Duration>,
+    /// See [`Activity::Sent`].
+    pub sent: bool,
+    /// See [`Activity::Received`].
+    pub received: bool,
+    /// [`Activity::Acknowledged`] or [`Activity::Answered`].
+    pub answer: Option<Activity>,
+}
+
 /// What happened on a carrier.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Activity {
     /// Something authenticated arrived.
     Received,
-    /// The peer acknowledged data (a QUIC acknowledgement, an `Ack` or `Pong` record).
+    /// The peer acknowledged data of channels.
     Acknowledged {
         /// More are outstanding.
+        outstanding: bool,
+    },
+    /// It answered, but acknowledged nothing more of what channels sent (a `Pong` record, a QUIC
+    /// acknowledgement): perhaps the receiver does not read.
+    Answered {
+        /// Data are outstanding.
         outstanding: bool,
     },
     /// Data that the peer must acknowledge were given to the carrier.
@@ -130,11 +150,12 @@ pub enum PathEvent {
     /// already chosen another if there is one. It is not closed.
     Suspect(CarrierNumber),
     /// Agent only: what waits on the carrier is overdue while another answers. The console is told
-    /// (`Move`); nothing else follows yet, since it may be a short hold-up.
+    /// (`Move`), best over [`PathChooser::beside`]; nothing else follows yet, since it may be a short
+    /// hold-up.
     Overdue(CarrierNumber),
     /// Send a `Ping` record over it: its data wait for an acknowledgement rather long (perhaps
     /// because their receiver does not read), or it was left. The `Pong` is
-    /// [`Activity::Acknowledged`].
+    /// [`Activity::Answered`].
     Probe(CarrierNumber),
     /// No sign of life for so long that it may be closed.
     Dead(CarrierNumber),

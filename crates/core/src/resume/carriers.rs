@@ -84,12 +84,9 @@ impl Resume {
         self.control(number, Record::Ping { nonce });
     }
 
-    /// Agent: asks the console to leave a carrier, on whichever other carrier lives.
-    pub fn ask_move(&mut self, suspect: CarrierNumber) {
-        let other = self.carriers.keys().rev().find(|c| **c != suspect).copied();
-        if let Some(other) = other {
-            self.control(other, Record::Move { suspect });
-        }
+    /// Agent: asks the console, over another carrier, to leave this one.
+    pub fn ask_move(&mut self, suspect: CarrierNumber, over: CarrierNumber) {
+        self.control(over, Record::Move { suspect });
     }
 
     /// Console: asks the agent to join a relay slot.

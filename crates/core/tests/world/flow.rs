@@ -218,7 +218,7 @@ impl World {
                 }
                 let waits = |(_, on): &(Instant, u64)| i == CONSOLE && *on == n;
                 let outstanding = self.flow.waiting.values().any(waits);
-                let activity = Activity::Acknowledged { outstanding };
+                let activity = Activity::Answered { outstanding };
                 self.sides[i].chooser.handle_activity(CarrierNumber(n), activity, now);
             }
         }
