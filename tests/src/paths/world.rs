@@ -33,6 +33,8 @@ const LOCAL: &str = "127.0.0.1:7001";
 const LOCAL_FLOWS: &str = "127.0.0.1:7003";
 /// Bytes a second of a flow, each way, unless a test says otherwise.
 pub const RATE: u64 = 500_000;
+/// A path that is taken for direct and left at once was none.
+const STAYS: Duration = Duration::from_millis(500);
 /// How often waits look.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -144,15 +146,17 @@ impl World {
         self.console()?.wait_after(skip, &format!("{kind} active"), time, wanted)
     }
 
-    /// How long after `since` a direct carrier was active again, if it was within `time`.
+    /// How long after `since` a direct carrier was active again, and stayed so for a moment, if it
+    /// was within `time`.
     pub fn direct_again(&mut self, since: Instant, time: Duration) -> Result<Option<Duration>> {
         let deadline = Instant::now() + time;
         loop {
             let events = self.console()?.timed_events();
-            let found = events.iter().find(|(at, e)| {
-                *at >= since && text(e, "state") == "active" && text(e, "kind") == "direct"
-            });
-            if let Some((at, _)) = found {
+            let last = events.iter().rfind(|(_, e)| text(e, "state") == "active");
+            let found = last.filter(|(at, e)| *at >= since && text(e, "kind") == "direct");
+            if let Some((at, _)) = found
+                && at.elapsed() >= STAYS
+            {
                 return Ok(Some(*at - since));
             }
             if Instant::now() >= deadline {
@@ -160,6 +164,18 @@ impl World {
             }
             pause(LOOK);
         }
+    }
+
+    /// Whether the carrier in use is direct, or becomes so within `time`.
+    pub fn stays_direct(&mut self, time: Duration) -> Result<bool> {
+        let deadline = Instant::now() + time;
+        while self.active()? != "direct" {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            pause(LOOK);
+        }
+        Ok(true)
     }
 
     /// Kind of the carrier that is in use.

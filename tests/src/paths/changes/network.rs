@@ -38,9 +38,17 @@ pub(super) fn scenes() -> Vec<Scene> {
             udp_dies(p, "agent")
         }),
         scene("udp-dies-console", "the same at the console", |p| udp_dies(p, "console")),
-        scene("udp-dies-45s", "the same for 45 s: nothing is left of the direct path", |p| {
-            udp_dies_for(p, "agent", Duration::from_secs(45))
+        scene("udp-dies-download", "UDP dies, IPv4 and IPv6, while only the agent sends", |p| {
+            udp_dies_one_way(p, FlowEnd::Far)
         }),
+        scene("udp-dies-upload", "the same while only the console sends", |p| {
+            udp_dies_one_way(p, FlowEnd::Near)
+        }),
+        scene(
+            "udp-dies-45s",
+            "UDP of the agent's network is cut for 45 s: nothing is left of the direct path",
+            |p| udp_dies_for(p, "agent", Duration::from_secs(45)),
+        ),
         scene("udp-dies-45s-console", "the same at the console", |p| {
             udp_dies_for(p, "console", Duration::from_secs(45))
         }),
@@ -136,6 +144,31 @@ fn udp_dies_for(place: &Place<'_>, side: &str, outage: Duration) -> Result<Seen>
     let flowed = flow.finish()?;
     let felt =
         Felt { stall: flowed.stall_since(since), direct, bytes: flowed.bytes.0 + flowed.bytes.1 };
+    world.close()?;
+    Ok(Seen::felt(&felt, STALL, Some(AGAIN)))
+}
+
+/// Whoever only receives has nothing outstanding by which it could notice.
+fn udp_dies_one_way(place: &Place<'_>, sender: FlowEnd) -> Result<Seen> {
+    let mut world = direct_world(place, "dual+dual")?;
+    let flow = world.flow(RATE)?;
+    flow.rest();
+    pause(Duration::from_secs(1));
+    let begin = Instant::now();
+    flow.go(sender);
+    pause(Duration::from_secs(2));
+    let before = world.events()?;
+    world.ctl("set agent-nat allow=no-udp")?;
+    world.wait_active(before, "relayed", DIRECT)?;
+    pause(REST);
+    let back = Instant::now();
+    world.ctl("set agent-nat allow=all")?;
+    let direct = world.direct_again(back, Duration::from_secs(60))?;
+    pause(Duration::from_secs(1));
+    let until = Instant::now();
+    let flowed = flow.finish()?;
+    let stall = flowed.stall_after_rest(sender, begin, until);
+    let felt = Felt { stall, direct, bytes: flowed.bytes.0 + flowed.bytes.1 };
     world.close()?;
     Ok(Seen::felt(&felt, STALL, Some(AGAIN)))
 }

@@ -32,6 +32,9 @@ const OPENS: usize = 5;
 const MEDIAN_MORE_RTTS: f64 = 0.5;
 /// What the direct path gives in the second after the first one, of what it gives later.
 const SOON: f64 = 0.8;
+/// And later at least this, in Mbit/s, also in programs that are not optimized and beside other
+/// work: three times what the relays carry.
+const MUCH: f64 = 60.0;
 /// So many moves are made: the first is to sockets that no server has seen yet.
 const MOVES: usize = 2;
 
@@ -228,6 +231,9 @@ fn to_direct(place: &Place<'_>) -> Result<Seen> {
     seen.direct = moves.iter().map(|m| m.after).max();
     for slow in moves.iter().filter(|m| m.soon < SOON * m.later) {
         seen.problems.push(format!("less than 80 % a second after the move: {}", told(slow)));
+    }
+    for little in moves.iter().filter(|m| m.later < MUCH) {
+        seen.problems.push(format!("no more than the relayed path gives: {}", told(little)));
     }
     if let Some(late) = seen.direct.filter(|after| *after > AGAIN) {
         seen.problems.push(format!("direct only {late:?} after UDP passed"));

@@ -130,6 +130,7 @@ fn map_life(place: &Place<'_>, side: &str, life: u64, seconds: u64) -> Result<Se
     let begin = std::time::Instant::now();
     let flow = world.flow(crate::paths::world::RATE)?;
     pause(Duration::from_secs(seconds));
+    let is_direct = world.stays_direct(super::AGAIN)?;
     let flowed = flow.finish()?;
     let first = flowed.stall_since(begin);
     // The first end of a mapping teaches when the next one comes: then nothing is lost at all.
@@ -138,6 +139,9 @@ fn map_life(place: &Place<'_>, side: &str, life: u64, seconds: u64) -> Result<Se
     seen.stall = Some(first);
     if first > GAP {
         seen.problems.push(format!("a gap of {first:?}"));
+    }
+    if !is_direct {
+        seen.problems.push("not direct in the end".to_owned());
     }
     world.close()?;
     Ok(seen)
