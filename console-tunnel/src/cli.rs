@@ -465,26 +465,35 @@ With jsonl, hashes stand for what is left out, so that the rest can still be ver
     /// Verify an export without any server
     #[command(after_help = "Examples:
   console-tunnel audit verify audit.jsonl --key sha256:9f86…
-  console-tunnel audit verify --file audit.jsonl --head head.json
+  console-tunnel audit verify --file audit.jsonl --head heads.jsonl
+  console-tunnel audit verify audit.jsonl --key sha256:9f86… --receipts receipts.jsonl
 
 Without --key or --head it can only say that the export is consistent in itself.")]
-    Verify {
-        /// The export
-        #[arg(required_unless_present = "export")]
-        file: Option<PathBuf>,
-        /// The same, as mediator audit verify takes it
-        #[arg(long = "file", value_name = "FILE", conflicts_with = "file")]
-        export: Option<PathBuf>,
-        /// Fingerprint of the root or log key
-        #[arg(long)]
-        key: Vec<Fingerprint>,
-        /// File with a head seen earlier (the last line of an export)
-        #[arg(long, value_name = "HEAD")]
-        head: Vec<PathBuf>,
-        /// Refuse exports that leave entries out
-        #[arg(long)]
-        complete: bool,
-    },
+    Verify(VerifyArgs),
+}
+
+// What is verified, and against what.
+#[derive(Debug, Args)]
+#[expect(missing_docs, reason = "clap would show it as the command's description")]
+pub struct VerifyArgs {
+    /// The export
+    #[arg(required_unless_present = "export")]
+    pub file: Option<PathBuf>,
+    /// The same, as mediator audit verify takes it
+    #[arg(long = "file", value_name = "FILE", conflicts_with = "file")]
+    pub export: Option<PathBuf>,
+    /// Fingerprint of the root or log key
+    #[arg(long)]
+    pub key: Vec<Fingerprint>,
+    /// File with heads seen earlier: of witness show, or an export
+    #[arg(long, value_name = "HEAD")]
+    pub head: Vec<PathBuf>,
+    /// File with receipts of an end (receipts export), to compare with the log; repeatable
+    #[arg(long, value_name = "RECEIPTS")]
+    pub receipts: Vec<PathBuf>,
+    /// Refuse exports that leave entries out
+    #[arg(long)]
+    pub complete: bool,
 }
 
 // Which entries.

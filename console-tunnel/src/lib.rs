@@ -96,9 +96,8 @@ fn dispatch(cli: Cli, started: Instant, stop: &CancellationToken) -> Result<(), 
             config::dialer(&config)?;
             command.run(&PROGRAM, KEYS, &sources, global.output())
         }
-        Some(Command::Audit(AuditCommand::Verify { file, export, key, head, complete })) => {
-            let file = file.or(export).unwrap_or_default();
-            commands::audit::verify(global.output(), &file, key, &head, complete)
+        Some(Command::Audit(AuditCommand::Verify(args))) => {
+            commands::audit::run(global.output(), args)
         }
         Some(Command::Receipts(ReceiptsCommand::Export)) => {
             let dir = own_directory(&global)?;

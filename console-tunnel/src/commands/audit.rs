@@ -4,24 +4,36 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Seek, SeekFrom},
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
 };
 
-use adit_ledger::{Anchor, MAX_LINE_LEN, Report, SignedHead, Trust, verify_export};
+use adit_ledger::{Anchor, MAX_LINE_LEN, Reconciler, Report, SignedHead, Trust, verify_export};
 use adit_protocol::keys::Fingerprint;
 use adit_runtime::{cli::CliError, output::Output};
 use serde_json::json;
 
+use crate::cli::VerifyArgs;
+
+/// Findings told one by one.
+const MAX_TOLD: usize = 100;
+
 /// `audit verify FILE`.
-pub fn verify(
+pub fn run(output: Output, args: VerifyArgs) -> Result<(), CliError> {
+    let VerifyArgs { file, export, key, head, receipts, complete } = args;
+    let file = file.or(export).unwrap_or_default();
+    verify(output, &file, key, &head, complete)?;
+    if receipts.is_empty() { Ok(()) } else { compare(output, &file, &receipts) }
+}
+
+fn verify(
     output: Output,
     file: &Path,
     keys: Vec<Fingerprint>,
     heads: &[PathBuf],
     complete: bool,
 ) -> Result<(), CliError> {
-    let heads = heads.iter().map(|path| read_head(path)).collect::<Result<_, _>>()?;
+    let heads = heads.iter().map(|path| read_heads(path)).collect::<Result<Vec<_>, _>>()?.concat();
     let trust = Trust { keys, heads, complete };
     let reader = BufReader::new(open(file)?);
     let report = verify_export(reader, &trust).map_err(|error| {
@@ -30,6 +42,41 @@ pub fn verify(
     })?;
     output.emit(&describe(&report))?;
     output.human(&report)
+}
+
+/// What both ends signed, against an export that was verified and against each other.
+fn compare(output: Output, log: &Path, receipts: &[PathBuf]) -> Result<(), CliError> {
+    let unreadable = |path: &Path, error: std::io::Error| {
+        CliError::failed("file_unreadable", format!("cannot read {}: {error}", path.display()))
+    };
+    let mut reconciler = Reconciler::new();
+    for path in receipts {
+        let file = BufReader::new(open(path)?);
+        reconciler.receipts(file).map_err(|error| unreadable(path, error))?;
+    }
+    reconciler.log(BufReader::new(open(log)?)).map_err(|error| unreadable(log, error))?;
+    let found = reconciler.finish();
+    let told: Vec<String> = found.findings.iter().take(MAX_TOLD).map(ToString::to_string).collect();
+    output.emit(&json!({
+        "receipts": found.receipts,
+        "sessions": found.sessions,
+        "sessions_in_log": found.logged,
+        "sessions_erased": found.erased,
+        "findings": told,
+        "findings_count": found.findings.len(),
+    }))?;
+    output.human(format_args!(
+        "{} receipts of {} sessions, {} of these in the log",
+        found.receipts, found.sessions, found.logged
+    ))?;
+    match found.findings.first() {
+        None => Ok(()),
+        Some(first) => Err(CliError::failed(
+            "receipts_mismatch",
+            format!("{} things do not fit; the first: {first}", found.findings.len()),
+        )
+        .hint("keep the receipts of both ends, and the heads that they saw")),
+    }
 }
 
 /// With the keys that `mediator audit verify --json` has.
@@ -71,23 +118,25 @@ fn open(path: &Path) -> Result<File, CliError> {
     })
 }
 
-/// The last line of a file, which is where exports have their head.
-fn read_head(path: &Path) -> Result<SignedHead, CliError> {
+/// All heads of a file: of an export, which has one for each log, or of `witness show`.
+fn read_heads(path: &Path) -> Result<Vec<SignedHead>, CliError> {
     let wrong = |reason: String| {
         CliError::usage("head_invalid", format!("{} holds no head: {reason}", path.display()))
     };
-    let mut file = open(path)?;
-    let length = file.metadata().map_err(|error| wrong(error.to_string()))?.len();
-    let tail = length.saturating_sub(u64::try_from(MAX_LINE_LEN + 2).unwrap_or(u64::MAX));
-    file.seek(SeekFrom::Start(tail)).map_err(|error| wrong(error.to_string()))?;
-    let mut last = Vec::new();
-    for line in BufReader::new(file.take(2 * MAX_LINE_LEN as u64)).split(b'\n') {
-        let line = line.map_err(|error| wrong(error.to_string()))?;
-        if !line.is_empty() {
-            last = line;
+    let (mut file, mut line, mut heads) = (BufReader::new(open(path)?), Vec::new(), Vec::new());
+    loop {
+        line.clear();
+        let limit = MAX_LINE_LEN as u64 + 1;
+        let read = file.by_ref().take(limit).read_until(b'\n', &mut line);
+        if read.map_err(|error| wrong(error.to_string()))? == 0 {
+            break;
+        }
+        if line.starts_with(b"{\"head\":") {
+            let text = line.strip_suffix(b"\n").unwrap_or(&line);
+            heads.push(SignedHead::parse(text).map_err(|error| wrong(error.to_string()))?);
         }
     }
-    SignedHead::parse(&last).map_err(|error| wrong(error.to_string()))
+    if heads.is_empty() { Err(wrong("no line is one".to_owned())) } else { Ok(heads) }
 }
 
 #[cfg(test)]
@@ -97,12 +146,12 @@ mod tests {
     use adit_protocol::keys::SigningKey;
 
     /// A log of three entries and its key.
-    fn exported() -> (String, SigningKey) {
+    fn exported(actor: &str) -> (String, SigningKey) {
         let key = SigningKey::generate().unwrap();
         let (mut tree, mut out) = (MerkleTree::new(), String::new());
         let mut export = JsonlExport::new(&[]);
         for seq in 0..3 {
-            let event = Event::new("session.granted", Level::Significant).actor("ann");
+            let event = Event::new("session.granted", Level::Significant).actor(actor);
             let entry = Entry::seal(seq, 1_000 + seq, event, [7; 16]);
             tree.append(entry.leaf());
             export.entry(&entry, &mut out).unwrap();
@@ -115,7 +164,7 @@ mod tests {
     #[test]
     fn exports_verify_offline_and_altered_ones_do_not() {
         let directory = tempfile::tempdir().unwrap();
-        let (text, key) = exported();
+        let (text, key) = exported("ann");
         let path = directory.path().join("audit.jsonl");
         std::fs::write(&path, &text).unwrap();
         let output = Output::new(false);
@@ -134,6 +183,17 @@ mod tests {
         );
         let other = vec![SigningKey::generate().unwrap().public().fingerprint()];
         assert_eq!(verify(output, &path, other, &[], false).unwrap_err().code, "audit_invalid");
+
+        // Each head of a file counts, not its last alone.
+        let (stranger, _) = exported("eve");
+        let heads = directory.path().join("heads.jsonl");
+        let head = |text: &str| text.lines().last().unwrap().to_owned();
+        std::fs::write(&heads, format!("{}\n{}\n", head(&stranger), head(&text))).unwrap();
+        let both = std::slice::from_ref(&heads);
+        let error = verify(output, &path, keys.clone(), both, false).unwrap_err();
+        assert_eq!(error.code, "audit_invalid");
+        std::fs::write(&heads, head(&text)).unwrap();
+        verify(output, &path, keys.clone(), both, false).unwrap();
 
         std::fs::write(&path, text.replace("ann", "bob")).unwrap();
         let error = verify(output, &path, keys, &[], false).unwrap_err();

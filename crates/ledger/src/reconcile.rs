@@ -5,12 +5,15 @@
 //! [`Reconciler::finish`]. Holds the receipts in memory, at most [`MAX_RECEIPTS`]; the log only
 //! passes by. Must never take an unsigned line for evidence.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead, Read as _},
+};
 
 use adit_protocol::ids::SessionId;
 
 use crate::{
-    Entry, Mismatch, Receipt,
+    Entry, MAX_LINE_LEN, Mismatch, Receipt,
     evidence::{GRANTED, targets_of},
     receipt::{Role, compare},
 };
@@ -116,6 +119,24 @@ impl Reconciler {
     /// With nothing yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// All of a file of receipts.
+    pub fn receipts(&mut self, file: impl BufRead) -> io::Result<()> {
+        each_line(file, |line| {
+            if !line.is_empty() {
+                self.receipt(line);
+            }
+        })
+    }
+
+    /// All of an export of the log, which is verified elsewhere.
+    pub fn log(&mut self, file: impl BufRead) -> io::Result<()> {
+        each_line(file, |line| {
+            if let Ok(entry) = Entry::parse(line) {
+                self.entry(&entry);
+            }
+        })
     }
 
     /// A line of a file of receipts.
@@ -228,5 +249,18 @@ impl Reconciler {
             }
         }
         self.out
+    }
+}
+
+/// Lines of bounded length; what is longer comes in pieces, which are nothing.
+fn each_line(mut file: impl BufRead, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let limit = MAX_LINE_LEN as u64 + 1;
+        if file.by_ref().take(limit).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        each(line.strip_suffix(b"\n").unwrap_or(&line));
     }
 }

@@ -2,11 +2,11 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader},
+    io::BufReader,
     path::{Path, PathBuf},
 };
 
-use adit_ledger::{Entry, MAX_LINE_LEN, Reconciler};
+use adit_ledger::Reconciler;
 use adit_runtime::cli::{CliError, GlobalArgs};
 use serde_json::json;
 
@@ -26,18 +26,12 @@ pub(super) async fn compare(
 ) -> Result<(), CliError> {
     let mut reconciler = Reconciler::new();
     for path in receipts {
-        lines(path, |line| {
-            if !line.is_empty() {
-                reconciler.receipt(line);
-            }
-        })?;
+        reconciler.receipts(open(path)?).map_err(|error| unreadable(path, &error))?;
     }
     match file {
-        Some(path) => lines(path, |line| {
-            if let Ok(entry) = Entry::parse(line) {
-                reconciler.entry(&entry);
-            }
-        })?,
+        Some(path) => {
+            reconciler.log(open(path)?).map_err(|error| unreadable(path, &error))?;
+        }
         None => {
             let store = MediatorDir::open(global)?.store(Mode::Read).await?;
             let sessions: Vec<String> = reconciler.sessions().collect();
@@ -72,20 +66,10 @@ pub(super) async fn compare(
     }
 }
 
-/// Lines of bounded length.
-fn lines(path: &Path, mut each: impl FnMut(&[u8])) -> Result<(), CliError> {
-    let unreadable = |error: std::io::Error| {
-        CliError::failed("file_unreadable", format!("{}: {error}", path.display()))
-    };
-    let mut reader = BufReader::new(File::open(path).map_err(unreadable)?);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let limit = MAX_LINE_LEN as u64 + 1;
-        let read = std::io::Read::take(&mut reader, limit).read_until(b'\n', &mut line);
-        if read.map_err(unreadable)? == 0 {
-            return Ok(());
-        }
-        each(line.strip_suffix(b"\n").unwrap_or(&line));
-    }
+fn open(path: &Path) -> Result<BufReader<File>, CliError> {
+    File::open(path).map(BufReader::new).map_err(|error| unreadable(path, &error))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> CliError {
+    CliError::failed("file_unreadable", format!("{}: {error}", path.display()))
 }
