@@ -78,6 +78,17 @@ fn an_administrator_works_remotely_and_what_is_withdrawn_ends() -> Result<()> {
         site.run("console", &["admin", "computer", "remove", "desk", "--yes", "--json"], "")?;
     ensure!((gone.error_code().as_str(), gone.code) == ("no_such_computer", 4), "{gone:?}");
 
+    // A client is erased from afar; the certificate holds without any server.
+    admin(&site, &["client", "add", "main/doomed"])?;
+    let erased = admin(&site, &["client", "erase", "main/doomed", "--yes"])?;
+    let kept = admin(&site, &["certificate", "list"])?;
+    ensure!(kept[0]["certificate"] == erased[0]["certificate"], "{kept:?} {erased:?}");
+    let file = site.artifacts().join("erased.json");
+    std::fs::write(&file, format!("{}\n", kept[0]["certificate"]))?;
+    let verify = ["certificate", "verify", file.to_str().context("path")?, "--key"];
+    let told = site.ask("mediator", &[&verify[..], &[&site.fingerprint, "--json"]].concat(), "")?;
+    ensure!(told["valid"] == true && told["trusted"] == true, "{told}");
+
     // The log, searched and taken away; the copy verifies without any server.
     let found = site.run(
         "console",

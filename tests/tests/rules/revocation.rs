@@ -19,10 +19,10 @@ use anyhow::{Result, ensure};
 const WITHDRAWN: Duration = Duration::from_secs(5);
 /// Where a console keeps its token.
 const TOKEN: &str = "session.token";
-const PASSWORD: &str = "nine words of which nobody thinks";
+pub(crate) const PASSWORD: &str = "nine words of which nobody thinks";
 
 /// A connection through the tunnel that has carried something.
-fn in_use(local: SocketAddr) -> Result<TcpStream> {
+pub(crate) fn in_use(local: SocketAddr) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(local)?;
     stream.set_read_timeout(Some(SOON))?;
     stream.write_all(b"echo\nx")?;
@@ -31,14 +31,14 @@ fn in_use(local: SocketAddr) -> Result<TcpStream> {
 }
 
 /// The connection ends, not regularly, within the time.
-fn is_cut(mut stream: TcpStream, since: Instant) -> Result<()> {
+pub(crate) fn is_cut(mut stream: TcpStream, since: Instant) -> Result<()> {
     let end = stream.read(&mut [0]);
     ensure!(end.is_err(), "a regular end: {end:?}");
     ensure!(since.elapsed() < WITHDRAWN, "after {:?}: {end:?}", since.elapsed());
     Ok(())
 }
 
-fn ends(site: &Site, mut forward: Forward, reason: &str) -> Result<()> {
+pub(crate) fn ends(site: &Site, mut forward: Forward, reason: &str) -> Result<()> {
     let closed = forward.process.event("closed", SOON)?;
     ensure!(forward.process.exit(SOON)?.code() != Some(0), "{closed}");
     let session = forward.session.clone();
