@@ -36,8 +36,8 @@ struct Luck {
     late: Vec<u64>,
 }
 
-/// Runs each representative often, and with `others` all other hard pairs; a table in Markdown,
-/// and what was not enough.
+/// Runs each representative often, with `others` all other hard pairs, too, or those of `only`; a
+/// table in Markdown, and what was not enough.
 pub fn run(
     test: &str,
     runs: u64,
@@ -58,9 +58,10 @@ pub fn run(
         table.push_str(&luck.row(scenario, what));
         problems.extend(luck.problem());
     }
-    if others {
+    if others || !only.is_empty() {
         let is_other = |case: &Case| {
             case.verdict.class == Class::Hard
+                && wanted(&case.scenario)
                 && !REPRESENTATIVES.iter().any(|(name, _)| *name == case.scenario)
         };
         for case in oracle::cases().into_iter().filter(is_other) {
