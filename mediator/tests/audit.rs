@@ -21,8 +21,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use adit_ledger::Entry;
 use adit_protocol::wire::{self, frame::Body};
-use common::{Mediator, hello, identity};
+use common::{
+    Mediator,
+    api::{Web, Who},
+    hello, identity, open, try_open,
+};
+use sqlx::Connection as _;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -417,4 +423,192 @@ async fn search_levels_and_retention_by_command() {
     assert!(verified[0]["trees"][0]["omitted"].as_u64() > Some(0), "{verified:?}");
     let text = std::fs::read_to_string(&file).unwrap();
     assert!(!text.contains("client.added") && text.contains("login.failed"));
+}
+
+/// What is done by hand in the database is found by the command; what only misleads a search is not
+/// in the way of an export.
+#[tokio::test]
+async fn every_change_in_the_database_is_found_by_the_command() {
+    let mut mediator = Mediator::start();
+    for n in 0..9 {
+        mediator.admin(&["client", "add", &format!("main/c{n}")]);
+    }
+    mediator.stop();
+    let good = std::fs::read(mediator.database()).unwrap();
+    let change = async |statements: &[&str]| {
+        for end in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(mediator.database().with_extension(format!("db{end}")));
+        }
+        std::fs::write(mediator.database(), &good).unwrap();
+        let file = format!("sqlite:{}", mediator.database().display());
+        let mut database = sqlx::SqliteConnection::connect(&file).await.unwrap();
+        for statement in statements {
+            let statement = sqlx::AssertSqlSafe((*statement).to_owned());
+            let done = sqlx::query(statement).execute(&mut database).await.unwrap();
+            assert!(done.rows_affected() > 0, "{statements:?}");
+        }
+        database.close().await.unwrap();
+    };
+    let verify = || mediator.try_admin(&["audit", "verify", "--key", &mediator.fingerprint], "");
+    change(&[]).await;
+    assert_eq!(verify().0, 0);
+    let last = "(SELECT MAX(seq) FROM audit_entry)";
+    for statements in [
+        &["UPDATE audit_entry SET line = replace(line, 'client.added', 'client.moved') \
+           WHERE event = 'client.added'"][..],
+        &["UPDATE audit_entry SET line = (SELECT line FROM audit_entry WHERE seq = 4) \
+           WHERE seq = 5"],
+        &["DELETE FROM audit_entry WHERE seq = 5"],
+        &[&format!("DELETE FROM audit_entry WHERE seq = {last}")],
+        &[
+            "UPDATE audit_entry SET seq = 9000 WHERE seq = 5",
+            "UPDATE audit_entry SET seq = 5 WHERE seq = 6",
+            "UPDATE audit_entry SET seq = 6 WHERE seq = 9000",
+        ],
+        &[&format!(
+            "INSERT INTO audit_entry (tree, seq, time_ms, event, leaf, line, log_no) \
+             SELECT tree, seq + 1, time_ms, event, leaf, line, log_no FROM audit_entry \
+             WHERE seq = {last}"
+        )],
+        &["UPDATE audit_tree SET head = replace(head, '\"size\":1', '\"size\":2')"],
+        &["UPDATE audit_tree SET head = replace(head, '\"root\":\"', '\"root\":\"00')"],
+    ] {
+        change(statements).await;
+        let (code, told) = verify();
+        let found = told.last().unwrap()["error"]["code"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(code, 1, "{statements:?}: {told:?}");
+        assert!(["audit_invalid", "database_corrupt"].contains(&found.as_str()), "{told:?}");
+    }
+    // Contents that are gone before their time leave their hash, as retention's do: they are counted.
+    change(&["UPDATE audit_entry SET line = '' WHERE seq = 5"]).await;
+    let (code, told) = verify();
+    assert_eq!((code, &told[0]["trees"][0]["pruned"]), (0, &1.into()), "{told:?}");
+    // An index is no evidence: who changes that alone hides something from a search, not from an
+    // export, which reads the lines.
+    change(&["UPDATE audit_entry SET event = 'x', client_key = NULL WHERE event = 'client.added'"])
+        .await;
+    assert_eq!(verify().0, 0);
+    let found = |args: &[&str]| {
+        let told = mediator.admin(&[&["audit"], args, &["--client", "main/c5"]].concat());
+        told.iter().filter(|line| line["event"] == "client.added").count()
+    };
+    assert_eq!((found(&["search"]), found(&["export"])), (0, 1));
+}
+
+/// The same is done by two users, of whom one is recorded as little as can be: only what may be
+/// left out is missing.
+#[tokio::test]
+async fn at_level_0_access_and_security_events_stay() {
+    use adit_protocol::wire::session_event::Event;
+    let mediator = Mediator::start();
+    let (mut agent, enrolled, key) = mediator.agent("pc").await;
+    let mut recorded = Vec::new();
+    for (n, (user, level)) in (1_u8..).zip([("all", "5"), ("none", "0")]) {
+        let added = mediator.admin(&["user", "add", user, "--role", "administrator"]);
+        let password = added[0]["password"].as_str().unwrap();
+        mediator.admin(&["audit", "level", user, level]);
+        let me = identity();
+        let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+        assert!(device.login(user, "wrong").await.is_err());
+        device.login(user, password).await.unwrap();
+        device.ask(Body::ListComputers(wire::ListComputers::default())).await.unwrap();
+        try_open(&device, &mut agent, open(n, &enrolled, &key)).await.unwrap();
+        let session_id: Vec<u8> = vec![n; 16];
+        let change = wire::CarrierChange {
+            kind: "relayed".into(),
+            state: "active".into(),
+            ..wire::CarrierChange::default()
+        };
+        let events = [
+            Event::Carrier(change),
+            Event::Channel(wire::ChannelEnd {
+                channel: 1,
+                outcome: "closed".into(),
+                ..Default::default()
+            }),
+            Event::End(wire::SessionEnd { reason: "closed".into(), ..Default::default() }),
+        ];
+        let events = events.map(|event| wire::SessionEvent { at_ms: 1, event: Some(event) });
+        let report = wire::SessionReport { session_id: session_id.into(), events: events.to_vec() };
+        device.ask(Body::SessionReport(report)).await.unwrap();
+        let who = Who::at(&device, &me).await;
+        let mut web = Web::connect(&mediator).await;
+        assert_eq!(web.ask(&who, "GET", "/api/v1/computers", None).await.status, 200);
+        assert_eq!(web.ask(&who, "GET", "/api/v1/audit/events", None).await.status, 200);
+        assert_eq!(web.ask(&who, "DELETE", "/api/v1/relays/none", None).await.status / 100, 4);
+        let lock = serde_json::json!({"reason": "x"});
+        for (method, body) in [("PUT", Some(&lock)), ("DELETE", None)] {
+            let done = web.ask(&who, method, "/api/v1/clients/main/hq/lockdown", body).await;
+            assert_eq!(done.status, 200, "{done:?}");
+        }
+        let mine = mediator.events().into_iter().filter(|event| event["actor"] == user);
+        let mut names: Vec<String> =
+            mine.map(|event| event["event"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        recorded.push(names);
+    }
+    let [all, none] = recorded.try_into().unwrap();
+    for name in [
+        "login.failed",
+        "login.succeeded",
+        "session.requested",
+        "session.granted",
+        "session.carrier",
+        "session.ended",
+        "computers.listed",
+        "audit.read",
+        "client.locked",
+    ] {
+        assert!(all.iter().any(|kept| kept == name), "no {name}: {all:?}");
+    }
+    let optional = ["session.carrier", "computers.listed"];
+    let kept: Vec<_> = all.into_iter().filter(|name| !optional.contains(&name.as_str())).collect();
+    assert_eq!(none, kept);
+}
+
+/// As an administrator sets it up: files appear by themselves, go on where the last one ended, also
+/// after a crash, and each verifies by the command.
+#[tokio::test]
+async fn a_running_mediator_exports_by_itself_without_gaps() {
+    let mut mediator = Mediator::start();
+    mediator.stop();
+    let out = tempfile::tempdir().unwrap();
+    let lines = format!("export_dir = {}\nexport_every = \"1s\"\n", quoted(out.path()));
+    configure(&mediator, &lines);
+    let exported = || {
+        let mut seen = Vec::new();
+        for file in std::fs::read_dir(out.path()).unwrap() {
+            let file = file.unwrap().path();
+            if file.extension().is_some_and(|end| end == "jsonl") {
+                let text = std::fs::read_to_string(&file).unwrap();
+                let entries = text.lines().filter(|line| line.starts_with("{\"v\":1"));
+                seen.extend(entries.map(|line| Entry::parse(line.as_bytes()).unwrap().seq()));
+            }
+        }
+        seen.sort_unstable();
+        seen
+    };
+    for round in 0..3 {
+        mediator.serve();
+        mediator.admin(&["client", "add", &format!("main/export{round}")]);
+        let size = u64::try_from(mediator.events().len()).unwrap();
+        let deadline = Instant::now() + common::WAIT;
+        while exported().len() < usize::try_from(size).unwrap() {
+            assert!(Instant::now() < deadline, "{} of {size}", exported().len());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let seen = exported();
+        let all: Vec<u64> = (0..seen.len() as u64).collect();
+        assert_eq!(seen, all, "round {round}: each entry once");
+        mediator.kill();
+    }
+    let mut files = 0;
+    for file in std::fs::read_dir(out.path()).unwrap() {
+        let file = file.unwrap().path();
+        let path = file.to_str().unwrap();
+        let verify = ["audit", "verify", "--file", path, "--key", &mediator.fingerprint];
+        assert_eq!(mediator.admin(&verify)[0]["trees"][0]["anchor"], "key", "{path}");
+        files += 1;
+    }
+    assert!(files >= 3, "{files} files");
 }

@@ -2,59 +2,169 @@
 
 mod common;
 
-use std::{collections::BTreeSet, io::Read, net::TcpStream, time::Instant};
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::TcpStream,
+    time::Instant,
+};
 
 use adit_protocol::{
     code::failure,
+    ids::SessionId,
+    keys::random,
     wire::{self, frame::Body},
 };
-use common::{Mediator, hello, identity};
+use common::{Device, Mediator, hello, identity, open};
 
-#[tokio::test]
+/// What was acknowledged: the name of its record, and what that names it by.
+type Told = Vec<(&'static str, String)>;
+/// A device with its login, session of its own making, act of an administrator: as many as it gets
+/// done before the process dies.
+type Racing = tokio::task::JoinSet<Told>;
+
+const FIELDS: [(&str, &str); 4] = [
+    ("login.succeeded", "device"),
+    ("session.granted", "session_id"),
+    ("session.ended", "session_id"),
+    ("credential.added", "credential_id"),
+];
+
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+async fn race_logins(mediator: &Mediator, racing: &mut Racing) {
+    for _ in 0..6 {
+        let me = identity();
+        let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+        let password = mediator.password.clone();
+        racing.spawn(async move {
+            let device_key = me.signing.public().fingerprint().to_string();
+            let user = "admin".to_owned();
+            let login = Body::Login(wire::Login { user, password, ..Default::default() });
+            // All of the device: with a part of it alone the connection would be gone by now.
+            let done = matches!(told(&device, login).await, Some(Body::LoggedIn(_)));
+            done.then_some(("login.succeeded", device_key)).into_iter().collect()
+        });
+    }
+}
+
+/// Sessions that begin and end, one after the other.
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+fn race_sessions(console: Device, mut agent: Device, wish: wire::Open, racing: &mut Racing) {
+    use adit_protocol::wire::session_event::Event;
+    racing.spawn(async move {
+        let mut done = Vec::new();
+        for _ in 0..20 {
+            let id = SessionId(random().unwrap());
+            let wish = wire::Open { session_id: id.0.to_vec().into(), ..wish.clone() };
+            if !granted(&console, &mut agent, wish).await {
+                break;
+            }
+            done.push(("session.granted", id.to_string()));
+            let end = wire::SessionEnd { reason: "closed".into(), ..wire::SessionEnd::default() };
+            let events = vec![wire::SessionEvent { at_ms: 1, event: Some(Event::End(end)) }];
+            let report = wire::SessionReport { session_id: id.0.to_vec().into(), events };
+            if told(&console, Body::SessionReport(report)).await.is_none() {
+                break;
+            }
+            done.push(("session.ended", id.to_string()));
+        }
+        done
+    });
+}
+
+/// The answer, if one comes before the end.
+async fn told(device: &Device, body: Body) -> Option<Body> {
+    device.peer.request(body, common::WAIT).await.ok()
+}
+
+/// Was it granted, also if everything ended in the next moment?
+async fn granted(console: &Device, agent: &mut Device, wish: wire::Open) -> bool {
+    let opened = console.peer.request(Body::Open(wish), common::WAIT);
+    tokio::pin!(opened);
+    loop {
+        tokio::select! {
+            answer = &mut opened => return matches!(answer, Ok(Body::Granted(_))),
+            Some(request) = agent.incoming.recv() => {
+                let (body, responder) = request.into_parts();
+                responder.reply(match body {
+                    Body::Offer(_) => Body::Answer(wire::Answer { noise_msg2: vec![8; 100].into() }),
+                    _ => Body::Done(wire::Done {}),
+                });
+            }
+        }
+    }
+}
+
+/// What the machine's administrator adds, through the local socket.
+#[expect(clippy::indexing_slicing, reason = "JSON values give null for what is not there")]
+fn race_acts(mediator: &Mediator, round: u32, racing: &mut Racing) {
+    let socket = mediator.dir.path().join("mediator.sock");
+    racing.spawn_blocking(move || {
+        let mut told = Vec::new();
+        for n in 0..20 {
+            let wish = serde_json::json!({
+                "act": "credentials", "what": "add", "client": "main/hq", "computer": null,
+                "name": format!("c{round}-{n}"), "kind": "password", "user": "root",
+                "secret": "a secret", "length": null, "notes": "", "redirectors": [],
+                "automatic": false,
+            });
+            let Ok(mut stream) = std::os::unix::net::UnixStream::connect(&socket) else { break };
+            let mut answer = String::new();
+            let asked = stream.write_all(format!("{wish}\n").as_bytes());
+            if asked.and_then(|()| stream.read_to_string(&mut answer)).is_err() {
+                break;
+            }
+            let reply: Option<serde_json::Value> =
+                answer.lines().next().and_then(|line| serde_json::from_str(line).ok());
+            let id = reply.as_ref().and_then(|line| line["reply"]["credential_id"].as_str());
+            let Some(id) = id else { break };
+            told.push(("credential.added", id.to_owned()));
+        }
+        told
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_no_acknowledged_record_is_lost() {
     let mut mediator = Mediator::start();
+    let (agent, enrolled, key) = mediator.agent("pc").await;
+    drop(agent);
     let mut acknowledged = BTreeSet::new();
     // `cargo xtask faults` asks for more.
     let rounds: u32 =
         std::env::var("ADIT_FAULT_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
     for round in 0..rounds {
-        let me = identity();
-        let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
-        let told = device.login("admin", &mediator.password).await.unwrap();
-        assert!(!told.session_token.is_empty());
-        acknowledged.insert(me.signing.public().fingerprint().to_string());
-        // The next ones are under way when the process dies.
-        let racing: Vec<_> = (0..8).map(|_| identity()).collect();
-        let mut answers = tokio::task::JoinSet::new();
-        for me in &racing {
-            let device = mediator.connect(me, hello(2, me, &[])).await.unwrap();
-            let (password, me) = (mediator.password.clone(), me.clone());
-            answers.spawn(async move {
-                let login = Body::Login(wire::Login {
-                    user: "admin".into(),
-                    password,
-                    ..Default::default()
-                });
-                let answer = device.peer.request(login, common::WAIT).await;
-                matches!(answer, Ok(Body::LoggedIn(_)))
-                    .then(|| me.signing.public().fingerprint().to_string())
-            });
-        }
-        for _ in 0..round % 9 {
-            acknowledged.extend(answers.join_next().await.unwrap().unwrap());
+        let agent = mediator.connect(&key, hello(1, &key, &enrolled.device_id)).await.unwrap();
+        let (console, me, _) = mediator.console().await;
+        let device = me.signing.public().fingerprint().to_string();
+        acknowledged.insert(("login.succeeded", device));
+        // All of these are under way when the process dies.
+        let mut racing = Racing::new();
+        race_logins(&mediator, &mut racing).await;
+        race_sessions(console, agent, open(1, &enrolled, &key), &mut racing);
+        race_acts(&mediator, round, &mut racing);
+        for _ in 0..round % 7 {
+            acknowledged.extend(racing.join_next().await.unwrap().unwrap());
         }
         // Within the milliseconds in which the next batch is made, written and told.
         tokio::time::sleep(std::time::Duration::from_micros(u64::from(round) * 977 % 9_000)).await;
         mediator.kill();
-        acknowledged.extend(answers.join_all().await.into_iter().flatten());
+        acknowledged.extend(racing.join_all().await.into_iter().flatten());
         mediator.serve();
     }
-    let recorded: BTreeSet<String> = mediator
-        .events_named("login.succeeded")
-        .iter()
-        .map(|event| event["device"].as_str().unwrap().to_owned())
-        .collect();
-    assert!(acknowledged.is_subset(&recorded), "lost: {:?}", acknowledged.difference(&recorded));
+    let mut recorded = BTreeSet::new();
+    for event in mediator.events() {
+        for (name, field) in FIELDS.into_iter().filter(|(name, _)| event["event"] == *name) {
+            recorded.insert((name, event[field].as_str().unwrap().to_owned()));
+        }
+    }
+    let lost: Vec<_> = acknowledged.difference(&recorded).collect();
+    assert!(lost.is_empty(), "{} of {} are lost: {lost:?}", lost.len(), acknowledged.len());
+    for (name, _) in FIELDS {
+        let count = acknowledged.iter().filter(|(of, _)| *of == name).count();
+        println!("{rounds} kills: {count} {name} acknowledged, all recorded");
+        assert!(count >= usize::try_from(rounds / 2).unwrap(), "only {count} {name}");
+    }
     mediator.admin(&["audit", "verify"]);
 }
 
@@ -75,7 +185,6 @@ async fn connections_that_stall_keep_nobody_out() {
 
 #[tokio::test]
 async fn garbage_on_the_port_harms_nobody() {
-    use std::io::Write;
     let mediator = Mediator::start();
     let pid = mediator.pid();
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff, 1], &[0; 4096]] {
@@ -283,7 +392,7 @@ async fn a_database_that_was_put_back_is_not_served() {
 }
 
 /// The answer to an offer, as an agent that agrees gives it.
-async fn agree(agent: &mut common::Device) {
+async fn agree(agent: &mut Device) {
     loop {
         let (body, responder) = agent.next().await.into_parts();
         if matches!(body, Body::Offer(_)) {
