@@ -24,7 +24,7 @@ fn every_pair_of_networks_meets_the_oracle() -> Result<()> {
     // `cargo xtask paths --hard`.
     let options = Options { jobs: JOBS, seed: 1, retries: 1, log_level: None };
     let report = matrix::run("paths", oracle::cases(), &options)?;
-    println!("{}", report.matrix());
+    println!("{}\n{}", report.matrix(), report.times());
     fs::write(artifacts_path("paths").join("matrix.txt"), report.matrix())?;
     let misses = report.misses();
     ensure!(misses.is_empty(), "{} missed:\n{}", misses.len(), misses.join("\n"));

@@ -92,7 +92,7 @@ impl Args {
 fn pairs(args: &Args) -> Result<Vec<String>> {
     let cases = oracle::cases().into_iter().filter(|c| args.wants(&c.scenario)).collect();
     let report = matrix::run("paths", cases, &args.options)?;
-    println!("{}", report.matrix());
+    println!("{}\n{}", report.matrix(), report.times());
     if let Some(file) = &args.json {
         let lines: Vec<_> =
             report.results.iter().map(|(case, o)| o.json(case).to_string()).collect();

@@ -30,6 +30,10 @@ pub struct Options {
     pub log_level: Option<String>,
 }
 
+/// What the first byte may take in the median of the pairs, also in programs that are not optimized
+/// and on a busy machine.
+const FIRST_BYTE: Duration = Duration::from_secs(1);
+
 /// What became of all pairs.
 pub struct Report {
     /// In the order of the cases.
@@ -127,7 +131,18 @@ impl Report {
                 outcome.seed,
             )
         };
-        missed.map(tell).collect()
+        missed.map(tell).chain(self.late_first_bytes()).collect()
+    }
+
+    /// Nothing is waited for before the first byte: neither a router that opens ports, nor one that
+    /// is looked for in vain, which takes seconds.
+    fn late_first_bytes(&self) -> Option<String> {
+        let mut first: Vec<_> =
+            self.results.iter().filter_map(|(_, outcome)| outcome.first_byte_ms).collect();
+        first.sort_by(f64::total_cmp);
+        let median = first.get(first.len() / 2).copied().unwrap_or_default();
+        let late = median > FIRST_BYTE.as_secs_f64() * 1e3;
+        late.then(|| format!("first bytes came after {median:.0} ms in the median"))
     }
 
     /// The matrix in Markdown: time to direct in seconds, `relayed`, or `**missed**`.
