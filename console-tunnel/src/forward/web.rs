@@ -9,7 +9,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, sleep, timeout_at},
 };
@@ -20,6 +20,8 @@ const MAX_HEAD: usize = 16 * 1024;
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 /// Until a head that came in part is looked at again.
 const AGAIN: Duration = Duration::from_millis(5);
+/// Bytes of a refused request that are thrown away.
+const MAX_DISCARD: u64 = 1024 * 1024;
 /// Time for a refusal to be read.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -67,7 +69,9 @@ pub(super) async fn admit(stream: &mut TcpStream, names: &[String]) -> bool {
     );
     let told = async {
         stream.write_all(answer.as_bytes()).await?;
-        stream.shutdown().await
+        stream.shutdown().await?;
+        // What is left unread would reset the connection before the answer is read.
+        tokio::io::copy(&mut stream.take(MAX_DISCARD), &mut tokio::io::sink()).await
     };
     let _ = timeout_at(Instant::now() + ANSWER_DEADLINE, told).await;
     false
@@ -146,7 +150,7 @@ fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncReadExt, net::TcpListener};
+    use tokio::net::TcpListener;
 
     use super::*;
 
@@ -222,9 +226,11 @@ mod tests {
             let server = async move {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let passes = admit(&mut stream, &[]).await;
-                let mut rest = vec![0; head.len()];
-                stream.read_exact(&mut rest).await.unwrap();
-                assert_eq!(rest, head.as_bytes());
+                if passes {
+                    let mut rest = vec![0; head.len()];
+                    stream.read_exact(&mut rest).await.unwrap();
+                    assert_eq!(rest, head.as_bytes());
+                }
                 passes
             };
             async move { tokio::join!(client, server) }
