@@ -30,8 +30,6 @@ use crate::{
 const MAX_PENDING: u64 = 20;
 /// Length of an approval if none is asked for, milliseconds.
 const DEFAULT_LENGTH_MS: u64 = 3_600_000;
-/// Code of a request for what one has asked for in other words already.
-pub(crate) const REQUEST_PENDING: &str = "request_pending";
 /// Whoever asked cannot decide.
 const BY_ANOTHER: &str = "somebody else with requests.approve for that computer decides it: \
      console-tunnel requests list there; you may take it back with requests deny";
@@ -162,7 +160,7 @@ pub(crate) async fn make(
                 waits.redirector, waits.computer, waits.id
             );
             let hint = "take that back first: console-tunnel requests deny ID";
-            Err(RequestError::Refused(Refusal::new(REQUEST_PENDING, text), hint))
+            Err(RequestError::Refused(Refusal::new(failure::REQUEST_PENDING, text), hint))
         }
         Made::TooMany => {
             let text = "too many of your requests wait for a decision";

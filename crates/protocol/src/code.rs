@@ -106,6 +106,10 @@ pub mod failure {
     pub const UNSUPPORTED_VERSION: &str = "unsupported_version";
     /// No relay is registered.
     pub const NO_RELAY: &str = "no_relay";
+    /// The same was asked for before, in other words, and waits.
+    pub const REQUEST_PENDING: &str = "request_pending";
+    /// Nobody who manages the partner would be left.
+    pub const LAST_MANAGER: &str = "last_manager";
 }
 
 /// Why a channel was refused or reset, one byte on the wire.

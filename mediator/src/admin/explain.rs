@@ -233,7 +233,7 @@ fn request_error(error: RequestError) -> CliError {
             let exit = match refusal.code {
                 failure::NO_SUCH_REQUEST | failure::NO_SUCH_COMPUTER => Exit::NotThere,
                 failure::BAD_REQUEST | failure::REASON_REQUIRED => Exit::Usage,
-                failure::BUSY | requests::REQUEST_PENDING => Exit::Failed,
+                failure::BUSY | failure::REQUEST_PENDING => Exit::Failed,
                 _ => Exit::Refused,
             };
             let error = CliError::new(refusal.code, exit, refusal.message);

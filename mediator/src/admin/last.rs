@@ -5,6 +5,7 @@
 //! the act, of what the database then holds; so no two acts at once get past it. On the mediator's
 //! machine all of it can be done. Conditions are left out of account: who may at some hours may.
 
+use adit_protocol::code::failure;
 use adit_runtime::cli::CliError;
 
 use super::{actor::Actor, handle::Who};
@@ -13,9 +14,6 @@ use crate::{
     roles::Permission,
     store::{StoreError, WriteTx, access::bindings},
 };
-
-/// Code of such a refusal.
-const LAST_MANAGER: &str = "last_manager";
 
 /// What disabling somebody must leave: whoever manages users can enable again.
 pub(super) const USERS: &[Permission] = &[Permission::ManageUsers];
@@ -63,7 +61,8 @@ impl Held {
 pub(super) async fn told((context, actor): Who<'_>, error: StoreError) -> CliError {
     let StoreError::LastManager(_) = error else { return store_error(error) };
     let text = format!("{error}: only the mediator's machine could undo it");
-    let refused = actor.refuse_as(context, ("last-administrator", LAST_MANAGER), text).await;
+    let refused =
+        actor.refuse_as(context, ("last-administrator", failure::LAST_MANAGER), text).await;
     let hint = "give somebody else a role with that permission on the whole partner first, without \
                 an end; or do it on the mediator's machine: mediator user disable, mediator role …";
     refused.map_or_else(|error| error, |refused| refused.hint(hint))

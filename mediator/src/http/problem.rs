@@ -10,7 +10,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{core::types::Refusal, requests::REQUEST_PENDING};
+use crate::core::types::Refusal;
 
 /// An answer that is no success.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ const STATUS: [(&str, StatusCode); 12] = [
     (failure::NAME_TAKEN, StatusCode::CONFLICT),
     (failure::AMBIGUOUS_COMPUTER, StatusCode::CONFLICT),
     ("ambiguous_relay", StatusCode::CONFLICT),
-    (REQUEST_PENDING, StatusCode::CONFLICT),
+    (failure::REQUEST_PENDING, StatusCode::CONFLICT),
     (failure::RATE_LIMITED, StatusCode::TOO_MANY_REQUESTS),
     (failure::BUSY, StatusCode::SERVICE_UNAVAILABLE),
     (failure::AUDIT_UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
