@@ -18,6 +18,7 @@ use adit_tests::{
     site::{POLICY_LOOPBACK, READY, Site},
 };
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 /// A user of this machine, for the time of the test.
 struct User(&'static str);
@@ -108,7 +109,9 @@ fn openssh_gets_a_password_and_a_key_that_no_process_list_shows() -> Result<()> 
         let told = site.artifacts().join(format!("whoami-{name}"));
         let _ = fs::remove_file(&told);
         viewer(&site, &told)?;
+        let why = ["--reason", "disk full", "--ticket", "T-17"];
         let open = ["open", "agent", "ssh", "--credential", name, "--json"];
+        let open = [&open[..], &why].concat();
         let mut opened = site.spawn("console", &open)?;
         opened.wait("the viewer", READY, |e| text(e, "event") == "viewer")?;
         let begun = Instant::now();
@@ -120,17 +123,86 @@ fn openssh_gets_a_password_and_a_key_that_no_process_list_shows() -> Result<()> 
         }
         ensure!(told.exists() && looks > 3, "{name}: {:?}", opened.events());
         ensure!(fs::read_to_string(&told)?.trim() == user.0, "{name}");
-        let used = site.audited("the use", |e| text(e, "event") == "credential.used")?;
-        ensure!(!used.to_string().contains(secret), "{used}");
         opened.wait("the end", READY, |e| text(e, "event") == "closed")?;
         let events = format!("{:?}", opened.events());
         ensure!(!events.contains(secret), "the console tells {name}");
+        let granted = opened.events().into_iter().find(|e| text(e, "event") == "granted");
+        let session = text(&granted.context("granted")?, "session_id").to_owned();
+        let records = every_field(&site, &session)?;
+        ensure!(!Value::from(records).to_string().contains(secret), "the log tells {name}");
     }
     // Nothing of the way is left.
     let rest = fs::read_dir(std::env::temp_dir())?.flatten();
     let rest = rest.filter(|entry| entry.path().join("answer").exists()).count();
     ensure!(rest == 0, "a private folder is left");
     Ok(())
+}
+
+/// The records of a session say all that design and auditors ask for: who, by what right, why, from
+/// where, on what, with which application and credential, by which way, how much, when, and how it
+/// ended. Gives them.
+fn every_field(site: &Site, session: &str) -> Result<Vec<Value>> {
+    let of_session = |e: &Value| text(e, "session_id") == session;
+    site.audited("the end", |e| of_session(e) && text(e, "event") == "session.ended")?;
+    let mut records: Vec<Value> = site.audit()?.into_iter().filter(of_session).collect();
+    records.sort_by_key(|e| e["seq"].as_u64());
+    let computer = site.ask("console", &["computers", "agent", "--json"], "")?;
+    for record in &records {
+        ensure!(record["seq"].is_u64() && record["level"].is_u64(), "{record}");
+        ensure!(text(record, "time").ends_with('Z'), "{record}");
+        for (key, value) in [
+            ("partner", site.partner.as_str()),
+            ("client", &site.client()),
+            ("actor", &site.admin.0),
+            ("computer", "agent"),
+            ("computer_id", text(&computer, "computer_id")),
+            ("redirector", "ssh"),
+        ] {
+            ensure!(text(record, key) == value, "{key}: {record}");
+        }
+        ensure!(text(record, "device").starts_with("sha256:"), "{record}");
+        ensure!(text(record, "source").starts_with("127.0.0.1:"), "{record}");
+        // What the end that was asked last still had to tell.
+        let accounted = text(record, "event") == "session.accounted";
+        ensure!(accounted || !text(record, "outcome").is_empty(), "{record}");
+    }
+    let named = |name: &str| -> Result<&Value> {
+        let mut found = records.iter().filter(|e| text(e, "event") == name);
+        found.next().with_context(|| format!("no {name}: {records:#?}"))
+    };
+    let [requested, granted, ended] =
+        [named("session.requested")?, named("session.granted")?, named("session.ended")?];
+    for record in [requested, granted, ended] {
+        for (key, value) in [
+            ("viewer", "ssh"),
+            ("target", "127.0.0.1:22"),
+            ("reason", "disk full"),
+            ("ticket", "T-17"),
+        ] {
+            ensure!(text(record, key) == value, "{key}: {record}");
+        }
+        ensure!(!text(record, "mfa").is_empty(), "mfa: {record}");
+    }
+    for record in [granted, ended] {
+        ensure!(!text(record, "rule").is_empty(), "rule: {record}");
+    }
+    // Start and end: two times, and how long it took by a clock that nobody sets.
+    ensure!(text(granted, "time") < text(ended, "time"), "{granted} {ended}");
+    let summed = named("session.accounted").unwrap_or(ended);
+    for key in ["bytes_up", "bytes_down", "duration_ms"] {
+        ensure!(summed[key].as_u64().is_some_and(|n| n > 0), "{key}: {summed}");
+    }
+    ensure!(!text(ended, "end_reason").is_empty(), "{ended}");
+    let kinds = ended["carriers"].as_array().context("carriers")?;
+    ensure!(kinds.iter().any(|kind| kind == "relayed"), "{ended}");
+    // Which relay, and which pair of addresses was chosen.
+    let carriers: Vec<_> =
+        records.iter().filter(|e| text(e, "event") == "session.carrier").collect();
+    ensure!(carriers.iter().any(|e| !text(e, "relay").is_empty()), "no relay: {carriers:#?}");
+    ensure!(carriers.iter().any(|e| text(e, "pair").contains(' ')), "no pair: {carriers:#?}");
+    let used = named("credential.used")?;
+    ensure!(!text(used, "credential_id").is_empty(), "{used}");
+    Ok(records)
 }
 
 /// The console's viewer: OpenSSH that writes down who it is at the target, and stays a moment.

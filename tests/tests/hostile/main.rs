@@ -59,6 +59,20 @@ fn verify(site: &Site, options: &[&str]) -> Result<Finished> {
     site.run("mediator", &args, "")
 }
 
+/// The whole log, in a file.
+fn export(site: &Site) -> Result<String> {
+    let file = site.artifacts().join("log.jsonl").display().to_string();
+    let _ = fs::remove_file(&file);
+    site.ask("mediator", &["audit", "export", "--output", &file, "--json"], "")?;
+    Ok(file)
+}
+
+/// The same by a console that knows no mediator.
+fn verify_at_a_desk(site: &Site, log: &str, options: &[&str]) -> Result<Finished> {
+    let args = ["audit", "verify", log, "--key", &site.fingerprint, "--json"];
+    site.run("desk", &[&args[..], options].concat(), "")
+}
+
 fn server() -> Result<TcpServer> {
     TcpServer::start("127.0.0.1:0")
 }
@@ -77,6 +91,13 @@ fn honest_receipts_agree_with_the_log_and_with_each_other() -> Result<()> {
     ensure!(done.code == 0, "{}{}", done.stdout, done.stderr);
     let heads = kept(&site, "agent", &["witness", "show"])?;
     ensure!(verify(&site, &["--head", &heads])?.code == 0, "the agent's head does not verify");
+    // An auditor needs no mediator for it: an export, and what the ends kept.
+    let log = export(&site)?;
+    let given = ["--head", &heads, "--receipts", &console, "--receipts", &agent];
+    let done = verify_at_a_desk(&site, &log, &given)?;
+    ensure!(done.code == 0, "{}{}", done.stdout, done.stderr);
+    let told = done.stdout.lines().last().unwrap_or_default();
+    ensure!(told.contains("\"receipts\":4") && told.contains("\"findings_count\":0"), "{told}");
     let events = site.audit()?;
     ensure!(
         events.iter().all(|e| !text(e, "event").starts_with("receipt.")),
@@ -275,6 +296,8 @@ fn an_altered_record_is_refused_and_contradicts_the_receipts() -> Result<()> {
     let receipts = kept(&site, "agent", &["receipts", "export"])?;
     let done = verify(&site, &["--receipts", &receipts])?;
     ensure!(done.code == 1 && done.stdout.contains("differ in target"), "{done:?}");
+    let done = verify_at_a_desk(&site, &export(&site)?, &["--receipts", &receipts])?;
+    ensure!(done.code == 1 && done.error_code() == "receipts_mismatch", "{done:?}");
     site.restart("mediator")?;
     refused_with(&again(|| try_open(&site, "console", "agent"))?, "audit_forked")
 }
