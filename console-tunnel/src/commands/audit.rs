@@ -15,9 +15,6 @@ use serde_json::json;
 
 use crate::cli::VerifyArgs;
 
-/// Findings told one by one.
-const MAX_TOLD: usize = 100;
-
 /// `audit verify FILE`.
 pub fn run(output: Output, args: VerifyArgs) -> Result<(), CliError> {
     let VerifyArgs { file, export, key, head, receipts, complete } = args;
@@ -56,19 +53,8 @@ fn compare(output: Output, log: &Path, receipts: &[PathBuf]) -> Result<(), CliEr
     }
     reconciler.log(BufReader::new(open(log)?)).map_err(|error| unreadable(log, error))?;
     let found = reconciler.finish();
-    let told: Vec<String> = found.findings.iter().take(MAX_TOLD).map(ToString::to_string).collect();
-    output.emit(&json!({
-        "receipts": found.receipts,
-        "sessions": found.sessions,
-        "sessions_in_log": found.logged,
-        "sessions_erased": found.erased,
-        "findings": told,
-        "findings_count": found.findings.len(),
-    }))?;
-    output.human(format_args!(
-        "{} receipts of {} sessions, {} of these in the log",
-        found.receipts, found.sessions, found.logged
-    ))?;
+    output.emit(&found.describe())?;
+    output.human(&found)?;
     match found.findings.first() {
         None => Ok(()),
         Some(first) => Err(CliError::failed(

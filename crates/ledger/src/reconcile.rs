@@ -98,6 +98,31 @@ pub struct Reconciled {
     pub findings: Vec<Finding>,
 }
 
+/// Findings told one by one.
+const MAX_TOLD: usize = 100;
+
+impl Reconciled {
+    /// What programs print of it as JSON; of many findings the first ones.
+    pub fn describe(&self) -> serde_json::Value {
+        let told: Vec<_> = self.findings.iter().take(MAX_TOLD).map(ToString::to_string).collect();
+        serde_json::json!({
+            "receipts": self.receipts,
+            "sessions": self.sessions,
+            "sessions_in_log": self.logged,
+            "sessions_erased": self.erased,
+            "findings": told,
+            "findings_count": self.findings.len(),
+        })
+    }
+}
+
+impl std::fmt::Display for Reconciled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { receipts, sessions, logged, .. } = self;
+        write!(f, "{receipts} receipts of {sessions} sessions, {logged} of these in the log")
+    }
+}
+
 /// A session as the log writes it.
 fn name(session: [u8; 16]) -> String {
     SessionId(session).to_string()

@@ -8,16 +8,12 @@ use std::{
 
 use adit_ledger::Reconciler;
 use adit_runtime::cli::{CliError, GlobalArgs};
-use serde_json::json;
 
 use crate::{
     place::{MediatorDir, store_error},
     proof,
     store::Mode,
 };
-
-/// Findings told one by one.
-const MAX_TOLD: usize = 100;
 
 pub(super) async fn compare(
     global: &GlobalArgs,
@@ -42,20 +38,9 @@ pub(super) async fn compare(
         }
     }
     let found = reconciler.finish();
-    let told: Vec<String> = found.findings.iter().take(MAX_TOLD).map(ToString::to_string).collect();
     let output = global.output();
-    output.emit(&json!({
-        "receipts": found.receipts,
-        "sessions": found.sessions,
-        "sessions_in_log": found.logged,
-        "sessions_erased": found.erased,
-        "findings": told,
-        "findings_count": found.findings.len(),
-    }))?;
-    output.human(format_args!(
-        "{} receipts of {} sessions, {} of these in the log",
-        found.receipts, found.sessions, found.logged
-    ))?;
+    output.emit(&found.describe())?;
+    output.human(&found)?;
     match found.findings.first() {
         None => Ok(()),
         Some(first) => Err(CliError::failed(
