@@ -56,6 +56,7 @@ const E2E: &[&str] = &[
     "natlab",
     "paths",
     "clients",
+    "syslog",
 ];
 
 /// Runs the named stages, or all.
@@ -208,4 +209,26 @@ fn tests(args: &[&str], own: &[&str]) -> Result<Count> {
         command.args(["test", "--locked"]).args(args).arg("--").args(own);
     }
     count::run(&mut command).context("cargo test")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs};
+
+    use super::{E2E, process};
+
+    /// One that is only in the manifest is compiled by the checks and run by nobody.
+    #[test]
+    fn every_end_to_end_test_is_run() {
+        let manifest = process::root().join("tests").join("Cargo.toml");
+        let manifest: toml::Table = fs::read_to_string(manifest).unwrap().parse().unwrap();
+        let named: BTreeSet<_> = manifest["test"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|test| test.get("required-features").is_some())
+            .map(|test| test["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(named, E2E.iter().copied().collect());
+    }
 }
