@@ -3,11 +3,13 @@
 //! A check gives the list of its findings, not the first one. What a check must never do is
 //! change the tree.
 
+mod decisions;
 mod deny;
 mod edges;
 mod error_codes;
 pub(crate) mod graph;
 mod rules;
+mod scan;
 mod sources;
 mod spdx;
 mod tidy;
@@ -35,6 +37,7 @@ const CHECKS: &[Check] = &[
     Check { name: "error-codes", run: || Ok(error_codes::check(&sources::load()?)) },
     Check { name: "rules", run: || Ok(rules::check(&sources::load()?)) },
     Check { name: "wire", run: wire::check },
+    Check { name: "decisions", run: || Ok(decisions::check(&sources::load()?)) },
     Check { name: "edges", run: || Ok(edges::check(&graph::Graph::load(None)?)) },
     Check { name: "unused", run: unused::check_workspace },
     Check { name: "deny", run: deny::check_workspace },
