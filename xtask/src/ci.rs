@@ -3,6 +3,7 @@
 //! A check gives the list of its findings, not the first one. What a check must never do is
 //! change the tree.
 
+mod advisories;
 mod decisions;
 mod deny;
 mod edges;
@@ -41,6 +42,7 @@ const CHECKS: &[Check] = &[
     Check { name: "edges", run: || Ok(edges::check(&graph::Graph::load(None)?)) },
     Check { name: "unused", run: unused::check_workspace },
     Check { name: "deny", run: deny::check_workspace },
+    Check { name: "advisories", run: advisories::check_workspace },
     Check { name: "sbom", run: crate::sbom::check },
     Check { name: "typos", run: typos },
     Check { name: "clippy", run: clippy },
@@ -49,6 +51,12 @@ const CHECKS: &[Check] = &[
 
 /// Runs the named checks, or all; prints one line each; fails if any found something.
 pub(crate) fn run(names: &[String]) -> Result<()> {
+    if let [check, options @ ..] = names
+        && check == "advisories"
+        && options.first().is_some_and(|option| option.starts_with("--"))
+    {
+        return advisories::run(options);
+    }
     let (passed, failed) = run_counted(names)?;
     if failed > 0 {
         bail!("{failed} of {} checks failed", passed + failed);
