@@ -47,8 +47,8 @@ fn cef_separators_in_text_are_escaped() {
     let line = cef::line(&hostile(), "1|0");
     assert!(line.starts_with("CEF:0|Adit|mediator|1\\|0|session.refused|session.refused|7|rt="));
     assert!(!line.chars().any(char::is_control));
-    assert!(line.contains(" src=2001:db8::1 spt=40000 "), "{line}");
-    assert!(line.contains(" adit_partner=p|1\\=\\\\ "), "{line}");
+    assert!(line.contains(" c6a2=2001:db8::1 c6a2Label=Source IPv6 Address spt=40000 "), "{line}");
+    assert!(line.contains(" AditMediatorPartner=p|1\\=\\\\ "), "{line}");
     assert!(line.contains(" suser=\\=HYPERLINK"), "{line}");
     assert!(line.contains("x\\=y \\\\"), "{line}");
 }

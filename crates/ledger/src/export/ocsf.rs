@@ -1,10 +1,21 @@
-//! Open Cybersecurity Schema Framework 1.3, one JSON object an event. Does not verify.
+//! Open Cybersecurity Schema Framework 1.3.0, one JSON object an event. Does not verify.
 //!
-//! `login.*` becomes Authentication (3002), `session.*` Network Activity (4001), all else API
-//! Activity (6003); the complete entry is under `unmapped`.
+//! `login.*` and `logout` become Authentication (3002), `session.*` Network Activity (4001), all else
+//! API Activity (6003), with what their classes require; where an event does not say it, the mediator
+//! itself stands for it. The complete entry is under `unmapped`.
 
 use super::split_address;
 use crate::{Entry, Event, Level, json::Object};
+
+/// Schema of which this is.
+const SCHEMA: &str = "1.3.0";
+const AUTHENTICATION: u64 = 3002;
+const NETWORK_ACTIVITY: u64 = 4001;
+const API_ACTIVITY: u64 = 6003;
+/// What the schema has no number for; the name says it.
+const OTHER: u64 = 99;
+/// Who acts, or is reached, if an event names nobody.
+const MEDIATOR: &str = "Adit mediator";
 
 /// One entry's line, without line end. `version` is the program's.
 pub fn line(entry: &Entry, version: &str) -> String {
@@ -20,22 +31,30 @@ pub fn line(entry: &Entry, version: &str) -> String {
         .string("severity", severity)
         .integer("time", entry.time_ms())
         .integer("status_id", status(event))
-        .optional("status", event.outcome.as_deref())
-        .optional("status_detail", event.end_reason.as_deref())
         .string("message", &event.name)
-        .raw("metadata", &metadata(entry, version))
-        .raw("actor", &nested("user", "name", event.actor.as_deref()))
-        .raw("api", &operation(event))
+        .raw("metadata", &metadata(entry, version, class))
+        .raw("actor", &actor(event))
         .raw("src_endpoint", &endpoint(event.source.as_deref(), None))
         .raw("dst_endpoint", &endpoint(event.target.as_deref(), event.computer.as_deref()))
         .raw("unmapped", &entry.to_line());
-    if class == 3002 {
-        out.raw("user", &single("name", event.actor.as_deref()));
+    if activity == OTHER {
+        out.string("activity_name", &event.name);
+    }
+    told(&mut out, "status", event.outcome.as_deref());
+    told(&mut out, "status_detail", event.end_reason.as_deref());
+    match class {
+        AUTHENTICATION => {
+            out.raw("user", &single("name", event.actor.as_deref().unwrap_or_default()));
+        }
+        API_ACTIVITY => {
+            out.raw("api", &single("operation", &event.name));
+        }
+        _ => {}
     }
     if let Some(duration) = event.duration_ms {
         out.integer("duration", duration);
     }
-    if event.bytes_up.is_some() || event.bytes_down.is_some() {
+    if class == NETWORK_ACTIVITY && (event.bytes_up.is_some() || event.bytes_down.is_some()) {
         let mut traffic = Object::new();
         traffic
             .integer("bytes_out", event.bytes_up.unwrap_or(0))
@@ -48,13 +67,15 @@ pub fn line(entry: &Entry, version: &str) -> String {
 fn classify(event: &Event) -> (u64, u64, u64) {
     let (family, act) = event.name.split_once('.').unwrap_or((&event.name, ""));
     match (family, act) {
-        ("login", _) => (3, 3002, 1),
-        ("logout", _) => (3, 3002, 2),
-        ("session", "granted" | "started" | "opened") => (4, 4001, 1),
-        ("session", "ended" | "closed") => (4, 4001, 2),
-        ("session", "refused" | "denied") => (4, 4001, 5),
-        ("session", _) => (4, 4001, 99),
-        _ => (6, 6003, 99),
+        ("login", "succeeded" | "failed") => (3, AUTHENTICATION, 1),
+        ("login", "second_factor_asked") => (3, AUTHENTICATION, 6),
+        ("login", _) => (3, AUTHENTICATION, OTHER),
+        ("logout", _) => (3, AUTHENTICATION, 2),
+        ("session", "granted" | "started" | "opened") => (4, NETWORK_ACTIVITY, 1),
+        ("session", "ended" | "closed") => (4, NETWORK_ACTIVITY, 2),
+        ("session", "refused" | "denied") => (4, NETWORK_ACTIVITY, 5),
+        ("session", _) => (4, NETWORK_ACTIVITY, OTHER),
+        _ => (6, API_ACTIVITY, OTHER),
     }
 }
 
@@ -76,21 +97,30 @@ fn severity(level: Level) -> (u64, &'static str) {
     }
 }
 
-fn metadata(entry: &Entry, version: &str) -> String {
+fn metadata(entry: &Entry, version: &str, class: u64) -> String {
     let mut product = Object::new();
     product.string("name", "Adit").string("vendor_name", "Adit").string("version", version);
     let mut out = Object::new();
-    out.string("version", "1.3.0")
+    out.string("version", SCHEMA)
         .raw("product", &product.finish())
         .integer("sequence", entry.seq())
-        .string("uid", &entry.leaf().to_string())
-        .optional("correlation_uid", entry.event().session_id.as_deref())
-        .optional("tenant_uid", entry.event().partner.as_deref());
+        .string("uid", &entry.leaf().to_string());
+    told(&mut out, "correlation_uid", entry.event().session_id.as_deref());
+    told(&mut out, "tenant_uid", entry.event().partner.as_deref());
+    if class == NETWORK_ACTIVITY {
+        // There an actor is part of this profile.
+        out.raw("profiles", r#"["host"]"#);
+    }
     out.finish()
 }
 
-fn operation(event: &Event) -> String {
-    single("operation", Some(&event.name))
+fn actor(event: &Event) -> String {
+    let mut out = Object::new();
+    match event.actor.as_deref() {
+        Some(name) => out.raw("user", &single("name", name)),
+        None => out.string("app_name", MEDIATOR),
+    };
+    out.finish()
 }
 
 fn endpoint(address: Option<&str>, name: Option<&str>) -> String {
@@ -102,20 +132,24 @@ fn endpoint(address: Option<&str>, name: Option<&str>) -> String {
             out.integer("port", port.into());
         }
     }
-    if let Some(name) = name {
-        out.string("name", name);
+    match (address, name) {
+        (_, Some(name)) => out.string("name", name),
+        // The schema asks for one of them.
+        (None, None) => out.string("svc_name", MEDIATOR),
+        (Some(_), None) => &mut out,
+    };
+    out.finish()
+}
+
+/// A member that is there or is not: the schema knows no null.
+fn told(out: &mut Object, key: &str, value: Option<&str>) {
+    if let Some(value) = value {
+        out.string(key, value);
     }
-    out.finish()
 }
 
-fn nested(outer: &str, key: &str, value: Option<&str>) -> String {
+fn single(key: &str, value: &str) -> String {
     let mut out = Object::new();
-    out.raw(outer, &single(key, value));
-    out.finish()
-}
-
-fn single(key: &str, value: Option<&str>) -> String {
-    let mut out = Object::new();
-    out.optional(key, value);
+    out.string(key, value);
     out.finish()
 }
