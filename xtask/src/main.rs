@@ -12,6 +12,7 @@ mod fuzz;
 mod packages;
 mod paths;
 mod process;
+mod release;
 mod sbom;
 mod test;
 
@@ -28,6 +29,8 @@ cargo xtask COMMAND
   test [STAGE…]               everything that CI runs (Linux, root); stages: packages, ci, unit,
                               programs, e2e; more arguments after -- go to the end-to-end tests
   ci [CHECK…]                 formatting, lints, docs, dependencies, licences, house rules
+  ci advisories [--db DIR] [--max-age DAYS]
+                              Cargo.lock against a checkout of the RustSec advisory database
   fuzz [--seconds N] [TARGET…]  builds the fuzz targets and runs each for 30 s, or so many
                               (Linux, macOS; needs a C++ compiler)
   faults [--rounds N]         kills the mediator and cuts its power at random points, 200 times each
@@ -38,6 +41,12 @@ cargo xtask COMMAND
   sbom [--target TRIPLE] [--output DIR]
                               a bill of materials of each program (CycloneDX 1.6, JSON), of what
                               cargo resolves and Cargo.lock holds; into target/sbom
+  release [--sign-key FILE]   the four programs, built from a clean clone of HEAD, with bills of
+                              materials, checksums and provenance, into target/dist
+  release keygen|sign|verify|reproduce
+                              keys; signing what was built elsewhere; the check of a release; two
+                              builds in different surroundings, compared bit for bit
+                              (docs/release.md; cargo xtask release --help)
   bench [--quick] [ARGS…]     side-by-side benchmarks (Linux, root), writes
                               target/bench/report.md; fails if a bar is missed
 
@@ -67,7 +76,9 @@ fn run(args: &[String]) -> Result<ExitCode> {
         eprint!("{USAGE}");
         return Ok(ExitCode::from(2));
     };
-    if rest.iter().take_while(|a| *a != "--").any(|a| a == "--help" || a == "-h") {
+    // It has options enough for a help of its own.
+    let own_help = command == "release";
+    if !own_help && rest.iter().take_while(|a| *a != "--").any(|a| a == "--help" || a == "-h") {
         print!("{USAGE}");
         return Ok(ExitCode::SUCCESS);
     }
@@ -79,6 +90,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         "faults" => faults::run(rest)?,
         "bench" => return bench::run(rest),
         "paths" => return paths::run(rest),
+        "release" => return release::run(rest),
         "sbom" => sbom::run(rest)?,
         "help" | "--help" | "-h" => print!("{USAGE}"),
         other => bail!("no such command: {other}\n\n{USAGE}"),

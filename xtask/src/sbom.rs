@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -32,18 +32,21 @@ const REGISTRY: &str = "registry+";
 /// Writes one file for each program.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let (mut target, mut output) = (DEFAULT_TARGET, PathBuf::from("target/sbom"));
+    let mut root = process::root();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let value = args.next().with_context(|| format!("{arg} needs a value"))?;
         match arg.as_str() {
             "--target" => target = value,
             "--output" => output = value.into(),
-            _ => bail!("usage: cargo xtask sbom [--target TRIPLE] [--output DIR]"),
+            // Another checkout: releases are made of a clean one.
+            "--root" => root = value.into(),
+            _ => bail!("usage: cargo xtask sbom [--target TRIPLE] [--output DIR] [--root DIR]"),
         }
     }
     let output = process::root().join(output);
     fs::create_dir_all(&output)?;
-    for (program, bill) in bills(target)? {
+    for (program, bill) in bills(&root, target)? {
         let file = output.join(format!("{program}-{target}.cdx.json"));
         fs::write(&file, format!("{bill:#}\n"))?;
         let count = bill.get("components").and_then(Value::as_array).map_or(0, Vec::len);
@@ -54,13 +57,13 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 
 /// Whether they can be made of what the workspace depends on now.
 pub(crate) fn check() -> Result<Vec<String>> {
-    let made = bills(DEFAULT_TARGET);
+    let made = bills(&process::root(), DEFAULT_TARGET);
     Ok(made.err().map(|error| format!("bill of materials: {error:#}")).into_iter().collect())
 }
 
-fn bills(target: &str) -> Result<Vec<(&'static str, Value)>> {
-    let graph = Graph::load(Some(target))?;
-    let lock = fs::read_to_string(process::root().join("Cargo.lock"))?;
+fn bills(root: &Path, target: &str) -> Result<Vec<(&'static str, Value)>> {
+    let graph = Graph::load_in(root, Some(target))?;
+    let lock = fs::read_to_string(root.join("Cargo.lock"))?;
     let hashes = hashes(&lock)?;
     let of = |names: (&str, &'static str)| Ok((names.1, bill(&graph, &hashes, names, target)?));
     PROGRAMS.into_iter().map(of).collect()

@@ -54,6 +54,8 @@ const RULES: &[Rule] = &[
     Rule { package: "adit-console", may_use: ENDS, never_reaches: &[] },
     Rule { package: "adit-tests", may_use: &["*"], never_reaches: &[] },
     Rule { package: "adit-benches", may_use: &["*"], never_reaches: &[] },
+    // What builds and signs releases shares nothing with what it builds.
+    Rule { package: "adit-release", may_use: &[], never_reaches: &["tokio"] },
     // Compiled before anything else: none of ours.
     Rule { package: "adit-xtask", may_use: &[], never_reaches: &["tokio"] },
 ];
@@ -68,7 +70,7 @@ const ENDS: &[&str] = &[
     "adit-runtime",
 ];
 const PROGRAMS: &[&str] = &["adit-mediator", "adit-relay", "adit-agent", "adit-console"];
-const TOOLS: &[&str] = &["adit-tests", "adit-benches", "adit-xtask"];
+const TOOLS: &[&str] = &["adit-tests", "adit-benches", "adit-release", "adit-xtask"];
 
 /// Every edge that the table does not allow.
 pub(crate) fn check(graph: &Graph) -> Findings {

@@ -1,6 +1,9 @@
 //! The dependency graph as cargo resolved it, reduced to what the checks look at.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
 use cargo_metadata::{DependencyKind, MetadataCommand};
@@ -50,14 +53,20 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// From `cargo metadata`; with a target, only what is compiled for it.
+    /// Of this workspace; with a target, only what is compiled for it.
     pub(crate) fn load(target: Option<&str>) -> Result<Self> {
+        Self::load_in(&process::root(), target)
+    }
+
+    /// From `cargo metadata` in the root of a workspace.
+    pub(crate) fn load_in(root: &Path, target: Option<&str>) -> Result<Self> {
         let mut options = vec!["--locked".to_owned()];
         if let Some(target) = target {
             options.extend(["--filter-platform".to_owned(), target.to_owned()]);
         }
         let metadata = MetadataCommand::new()
-            .manifest_path(process::root().join("Cargo.toml"))
+            .manifest_path(root.join("Cargo.toml"))
+            .current_dir(root)
             .other_options(options)
             .exec()
             .context("cargo metadata failed: is Cargo.lock up to date and committed?")?;
@@ -94,7 +103,7 @@ impl Graph {
                 }
             }
         }
-        let compiled = compiled(target.unwrap_or("all"))?;
+        let compiled = compiled(root, target.unwrap_or("all"))?;
         packages.retain(|_, p| compiled.contains(&format!("{} v{}", p.name, p.version)));
         Ok(Self { packages }.reachable())
     }
@@ -153,8 +162,9 @@ impl Graph {
 
 /// What the feature resolver really compiles, as `name vVERSION`: metadata also names optional
 /// dependencies that are off but mentioned by a weak feature (`ring?/std`).
-fn compiled(target: &str) -> Result<BTreeSet<String>> {
+fn compiled(root: &Path, target: &str) -> Result<BTreeSet<String>> {
     let mut tree = process::cargo_command();
+    tree.current_dir(root);
     tree.args(["tree", "--locked", "--workspace", "--prefix", "none", "--format", "{p}"]);
     let list = process::output(tree.args(["--edges", "normal,build,dev", "--target", target]))?;
     Ok(list
