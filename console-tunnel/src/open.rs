@@ -102,7 +102,7 @@ pub async fn open(
     };
     let values = viewer.as_ref().map(|_| viewer_values(&local, &redirector, &opening, args));
     let mut local = local.leading_to(redirector.target.clone());
-    if redirector.viewer == BROWSER && !is_https(&redirector) {
+    if redirector.viewer == BROWSER {
         local = local.leading_to_web(context.local_hosts()?);
     }
     let wanted = wanted_of(&redirector, viewer.as_ref(), args);

@@ -1,18 +1,25 @@
 //! Whose program connects to a local end.
 //!
 //! Every user of a computer can connect to its loopback ports, on a terminal server many. A local
-//! end on loopback serves the programs of whoever runs this console, and root's. On Linux the
-//! kernel tells whose a socket is (proc(5), `/proc/net/tcp`); elsewhere nothing does without
-//! further rights, and everybody is served.
+//! end serves the programs of whoever runs this console (with `sudo`, of whoever called it), root's,
+//! and, if it listens for others, other computers'. On Linux the kernel tells whose a socket is
+//! (proc(5), `/proc/net/tcp`); elsewhere nothing does without further rights, and everybody is
+//! served.
 //!
 //! Must never take what cannot be told for one's own: who sends and closes at once is in no table
-//! any more.
+//! any more. A source address tells nothing: whoever connects chooses among this computer's.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 /// The kernel's table is not read in one moment: what is missing is looked for again.
 const LOOKS: usize = 3;
 const PAUSE: Duration = Duration::from_millis(1);
+/// Others can connect as often as they like, but not fill the log.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Whose programs are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,24 +50,66 @@ pub(super) enum Transport {
     Udp,
 }
 
-/// Is whoever connects from `source` served here? Asked of the kernel, beside the caller's task.
-pub(super) async fn is_served(
+/// Who is let in at a local end.
+#[derive(Debug, Default)]
+pub(super) struct Callers {
     users: Users,
-    transport: Transport,
-    (source, local): (SocketAddr, SocketAddr),
-) -> bool {
-    // Others than this computer's users were let in on purpose, and nothing tells who they are.
-    if users == Users::Any || !source.ip().to_canonical().is_loopback() {
-        return true;
+    warned: Mutex<Option<Instant>>,
+}
+
+impl Callers {
+    pub(super) fn of(users: Users) -> Self {
+        Self { users, ..Self::default() }
     }
-    for _ in 0..LOOKS {
-        let asked = tokio::task::spawn_blocking(move || os::is_own(transport, source, local));
-        match asked.await {
-            Ok(None) => tokio::time::sleep(PAUSE).await,
-            known => return known.ok().flatten().unwrap_or(false),
+
+    /// Is whoever sends from `source` to our `local` served? Asked of the kernel, beside the
+    /// caller's task. `local` may be unspecified: a datagram does not say where it was sent.
+    pub(super) async fn serve(
+        &self,
+        transport: Transport,
+        (source, local): (SocketAddr, SocketAddr),
+    ) -> bool {
+        if self.users == Users::Any {
+            return true;
+        }
+        for look in 1..=LOOKS {
+            let asked = tokio::task::spawn_blocking(move || os::is_own(transport, source, local));
+            match asked.await {
+                Ok(Some(true)) => return true,
+                Ok(None) if look < LOOKS => tokio::time::sleep(PAUSE).await,
+                // Nobody here sends from there: it is another computer, and this end is for them.
+                Ok(None) if !local.ip().to_canonical().is_loopback() && !is_ours(source) => {
+                    return true;
+                }
+                _ => break,
+            }
+        }
+        self.warn(source);
+        false
+    }
+
+    fn warn(&self, source: SocketAddr) {
+        let Ok(mut warned) = self.warned.lock() else { return };
+        if warned.is_none_or(|at| at.elapsed() >= WARN_AGAIN) {
+            *warned = Some(Instant::now());
+            tracing::warn!(%source,
+                "a program is not served: it is another user's, or left at once (local.users)");
         }
     }
-    os::may_be_own()
+}
+
+/// Only this computer's own addresses can be bound. In doubt it is one.
+fn is_ours(source: SocketAddr) -> bool {
+    let ip = source.ip().to_canonical();
+    let bound = match (ip, source) {
+        (IpAddr::V6(_), SocketAddr::V6(mut scoped)) => {
+            scoped.set_port(0);
+            UdpSocket::bind(scoped)
+        }
+        _ => UdpSocket::bind((ip, 0)),
+    };
+    ip.is_loopback()
+        || bound.map_or_else(|error| error.kind() != std::io::ErrorKind::AddrNotAvailable, |_| true)
 }
 
 #[cfg(target_os = "linux")]
@@ -79,8 +128,12 @@ mod os {
         pub(super) closed: bool,
     }
 
-    fn own() -> u32 {
-        rustix::process::geteuid().as_raw()
+    /// Whose programs are served beside root's: whose this program is, and if root runs it for
+    /// somebody, that user's, as the browser of whoever said `sudo`.
+    fn own() -> [Option<u32>; 2] {
+        let own = rustix::process::geteuid();
+        let caller = own.is_root().then(|| std::env::var("SUDO_UID").ok()?.parse().ok()).flatten();
+        [Some(own.as_raw()), caller]
     }
 
     /// `None`: it is not in the table.
@@ -90,22 +143,13 @@ mod os {
         local: SocketAddr,
     ) -> Option<bool> {
         let owners = owners(&tables(transport), transport, source, local);
-        let other = owners.iter().find(|owner| !is_served(own(), **owner));
-        if let Some(other) = other {
-            tracing::warn!(uid = other.uid, closed = other.closed, %source,
-                "another user of this computer, or one who left at once, is not served");
-        }
-        (!owners.is_empty()).then_some(other.is_none())
+        let own = own();
+        (!owners.is_empty()).then(|| owners.iter().all(|owner| is_served(&own, *owner)))
     }
 
-    /// Whoever sent a datagram is gone.
-    pub(super) fn may_be_own() -> bool {
-        own() == 0
-    }
-
-    /// Root may do as anybody anyway.
-    pub(super) fn is_served(own: u32, owner: Owner) -> bool {
-        owner.uid == own && (own == 0 || !owner.closed) || owner.uid == 0 && !owner.closed
+    /// One whose program is gone could be anybody's, and the kernel may say root's.
+    pub(super) fn is_served(own: &[Option<u32>], owner: Owner) -> bool {
+        !owner.closed && (owner.uid == 0 || own.contains(&Some(owner.uid)))
     }
 
     fn tables(transport: Transport) -> String {
@@ -128,11 +172,11 @@ mod os {
         let (source, local) = (canonical(source), canonical(local));
         let fits = |from: (IpAddr, u16), to: (IpAddr, u16)| match transport {
             Transport::Tcp => from == source && to == local,
-            // Sockets for datagrams need neither an address of their own nor a peer's.
+            // Sockets for datagrams need neither an address of their own nor a peer's, and may
+            // send from another address than their own (ip(7), IP_PKTINFO).
             Transport::Udp => {
-                from.1 == source.1
-                    && (from.0 == source.0 || from.0.is_unspecified())
-                    && (to == local || to.1 == 0)
+                let to_us = to.1 == local.1 && (to.0 == local.0 || local.0.is_unspecified());
+                from.1 == source.1 && (to_us || to.1 == 0)
             }
         };
         let of = |line: &str| {
@@ -173,10 +217,6 @@ mod os {
     pub(super) fn is_own(_: Transport, _: SocketAddr, _: SocketAddr) -> Option<bool> {
         Some(true)
     }
-
-    pub(super) fn may_be_own() -> bool {
-        true
-    }
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -215,52 +255,96 @@ mod tests {
         let of = |source| owners(udp, Transport::Udp, at(source), at("127.0.0.1:8080"));
         assert_eq!(of("127.0.0.1:40000"), open(1001));
         assert_eq!(of("127.0.0.1:40001"), [], "it sends to somebody else");
+        assert_eq!(of("127.0.0.2:40000"), open(1001), "it says that it is somewhere else");
     }
 
     #[test]
     fn only_who_is_known_to_be_oneself_or_root_is_served() {
         let of = |uid, closed| Owner { uid, closed };
-        assert!(is_served(1000, of(1000, false)) && is_served(1000, of(0, false)));
+        let me = [Some(1000), None];
+        assert!(is_served(&me, of(1000, false)) && is_served(&me, of(0, false)));
         for other in [of(1001, false), of(0, true), of(1000, true), of(1001, true)] {
-            assert!(!is_served(1000, other), "{other:?}");
+            assert!(!is_served(&me, other), "{other:?}");
         }
-        assert!(is_served(0, of(0, true)) && !is_served(0, of(1000, false)));
+        let root = [Some(0), None];
+        assert!(is_served(&root, of(0, false)));
+        assert!(!is_served(&root, of(0, true)) && !is_served(&root, of(1000, false)));
+        let for_somebody = [Some(0), Some(1000)];
+        assert!(is_served(&for_somebody, of(1000, false)));
+        assert!(!is_served(&for_somebody, of(1001, false)));
     }
 
     #[tokio::test]
-    async fn ones_own_programs_are_served() {
+    async fn ones_own_programs_are_served_and_who_left_is_not() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let local = listener.local_addr().unwrap();
-        let _client = TcpStream::connect(local).await.unwrap();
+        let client = TcpStream::connect(local).await.unwrap();
         let (_stream, source) = listener.accept().await.unwrap();
         assert!(is_served_own(Transport::Tcp, source, local).await);
+        drop(client);
+        assert!(!is_served_own(Transport::Tcp, source, local).await);
         let client = UdpSocket::bind("0.0.0.0:0").await.unwrap();
         let source = SocketAddr::new(local.ip(), client.local_addr().unwrap().port());
         assert!(is_served_own(Transport::Udp, source, at("127.0.0.1:9")).await);
+        // A datagram to an end on all addresses does not say to which.
+        client.connect("127.0.0.1:9").await.unwrap();
+        let source = client.local_addr().unwrap();
+        assert!(is_served_own(Transport::Udp, source, at("0.0.0.0:9")).await);
+        assert!(!is_served_own(Transport::Udp, source, at("0.0.0.0:10")).await);
     }
 
-    /// As root, who alone may start programs as somebody else.
+    /// 192.0.2.0/24 is nobody's (RFC 5737).
+    #[tokio::test]
+    async fn other_computers_are_served_where_an_end_is_for_them() {
+        let elsewhere = at("192.0.2.1:40000");
+        assert!(is_served_own(Transport::Tcp, elsewhere, at("198.51.100.1:8080")).await);
+        assert!(is_served_own(Transport::Udp, elsewhere, at("0.0.0.0:8080")).await);
+        assert!(!is_served_own(Transport::Tcp, elsewhere, at("127.0.0.1:8080")).await);
+        assert!(!is_served_own(Transport::Tcp, at("127.0.0.9:1"), at("0.0.0.0:8080")).await);
+    }
+
+    /// As root, who alone may start programs as somebody else. From an address that is not
+    /// loopback's as well, if this computer has one.
     #[tokio::test]
     async fn programs_of_other_users_are_not_served() {
-        use std::os::unix::process::CommandExt;
-
         if !rustix::process::geteuid().is_root() {
             eprintln!("not shown: start this test as root");
             return;
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let local = listener.local_addr().unwrap();
-        let script = format!("exec 3<>/dev/tcp/127.0.0.1/{}; read -t 20 <&3", local.port());
-        let mut command = std::process::Command::new("bash");
-        command.args(["-c", &script]).uid(64_321).gid(64_321);
-        let mut client = tokio::process::Command::from(command);
-        let _client = client.kill_on_drop(true).spawn().unwrap();
+        let _client = other_user(&format!("127.0.0.1:{}", local.port()), "127.0.0.1");
         let (_stream, source) = listener.accept().await.unwrap();
         assert!(!is_served_own(Transport::Tcp, source, local).await);
-        assert!(super::is_served(Users::Any, Transport::Tcp, (source, local)).await);
+        let any = Callers::of(Users::Any);
+        assert!(any.serve(Transport::Tcp, (source, local)).await);
+        let probe = UdpSocket::bind("0.0.0.0:0").await.unwrap();
+        // Connecting a socket for datagrams sends nothing.
+        if probe.connect("192.0.2.1:9").await.is_err() {
+            return;
+        }
+        let from = probe.local_addr().unwrap().ip();
+        let _client = other_user(&format!("127.0.0.1:{}", local.port()), &from.to_string());
+        let (_stream, source) = listener.accept().await.unwrap();
+        assert_eq!(source.ip(), from);
+        assert!(!is_served_own(Transport::Tcp, source, local).await);
+    }
+
+    /// Another user's program that connects there from this address, and stays.
+    fn other_user(to: &str, from: &str) -> tokio::process::Child {
+        use std::os::unix::process::CommandExt;
+
+        const SCRIPT: &str = "import socket,sys,time
+host, port = sys.argv[1].split(':')
+s = socket.create_connection((host, int(port)), source_address=(sys.argv[2], 0))
+time.sleep(20)";
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", SCRIPT, to, from]).uid(64_321).gid(64_321);
+        let mut client = tokio::process::Command::from(command);
+        client.kill_on_drop(true).spawn().unwrap()
     }
 
     async fn is_served_own(transport: Transport, source: SocketAddr, local: SocketAddr) -> bool {
-        super::is_served(Users::Own, transport, (source, local)).await
+        Callers::of(Users::Own).serve(transport, (source, local)).await
     }
 }

@@ -10,13 +10,17 @@ mod tcp;
 mod udp;
 mod web;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use adit_protocol::target::Target;
 use adit_runtime::cli::CliError;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
+use caller::Callers;
 pub use caller::Users;
 
 use crate::session::SessionHandle;
@@ -64,7 +68,7 @@ pub struct Local {
 /// Who is served at a local end.
 #[derive(Debug, Clone, Default)]
 struct Door {
-    users: Users,
+    callers: Arc<Callers>,
     /// It leads to a web service: what it may be called beside its addresses.
     web: Option<Vec<String>>,
 }
@@ -121,12 +125,12 @@ impl Local {
     /// The same, serving the programs of these users of this computer.
     #[must_use]
     pub fn serving(mut self, users: Users) -> Self {
-        self.door.users = users;
+        self.door.callers = Arc::new(Callers::of(users));
         self
     }
 
-    /// The same, known to lead to a web service without TLS, which may be called so: pages of
-    /// other sites do not get there.
+    /// The same, known to lead to a web service, which may be called so: pages of other sites do
+    /// not get there.
     #[must_use]
     pub fn leading_to_web(mut self, mut names: Vec<String>) -> Self {
         names.extend(self.target.as_ref().map(|target| target.host().to_owned()));
@@ -153,11 +157,8 @@ impl Local {
     pub async fn serve(self, session: SessionHandle, stop: CancellationToken) {
         let serve = async {
             match (self.socket, self.target) {
-                (Socket::Tcp(listener), Some(target)) => {
-                    tcp::serve_target(listener, &target, self.door, &session).await;
-                }
-                (Socket::Tcp(listener), None) => {
-                    tcp::serve_socks(listener, self.door, &session).await;
+                (Socket::Tcp(listener), target) => {
+                    tcp::serve(listener, target, self.door, &session).await;
                 }
                 (Socket::Udp(socket), Some(target)) => {
                     udp::serve(socket, &target, (self.door, self.address), &session).await;

@@ -3,7 +3,7 @@
 //! A connection that cannot become a channel ends with a reset: a clean end would look like an
 //! answer of the target.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use adit_protocol::target::Target;
 use tokio::{
@@ -15,71 +15,69 @@ use tokio::{
 
 use super::{
     Door,
-    caller::{self, Transport},
+    caller::Transport,
     socks::{self, Reply},
     web,
 };
 use crate::session::SessionHandle;
 
-/// SOCKS handshakes, or first requests, under way at once.
+/// Connections at once that are not served yet: their owner is looked for, or SOCKS negotiated.
 const MAX_HANDSHAKES: usize = 256;
 /// Rest after an accept that failed, as when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time for the agent to audit, resolve and connect a SOCKS target.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Each connection becomes a channel to the same target. Its bytes flow before the target has
-/// answered.
-pub(super) async fn serve_target(
+/// Serves each connection of somebody who is served here, beside the others: to one target, or
+/// where it says itself.
+pub(super) async fn serve(
     listener: TcpListener,
-    target: &Target,
+    target: Option<Target>,
     door: Door,
     session: &SessionHandle,
 ) {
     let free = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     // Dropped with this function: what has not begun does not outlive the listener.
-    let mut looks = JoinSet::new();
-    loop {
-        while looks.try_join_next().is_some() {}
-        let mut stream = accept(&listener, &door).await;
-        // The channel is begun whatever the first request says: an honest one does not wait.
-        match session.open_tcp(target.clone()).await {
-            Ok(channel) => match door.web.clone() {
-                None => channel.attach(stream),
-                Some(names) => {
-                    let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
-                    looks.spawn(async move {
-                        let _permit = permit;
-                        if web::admit(&mut stream, &names).await {
-                            channel.attach(stream);
-                        }
-                    });
-                }
-            },
-            Err(code) => {
-                tracing::debug!(%target, reason = code.name(), "channel refused");
-                reset(stream);
-            }
-        }
-    }
-}
-
-/// Each connection says itself where it wants to go.
-pub(super) async fn serve_socks(listener: TcpListener, door: Door, session: &SessionHandle) {
-    let free = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    // Dropped with this function: handshakes do not outlive the listener.
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
         let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
-        let stream = accept(&listener, &door).await;
-        let session = session.clone();
+        let (stream, source) = accept(&listener).await;
+        let (door, target, session) = (door.clone(), target.clone(), session.clone());
         handshakes.spawn(async move {
             let _permit = permit;
-            if let Err(error) = socks(stream, &session).await {
-                tracing::debug!(%error, "socks client was not connected");
+            let local = stream.local_addr().unwrap_or(source);
+            if !door.callers.serve(Transport::Tcp, (source, local)).await {
+                return reset(stream);
+            }
+            match target {
+                Some(target) => begin(stream, target, door.web, &session).await,
+                None => {
+                    if let Err(error) = socks(stream, &session).await {
+                        tracing::debug!(%error, "socks client was not connected");
+                    }
+                }
             }
         });
+    }
+}
+
+/// The bytes flow before the target has answered.
+async fn begin(
+    stream: TcpStream,
+    target: Target,
+    web: Option<Vec<String>>,
+    session: &SessionHandle,
+) {
+    match (session.open_tcp(target.clone()).await, web) {
+        (Ok(channel), None) => channel.attach(stream),
+        (Ok(channel), Some(names)) => {
+            channel.attach_watched(stream, Box::new(web::Guard::new(names)));
+        }
+        (Err(code), _) => {
+            tracing::debug!(%target, reason = code.name(), "channel refused");
+            reset(stream);
+        }
     }
 }
 
@@ -103,21 +101,16 @@ async fn socks(mut stream: TcpStream, session: &SessionHandle) -> Result<(), soc
     Err(socks::SocksError::Refused(reply))
 }
 
-/// The next connection of somebody who is served here.
-async fn accept(listener: &TcpListener, door: &Door) -> TcpStream {
+/// The next connection, and where it comes from.
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, source)) => {
-                let local = stream.local_addr().unwrap_or(source);
-                if !caller::is_served(door.users, Transport::Tcp, (source, local)).await {
-                    reset(stream);
-                    continue;
-                }
                 // A keystroke must not wait for the acknowledgement of the one before.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "cannot set TCP_NODELAY");
                 }
-                return stream;
+                return (stream, source);
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a local connection");

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     Door,
-    caller::{self, Transport},
+    caller::{Callers, Transport},
 };
 use crate::session::SessionHandle;
 
@@ -27,6 +27,8 @@ use crate::session::SessionHandle;
 const MAX_FLOWS: usize = 256;
 /// Datagrams of one source waiting, as while its flow is being opened.
 const QUEUE: usize = 64;
+/// How long a look at whose a flow is counts: ports are used again.
+const LOOK: Duration = Duration::from_secs(1);
 /// Rest after a receive that failed.
 const RECEIVE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -62,12 +64,10 @@ pub(super) async fn serve(
                     flows.insert(source, sender);
                     let (socket, session) = (Arc::clone(&socket), session.clone());
                     let target = target.clone();
-                    let users = door.users;
+                    let callers = Arc::clone(&door.callers);
                     tasks.spawn(async move {
-                        if !caller::is_served(users, Transport::Udp, (source, local)).await {
-                            return source;
-                        }
-                        if let Err(code) = carry(&socket, source, queue, target, &session).await {
+                        let flow = Flow { socket: &socket, callers: &callers, source, local };
+                        if let Err(code) = flow.carry(queue, target, &session).await {
                             tracing::debug!(%source, reason = code.name(), "udp flow refused");
                         }
                         source
@@ -92,33 +92,54 @@ pub(super) async fn serve(
     }
 }
 
-/// Carries the datagrams of one source both ways until nothing flows for a while.
-async fn carry(
-    socket: &UdpSocket,
+/// The datagrams of one source.
+struct Flow<'a> {
+    socket: &'a UdpSocket,
+    callers: &'a Callers,
     source: SocketAddr,
-    mut queue: mpsc::Receiver<Bytes>,
-    target: Target,
-    session: &SessionHandle,
-) -> Result<(), ChannelCode> {
-    let mut flow = session.open_udp(target).await?;
-    let idle = sleep_until(Instant::now() + UDP_IDLE);
-    tokio::pin!(idle);
-    loop {
-        tokio::select! {
-            datagram = queue.recv() => match datagram {
-                Some(datagram) => flow.send(datagram),
-                None => return Ok(()),
-            },
-            datagram = flow.recv() => match datagram {
-                Some(datagram) => {
-                    if let Err(error) = socket.send_to(&datagram, source).await {
-                        tracing::debug!(%source, %error, "cannot send a local datagram");
-                    }
-                }
-                None => return Ok(()),
-            },
-            () = &mut idle => return Ok(()),
+    local: SocketAddr,
+}
+
+impl Flow<'_> {
+    /// Carries them both ways until nothing flows for a while, or until the source is somebody
+    /// else's.
+    async fn carry(
+        &self,
+        mut queue: mpsc::Receiver<Bytes>,
+        target: Target,
+        session: &SessionHandle,
+    ) -> Result<(), ChannelCode> {
+        let mut looked = Instant::now();
+        if !self.is_served().await {
+            return Ok(());
         }
-        idle.as_mut().reset(Instant::now() + UDP_IDLE);
+        let mut flow = session.open_udp(target).await?;
+        let idle = sleep_until(Instant::now() + UDP_IDLE);
+        tokio::pin!(idle);
+        loop {
+            let (datagram, up) = tokio::select! {
+                datagram = queue.recv() => (datagram, true),
+                datagram = flow.recv() => (datagram, false),
+                () = &mut idle => return Ok(()),
+            };
+            let Some(datagram) = datagram else { return Ok(()) };
+            let now = Instant::now();
+            if now.duration_since(looked) >= LOOK {
+                if !self.is_served().await {
+                    return Ok(());
+                }
+                looked = now;
+            }
+            if up {
+                flow.send(datagram);
+            } else if let Err(error) = self.socket.send_to(&datagram, self.source).await {
+                tracing::debug!(source = %self.source, %error, "cannot send a local datagram");
+            }
+            idle.as_mut().reset(now + UDP_IDLE);
+        }
+    }
+
+    async fn is_served(&self) -> bool {
+        self.callers.serve(Transport::Udp, (self.source, self.local)).await
     }
 }

@@ -79,6 +79,7 @@ pub use explain::{
 };
 pub use keeper::{KeepError, export as export_receipts};
 pub use link::{ControlLink, Link};
+pub use local::{Refusal, Watch};
 pub use memory::RelayStatus;
 pub use netcheck::{Around, NETCHECK_TIME, Netcheck, RelayCheck, netcheck};
 pub use opening::{CarrierChoice, OpenError, OpenRequest, Prepared};

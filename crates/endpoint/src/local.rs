@@ -24,6 +24,20 @@ const READ_SIZE: usize = 64 * 1024;
 const MIN_ROOM: usize = 8 * 1024;
 /// Pieces written at once.
 const MAX_SLICES: usize = 64;
+/// Bytes of a refused program that are thrown away.
+const MAX_DISCARD: u64 = 1024 * 1024;
+/// Time for a refusal to be read.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Looks at what a local program sends, before the channel has it.
+pub trait Watch: Send {
+    /// What of it goes on now. The rest is kept there, and never more than a bounded amount.
+    fn pass(&mut self, bytes: Bytes) -> Result<Bytes, Refusal>;
+}
+
+/// The channel ends. This is said to the local program, if anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal(pub String);
 
 /// Moves bytes between a local connection and its channel until the channel is over.
 /// Nothing is written before `ready`, and at the agent nothing is read either: who has signed
@@ -33,6 +47,7 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     tap: ChannelTap,
     mut stream: TcpStream,
+    watch: Option<Box<dyn Watch>>,
     ready: impl Future<Output = Result<(), ChannelCode>>,
 ) {
     let _ = stream.set_nodelay(true);
@@ -42,15 +57,15 @@ pub(crate) async fn run(
     let mut code = ChannelCode::LocalReset;
     let broken = tokio::select! {
         biased;
-        () = over => false,
-        () = async {
+        () = over => None,
+        broken = async {
             // One direction may end regularly long before the other; an error ends both.
-            let up = read_local(&shared, id, &wake, read);
+            let up = read_local(&shared, id, &wake, read, watch);
             let refusal = &mut code;
             let ready = async {
                 ready.await.map_err(|why| {
                     *refusal = why;
-                    Broken
+                    Broken::Socket
                 })
             };
             let down = write_local(&shared, id, &wake, write);
@@ -66,16 +81,20 @@ pub(crate) async fn run(
                     tokio::try_join!(up, down)
                 }
             };
-            if both.await.is_ok() {
+            match both.await {
                 // Both regular ends are on their way; the machine says when they have arrived.
-                std::future::pending::<()>().await;
+                Ok(_) => std::future::pending().await,
+                Err(broken) => broken,
             }
-        } => true,
+        } => Some(broken),
     };
-    if broken {
+    if broken.is_some() {
         shared.with(|resume, _| resume.reset(id, code));
     }
-    if progress.borrow().code().is_some() || broken {
+    if let Some(Broken::Refused(Refusal(answer))) = &broken {
+        tell(&mut stream, answer).await;
+    }
+    if progress.borrow().code().is_some() || broken.is_some() {
         // RST instead of FIN (SO_LINGER 0). tokio deprecates it for non-zero times only.
         let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     }
@@ -86,14 +105,31 @@ pub(crate) async fn wait_over(progress: &mut watch::Receiver<Progress>) {
     let _ = progress.wait_for(|p| matches!(p, Progress::Over(_))).await;
 }
 
-/// The local connection failed.
-struct Broken;
+/// Says to a local program why it is not served.
+async fn tell(stream: &mut TcpStream, answer: &str) {
+    let told = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // What is left unread would reset the connection before the answer is read.
+        tokio::io::copy(&mut stream.take(MAX_DISCARD), &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(ANSWER_DEADLINE, told).await;
+}
+
+/// The local connection is over.
+enum Broken {
+    /// It failed.
+    Socket,
+    /// What it sent was refused.
+    Refused(Refusal),
+}
 
 async fn read_local(
     shared: &Shared,
     id: adit_protocol::ids::ChannelId,
     wake: &ChannelWake,
     mut read: ReadHalf<'_>,
+    mut watch: Option<Box<dyn Watch>>,
 ) -> Result<(), Broken> {
     let mut buffer = BytesMut::new();
     let mut capacity = shared.with(|resume, _| resume.local_capacity(id));
@@ -106,13 +142,22 @@ async fn read_local(
         if buffer.capacity() < MIN_ROOM {
             buffer.reserve(READ_SIZE);
         }
-        let n =
-            (&mut read).take(capacity as u64).read_buf(&mut buffer).await.map_err(|_| Broken)?;
+        let n = (&mut read)
+            .take(capacity as u64)
+            .read_buf(&mut buffer)
+            .await
+            .map_err(|_| Broken::Socket)?;
         if n == 0 {
             shared.with(|resume, now| resume.handle_local_fin(id, now));
             return Ok(());
         }
-        let data = buffer.split().freeze();
+        let mut data = buffer.split().freeze();
+        if let Some(watch) = &mut watch {
+            data = watch.pass(data).map_err(Broken::Refused)?;
+            if data.is_empty() {
+                continue;
+            }
+        }
         capacity = shared.with(|resume, now| {
             resume.handle_local_data(id, data, now);
             resume.local_capacity(id)
@@ -143,7 +188,7 @@ async fn write_local(
             false
         });
         if fin {
-            write.shutdown().await.map_err(|_| Broken)?;
+            write.shutdown().await.map_err(|_| Broken::Socket)?;
             shared.with(|resume, now| resume.handle_fin_delivered(id, now));
             return Ok(());
         }
@@ -159,7 +204,7 @@ async fn write_local(
 async fn write_all(write: &mut WriteHalf<'_>, pieces: &mut Vec<Bytes>) -> Result<usize, Broken> {
     let mut written = 0;
     if let [only] = pieces.as_slice() {
-        write.write_all(only).await.map_err(|_| Broken)?;
+        write.write_all(only).await.map_err(|_| Broken::Socket)?;
         written = only.len();
         pieces.clear();
         return Ok(written);
@@ -173,9 +218,9 @@ async fn write_all(write: &mut WriteHalf<'_>, pieces: &mut Vec<Bytes>) -> Result
             count += 1;
         }
         let slices = slices.get(..count).unwrap_or_default();
-        let mut n = write.write_vectored(slices).await.map_err(|_| Broken)?;
+        let mut n = write.write_vectored(slices).await.map_err(|_| Broken::Socket)?;
         if n == 0 {
-            return Err(Broken);
+            return Err(Broken::Socket);
         }
         written += n;
         while let Some(piece) = pieces.get_mut(done) {

@@ -24,7 +24,7 @@ use crate::{
     driver::Message,
     events::{SessionEvent, SessionInfo, Totals},
     explain::Explanation,
-    local,
+    local::{self, Watch},
     receipts::Receipts,
     shared::{ChannelTap, Progress, Shared},
 };
@@ -173,12 +173,21 @@ impl PendingChannel {
     }
 
     /// Hands over the local connection.
-    pub fn attach(mut self, stream: TcpStream) {
+    pub fn attach(self, stream: TcpStream) {
+        self.run(stream, None);
+    }
+
+    /// The same; what the local program sends is looked at on its way.
+    pub fn attach_watched(self, stream: TcpStream, watch: Box<dyn Watch>) {
+        self.run(stream, Some(watch));
+    }
+
+    fn run(mut self, stream: TcpStream, watch: Option<Box<dyn Watch>>) {
         let Some(tap) = self.tap.take() else { return };
         let inner = self.session.0.clone();
         let (receipts, id) = (inner.receipts.clone(), tap.id);
         let ready = async move { receipts.released(id).await };
-        let run = local::run(inner.shared.clone(), tap, stream, ready);
+        let run = local::run(inner.shared.clone(), tap, stream, watch, ready);
         let cancel = inner.cancel.clone();
         inner.tasks.spawn(async move { cancel.run_until_cancelled(run).await });
     }

@@ -86,7 +86,7 @@ pub(crate) async fn serve(
             match connected {
                 Connected::Tcp(stream) => {
                     let ready = async move { receipts.released(id).await };
-                    local::run(shared, tap, stream, ready).await;
+                    local::run(shared, tap, stream, None, ready).await;
                 }
                 Connected::Udp(socket) => {
                     let ready = async move { receipts.released(id).await };

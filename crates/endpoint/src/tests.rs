@@ -11,7 +11,7 @@ use adit_protocol::{
     target::{Target, Transport},
     ticket::Role,
 };
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     carrier::Life,
-    local,
+    local::{self, Refusal, Watch},
     relayed::{self, Relayed, read_frame},
     shared::{DriverEvent, Shared},
 };
@@ -71,7 +71,7 @@ impl World {
                             let _ = released.wait_for(|released| *released).await;
                             Ok(())
                         };
-                        local::run(shared, tap, stream, ready).await;
+                        local::run(shared, tap, stream, None, ready).await;
                     });
                 }
             }
@@ -131,11 +131,15 @@ impl World {
 
     /// The application's end of a new channel.
     async fn open(&mut self) -> TcpStream {
+        self.open_watched(None).await
+    }
+
+    async fn open_watched(&mut self, watch: Option<Box<dyn Watch>>) -> TcpStream {
         let (app, ours) = tcp_pair().await;
         let target = Target::parse("127.0.0.1:1", Transport::Tcp).unwrap();
         let tap = self.console.register(|r, now| r.open(target, now).ok()).unwrap();
         let shared = self.console.clone();
-        self.tasks.spawn(local::run(shared, tap, ours, async { Ok(()) }));
+        self.tasks.spawn(local::run(shared, tap, ours, watch, async { Ok(()) }));
         app
     }
 }
@@ -302,4 +306,38 @@ async fn a_flood_of_requests_waits_in_the_connection() {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), all).await.unwrap();
+}
+
+/// Holds a letter back until the next one comes, and takes no `!`.
+struct OneBehind(Option<u8>);
+
+impl Watch for OneBehind {
+    fn pass(&mut self, bytes: Bytes) -> Result<Bytes, Refusal> {
+        if bytes.contains(&b'!') {
+            return Err(Refusal("no shouting".to_owned()));
+        }
+        let passed = bytes.iter().filter_map(|b| self.0.replace(*b)).collect::<Vec<u8>>();
+        Ok(passed.into())
+    }
+}
+
+#[tokio::test]
+async fn a_watched_channel_has_what_was_passed_and_a_refusal_says_why() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut world = World::new(listener.local_addr().unwrap());
+    world.carrier().await;
+    let mut app = world.open_watched(Some(Box::new(OneBehind(None)))).await;
+    let (mut target, _) = listener.accept().await.unwrap();
+    app.write_all(b"whisper").await.unwrap();
+    let mut got = [0; 6];
+    target.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"whispe");
+    app.write_all(b"r!").await.unwrap();
+    let mut told = String::new();
+    let end = tokio::time::timeout(Duration::from_secs(5), app.read_to_string(&mut told)).await;
+    end.unwrap().unwrap();
+    assert_eq!(told, "no shouting");
+    // Nothing of the rest, and no regular end.
+    let end = tokio::time::timeout(Duration::from_secs(5), target.read(&mut [0; 8])).await;
+    assert_eq!(end.unwrap().unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
