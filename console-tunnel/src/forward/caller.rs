@@ -331,6 +331,7 @@ mod tests {
     }
 
     /// Another user's program that connects there from this address, and stays.
+    #[expect(clippy::unwrap_used, reason = "a test's own program")]
     fn other_user(to: &str, from: &str) -> tokio::process::Child {
         use std::os::unix::process::CommandExt;
 
