@@ -2,6 +2,7 @@
 //! clone, a signed release, its check by exit code, and the same release built again.
 
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::{
     fs,
