@@ -85,8 +85,9 @@ pub(crate) fn check(graph: &Graph) -> Findings {
             let Some(to) = graph.packages.get(to).filter(|p| p.member) else { continue };
             let to = to.name.as_str();
             if TOOLS.contains(&to) {
-                findings
-                    .push(format!("{name} imports {to}: nothing imports tests, benches, release, xtask"));
+                findings.push(format!(
+                    "{name} imports {to}: nothing imports tests, benches, release, xtask"
+                ));
             } else if PROGRAMS.contains(&name) && PROGRAMS.contains(&to) {
                 findings.push(format!("{name} imports {to}: programs never import each other"));
             } else if *kind != Kind::Dev && !rule.may_use.iter().any(|m| *m == "*" || *m == to) {
@@ -133,7 +134,10 @@ mod tests {
             (&[("adit-mediator", &["glue"]), ("glue", &["adit-core"])], "glue → adit-core"),
             (&[("adit-relay", &["adit-endpoint"])], "must never reach adit-endpoint"),
             (&[("adit-agent", &["dev:adit-console"])], "programs never import each other"),
-            (&[("adit-net", &["dev:adit-xtask"])], "nothing imports tests, benches, release, xtask"),
+            (
+                &[("adit-net", &["dev:adit-xtask"])],
+                "nothing imports tests, benches, release, xtask",
+            ),
             (&[("adit-new", &[])], "adit-new is not in the table"),
         ] {
             let found = findings(spec);
