@@ -12,7 +12,6 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-pub(crate) const DEFAULT_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Packages and programs of a release. Always resolved together: one program alone would otherwise
 /// be built with fewer features of shared crates, and have other bits than in a release.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -104,7 +103,7 @@ impl Recipe {
         Ok(Self {
             commit: git(&repository, &["rev-parse", "HEAD"])?,
             repository,
-            target: options.target.clone(),
+            target: options.target.clone().map_or_else(host, Ok)?,
             release,
             packages: PROGRAMS.iter().map(|(package, _)| (*package).to_owned()).collect(),
             programs: PROGRAMS.map(|(_, p)| p).iter().filter(wanted).map(|p| (*p).into()).collect(),
@@ -149,8 +148,11 @@ impl Recipe {
             output_of(command.arg(arg))
         };
         let rustc = ask("rustc", "-vV")?;
+        // Not every platform has these under these names.
+        let first = |text: Result<String>| text.ok()?.lines().next().map(str::to_owned);
+        let c = [ask("cc", "--version"), ask("ld", "--version")].into_iter().filter_map(first);
         let tools = Tools {
-            cc: ask("cc", "--version")?.lines().next().unwrap_or_default().to_owned(),
+            cc: c.collect::<Vec<_>>().join("; "),
             cargo: ask("cargo", "-V")?,
             rustc: rustc.lines().collect::<Vec<_>>().join("; "),
         };
@@ -300,6 +302,13 @@ fn user_cargo_home() -> Option<PathBuf> {
 fn rustup_home() -> Option<PathBuf> {
     let named = env::var_os("RUSTUP_HOME").map(PathBuf::from);
     named.or_else(|| Some(env::home_dir()?.join(".rustup"))).filter(|dir| dir.is_dir())
+}
+
+/// The target triple of this machine.
+pub(crate) fn host() -> Result<String> {
+    let told = output_of(Command::new("rustc").arg("-vV"))?;
+    let host = told.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc names no host")?.to_owned())
 }
 
 /// What git answers, without the line's end.

@@ -1,5 +1,8 @@
 //! A small repository for tests, whose program has what makes bits of ours differ: panics that tell
-//! their place, generated code, a macro crate of its own, and optionally a culprit.
+//! their place, generated code, C that tells its file, a macro crate of its own, and optionally a
+//! culprit.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -7,7 +10,7 @@ use anyhow::Result;
 
 use crate::{
     Findings,
-    build::{self, DEFAULT_TARGET, Recipe},
+    build::{self, Recipe},
     reproduce,
 };
 
@@ -18,10 +21,38 @@ const MACROS: &str = "[package]\nname = \"fixture-macros\"\nversion = \"0.1.0\"\
     edition = \"2024\"\n[lib]\nproc-macro = true\n";
 const MACRO: &str = "#[proc_macro]\npub fn made(_: proc_macro::TokenStream) -> proc_macro::TokenStream \
     {\n    \"fn made() -> usize { panic!() }\".parse().unwrap()\n}\n";
-const MAIN: &str = "include!(concat!(env!(\"OUT_DIR\"), \"/generated.rs\"));\n\
-    fixture_macros::made!();\nfn main() {\n    println!(\"{:?} {}\", option_env!(\"CULPRIT\"), \
-    env!(\"COMMIT\"));\n    let at: usize = std::env::args().count();\n    if at > 9 { \
-    [0, 1][at]; generated(at); made(); }\n}\n";
+const MAIN: &str = r#"include!(concat!(env!("OUT_DIR"), "/generated.rs"));
+fixture_macros::made!();
+unsafe extern "C" {
+    safe fn place() -> *const std::ffi::c_char;
+}
+fn main() {
+    println!("{:?} {} {:?}", option_env!("CULPRIT"), env!("COMMIT"), place());
+    let at: usize = std::env::args().count();
+    if at > 9 {
+        [0, 1][at];
+        generated(at);
+        made();
+    }
+}
+"#;
+const PLACE: &str = "const char *place(void) { return __FILE__; }\n";
+/// Compiles C by an absolute path and with the flags of the environment, as `cc` does.
+const SCRIPT: &str = r#"use std::{env::var, process::Command};
+fn main() {
+    let (out, here) = (var("OUT_DIR").unwrap(), var("CARGO_MANIFEST_DIR").unwrap());
+    let code = "fn generated(at: usize) -> usize { [1, 2][at] }";
+    std::fs::write(format!("{out}/generated.rs"), code).unwrap();
+    let (object, library) = (format!("{out}/place.o"), format!("{out}/libplace.a"));
+    let mut cc = Command::new("cc");
+    cc.args(var("CFLAGS").unwrap().split(' ')).args(["-c", "-o", &object]);
+    assert!(cc.arg(format!("{here}/src/place.c")).status().unwrap().success());
+    assert!(Command::new("ar").args(["crs", &library, &object]).status().unwrap().success());
+    println!("cargo:rustc-link-search=native={out}\ncargo:rustc-link-lib=static=place");
+    println!("cargo:rustc-env=COMMIT={}", var("ADIT_COMMIT").unwrap());
+    // culprit
+}
+"#;
 
 /// The repository, committed.
 pub(crate) struct Fixture {
@@ -34,18 +65,13 @@ impl Fixture {
     pub(crate) fn new(culprit: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
-        let script = format!(
-            "fn main() {{\n    let out = std::env::var(\"OUT_DIR\").unwrap();\n    \
-             std::fs::write(out + \"/generated.rs\", \
-             \"fn generated(at: usize) -> usize {{ [1, 2][at] }}\").unwrap();\n    \
-             println!(\"cargo:rustc-env=COMMIT={{}}\", std::env::var(\"ADIT_COMMIT\").unwrap());\n    \
-             {culprit}\n}}\n"
-        );
+        let script = SCRIPT.replace("// culprit", culprit);
         let toolchain = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../rust-toolchain.toml");
         for (name, text) in [
             ("Cargo.toml", MANIFEST),
             ("build.rs", &script),
             ("src/main.rs", MAIN),
+            ("src/place.c", PLACE),
             ("macros/Cargo.toml", MACROS),
             ("macros/src/lib.rs", MACRO),
             ("rust-toolchain.toml", &fs::read_to_string(toolchain).unwrap()),
@@ -71,7 +97,7 @@ impl Fixture {
         let recipe = Recipe {
             repository: self.directory.path().to_owned(),
             commit: self.commit.clone(),
-            target: DEFAULT_TARGET.to_owned(),
+            target: build::host().unwrap(),
             release: true,
             packages: vec!["fixture".to_owned()],
             programs: vec!["fixture".to_owned()],

@@ -40,7 +40,9 @@ pub(crate) struct PublicKey([u8; 32]);
 impl SigningKey {
     /// From a file that only its owner can read, or from standard input.
     pub(crate) fn load(file: &Path) -> Result<Self> {
-        let mut text = Zeroizing::new(String::new());
+        // Room for all of it: a string that grows leaves copies behind.
+        let room = usize::try_from(MAX_KEY_FILE)?;
+        let mut text = Zeroizing::new(String::with_capacity(room));
         if file == Path::new(STDIN) {
             std::io::stdin().take(MAX_KEY_FILE).read_to_string(&mut text)?;
         } else {
@@ -107,6 +109,8 @@ pub(crate) fn generate(file: &Path) -> Result<PublicKey> {
     let der = made.map_err(|_| anyhow::anyhow!("no randomness"))?;
     let text = to_pem(PRIVATE, der.as_ref());
     let key = SigningKey::parse(&text)?.public()?;
+    let public = beside(file);
+    ensure!(!public.exists(), "{} exists", public.display());
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -114,7 +118,6 @@ pub(crate) fn generate(file: &Path) -> Result<PublicKey> {
     let mut open = options.open(file).with_context(|| file.display().to_string())?;
     open.write_all(text.as_bytes())?;
     open.sync_all()?;
-    let public = beside(file);
     let mut options = OpenOptions::new();
     let mut open = options.write(true).create_new(true).open(&public);
     let open = open.as_mut().map_err(|error| anyhow::anyhow!("{}: {error}", public.display()))?;
@@ -161,7 +164,6 @@ fn from_pem(label: &str, text: &str) -> Result<Vec<u8>> {
 
 fn to_pem(label: &str, der: &[u8]) -> Zeroizing<String> {
     let body = Zeroizing::new(STANDARD.encode(der));
-    // Room for all of it: a string that grows leaves copies behind.
     let mut text = Zeroizing::new(String::with_capacity(2 * body.len() + 128));
     let _ = writeln!(text, "-----BEGIN {label}-----");
     let mut rest = body.as_str();

@@ -9,7 +9,7 @@
 mod build;
 mod compare;
 mod envelope;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod fixture;
 mod key;
 mod make;
@@ -74,9 +74,9 @@ struct Common {
     /// Only this program (mediator, relay, agent-tunnel, console-tunnel); can be repeated
     #[arg(long = "program", value_name = "PROGRAM")]
     programs: Vec<String>,
-    /// Target triple
-    #[arg(long, default_value = build::DEFAULT_TARGET)]
-    target: String,
+    /// Target triple (default: this machine's)
+    #[arg(long, value_name = "TRIPLE")]
+    target: Option<String>,
     /// How many compilers at once (default: as many as there are processors)
     #[arg(long, value_name = "N")]
     jobs: Option<u32>,

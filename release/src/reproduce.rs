@@ -125,7 +125,7 @@ fn judge(pairs: impl Iterator<Item = (String, PathBuf, PathBuf)>) -> Result<Find
     Ok(findings)
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
     use crate::fixture::Fixture;

@@ -17,7 +17,6 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("adit-agent", "agent-tunnel"),
     ("adit-console", "console-tunnel"),
 ];
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 struct Workspace(tempfile::TempDir);
 
@@ -116,10 +115,13 @@ fn a_release_is_of_the_commit_signed_whole_and_the_same_when_made_again() {
     let (code, told) = workspace.release(&make);
     assert_eq!(code, 0, "{told}");
     let names: Vec<_> = workspace.files("target/dist").into_iter().map(|(name, _)| name).collect();
+    let told = Command::new("rustc").arg("-vV").output().unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    let target = told.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
     let mut expected: Vec<_> =
         ["SHA256SUMS", "provenance.dsse.json", "release-key.pem"].map(String::from).into();
     for (_, program) in PROGRAMS {
-        expected.extend([program.to_owned(), format!("{program}-{TARGET}.cdx.json")]);
+        expected.extend([program.to_owned(), format!("{program}-{target}.cdx.json")]);
     }
     expected.sort();
     assert_eq!(names, expected);
