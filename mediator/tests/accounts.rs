@@ -11,6 +11,7 @@ mod common;
 
 use std::{
     io::Write,
+    path::PathBuf,
     process::Stdio,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -27,6 +28,7 @@ use common::{
     hello, identity, open, try_open,
 };
 use serde_json::{Value, json};
+use sqlx::Connection;
 use totp_rs::Totp;
 
 /// R25, R26: so soon must a live session end.
@@ -34,34 +36,39 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 /// RFC 6238 §5.2.
 const STEP_S: u64 = 30;
 
-/// An authenticator app that never shows the same code twice.
+/// An authenticator app that never shows the same code twice: with a clock of its own, that the
+/// mediator has learned, so that no test waits for the next code.
 struct App {
     totp: Totp,
+    /// The mediator's database.
+    database: PathBuf,
     last: u64,
 }
 
 impl App {
-    fn new(url: &str) -> Self {
-        Self { totp: Totp::from_url(url).unwrap(), last: 0 }
+    fn new(url: &str, mediator: &Mediator) -> Self {
+        let totp = Totp::from_url(url).unwrap();
+        Self { totp, database: mediator.database(), last: unix_ms() / 1000 / STEP_S - 1 }
     }
 
     fn at(&self, step: u64) -> String {
         self.totp.generate(step * STEP_S).to_string()
     }
 
-    /// A code that was not used; waits for the next step only if three were used within this one.
+    /// The next code, at the beginning of its time.
     async fn code(&mut self) -> String {
-        loop {
-            let present = unix_s() / STEP_S;
-            // One that is about to be too old is left out.
-            let oldest = if unix_s() % STEP_S > 20 { present } else { present - 1 };
-            let step = oldest.max(self.last + 1);
-            if step <= present + 1 {
-                self.last = step;
-                return self.at(step);
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
+        self.last += 1;
+        let ahead = |by: u64| i64::try_from(by).unwrap() - i64::try_from(unix_ms()).unwrap();
+        self.know(ahead(self.last * STEP_S * 1000)).await;
+        self.at(self.last)
+    }
+
+    /// As if the mediator had learned that the app's clock is so much ahead.
+    async fn know(&self, drift_ms: i64) {
+        let database = format!("sqlite:{}", self.database.display());
+        let mut database = sqlx::SqliteConnection::connect(&database).await.unwrap();
+        let known = "UPDATE factor SET drift_ms = $1, missed_ms = 0 WHERE kind = 'totp'";
+        sqlx::query(known).bind(drift_ms).execute(&mut database).await.unwrap();
     }
 
     /// The secret as raw bytes and as the app's text.
@@ -71,8 +78,9 @@ impl App {
     }
 }
 
-fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_millis()).unwrap()
 }
 
 impl Mediator {
@@ -105,10 +113,10 @@ impl Mediator {
 }
 
 /// Begins to set up an app.
-async fn enroll(console: &Device) -> (App, String) {
+async fn enroll(mediator: &Mediator, console: &Device) -> (App, String) {
     let wish = wire::TotpEnroll { name: "phone".into() };
     match console.ask(Body::TotpEnroll(wish)).await.unwrap() {
-        Body::TotpSecret(told) => (App::new(&told.url), told.factor_id),
+        Body::TotpSecret(told) => (App::new(&told.url, mediator), told.factor_id),
         other => panic!("{other:?}"),
     }
 }
@@ -121,8 +129,8 @@ async fn confirm(console: &Device, factor: &str, code: &str) -> Result<Vec<Strin
     }
 }
 
-async fn set_up(console: &Device) -> (App, Vec<String>) {
-    let (mut app, factor) = enroll(console).await;
+async fn set_up(mediator: &Mediator, console: &Device) -> (App, Vec<String>) {
+    let (mut app, factor) = enroll(mediator, console).await;
     let code = app.code().await;
     let codes = confirm(console, &factor, &code).await.unwrap();
     (app, codes)
@@ -160,7 +168,7 @@ async fn a_one_time_code_counts_once_also_after_a_crash() {
     let console = mediator.device(&identity).await;
     let login = async |code: &str| console.login_with("tess", &password, code).await;
     login("").await.unwrap();
-    let (mut app, factor) = enroll(&console).await;
+    let (mut app, factor) = enroll(&mediator, &console).await;
     // It counts when it is confirmed, not before.
     assert_eq!(code_of(confirm(&console, &factor, "000000")).await, failure::CODE_WRONG);
     assert_eq!(code_of(confirm(&console, "other", &app.at(1))).await, failure::NO_SUCH_FACTOR);
@@ -192,6 +200,60 @@ async fn a_one_time_code_counts_once_also_after_a_crash() {
     mediator.admin(&["audit", "verify"]);
 }
 
+/// R23: no code of another time counts, though it is right; and an app whose clock went off is let
+/// in with the code after the one that was refused, also if the mediator crashed between.
+#[tokio::test]
+async fn a_code_of_another_time_is_refused_and_the_next_in_a_row_is_taken() {
+    let mut mediator = Mediator::start();
+    let password = mediator.technician("tess");
+    let me_here = identity();
+    let console = mediator.device(&me_here).await;
+    console.login("tess", &password).await.unwrap();
+    let (app, factor) = enroll(&mediator, &console).await;
+    // At the middle of the mediator's time, so that nothing changes meanwhile.
+    let present = app.last + 1;
+    let middle = i64::try_from(present * STEP_S * 1000 + 15_000).unwrap();
+    let here = || middle - i64::try_from(unix_ms()).unwrap();
+    for step in [present - 1, present + 1] {
+        app.know(here()).await;
+        let refused = confirm(&console, &factor, &app.at(step)).await.unwrap_err();
+        assert_eq!(refused.code, failure::CODE_WRONG);
+        assert_eq!(mediator.last("mfa.confirmation_failed")["end_reason"], "code_out_of_time");
+    }
+    app.know(here()).await;
+    // That one was seen: it is spent, and so is what comes before it.
+    for step in [present - 1, present, present + 1] {
+        assert!(confirm(&console, &factor, &app.at(step)).await.is_err());
+    }
+    assert_eq!(mediator.last("mfa.confirmation_failed")["end_reason"], "second_factor");
+    let past =
+        "UPDATE factor SET missed_ms = CAST(strftime('%s', 'now') AS INTEGER) * 1000 - 20000";
+    let database = format!("sqlite:{}", mediator.database().display());
+    let as_if_20_s_passed = async || {
+        let mut database = sqlx::SqliteConnection::connect(&database).await.unwrap();
+        sqlx::query(past).execute(&mut database).await.unwrap();
+    };
+    as_if_20_s_passed().await;
+    confirm(&console, &factor, &app.at(present + 2)).await.unwrap();
+
+    // The clock goes off by two minutes more.
+    let login = async |console: &Device, step: u64| {
+        console.login_with("tess", &password, &app.at(step)).await
+    };
+    let unknown = console.login_with("nobody", &password, "123456").await.unwrap_err();
+    assert_eq!(login(&console, present + 6).await.unwrap_err(), unknown);
+    assert_eq!(mediator.last("login.failed")["end_reason"], "code_out_of_time");
+    mediator.kill();
+    mediator.serve();
+    let console = mediator.device(&me_here).await;
+    assert_eq!(login(&console, present + 6).await.unwrap_err(), unknown);
+    assert_eq!(mediator.last("login.failed")["end_reason"], "second_factor");
+    as_if_20_s_passed().await;
+    login(&console, present + 7).await.unwrap();
+    assert_eq!(login(&console, present + 7).await.unwrap_err(), unknown);
+    assert_eq!(mediator.last("login.succeeded")["mfa"], "totp");
+}
+
 #[tokio::test]
 async fn a_login_without_the_factor_confirms_none_of_its_owners() {
     let mediator = Mediator::start();
@@ -200,9 +262,9 @@ async fn a_login_without_the_factor_confirms_none_of_its_owners() {
     for console in [&owner, &other] {
         console.login("tess", &password).await.unwrap();
     }
-    let (_, codes) = set_up(&owner).await;
+    let (_, codes) = set_up(&mediator, &owner).await;
     assert_eq!(codes.len(), 10);
-    let (mut app, factor) = enroll(&owner).await;
+    let (mut app, factor) = enroll(&mediator, &owner).await;
     let code = app.code().await;
     for code in ["000000", &code] {
         let refused = code_of(confirm(&other, &factor, code)).await;
@@ -218,7 +280,7 @@ async fn two_that_show_the_same_code_at_once_do_not_both_get_in() {
     let password = mediator.technician("tess");
     let (a, b) = (mediator.device(&identity()).await, mediator.device(&identity()).await);
     a.login("tess", &password).await.unwrap();
-    let (mut app, codes) = set_up(&a).await;
+    let (mut app, codes) = set_up(&mediator, &a).await;
     for code in [app.code().await, codes[0].clone()] {
         let both = tokio::join!(
             a.login_with("tess", &password, &code),
@@ -239,7 +301,7 @@ async fn recovery_codes_count_once_and_no_secret_is_left_anywhere() {
         let password = mediator.technician(&name);
         let console = mediator.device(&identity()).await;
         console.login(&name, &password).await.unwrap();
-        let (app, codes) = set_up(&console).await;
+        let (app, codes) = set_up(&mediator, &console).await;
         if n == 0 {
             let typed = codes[3].to_uppercase().replace('-', " ");
             let told = console.login_with(&name, &password, &typed).await.unwrap();
@@ -298,7 +360,7 @@ async fn where_a_second_factor_is_required_a_password_only_sets_one_up() {
     let wish = open(1, &pc, &key);
     assert_eq!(code_of(try_open(&console, &mut agent, wish)).await, failure::MFA_SETUP_REQUIRED);
     assert_eq!(mediator.last("login.limited")["end_reason"], failure::MFA_SETUP_REQUIRED);
-    let (_, codes) = set_up(&console).await;
+    let (_, codes) = set_up(&mediator, &console).await;
     list().await.unwrap();
     try_open(&console, &mut agent, open(2, &pc, &key)).await.unwrap();
     assert_eq!(mediator.last("session.granted")["mfa"], "totp");
@@ -316,7 +378,7 @@ async fn where_a_second_factor_is_required_a_password_only_sets_one_up() {
     let state =
         |name: &str| listed.iter().find(|user| user["user"] == name).unwrap()["mfa"].clone();
     assert_eq!((state("admin"), state("tess")), ("none".into(), "required".into()));
-    set_up(&admin).await;
+    set_up(&mediator, &admin).await;
     let other = mediator.device(&identity()).await;
     assert_eq!(code_of(other.login("admin", &mediator.password)).await, failure::MFA_REQUIRED);
 }
@@ -332,7 +394,7 @@ async fn as_shipped_every_technician_sets_a_second_factor_up_first() {
     assert!(console.login("tess", &password).await.unwrap().mfa_setup);
     let listed = console.ask(Body::ListComputers(wire::ListComputers::default()));
     assert_eq!(code_of(listed).await, failure::MFA_SETUP_REQUIRED);
-    set_up(&console).await;
+    set_up(&mediator, &console).await;
     console.ask(Body::ListComputers(wire::ListComputers::default())).await.unwrap();
     let (admin, _, _) = mediator.console().await;
     admin.ask(Body::ListComputers(wire::ListComputers::default())).await.unwrap();
@@ -435,7 +497,7 @@ async fn acts_ask_for_a_fresh_factor_which_is_shown_without_a_new_login() {
     console.login("tess", password).await.unwrap();
     let refused = code_of(try_open(&console, &mut agent, open(1, &pc, &key))).await;
     assert_eq!(refused, failure::MFA_REQUIRED);
-    let (mut app, _) = set_up(&console).await;
+    let (mut app, _) = set_up(&mediator, &console).await;
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let refused = code_of(try_open(&console, &mut agent, open(2, &pc, &key))).await;
     assert_eq!(refused, failure::MFA_REQUIRED);
@@ -574,7 +636,7 @@ async fn unknown_users_and_known_ones_are_answered_in_the_same_time() {
     let password = mediator.technician("tess");
     let console = mediator.device(&identity()).await;
     console.login("tess", &password).await.unwrap();
-    let (_app, _) = set_up(&console).await;
+    let (_app, _) = set_up(&mediator, &console).await;
     let cases = [
         ("nobody", "wrong password", ""),
         ("plain", "wrong password", ""),
@@ -668,7 +730,7 @@ async fn a_device_that_a_partner_switched_off_is_told_shown_and_switched_on_agai
     let device = me.signing.public().fingerprint().to_string();
     let console = mediator.device(&me).await;
     console.login("tess", &password).await.unwrap();
-    let (mut app, _) = set_up(&console).await;
+    let (mut app, _) = set_up(&mediator, &console).await;
     let (boss, key, _) = mediator.console().await;
     let owner = Who::at(&boss, &key).await;
     let mut web = Web::connect(&mediator).await;

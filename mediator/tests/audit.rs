@@ -366,6 +366,47 @@ async fn receivers_that_are_not_who_they_should_be_get_nothing() {
     }
 }
 
+/// R04: an authority that is known vouches for nothing that is expired, early, of another name or
+/// for another purpose.
+#[tokio::test(flavor = "multi_thread")]
+async fn receivers_with_a_flaw_in_their_certificate_get_nothing() {
+    let mut receiver = Receiver::new(false).await;
+    let mut mediator = Mediator::start();
+    mediator.stop();
+    let ca = receiver.file("ca.pem");
+    let good = receiver.acceptor.clone();
+    let flawed = [
+        common::web_tls_but(&ca, "127.0.0.1", |made| {
+            made.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        }),
+        common::web_tls_but(&ca, "127.0.0.1", |made| {
+            made.not_before = rcgen::date_time_ymd(2090, 1, 1);
+        }),
+        common::web_tls_but(&ca, "127.0.0.2", |_| {}),
+        common::web_tls_but(&ca, "127.0.0.1", |made| {
+            made.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        }),
+    ];
+    let lines = format!("syslog = \"127.0.0.1:{}\"\nsyslog_ca = {}\n", receiver.port, quoted(&ca));
+    configure(&mediator, &lines);
+    for (n, acceptor) in flawed.into_iter().enumerate() {
+        receiver.acceptor = acceptor;
+        receiver.start(Manner::Takes).await;
+        receiver.visits.store(0, Ordering::Relaxed);
+        mediator.serve();
+        while receiver.visits.load(Ordering::Relaxed) < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        mediator.stop();
+        assert!(receiver.got.lock().unwrap().is_empty(), "flaw {n}");
+    }
+    // It was the certificates.
+    receiver.acceptor = good;
+    receiver.start(Manner::Takes).await;
+    mediator.serve();
+    receiver.has_all_of(&mediator).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn search_levels_and_retention_by_command() {
     let mediator = Mediator::start();

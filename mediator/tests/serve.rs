@@ -194,6 +194,21 @@ async fn only_good_tokens_enrol_and_only_as_often_as_they_say() {
     assert_eq!(error.failure().unwrap().code, failure::NOT_ENROLLED);
 }
 
+/// R24: what is good once is so for two that come at the same moment.
+#[tokio::test]
+async fn of_many_that_show_a_token_at_once_one_enrols() {
+    let mediator = Mediator::start();
+    let token = mediator.token(&["agent", "--client", "main/hq"]);
+    let names: Vec<String> = (0..8).map(|n| format!("pc{n}")).collect();
+    let ids: Vec<_> = names.iter().map(|_| identity()).collect();
+    let tries = ids.iter().zip(&names).map(|(id, name)| mediator.enroll(id, &token, 1, name));
+    let tries = futures_util::future::join_all(tries).await;
+    assert_eq!(tries.iter().filter(|tried| tried.is_ok()).count(), 1, "{tries:?}");
+    let refused = tries.iter().filter_map(|tried| tried.as_ref().err());
+    assert!(refused.into_iter().all(|refused| refused.code == failure::TOKEN_SPENT), "{tries:?}");
+    assert_eq!(mediator.events_named("enroll.succeeded").len(), 1);
+}
+
 #[tokio::test]
 async fn logins_are_checked_recorded_and_bound_to_the_device() {
     let mediator = Mediator::start();
@@ -418,6 +433,9 @@ async fn a_strangers_guesses_do_not_keep_a_user_out_who_logged_in_before() {
         let refused = stranger.login("admin", "a wrong password of theirs").await.unwrap_err();
         assert_eq!(refused.code, failure::LOGIN_FAILED);
     }
+    // What the user has goes on.
+    let who = || known.ask(Body::WhoAmI(wire::WhoAmI {}));
+    assert!(matches!(who().await, Ok(Body::Me(me)) if me.user == "admin"));
     // The stranger is delayed, even with the right password.
     let refused = stranger.login("admin", &mediator.password).await.unwrap_err();
     assert_eq!(refused.code, failure::LOGIN_FAILED);
@@ -430,4 +448,5 @@ async fn a_strangers_guesses_do_not_keep_a_user_out_who_logged_in_before() {
     let refused = known.login("admin", &mediator.password).await.unwrap_err();
     assert_eq!(refused.code, failure::LOGIN_FAILED);
     assert_eq!(mediator.events_named("login.failed").last().unwrap()["end_reason"], "delayed");
+    assert!(who().await.is_ok());
 }

@@ -1,7 +1,12 @@
-//! Time-based one-time codes (RFC 6238): SHA-1, six digits, 30 s, one step of skew.
+//! Time-based one-time codes (RFC 6238): SHA-1, six digits, 30 s.
 //!
-//! Each code counts once (RFC 6238 §5.2): only steps after the last accepted one are tried, and
-//! the caller makes that step durable together with what it permits.
+//! A code lives for 30 s (ASVS 6.5.5): only the step counts that the app shows now by what is known
+//! of its clock. That is learned from two codes in a row, which also takes an app back whose clock
+//! went off by minutes (RFC 6238 §6): the first, right at another time, is refused and noted, the
+//! next one in its own 30 s counts.
+//!
+//! Each code counts once (RFC 6238 §5.2), one that was only noted not at all: steps after the last
+//! one are tried alone, and the caller makes what is known durable together with what it permits.
 
 use adit_protocol::keys::fill_random;
 use totp_rs::{Algorithm, Builder};
@@ -11,14 +16,88 @@ use zeroize::Zeroizing;
 pub(crate) const SECRET_LEN: usize = 20;
 /// Seconds of a step (RFC 6238 §5.2).
 const STEP_S: u64 = 30;
-/// Steps before and after the present one that are accepted (RFC 6238 §5.2).
-const SKEW: u64 = 1;
+/// The same in milliseconds: a code's life.
+const STEP_MS: u64 = STEP_S * 1000;
+/// Steps by which an app's clock may be off the mediator's: as quartz does in a few years.
+const MAX_OFF: u64 = 11;
+/// The same in milliseconds.
+const MAX_DRIFT_MS: i64 = 330_000;
+/// Who was so little early or late is taken for that, and not for one whose clock went off.
+const NEAR_MS: i64 = 10_000;
+/// Of a clock that went off: the code next to the one that was noted counts from so long after that
+/// one on. Who types codes as they come shows them 30 s apart, who began late a little after.
+const NEXT_MS: i64 = 8_000;
 /// Digits of a code.
 const DIGITS: u8 = 6;
 /// Characters looked at: six digits with spaces.
 const MAX_TEXT: usize = 16;
 /// Who issues, in the authenticator's list.
 const ISSUER: &str = "Adit";
+
+/// What is known of an app: its clock, and which codes are spent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AppClock {
+    /// Only later steps are looked at.
+    pub(crate) last_step: u64,
+    /// By how much it is ahead of the mediator's, milliseconds.
+    pub(crate) drift_ms: i64,
+    /// When `last_step` was shown, if that was at another time than its own; else 0.
+    pub(crate) missed_ms: u64,
+}
+
+/// What a code is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// Not one of this app's now, or spent.
+    Wrong,
+    /// Right at another time: it counts for nothing, but is to be noted so.
+    OutOfTime(AppClock),
+    /// Right; counts if this is noted and no later step was meanwhile.
+    Right(AppClock),
+}
+
+impl AppClock {
+    /// By how much the app is ahead, for the code of this step: as it was, but by the code that was
+    /// noted if this is the next one.
+    fn drift_for(&self, step: u64) -> i64 {
+        if !self.is_next(step) {
+            return self.drift_ms.clamp(-MAX_DRIFT_MS, MAX_DRIFT_MS);
+        }
+        let (least, most) = off(self.last_step, self.missed_ms);
+        let nearest = self.drift_ms.clamp(least, most);
+        match nearest.abs_diff(self.drift_ms) <= NEAR_MS.unsigned_abs() {
+            true => nearest,
+            false => most.saturating_sub(NEXT_MS),
+        }
+    }
+
+    /// Is this the one after a code that was noted?
+    fn is_next(&self, step: u64) -> bool {
+        self.missed_ms > 0 && self.last_step.saturating_add(1) == step
+    }
+
+    /// Judges a right code of a later step than the last one.
+    fn judge(self, step: u64, now_ms: u64) -> Code {
+        let spent = Self { last_step: step, missed_ms: 0, ..self };
+        if now_ms.saturating_add_signed(self.drift_for(step)) / STEP_MS != step {
+            return Code::OutOfTime(Self { missed_ms: now_ms, ..spent });
+        }
+        if !self.is_next(step) {
+            return Code::Right(spent);
+        }
+        // Both tell something of the clock, and what was taken for it fits both.
+        let (first, second) = (off(self.last_step, self.missed_ms), off(step, now_ms));
+        let drift_ms = first.0.max(second.0).midpoint(first.1.min(second.1));
+        Code::Right(Self { drift_ms, ..spent })
+    }
+}
+
+/// The least and the largest drift of a clock that shows this step at this time.
+fn off(step: u64, at_ms: u64) -> (i64, i64) {
+    let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    let least = signed(step.saturating_mul(STEP_MS)).saturating_sub(signed(at_ms));
+    (least, least.saturating_add(signed(STEP_MS) - 1))
+}
 
 /// The secret that the authenticator app holds, too.
 pub(crate) struct TotpSecret(Zeroizing<[u8; SECRET_LEN]>);
@@ -51,14 +130,15 @@ impl TotpSecret {
         totp.build().ok()?.to_url().ok().map(Zeroizing::new)
     }
 
-    /// The step of a right code, if it is later than `last_step`.
-    pub(crate) fn check(&self, code: &str, unix_ms: u64, last_step: u64) -> Option<u64> {
-        let totp = self.builder().build().ok()?;
-        let present = unix_ms / 1000 / STEP_S;
+    /// What a code is at this time.
+    pub(crate) fn judge(&self, code: &str, now_ms: u64, clock: AppClock) -> Code {
+        let Ok(totp) = self.builder().build() else { return Code::Wrong };
         let is_right = |step: &u64| totp.check(code, step.saturating_mul(STEP_S)) == Some(*step);
-        (present.saturating_sub(SKEW)..=present.saturating_add(SKEW))
-            .filter(|step| *step > last_step)
+        let present = now_ms / STEP_MS;
+        (present.saturating_sub(MAX_OFF)..=present.saturating_add(MAX_OFF))
+            .filter(|step| *step > clock.last_step)
             .find(is_right)
+            .map_or(Code::Wrong, |step| clock.judge(step, now_ms))
     }
 
     /// Without skew: the steps are tried one by one.
@@ -97,7 +177,11 @@ mod tests {
         // RFC 6238 appendix B, the last six of eight digits.
         for (time, right) in [(59, "287082"), (1_111_111_109, "081804"), (20_000_000_000, "353130")]
         {
-            assert_eq!(secret.check(right, time * 1000, 0), Some(time / STEP_S));
+            let found = secret.judge(right, time * 1000, AppClock::default());
+            assert_eq!(
+                found,
+                Code::Right(AppClock { last_step: time / STEP_S, ..AppClock::default() })
+            );
         }
         let url = secret.url("jane:x", "acme & co").unwrap();
         assert!(
@@ -109,26 +193,158 @@ mod tests {
         assert!(TotpSecret::from_slice(&[0; 19]).is_none());
     }
 
-    /// Over random steps, skews and orders of use: accepted steps only grow, and no code counts
-    /// after a later one or twice.
-    #[test]
-    fn a_code_counts_once_and_only_in_its_time() {
-        for seed in 0..200_u64 {
+    /// Whoever has this app, and what the mediator knows of it.
+    struct World {
+        secret: TotpSecret,
+        /// By how much the app is ahead.
+        off_ms: i64,
+        known: AppClock,
+    }
+
+    impl World {
+        fn new(off_ms: i64) -> Self {
             let secret = TotpSecret::generate().unwrap();
-            let present = 1_000_000 + seed * 7919;
-            let now = (present * STEP_S + seed % STEP_S) * 1000;
-            for offset in 0..7 {
-                let step = present + offset - 3;
-                let found = secret.check(&code(&secret, step), now, 0);
-                assert_eq!(found.is_some(), step.abs_diff(present) <= 1, "seed {seed} {offset}");
+            Self { secret, off_ms, known: AppClock::default() }
+        }
+
+        /// The step that the app shows.
+        fn shown(&self, now_ms: u64) -> u64 {
+            now_ms.strict_add_signed(self.off_ms) / STEP_MS
+        }
+
+        /// When a code that is typed `after_ms` of its life arrives, next after `now_ms`.
+        fn typed(&self, now_ms: u64, after_ms: u64) -> u64 {
+            let begins = (self.shown(now_ms) + 1) * STEP_MS;
+            begins.strict_sub_signed(self.off_ms) + after_ms
+        }
+
+        /// Is the code of a step accepted? What is known is kept as the store does.
+        fn show(&mut self, step: u64, now_ms: u64) -> bool {
+            match self.secret.judge(&code(&self.secret, step), now_ms, self.known) {
+                Code::Wrong => false,
+                Code::OutOfTime(known) => {
+                    self.known = known;
+                    false
+                }
+                Code::Right(known) => {
+                    self.known = known;
+                    true
+                }
             }
-            let mut last = 0;
-            for draw in 0..6 {
-                let step = present - 1 + (seed / 3_u64.pow(draw)) % 3;
-                let found = secret.check(&code(&secret, step), now, last);
-                assert_eq!(found, (step > last).then_some(step), "seed {seed}");
-                last = found.unwrap_or(last);
+        }
+    }
+
+    /// ASVS 6.5.5, by a clock that goes on by half a second: whatever is known of the app, and
+    /// whenever a code was noted before, one counts for 30 s, and neither twice nor once noted.
+    #[test]
+    fn a_code_lives_for_thirty_seconds_and_counts_once() {
+        const TICK_MS: u64 = 500;
+        let step = 1_000_000;
+        let begins = step * STEP_MS;
+        let drifts = [0, 1, -1, 29_999, -29_999, 45_000, 123_456, -250_000, -1_000_000];
+        let noted = (0..=400).map(|n| begins + n * TICK_MS - 100_000);
+        for missed_ms in std::iter::once(0).chain(noted) {
+            for drift_ms in drifts {
+                let last_step = if missed_ms == 0 { 0 } else { step - 1 };
+                let known = AppClock { last_step, drift_ms, missed_ms };
+                let mut life_ms = 0;
+                for at_ms in (0..3_200).map(|n| begins - 800_000 + n * TICK_MS) {
+                    let then = match known.judge(step, at_ms) {
+                        Code::Wrong => unreachable!("a right code"),
+                        Code::OutOfTime(then) => {
+                            assert_eq!(then.missed_ms, at_ms);
+                            then
+                        }
+                        Code::Right(then) => {
+                            life_ms += TICK_MS;
+                            assert_eq!(then.missed_ms, 0);
+                            then
+                        }
+                    };
+                    assert_eq!(then.last_step, step);
+                }
+                assert_eq!(life_ms, STEP_MS, "drift {drift_ms}, noted at {missed_ms}");
             }
+        }
+        // Neither one that counted nor one that was noted does once more, nor any before it.
+        for at_ms in [begins, begins + STEP_MS, begins - 200_000] {
+            let mut world = World::new(0);
+            let counted = world.show(step, at_ms);
+            assert_eq!(counted, at_ms == begins);
+            for before in step - 11..=step {
+                let known = world.known;
+                assert!(!world.show(before, at_ms) && world.known == known);
+            }
+        }
+    }
+
+    /// With a right clock codes count while they are shown; with one that is off, and whatever it
+    /// did before, at the latest the third in a row does, and later ones at once.
+    #[test]
+    fn an_app_whose_clock_is_off_is_learned_from_codes_in_a_row() {
+        for seed in 0..500_u64 {
+            let off_ms = i64::try_from(seed * 7_919 % 600_000).unwrap() - 300_000;
+            let mut world = World::new(off_ms);
+            let mut now = 1_000_000 * STEP_MS + seed * 311;
+            let mut tries = Vec::new();
+            // The clock was set right by five minutes between; each code is typed a while after it
+            // appears, the one like the other within three seconds.
+            for (login, off_ms) in (0..12).map(|n| (n, if n < 6 { off_ms } else { 0 })) {
+                world.off_ms = off_ms;
+                if login == 6 {
+                    now += 700_000;
+                }
+                let mut tried = 0;
+                loop {
+                    tried += 1;
+                    now = world.typed(now, 4_000 + seed % 16_000 + login * 1_019 % 3_000);
+                    if world.show(world.shown(now), now) {
+                        break;
+                    }
+                    assert!(tried < 3, "seed {seed}, login {login}: {:?}", world.known);
+                }
+                tries.push(tried);
+            }
+            let clock_is_right = |login: &usize| ![0, 6].contains(login);
+            let again = (0..12).filter(clock_is_right).filter(|login| tries[*login] > 1).count();
+            assert!(again <= 2, "seed {seed}: {tries:?}");
+        }
+        // Who is right and types in time never does it twice.
+        let mut world = World::new(0);
+        for step in 1..100 {
+            assert!(world.show(step, step * STEP_MS + step * 300));
+        }
+    }
+
+    /// A little late, as people are: the next one counts at once.
+    #[test]
+    fn who_was_a_little_late_or_early_shows_the_next_one() {
+        for (late_ms, next_ms) in
+            [(0, 200), (1, 200), (3_000, 1_000), (3_000, 29_000), (9_000, 9_500)]
+        {
+            let mut world = World::new(0);
+            let begins = 1_000_000 * STEP_MS;
+            assert!(!world.show(1_000_000, begins + STEP_MS + late_ms));
+            assert!(world.show(1_000_001, begins + STEP_MS + next_ms.max(late_ms + 1)));
+        }
+        let mut early = World::new(0);
+        assert!(!early.show(1_000_001, 1_000_001 * STEP_MS - 3_000));
+        assert!(early.show(1_000_002, 1_000_002 * STEP_MS - 2_900));
+        assert!(early.show(1_000_003, 1_000_003 * STEP_MS - 2_900));
+    }
+
+    /// Two codes of some time ago that somebody saw are worth nothing if they are not in a row, and
+    /// none is that is older or newer than clocks are off.
+    #[test]
+    fn codes_of_other_times_count_for_nothing_by_themselves() {
+        let now = 1_000_000 * STEP_MS;
+        let mut world = World::new(0);
+        for (n, step) in [999_990, 999_992, 999_994, 999_996].into_iter().enumerate() {
+            assert!(!world.show(step, now + n as u64 * 20_000));
+        }
+        for step in [999_988, 1_000_012] {
+            let shown = code(&world.secret, step);
+            assert_eq!(world.secret.judge(&shown, now, AppClock::default()), Code::Wrong);
         }
     }
 }

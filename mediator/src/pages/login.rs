@@ -255,8 +255,8 @@ fn wrong_second(visitor: &Visitor, known: &Passed, device: String) -> Response {
             .link(&login_address(&device), "To the login page");
         return visitor.page(StatusCode::FORBIDDEN, &page);
     }
-    let text = "That did not fit. A one-time code is good once, for about a minute; after many \
-         failures wait up to 15 minutes.";
+    let text = "That did not fit. A one-time code is good once, and while the app shows it: enter the \
+         next one soon after it appears. After many failures wait up to 15 minutes.";
     second_form(visitor, (StatusCode::FORBIDDEN, text), known, device)
 }
 

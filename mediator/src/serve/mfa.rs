@@ -17,13 +17,16 @@ use super::{
     connection::Line,
     logins::{Origin, Use},
     run::Shared,
-    second,
+    second::{self, Missed},
 };
 use crate::{
     authz,
     config::MfaRule,
     core::types::Refusal,
-    mfa::{self, recovery, totp},
+    mfa::{
+        self, recovery,
+        totp::{self, AppClock, Code},
+    },
     roles::conditions::Facts,
     store::{
         StoreError,
@@ -294,15 +297,13 @@ pub(crate) async fn confirm(who: &Person<'_>, shown: wire::TotpConfirm) -> Resul
         return Err(no_such_factor().into());
     };
     let now = unix_ms();
-    let step = match totp::digits(&shown.code) {
-        Some(code) => second::step(&shared.logins.keys, factor, &code, now)?,
-        None => None,
+    let judged = match totp::digits(&shown.code) {
+        Some(code) => second::one_time(&shared.logins.keys, factor, &code, now)?,
+        None => Code::Wrong,
     };
-    let Some(step) = step else {
-        let event = who.of_factor("mfa.confirmation_failed", mfa::TOTP, &factor.name);
-        record(who, event.outcome("failed")).await?;
-        let text = "the code is wrong; check the clock of the device that shows it";
-        return Err(Refusal::new(failure::CODE_WRONG, text).into());
+    let clock = match judged {
+        Code::Right(clock) => clock,
+        judged => return Err(unconfirmed(who, factor, judged).await?.into()),
     };
     let codes = first_codes(who).await?;
     let hashes = hashes(&account.id, &codes);
@@ -312,7 +313,7 @@ pub(crate) async fn confirm(who: &Person<'_>, shown: wire::TotpConfirm) -> Resul
     let (account_id, partner) = (account.id.clone(), account.partner_id.clone());
     let done = shared.writer.write(move |tx| {
         Box::pin(async move {
-            if !factors::confirm(tx, &account_id, &id, step).await? {
+            if !factors::confirm(tx, &account_id, &id, &clock).await? {
                 return Ok(false);
             }
             if !hashes.is_empty() {
@@ -327,6 +328,41 @@ pub(crate) async fn confirm(who: &Person<'_>, shown: wire::TotpConfirm) -> Resul
         return Err(no_such_factor().into());
     }
     Ok(codes)
+}
+
+/// Records a code that did not confirm a factor, and notes it if it was out of time; what is said.
+async fn unconfirmed(
+    who: &Person<'_>,
+    factor: &FactorRow,
+    judged: Code,
+) -> Result<Refusal, StoreError> {
+    let missed = match judged {
+        Code::OutOfTime(clock) => Some(Missed { factor: factor.id.clone(), clock }),
+        _ => None,
+    };
+    let (why, text) = match missed {
+        Some(_) => (
+            second::OUT_OF_TIME,
+            "the code is wrong at this time; enter the next one as soon as the app shows it",
+        ),
+        None => {
+            (second::WRONG_CODE, "the code is wrong; check the clock of the device that shows it")
+        }
+    };
+    let event = who.of_factor("mfa.confirmation_failed", mfa::TOTP, &factor.name);
+    let event = event.outcome("failed").end_reason(why);
+    let (writer, partner) = (&who.shared.writer, who.row.account.partner_id.clone());
+    let _room = writer.room(1).await?;
+    let written = writer.write(move |tx| {
+        Box::pin(async move {
+            if let Some(missed) = missed {
+                missed.note(tx).await?;
+            }
+            tx.append(&partner, event).await.map(|_| ())
+        })
+    });
+    written.await?;
+    Ok(Refusal::new(failure::CODE_WRONG, text))
 }
 
 async fn first_codes(who: &Person<'_>) -> Result<Codes, MfaError> {
@@ -383,7 +419,8 @@ pub(crate) async fn add_key(
     let done = shared.writer.write(move |tx| {
         Box::pin(async move {
             factors::insert(tx, new).await?;
-            factors::confirm(tx, &account_id, &id, u64::from(counter)).await?;
+            let clock = AppClock { last_step: u64::from(counter), ..AppClock::default() };
+            factors::confirm(tx, &account_id, &id, &clock).await?;
             if !hashes.is_empty() {
                 factors::set_recovery(tx, &account_id, &hashes).await?;
             }

@@ -8,7 +8,10 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::MfaRule,
-    mfa::{self, KeyShown, Shown, recovery, totp::TotpSecret},
+    mfa::{
+        self, KeyShown, Shown, recovery,
+        totp::{AppClock, Code, TotpSecret},
+    },
     store::{
         StoreError, WriteTx,
         factors::{self, FactorRow},
@@ -28,22 +31,43 @@ pub(crate) enum Judged {
     Weak,
     /// It has, and this is none; with the word for the record.
     Wrong(&'static str),
+    /// A one-time code of this factor at another time than its own: to be noted.
+    OutOfTime(Missed),
     /// A one-time code of this factor, not used up yet.
-    Step { factor: String, step: u64 },
+    Step { factor: String, clock: AppClock },
     /// The hash of a recovery code, which may be there.
     Recovery([u8; 32]),
     /// A security key, and its counter.
     Key { factor: String, counter: u32 },
 }
 
+/// A right code of another time, and what is known of the app since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Missed {
+    pub(crate) factor: String,
+    pub(crate) clock: AppClock,
+}
+
+impl Missed {
+    /// Spends the code, and lets the next one tell what the app's clock shows.
+    pub(crate) async fn note(&self, tx: &mut WriteTx) -> Result<(), StoreError> {
+        factors::miss_step(tx, &self.factor, &self.clock).await
+    }
+}
+
 /// A wrong code, as recorded.
-const WRONG: Judged = Judged::Wrong("second_factor");
+pub(crate) const WRONG_CODE: &str = "second_factor";
+/// A code that was right at another time, as recorded.
+pub(crate) const OUT_OF_TIME: &str = "code_out_of_time";
+const WRONG: Judged = Judged::Wrong(WRONG_CODE);
 
 impl Judged {
     /// As recorded.
     pub(crate) fn method(&self) -> &'static str {
         match self {
-            Self::NotNeeded | Self::Missing | Self::Weak | Self::Wrong(_) => mfa::NONE,
+            Self::NotNeeded | Self::Missing | Self::Weak | Self::Wrong(_) | Self::OutOfTime(_) => {
+                mfa::NONE
+            }
             Self::Step { .. } => mfa::TOTP,
             Self::Recovery(_) => mfa::RECOVERY,
             Self::Key { .. } => mfa::WEBAUTHN,
@@ -54,8 +78,8 @@ impl Judged {
     pub(crate) async fn use_up(&self, tx: &mut WriteTx, account: &str) -> Result<bool, StoreError> {
         match self {
             Self::NotNeeded => Ok(true),
-            Self::Missing | Self::Weak | Self::Wrong(_) => Ok(false),
-            Self::Step { factor, step } => factors::use_step(tx, factor, *step).await,
+            Self::Missing | Self::Weak | Self::Wrong(_) | Self::OutOfTime(_) => Ok(false),
+            Self::Step { factor, clock } => factors::use_step(tx, factor, clock).await,
             Self::Recovery(hash) => factors::use_recovery(tx, account, *hash).await,
             Self::Key { factor, counter } => {
                 factors::use_counter(tx, factor, u64::from(*counter)).await
@@ -86,12 +110,16 @@ pub(crate) fn judge(
         Shown::Junk => Ok(WRONG),
         Shown::Recovery(code) => Ok(Judged::Recovery(recovery::hash(account, code))),
         Shown::Totp(code) => {
-            for factor in confirmed.iter().filter(|factor| factor.kind == mfa::TOTP) {
-                if let Some(step) = step(keys, factor, code, now_ms)? {
-                    return Ok(Judged::Step { factor: factor.id.clone(), step });
+            let mut judged = WRONG;
+            for app in confirmed.iter().filter(|factor| factor.kind == mfa::TOTP) {
+                let factor = app.id.clone();
+                match one_time(keys, app, code, now_ms)? {
+                    Code::Right(clock) => return Ok(Judged::Step { factor, clock }),
+                    Code::OutOfTime(clock) => judged = Judged::OutOfTime(Missed { factor, clock }),
+                    Code::Wrong => {}
                 }
             }
-            Ok(WRONG)
+            Ok(judged)
         }
     }
 }
@@ -108,8 +136,13 @@ fn key(
         }
         let (challenge, party) = (&shown.challenge, &shown.party);
         return Ok(
-            match ceremony::shown(&shown.assertion, challenge, party, &credential, factor.last_step)
-            {
+            match ceremony::shown(
+                &shown.assertion,
+                challenge,
+                party,
+                &credential,
+                factor.clock.last_step,
+            ) {
                 Ok(counter) => Judged::Key { factor: factor.id.clone(), counter },
                 // Two devices have the same key: the record says so.
                 Err(KeyError::Counter) => Judged::Wrong("security_key_copied"),
@@ -129,14 +162,14 @@ pub(crate) fn credential(keys: &WrappingKeys, factor: &FactorRow) -> Result<Cred
     Credential::from_bytes(&stored).ok_or(WrapError::Damaged)
 }
 
-/// The step of a factor's code, if it is right and later than the last one.
-pub(crate) fn step(
+/// What a code is to a factor.
+pub(crate) fn one_time(
     keys: &WrappingKeys,
     factor: &FactorRow,
     code: &Zeroizing<String>,
     now_ms: u64,
-) -> Result<Option<u64>, WrapError> {
+) -> Result<Code, WrapError> {
     let secret = keys.open(factor.place(), &factor.secret)?;
     let secret = TotpSecret::from_slice(&secret).ok_or(WrapError::Damaged)?;
-    Ok(secret.check(code, now_ms, factor.last_step))
+    Ok(secret.judge(code, now_ms, factor.clock))
 }

@@ -6,7 +6,7 @@
 use sqlx::{AnyPool, any::AnyRow};
 
 use super::{Columns, StoreError, WriteTx, bigint, fresh_id};
-use crate::vault::wrap::Place;
+use crate::{mfa::totp::AppClock, vault::wrap::Place};
 
 /// Table, for the envelopes' place.
 const TABLE: &str = "factor";
@@ -22,7 +22,8 @@ pub(crate) struct FactorRow {
     pub(crate) name: String,
     /// An envelope.
     pub(crate) secret: Vec<u8>,
-    pub(crate) last_step: u64,
+    /// Of a security key the counter is its last step.
+    pub(crate) clock: AppClock,
     pub(crate) created_ms: u64,
     pub(crate) confirmed: bool,
     pub(crate) used_ms: u64,
@@ -60,6 +61,7 @@ impl NewFactor {
 
 const SELECT: &str = "SELECT f.id AS id, f.account_id AS account_id, \
      f.kind AS kind, f.name AS name, f.secret AS secret, f.last_step AS last_step, \
+     f.drift_ms AS drift_ms, f.missed_ms AS missed_ms, \
      f.created_ms AS created_ms, f.used_ms AS used_ms, \
      CASE WHEN f.confirmed_ms IS NULL THEN 0 ELSE 1 END AS confirmed FROM factor f";
 
@@ -70,7 +72,11 @@ fn read(row: &AnyRow) -> Result<FactorRow, StoreError> {
         kind: row.text("kind")?,
         name: row.text("name")?,
         secret: row.blob("secret")?,
-        last_step: row.number("last_step")?,
+        clock: AppClock {
+            last_step: row.number("last_step")?,
+            drift_ms: sqlx::Row::try_get(row, "drift_ms")?,
+            missed_ms: row.number("missed_ms")?,
+        },
         created_ms: row.number("created_ms")?,
         confirmed: row.flag("confirmed")?,
         used_ms: row.number("used_ms")?,
@@ -145,19 +151,42 @@ pub(crate) async fn insert(tx: &mut WriteTx, new: NewFactor) -> Result<(), Store
 }
 
 /// Uses up a step of a confirmed factor; false if it, or a later one, was used already.
-pub(crate) async fn use_step(tx: &mut WriteTx, id: &str, step: u64) -> Result<bool, StoreError> {
+pub(crate) async fn use_step(
+    tx: &mut WriteTx,
+    id: &str,
+    clock: &AppClock,
+) -> Result<bool, StoreError> {
     let now = bigint(tx.now_ms());
     let done = sqlx::query(
-        "UPDATE factor SET last_step = $1, used_ms = $2 \
-         WHERE id = $3 AND last_step < $4 AND confirmed_ms IS NOT NULL",
+        "UPDATE factor SET last_step = $1, drift_ms = $2, missed_ms = 0, used_ms = $3 \
+         WHERE id = $4 AND last_step < $5 AND confirmed_ms IS NOT NULL",
     )
-    .bind(bigint(step))
+    .bind(bigint(clock.last_step))
+    .bind(clock.drift_ms)
     .bind(now)
     .bind(id.to_owned())
-    .bind(bigint(step))
+    .bind(bigint(clock.last_step))
     .execute(tx.sql())
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// Notes a right code that was shown at another time than its own, and so is spent.
+pub(crate) async fn miss_step(
+    tx: &mut WriteTx,
+    id: &str,
+    clock: &AppClock,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE factor SET last_step = $1, missed_ms = $2 WHERE id = $3 AND last_step < $4",
+    )
+    .bind(bigint(clock.last_step))
+    .bind(bigint(clock.missed_ms))
+    .bind(id.to_owned())
+    .bind(bigint(clock.last_step))
+    .execute(tx.sql())
+    .await?;
+    Ok(())
 }
 
 /// Notes the counter of a security key; false if it, or a later one, was seen already. Zero means
@@ -189,14 +218,15 @@ pub(crate) async fn confirm(
     tx: &mut WriteTx,
     account: &str,
     id: &str,
-    step: u64,
+    clock: &AppClock,
 ) -> Result<bool, StoreError> {
     let now = bigint(tx.now_ms());
     let done = sqlx::query(
-        "UPDATE factor SET last_step = $1, used_ms = $2, confirmed_ms = $3 \
-         WHERE id = $4 AND account_id = $5 AND confirmed_ms IS NULL",
+        "UPDATE factor SET last_step = $1, drift_ms = $2, missed_ms = 0, used_ms = $3, \
+         confirmed_ms = $4 WHERE id = $5 AND account_id = $6 AND confirmed_ms IS NULL",
     )
-    .bind(bigint(step))
+    .bind(bigint(clock.last_step))
+    .bind(clock.drift_ms)
     .bind(now)
     .bind(now)
     .bind(id.to_owned())

@@ -369,14 +369,27 @@ pub async fn try_open(
 
 /// A web server's TLS on the loopback address; whoever is to trust it finds its certificate in `ca`.
 pub fn web_tls(ca: &Path) -> TlsAcceptor {
-    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
-    std::fs::write(ca, made.cert.pem()).unwrap();
-    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    web_tls_but(ca, "127.0.0.1", |_| {})
+}
+
+/// The same with a certificate for that host that is changed; it is added to what is in `ca`.
+pub fn web_tls_but(
+    ca: &Path,
+    host: &str,
+    change: impl FnOnce(&mut rcgen::CertificateParams),
+) -> TlsAcceptor {
+    let mut params = rcgen::CertificateParams::new(vec![host.to_owned()]).unwrap();
+    change(&mut params);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let cert = params.self_signed(&key).unwrap();
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(ca).unwrap();
+    file.write_all(cert.pem().as_bytes()).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
     let config = rustls::ServerConfig::builder_with_provider(adit_net::tls::web_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .with_single_cert(vec![cert.der().clone()], key.into())
         .unwrap();
     TlsAcceptor::from(Arc::new(config))
 }

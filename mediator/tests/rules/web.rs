@@ -3,6 +3,8 @@
 
 use adit_protocol::code::failure;
 
+use sqlx::Connection as _;
+
 use super::lost::{Database, assert_quiet};
 use crate::common::{
     Mediator,
@@ -37,23 +39,99 @@ fn cookie(answer: &Answer, name: &str) -> String {
     found.split(';').next().unwrap().to_owned()
 }
 
+/// A browser that is logged in.
+struct Browser {
+    origin: String,
+    browser: String,
+    session: String,
+    csrf: String,
+}
+
+fn form() -> (&'static str, String) {
+    ("content-type", "application/x-www-form-urlencoded".to_owned())
+}
+
+async fn log_in(mediator: &Mediator, web: &mut Web) -> Browser {
+    let origin = format!("https://127.0.0.1:{}", mediator.port);
+    let login = web.send("GET", "/login", &[], None).await;
+    let browser = format!("__Host-adit-browser={}", cookie(&login, "__Host-adit-browser"));
+    let page = login.body.as_str().unwrap().to_owned();
+    let csrf = &page.split("name=\"csrf\" value=\"").nth(1).unwrap()[..64];
+    let good = [("origin", origin.clone()), ("cookie", browser.clone()), form()];
+    let fields = format!("csrf={csrf}&user=admin&password={}", mediator.password);
+    let entered = web.send("POST", "/login", &good, Some(&fields)).await;
+    assert_eq!(entered.status, 303, "{entered:?}");
+    let session = cookie(&entered, "__Host-adit-session");
+    Browser { origin, browser, session, csrf: csrf.to_owned() }
+}
+
+impl Browser {
+    fn cookies(&self) -> String {
+        format!("{}; __Host-adit-session={}", self.browser, self.session)
+    }
+}
+
+/// R20, with the limits as shipped and as if time had passed: an hour without use ends a page's
+/// login, use keeps it until then, and nothing keeps it beyond its end.
+#[tokio::test]
+async fn a_pages_login_ends_after_an_hour_without_use_and_at_its_end() {
+    const HOUR_MS: i64 = 3_600_000;
+    const DAY_MS: i64 = 24 * HOUR_MS;
+    let mediator = Mediator::start();
+    let mut web = Web::connect(&mediator).await;
+    let database = format!("sqlite:{}", mediator.database().display());
+    let mut database = sqlx::SqliteConnection::connect(&database).await.unwrap();
+    let mut times = async |change: &str| -> (i64, i64) {
+        let age = format!("UPDATE login SET {change}");
+        let aged = sqlx::query(sqlx::AssertSqlSafe(age)).execute(&mut database).await.unwrap();
+        assert_eq!(aged.rows_affected(), 1);
+        let read = "SELECT used_ms, expires_ms FROM login";
+        sqlx::query_as(read).fetch_one(&mut database).await.unwrap()
+    };
+    let mut browser = log_in(&mediator, &mut web).await;
+    let (used, expires) = times("used_ms = used_ms").await;
+    assert!(expires - used <= DAY_MS, "{expires} {used}");
+    let mut is_in = async |browser: &Browser| {
+        let account = web.send("GET", "/account", &[("cookie", browser.cookies())], None).await;
+        let shown = account.body.as_str().is_some_and(|page| page.contains("Log out"));
+        assert_eq!(shown, account.status == 200, "{account:?}");
+        shown
+    };
+    // Used again and again shortly before its limit, for longer than that.
+    for _ in 0..3 {
+        let before = times(&format!("used_ms = used_ms - {HOUR_MS} + 20000")).await.0;
+        assert!(is_in(&browser).await);
+        let since = std::time::Instant::now();
+        while times("used_ms = used_ms").await.0 == before {
+            assert!(since.elapsed().as_secs() < 20, "the use is not noted");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+    assert_eq!(times("used_ms = used_ms").await.1, expires, "use makes it last longer");
+    times(&format!("used_ms = used_ms - {HOUR_MS}")).await;
+    assert!(!is_in(&browser).await);
+    // What was refused is no use.
+    assert!(!is_in(&browser).await);
+
+    let mut web = Web::connect(&mediator).await;
+    browser = log_in(&mediator, &mut web).await;
+    let last = "WHERE token_hash = (SELECT token_hash FROM login ORDER BY created_ms DESC LIMIT 1)";
+    let mut is_in = async |browser: &Browser| {
+        web.send("GET", "/account", &[("cookie", browser.cookies())], None).await.status == 200
+    };
+    assert!(is_in(&browser).await);
+    times(&format!("expires_ms = expires_ms - {DAY_MS} {last}")).await;
+    assert!(!is_in(&browser).await);
+}
+
 /// R43: every page, whatever it answers, and every form.
 #[tokio::test]
 async fn every_page_has_its_headers_and_no_form_is_taken_from_elsewhere() {
     let mediator = Mediator::start();
     let mut web = Web::connect(&mediator).await;
-    let origin = format!("https://127.0.0.1:{}", mediator.port);
-    let form = ("content-type", "application/x-www-form-urlencoded".to_owned());
-    let login = web.send("GET", "/login", &[], None).await;
-    let browser = format!("__Host-adit-browser={}", cookie(&login, "__Host-adit-browser"));
-    let page = login.body.as_str().unwrap().to_owned();
-    let csrf = &page.split("name=\"csrf\" value=\"").nth(1).unwrap()[..64];
-    let good = [("origin", origin.clone()), ("cookie", browser.clone()), form.clone()];
-    let fields = format!("csrf={csrf}&user=admin&password={}", mediator.password);
-    let entered = web.send("POST", "/login", &good, Some(&fields)).await;
-    assert_eq!(entered.status, 303, "{entered:?}");
-    let session = cookie(&entered, "__Host-adit-session");
-    let cookies = format!("{browser}; __Host-adit-session={session}");
+    let entered = log_in(&mediator, &mut web).await;
+    let (form, cookies) = (form(), entered.cookies());
+    let Browser { origin, session, csrf, .. } = entered;
     let logged_in = [("cookie", cookies.clone())];
 
     let routes = pages();

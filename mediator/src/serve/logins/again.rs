@@ -78,6 +78,10 @@ impl Logins {
                 self.failed(&attempt, why).await?;
                 return Err(wrong());
             }
+            Judged::OutOfTime(missed) => {
+                self.missed(&attempt, missed).await?;
+                return Err(wrong());
+            }
             Judged::Weak => return Err(page_asked()),
             _ => {}
         }

@@ -14,7 +14,7 @@ use crate::{
     core::types::Refusal,
     mfa::{self, Shown},
     password,
-    serve::second::{self, Judged},
+    serve::second::{self, Judged, Missed},
     store::{
         StoreError, WriteTx,
         accounts::{self, AccountRow, LoginId, Proof},
@@ -74,6 +74,10 @@ impl Logins {
             }
             Judged::Wrong(why) => {
                 self.failed(&attempt, why).await?;
+                Err(wrong())
+            }
+            Judged::OutOfTime(missed) => {
+                self.missed(&attempt, missed.clone()).await?;
                 Err(wrong())
             }
             _ => self.finish(&attempt, account, ground).await,
@@ -264,12 +268,27 @@ impl Logins {
         self.failed_beside(attempt, why, 0).await
     }
 
+    /// The same of a one-time code that was out of its time, which is noted.
+    pub(super) async fn missed(&self, attempt: &Attempt, missed: Missed) -> Result<(), Refusal> {
+        self.written(attempt, second::OUT_OF_TIME, 0, Some(missed)).await
+    }
+
     /// The same; `others`: so many like it were not recorded.
     async fn failed_beside(
         &self,
         attempt: &Attempt,
         why: &'static str,
         others: u64,
+    ) -> Result<(), Refusal> {
+        self.written(attempt, why, others, None).await
+    }
+
+    async fn written(
+        &self,
+        attempt: &Attempt,
+        why: &'static str,
+        others: u64,
+        missed: Option<Missed>,
     ) -> Result<(), Refusal> {
         let mut event = attempt.event(attempt.failed).actor(&attempt.user).outcome("failed");
         if others > 0 {
@@ -294,6 +313,10 @@ impl Logins {
                 // Of an unknown user nothing is counted, in the same time.
                 if counts && !late {
                     count_failure(tx, &id, device, now).await?;
+                }
+                // A guess during a delay has no effect, whatever it is.
+                if let Some(missed) = missed.filter(|_| !late) {
+                    missed.note(tx).await?;
                 }
                 let event = event.end_reason(if late { "delayed" } else { why });
                 tx.append(&partner_id, event).await.map(|_| ())

@@ -53,7 +53,8 @@ const MAX_CODE: usize = 64;
 
 /// The one answer to everything that is not right.
 fn wrong() -> Refusal {
-    let text = "wrong user or password; after many failures wait up to 15 minutes";
+    let text = "wrong user, password or code; a code counts once, while it is shown: wait for the \
+                next one; after many failures wait up to 15 minutes";
     Refusal::new(failure::LOGIN_FAILED, text)
 }
 

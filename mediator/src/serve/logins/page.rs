@@ -215,6 +215,10 @@ impl Logins {
         let judged = self.judge(&account, &factors, shown, attempt.now)?;
         let why = match &judged {
             Judged::Wrong(why) => why,
+            Judged::OutOfTime(missed) => {
+                self.missed(&attempt, missed.clone()).await?;
+                return Err(wrong());
+            }
             // The factors changed since they were asked for.
             Judged::Missing | Judged::Weak | Judged::NotNeeded => "second_factor",
             _ => {
