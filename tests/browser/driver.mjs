@@ -8,7 +8,11 @@ const context = await chromium.launchPersistentContext(profile, {
   executablePath: process.env.ADIT_CHROMIUM || "/usr/bin/chromium",
   headless: true,
   viewport: { width: 900, height: 900 },
-  args: ["--no-sandbox", `--ignore-certificate-errors-spki-list=${spki}`],
+  args: [
+    "--no-sandbox", `--ignore-certificate-errors-spki-list=${spki}`,
+    // A name of somebody's that means this computer.
+    "--host-resolver-rules=MAP rebound.test 127.0.0.1",
+  ],
 });
 let page = context.pages()[0] ?? (await context.newPage());
 page.setDefaultTimeout(15000);

@@ -57,6 +57,7 @@ const E2E: &[&str] = &[
     "paths",
     "clients",
     "syslog",
+    "doors",
 ];
 
 /// Runs the named stages, or all.
