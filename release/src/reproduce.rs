@@ -109,7 +109,8 @@ fn surroundings(work: &Path) -> [Surroundings; 2] {
 /// Whether this process may give a child another machine's name (Linux, root).
 fn may_rename() -> bool {
     let mut probe = Command::new("unshare");
-    probe.args(["--uts", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let script = "echo probe > /proc/sys/kernel/hostname";
+    probe.args(["--uts", "sh", "-c", script]).stdout(Stdio::null()).stderr(Stdio::null());
     cfg!(target_os = "linux") && probe.status().is_ok_and(|status| status.success())
 }
 
