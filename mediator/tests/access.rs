@@ -21,7 +21,7 @@ use common::{
     api::{Web, Who, register},
     hello, identity, open, try_open,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// R25, R26: so soon must a live session end.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -459,6 +459,56 @@ async fn the_last_manager_loses_nothing_to_a_request_from_afar() {
     let answer = web.ask(&key, "DELETE", "/api/v1/roles/keeper", None).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     mediator.admin(&["user", "disable", "admin"]);
+}
+
+/// Whoever may only from some network, at some hours or with another's word may never get in again.
+#[tokio::test]
+async fn the_last_manager_is_one_whom_no_condition_keeps_out() {
+    let mediator = Mediator::start();
+    let (admin, root, _) = mediator.console().await;
+    let (owner, mut web) = (Who::at(&admin, &root).await, Web::connect(&mediator).await);
+    let key = register(&mut web, &owner, "k", "owner", &json!({})).await;
+    let manages = ["--permission", "users.manage", "--permission", "roles.manage"];
+    mediator.admin(&[&["role", "create", "keeper"], &manages[..]].concat());
+    for user in ["kim", "net", "night", "asks"] {
+        mediator.admin(&["user", "add", user, "--role", "none"]);
+    }
+    let kim = mediator.bind("keeper", "kim", &[]);
+    let net = mediator.bind("owner", "net", &["--from", "192.0.2.0/24"]);
+    let night = mediator.bind("owner", "night", &["--hours", "mon 03:00-03:01"]);
+    let asks = mediator.bind("owner", "asks", &["--require", "approval"]);
+    let unbind = |binding: &str| format!("/api/v1/bindings/{binding}");
+    mediator.admin(&["user", "disable", "admin"]);
+    let content = |conditions: serde_json::Value| json!({"permissions": ["users.manage", "roles.manage"], "conditions": conditions});
+    let (hours, nets) = (
+        content(json!({"hours": "mon 03:00-03:01"})),
+        content(json!({"networks": ["192.0.2.0/24"]})),
+    );
+    let approval = content(json!({"approval": true}));
+    for (method, path, body) in [
+        ("DELETE", unbind(&kim), None),
+        ("POST", "/api/v1/users/kim/disable".to_owned(), None),
+        ("PUT", "/api/v1/roles/keeper".to_owned(), Some(&hours)),
+        ("PUT", "/api/v1/roles/keeper".to_owned(), Some(&nets)),
+        ("PUT", "/api/v1/roles/keeper".to_owned(), Some(&approval)),
+    ] {
+        let answer = web.ask(&key, method, &path, body).await;
+        assert_eq!(
+            (answer.status, answer.code()),
+            (403, "last_manager"),
+            "{method} {path}: {answer:?}"
+        );
+    }
+    // A condition that its holder can always meet keeps nobody out.
+    let reason = content(json!({"reason": true, "mfa_age_ms": 900_000}));
+    let answer = web.ask(&key, "PUT", "/api/v1/roles/keeper", Some(&reason)).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    // Where there is no better, those with conditions are the last.
+    mediator.admin(&["role", "unbind", &kim]);
+    for (binding, wanted) in [(&net, 200), (&night, 200), (&asks, 403)] {
+        let answer = web.ask(&key, "DELETE", &unbind(binding), None).await;
+        assert_eq!(answer.status, wanted, "{answer:?}");
+    }
 }
 
 #[tokio::test]

@@ -140,6 +140,12 @@ impl Conditions {
         if unmet.is_empty() { Ok(until) } else { Err(unmet) }
     }
 
+    /// May somebody who proves who they are be kept out for ever: by networks that nobody comes
+    /// from, hours that never come, or somebody else whom nobody can ask?
+    pub(crate) fn may_keep_out(&self) -> bool {
+        !self.networks.is_empty() || self.hours.is_some() || self.approval
+    }
+
     /// Whatever meets these conditions meets `other` as well.
     pub(crate) fn implies(&self, other: &Self) -> bool {
         let at_most = |mine: Option<u64>, theirs: Option<u64>| match (mine, theirs) {

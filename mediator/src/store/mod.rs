@@ -69,8 +69,8 @@ pub(crate) enum StoreError {
     /// No such thing.
     #[error("there is no such {0}")]
     Missing(&'static str),
-    /// Nobody of a partner would have this permission any more.
-    #[error("nobody would have {0} any more")]
+    /// Nobody of a partner would have this permission any more, whatever the circumstances.
+    #[error("nobody would always have {0} any more")]
     LastManager(&'static str),
     /// No randomness.
     #[error("the system gives no randomness")]

@@ -251,15 +251,25 @@ pub(crate) async fn rules(
     with_roles(pool, &rows, when).await
 }
 
-/// Does any enabled account hold a permission on all of its partner, for good? Conditions are left
-/// out of account: who holds it at some hours holds it.
+/// How surely somebody of a partner holds a permission, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Held {
+    /// Nobody does.
+    Never,
+    /// Only on conditions that may not be met when it matters.
+    Sometimes,
+    /// Somebody does from wherever and whenever.
+    Always,
+}
+
+/// How surely any enabled account holds a permission on all of its partner, for good.
 pub(crate) async fn anybody_with(
     tx: &mut WriteTx,
     partner: &str,
     permission: Permission,
-) -> Result<bool, StoreError> {
+) -> Result<Held, StoreError> {
     let rows = sqlx::query(
-        "SELECT DISTINCT b.role_id AS role \
+        "SELECT DISTINCT b.role_id AS role, b.conditions AS conditions \
          FROM account a JOIN access_binding b ON b.partner_id = a.partner_id \
          WHERE a.partner_id = $1 AND a.disabled = 0 \
          AND b.valid_to_ms IS NULL AND b.expires_ms IS NULL \
@@ -273,13 +283,18 @@ pub(crate) async fn anybody_with(
     .bind(partner.to_owned())
     .fetch_all(tx.sql())
     .await?;
+    let mut held = Held::Never;
     for row in rows {
         let role = roles::present(tx, &row.text("role")?).await?;
-        if role.is_some_and(|role| role.grants(permission, None)) {
-            return Ok(true);
+        let Some(role) = role.filter(|role| role.grants(permission, None)) else { continue };
+        let conditions: Conditions =
+            serde_json::from_str(&row.text("conditions")?).map_err(corrupt)?;
+        if !conditions.may_keep_out() && !role.conditions.may_keep_out() {
+            return Ok(Held::Always);
         }
+        held = Held::Sometimes;
     }
-    Ok(false)
+    Ok(held)
 }
 
 /// The rules of an API key.
