@@ -49,6 +49,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("util-linux", "setpriv"),
     ("mount", "mount"),
     ("openssl", "openssl"),
+    ("strace", "strace"),
     ("systemd", "systemd-analyze"),
     ("rsyslog", "rsyslogd"),
     ("rsyslog-openssl", "/usr/share/doc/rsyslog-openssl"),

@@ -210,7 +210,7 @@ impl Sources {
             let arms = DISPATCHES.iter().any(|d| {
                 format!("{ROOT}{}", d.path) == function.path && d.function == function.name
             });
-            arms || seen.insert((function.path.clone(), function.name.clone()))
+            arms || seen.insert((function.path.clone(), function.head.clone()))
                 && self.reaches(function, does, seen)
         })
     }
@@ -455,6 +455,15 @@ mod tests {
         let new = "//! bindings::rules( and \"owner\"\n\
             #[cfg(test)]\nmod tests { fn a() { bindings::rules(p); x == Permission::Launch } }";
         assert_eq!(found(&[("serve/new.rs", "", new)]), "");
+    }
+
+    #[test]
+    fn tells_functions_of_one_name_apart() {
+        let new = "impl Rotation { fn begin(&self) {} }\n\
+            pub(crate) async fn begin(who: Who<'_>) { who.1.may_everywhere(who.0, MAY).await }";
+        let arm = "AdminRequest::Status => status(who).await";
+        let instead = "AdminRequest::Status => rotation::begin(who).await";
+        assert_eq!(found(&[("admin/rotation.rs", "", new), ("admin/handle.rs", arm, instead)]), "");
     }
 
     #[test]
