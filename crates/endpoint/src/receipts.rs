@@ -458,3 +458,42 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_is_released_by_both_ends_receipts_that_agree_and_by_nothing_less() {
+        const ID: ChannelId = ChannelId(4);
+        let of = |own: Option<&str>, peer: Option<&str>, own_durable| {
+            let mut state = State::default();
+            let entry = state.entry(ID);
+            entry.target = own.map(str::to_owned);
+            entry.peer = peer.map(str::to_owned);
+            entry.own_durable = own_durable;
+            state.judge(ID);
+            *state.entry(ID).release.borrow()
+        };
+        let (a, b) = (Some("127.0.0.1:22"), Some("127.0.0.1:80"));
+        for (own, peer, durable, expected) in [
+            (a, a, true, Release::Released),
+            (a, a, false, Release::Waiting),
+            (a, None, true, Release::Waiting),
+            (None, a, true, Release::Waiting),
+            (None, None, false, Release::Waiting),
+            (a, b, true, Release::Refused),
+            (a, b, false, Release::Refused),
+        ] {
+            assert_eq!(of(own, peer, durable), expected, "{own:?} {peer:?} {durable}");
+        }
+        // What was refused stays so, whatever comes afterwards.
+        let mut state = State::default();
+        let entry = state.entry(ID);
+        (entry.target, entry.own_durable) = (a.map(str::to_owned), true);
+        entry.release.send_replace(Release::Refused);
+        entry.peer = a.map(str::to_owned);
+        state.judge(ID);
+        assert_eq!(*state.entry(ID).release.borrow(), Release::Refused);
+    }
+}

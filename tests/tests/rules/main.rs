@@ -9,6 +9,7 @@
 mod audit;
 mod blocks;
 mod certificates;
+mod durable;
 mod kill;
 mod revocation;
 mod secrets;
