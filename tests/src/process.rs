@@ -182,6 +182,33 @@ impl Process {
         Ok(())
     }
 
+    /// SIGSTOP, as if its machine slept, and waits until each of its threads stands still: the
+    /// signal by itself only asks for that.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal("STOP")?;
+        let deadline = Instant::now() + STOP_TIME;
+        while !self.stands_still()? {
+            if Instant::now() >= deadline {
+                bail!("{} does not stand still", self.name);
+            }
+            thread::park_timeout(TICK);
+        }
+        Ok(())
+    }
+
+    fn stands_still(&self) -> Result<bool> {
+        for task in fs::read_dir(format!("/proc/{}/task", self.id()))? {
+            // A thread that ended meanwhile does nothing either.
+            let status = fs::read_to_string(task?.path().join("stat")).unwrap_or_default();
+            // The name before may hold anything (proc(5)).
+            let state = status.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            if state.is_some_and(|state| state != 'T') {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Ctrl-C, and the exit status it leaves.
     pub fn interrupt(&mut self) -> Result<ExitStatus> {
         self.signal("INT")?;
@@ -356,6 +383,21 @@ mod tests {
         let error = child.event("more", COMMAND_TIME).unwrap_err().to_string();
         assert!(error.contains("it ended") && error.contains("oops"), "{error}");
         assert_eq!(child.exit(STOP_TIME).unwrap().code(), Some(3));
+    }
+
+    #[test]
+    fn whoever_is_frozen_does_nothing_until_it_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let script = "while :; do echo '{\"event\":\"ready\"}'; done";
+        let mut child = Process::start("child", &shell(script), &log).unwrap();
+        child.event("ready", COMMAND_TIME).unwrap();
+        child.freeze().unwrap();
+        assert!(child.stands_still().unwrap());
+        child.signal("CONT").unwrap();
+        let before = child.count();
+        child.wait_after(before, "more", COMMAND_TIME, |_| true).unwrap();
+        assert!(!child.stands_still().unwrap());
     }
 
     #[test]
