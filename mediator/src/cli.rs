@@ -19,16 +19,18 @@ use std::{
 use adit_runtime::{
     cli::{CliError, Generate, GlobalArgs, parse, report},
     config::{Config, ConfigCommand, Sources, parse_duration},
-    datadir::FileLock,
+    datadir::{FileLock, Part},
     interrupt,
     local::{LocalClient, LocalError, socket_path},
     people, secretio,
 };
 use clap::{Parser, Subcommand};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::{
     admin::{AdminContext, AdminRequest, Secret, accounts::AccountAct, handle},
+    age::Identity,
     config::{KEYS, PROGRAM, Settings},
     init::{self, InitOptions},
     place::{MediatorDir, store_error},
@@ -119,9 +121,22 @@ enum Command {
     /// Copy the database to a new file, without keys
     #[command(
         after_help = "Example: mediator backup /backup/adit-2026-03-01.db\n\nThe key files of \
-        the data directory are not in it: keep a copy of root.key elsewhere."
+        the data directory are not in it: keep a copy of root.key elsewhere.\n\n\
+        With --recipient it is sealed, in the format of age, and nobody else can read it."
     )]
     Backup {
+        /// File to write; must not exist
+        file: PathBuf,
+        /// Seal it for this recipient: age1…, as `mediator backup-key` prints it; may be repeated
+        #[arg(long = "recipient", value_name = "RECIPIENT")]
+        recipients: Vec<String>,
+    },
+    /// Make a key that opens sealed backups, and print the recipient to seal them for
+    #[command(
+        after_help = "Example: mediator backup-key backup.key\n\nKeep the file where backups are \
+        not, and not on the mediator's machine: it is needed for mediator restore alone."
+    )]
+    BackupKey {
         /// File to write; must not exist
         file: PathBuf,
     },
@@ -132,10 +147,14 @@ enum Command {
     )]
     Compact,
     /// Put a backup in the place of the database; the mediator must be stopped
-    #[command(after_help = "Example: mediator restore /backup/adit-2026-03-01.db")]
+    #[command(after_help = "Examples: mediator restore /backup/adit-2026-03-01.db\n\
+        mediator restore /backup/adit-2026-03-01.age --identity backup.key")]
     Restore {
         /// File that `backup` wrote
         file: PathBuf,
+        /// Key that opens a sealed one, as `mediator backup-key` made it
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
     },
     /// Whether it runs, and how much is connected
     #[command(after_help = "Example: mediator status --json")]
@@ -326,15 +345,18 @@ async fn run(cli: Cli) -> Result<(), CliError> {
             ask(global, AdminRequest::SessionEnd { session }).await
         }
         Command::Audit(command) => audit::run(global, command).await,
-        Command::Backup { file } => {
+        Command::Backup { file, recipients } => {
             let file = std::path::absolute(&file)
                 .ok()
                 .and_then(|path| path.to_str().map(str::to_owned))
                 .ok_or_else(|| CliError::usage("usage", "the path of the backup is no text"))?;
-            ask(global, AdminRequest::Backup { file }).await
+            ask(global, AdminRequest::Backup { file, recipients }).await
         }
+        Command::BackupKey { file } => backup_key(global, &file),
         Command::Compact => ask(global, AdminRequest::Compact).await,
-        Command::Restore { file } => crate::restore::run(global, &file).await,
+        Command::Restore { file, identity } => {
+            crate::restore::run(global, &file, identity.as_deref()).await
+        }
         Command::Status => status(global).await,
         Command::Config(command) => {
             let data_dir = global.data_dir(&PROGRAM)?;
@@ -344,6 +366,28 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         }
         Command::Generate(generate) => generate.run::<Cli>(),
     }
+}
+
+/// A key that opens sealed backups; needs no mediator.
+fn backup_key(global: &GlobalArgs, file: &std::path::Path) -> Result<(), CliError> {
+    let failed = |what: &dyn std::fmt::Display| {
+        CliError::failed("output_failed", format!("cannot write {}: {what}", file.display()))
+    };
+    if file.exists() {
+        return Err(failed(&"it exists").hint("the backups sealed for it could not be opened"));
+    }
+    let (identity, secret) = Identity::generate()
+        .map_err(|error| CliError::failed("crypto_failed", error.to_string()))?;
+    let recipient = identity.recipient().to_string();
+    let text = Zeroizing::new(format!("# recipient: {recipient}\n{}\n", secret.as_str()));
+    let mut part = Part::create(file).map_err(|error| failed(&error))?;
+    let written = part.write(text.as_bytes()).and_then(|()| part.finish());
+    written.map_err(|error| failed(&error))?;
+    let output = global.output();
+    output
+        .emit(&serde_json::json!({"file": file.display().to_string(), "recipient": recipient}))?;
+    // The recipient alone, so that a script can take it.
+    output.human(recipient)
 }
 
 /// Whether it runs, and how much is connected.
@@ -426,6 +470,7 @@ fn lists(request: &AdminRequest) -> bool {
     matches!(
         request,
         AdminRequest::ClientList
+            | AdminRequest::PartnerList
             | AdminRequest::UserList { .. }
             | AdminRequest::SessionList
             | AdminRequest::Relays(RelayAct::List)
@@ -493,6 +538,7 @@ async fn directly(
         keys,
         dir: place.dir.clone(),
         refusals: Default::default(),
+        rotation: Default::default(),
     });
     let (done, ()) = tokio::join!(
         async {

@@ -9,6 +9,7 @@
 //! - `mfa`: second factors; `vault`: secrets at rest
 //! - `admin`: what the machine's administrator may do, through one request type
 //! - `audit`: the log's search, levels, retention and forwarding
+//! - `age`: files that only named recipients can read
 //! - `cli`: the command line
 //!
 //! Invariants: nothing is granted before its audit record is durable; session data never comes
@@ -16,6 +17,7 @@
 //! refusal.
 
 pub(crate) mod admin;
+pub(crate) mod age;
 pub(crate) mod audit;
 pub(crate) mod authz;
 pub(crate) mod bucket;

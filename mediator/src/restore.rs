@@ -7,17 +7,24 @@
 //! Nor may evidence go that somebody ordered to be kept since: holds and longer retention stay.
 //! Must never destroy the database that was there: it is kept beside.
 
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{BufReader, Write},
+    path::Path,
+};
 
 use adit_ledger::{Event, Level};
 use adit_runtime::{
     cli::{CliError, GlobalArgs},
+    datadir::Part,
     time::unix_ms,
 };
 use serde_json::json;
 use sqlx::any::AnyRow;
+use zeroize::Zeroizing;
 
 use crate::{
+    age::{self, Identity, is_sealed},
     audit::retention::{self, Policy},
     config::PROGRAM,
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
@@ -30,15 +37,18 @@ use crate::{
 const STAGED: &str = "restore.db";
 
 /// Restores.
-pub(crate) async fn run(global: &GlobalArgs, file: &Path) -> Result<(), CliError> {
+pub(crate) async fn run(
+    global: &GlobalArgs,
+    file: &Path,
+    identity: Option<&Path>,
+) -> Result<(), CliError> {
     let place = MediatorDir::open(global)?;
     let _lock = place.dir.lock(PROGRAM.name)?;
     let failed = |what: std::io::Error| {
         CliError::failed("restore_failed", format!("cannot restore {}: {what}", file.display()))
     };
     remove_staged(&place)?;
-    let bytes = std::fs::read(file).map_err(failed)?;
-    place.dir.write_atomic(STAGED, &bytes, 0o600)?;
+    stage(&place, file, identity)?;
     let gone = withdrawn(&place).await;
     let taken_along = gone.is_some();
     let prepared = prepare(&place, gone.unwrap_or_default()).await;
@@ -83,6 +93,53 @@ pub(crate) async fn run(global: &GlobalArgs, file: &Path) -> Result<(), CliError
              before anybody works, and set legal holds anew."
         }
     })
+}
+
+/// A copy of the backup to be worked on, opened if it is sealed.
+fn stage(place: &MediatorDir, file: &Path, identity: Option<&Path>) -> Result<(), CliError> {
+    let failed = |what: &dyn std::fmt::Display| {
+        CliError::failed("restore_failed", format!("cannot restore {}: {what}", file.display()))
+    };
+    let identities = identity.map(|path| {
+        let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| {
+            CliError::failed("file_unreadable", format!("{}: {error}", path.display()))
+        })?;
+        Identity::read(&text).map_err(|error| {
+            CliError::usage("usage", format!("{}: {error}", path.display()))
+                .hint("mediator backup-key makes such a file; so does age-keygen")
+        })
+    });
+    let identities = identities.transpose()?;
+    let mut from = File::open(file).map(BufReader::new).map_err(|error| failed(&error))?;
+    let sealed = is_sealed(&mut from).map_err(|error| failed(&error))?;
+    let part = Part::create(&place.dir.file(STAGED)?).map_err(|error| failed(&error))?;
+    let mut part = Staging(part);
+    match (sealed, identities) {
+        (true, None) => {
+            return Err(CliError::usage("usage", format!("{} is sealed", file.display()))
+                .hint("give the key that opens it: --identity FILE"));
+        }
+        (true, Some(identities)) => age::open(&identities, from, &mut part).map_err(|error| {
+            CliError::failed("backup_invalid", format!("{}: {error}", file.display()))
+        })?,
+        (false, _) => {
+            std::io::copy(&mut from, &mut part).map_err(|error| failed(&error))?;
+        }
+    }
+    part.0.finish().map_err(|error| failed(&error))
+}
+
+/// What is staged, as the library writes.
+struct Staging(Part);
+
+impl Write for Staging {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What ends a right, by a statement that finds it and one that ends it again. `$1` to `$3` are

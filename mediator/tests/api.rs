@@ -13,6 +13,8 @@ mod common;
 mod lists;
 #[path = "api/matrix.rs"]
 mod matrix;
+#[path = "api/providers.rs"]
+mod providers;
 
 use std::collections::BTreeSet;
 

@@ -18,7 +18,7 @@ use common::{
     api::{Web, Who},
     hello, identity, open, try_open,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What tells of the client's persons and computers, each in another place.
 const TRACES: [&str; 6] =
@@ -274,4 +274,61 @@ async fn an_erasure_that_is_killed_at_any_moment_is_finished_by_the_next_start()
         assert_eq!(found_in(mediator.dir.path(), &all), [""; 0], "round {round}");
         mediator.verified();
     }
+}
+
+/// Who erases an own partner says its name, is a person, and is erased with it.
+#[tokio::test]
+async fn a_partner_is_erased_from_afar_by_its_own_people_alone() {
+    let mediator = Mediator::start();
+    mediator.admin(&["client", "add", "zorro-inc/hq"]);
+    let added =
+        mediator.admin(&["user", "add", "zorro-user", "--partner", "zorro-inc", "--role", "owner"]);
+    let person = async |name: &str, password: &str| {
+        let me = identity();
+        let console = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+        console.login(name, password).await.unwrap();
+        (Who::at(&console, &me).await, console)
+    };
+    let (owner, _console) = person("zorro-user", added[0]["password"].as_str().unwrap()).await;
+    let (stranger, _other) = person("admin", &mediator.password).await;
+    let mut web = Web::connect(&mediator).await;
+    let (path, named) = ("/api/v1/partners/zorro-inc/erase", json!({"partner": "zorro-inc"}));
+    for (who, path, body, wanted) in [
+        (&stranger, path, &named, (404, "not_found")),
+        (&owner, path, &json!({"partner": "zorro"}), (400, "usage")),
+        (&owner, "/api/v1/partners/main/erase", &json!({"partner": "main"}), (404, "not_found")),
+        (
+            &stranger,
+            "/api/v1/partners/main/erase",
+            &json!({"partner": "main"}),
+            (403, "home_partner"),
+        ),
+    ] {
+        let answer = web.ask(who, "POST", path, Some(body)).await;
+        assert_eq!((answer.status, answer.code()), wanted, "{answer:?}");
+    }
+    let once = [("idempotency-key", "erase-zorro-once".to_owned())];
+    let answer = web.ask_with(&owner, "POST", path, Some(&named), &once).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let told = mediator.certificate(&answer.body);
+    assert_eq!(
+        (told["kind"].as_str(), told["accounts_deleted"].as_u64()),
+        (Some("partner"), Some(1))
+    );
+    assert_eq!(web.ask(&owner, "GET", "/api/v1/me", None).await.status, 401);
+    // In the log that goes on stands what was erased, and of the person an id alone.
+    mediator.verified();
+    let events = mediator.admin(&["audit", "search", "--event", "partner.erased"]);
+    let actor = events[0]["actor"].as_str().unwrap();
+    assert!(actor.starts_with("account ") && events[0]["device"].is_null(), "{events:?}");
+    assert_eq!(found_in(mediator.dir.path(), &["zorro-user"]), [""; 0]);
+    let partners = mediator.admin(&["partner", "list"]);
+    assert_eq!(partners.len(), 1, "{partners:?}");
+    // Its certificate is for those who answer for the installation.
+    let id = answer.body["erasure"].as_str().unwrap();
+    let show = format!("/api/v1/certificates/{id}");
+    assert_eq!(web.ask(&stranger, "GET", &show, None).await.status, 404);
+    mediator.admin(&["role", "bind", "owner", "--user", "admin", "--installation"]);
+    let shown = web.ask(&stranger, "GET", &show, None).await;
+    assert_eq!(shown.body["certificate"], answer.body["certificate"], "{shown:?}");
 }

@@ -11,11 +11,7 @@ use adit_runtime::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{
-    actor::{Actor, LOCAL},
-    handle::AdminContext,
-    users,
-};
+use super::{actor::Actor, handle::AdminContext, users};
 use crate::{
     core::{
         ending::{LOGGED_OUT, MFA_RESET},
@@ -29,7 +25,6 @@ use crate::{
         accounts::{self, MfaPolicy},
         factors, locks, tenants,
     },
-    vault::VaultError,
 };
 
 /// Bytes of a reason.
@@ -61,6 +56,9 @@ pub(crate) enum AccountAct {
         /// For the users of this partner only, as its own people do it.
         #[serde(default)]
         partner: Option<String>,
+        /// For everybody, over the network.
+        #[serde(default)]
+        everywhere: bool,
     },
     /// Locks a client down or unlocks it.
     ClientLock { path: String, locked: bool, reason: String },
@@ -99,13 +97,14 @@ pub(super) async fn handle(
         AccountAct::Logins { user } => logins(who, &user).await,
         AccountAct::Logout { user } => logout(who, user).await,
         AccountAct::DeviceList => super::devices::list(who).await,
-        AccountAct::Device { device, disabled, reason, partner } => {
-            super::devices::set(who, &device, partner, (disabled, checked(reason)?)).await
+        AccountAct::Device { device, disabled, reason, partner, everywhere } => {
+            let of = (partner, everywhere);
+            super::devices::set(who, &device, of, (disabled, checked(reason)?)).await
         }
         AccountAct::ClientLock { path, locked, reason } => {
             client_lock(who, path, locked, reason).await
         }
-        AccountAct::VaultRotate { data_keys } => vault_rotate(who, data_keys).await,
+        AccountAct::VaultRotate { data_keys } => super::vault::rotate(who, data_keys).await,
     }
 }
 
@@ -301,20 +300,6 @@ async fn lock(
     let done = if reason.is_empty() { done } else { done.reason(reason) };
     tx.append(&client.partner_id, done).await?;
     Ok(client.id)
-}
-
-async fn vault_rotate((context, actor): Who<'_>, data_keys: bool) -> Result<Vec<Value>, CliError> {
-    actor.local_only()?;
-    context.keys.rotate(&context.dir)?;
-    let home = context.home().await.map_err(store_error)?;
-    let done = context.vault.reseal(&home, LOCAL, data_keys).await.map_err(VaultError::cli)?;
-    Ok(vec![json!({
-        "key": done.key,
-        "secrets_resealed": done.factors,
-        "tenant_keys_resealed": done.tenant_keys,
-        "data_keys_made": done.data_keys,
-        "credentials_resealed": done.credentials,
-    })])
 }
 
 fn checked(reason: String) -> Result<String, CliError> {

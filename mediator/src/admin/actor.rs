@@ -195,6 +195,15 @@ impl Actor {
         self.decide(context, &Object::Installation, any_of).await
     }
 
+    /// Does it hold a permission on the installation? Asks, and records no denial: what it may
+    /// depends on more than this.
+    pub(crate) fn holds_everywhere(&self, permission: Permission) -> bool {
+        self.remote().is_none_or(|remote| {
+            let (holder, facts) = (&remote.holder, remote.facts());
+            holder.decide(Act::of(permission), &Object::Installation, facts).is_allowed()
+        })
+    }
+
     /// Asks for a permission on a client.
     pub(crate) async fn may_client(
         &self,

@@ -93,14 +93,17 @@ impl Listed {
 pub(super) async fn set(
     (context, actor): Who<'_>,
     device: &str,
-    partner: Option<String>,
+    (partner, everywhere): (Option<String>, bool),
     (disabled, reason): (bool, String),
 ) -> Result<Vec<Value>, CliError> {
     let fingerprint: Fingerprint = device
         .parse()
         .map_err(|_| CliError::usage("usage", "a device's fingerprint is expected: sha256:…"))?;
-    actor.may_at_home(context, users::MANAGE).await?;
-    let of = match (actor.partner_id(), partner) {
+    match everywhere {
+        true => actor.may_everywhere(context, users::MANAGE).await?,
+        false => actor.may_at_home(context, users::MANAGE).await?,
+    }
+    let of = match (actor.partner_id().filter(|_| !everywhere), partner) {
         (None, None) => None,
         (_, partner) => Some(super::access::partner(context, actor, partner).await?.id),
     };
@@ -173,6 +176,9 @@ async fn still_off((context, actor): Who<'_>, device: Fingerprint) -> Result<Cli
     let of = by.first().and_then(|by| by.strip_prefix("partner ")).unwrap_or_default();
     Ok(match actor {
         Actor::Local => error.hint(format!("mediator device enable {device} --partner \"{of}\"")),
-        Actor::Remote(_) => error.hint("ask the mediator's administrator"),
+        Actor::Remote(_) => error.hint(
+            "ask the mediator's administrator; with the permission on the installation: \
+             console-tunnel admin device enable --everybody",
+        ),
     })
 }

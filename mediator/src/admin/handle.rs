@@ -63,6 +63,8 @@ pub(crate) struct AdminContext {
     pub(crate) dir: DataDir,
     /// What was refused to whom over the network, of late.
     pub(crate) refusals: Refusals,
+    /// Of the keys over stored secrets.
+    pub(crate) rotation: super::vault::Rotation,
 }
 
 impl AdminContext {
@@ -124,11 +126,12 @@ pub(crate) async fn handle(
         AdminRequest::ClientErase { path } => {
             erase::client(who, &path).await.map(|told| vec![told])
         }
-        AdminRequest::PartnerErase { partner } => {
-            erase::partner(who, &partner).await.map(|told| vec![told])
+        AdminRequest::PartnerErase { partner, confirm } => {
+            let confirm = confirm.as_deref();
+            erase::partner(who, &partner, confirm).await.map(|told| vec![told])
         }
         AdminRequest::Compact => erase::compact(who).await.map(|told| vec![told]),
-        AdminRequest::CertificateList => erase::certificates(who).await,
+        AdminRequest::CertificateList { only } => erase::certificates(who, only).await,
         AdminRequest::Credentials(act) => super::credentials::handle(who, act).await,
         AdminRequest::TokenAgent { client, uses, ttl_ms } => {
             tokens::agent(who, client, uses, ttl_ms).await
@@ -161,16 +164,21 @@ pub(crate) async fn handle(
             let (store, writer) = (&context.store, &context.writer);
             crate::audit::acts::handle(store, writer, context.retention_ms, &actor, act).await
         }
-        AdminRequest::Backup { file } => backup(who, file).await,
+        AdminRequest::Backup { file, recipients } => {
+            super::backup::to_file(who, file, recipients).await
+        }
         AdminRequest::Status => status(who).await,
     }
 }
 
-/// Retention, holds and levels are the partner's own; receivers the installation's.
+/// Retention, holds and levels are the partner's own.
 async fn may_change_audit((context, actor): Who<'_>, act: &AuditAct) -> Result<(), CliError> {
     match act {
-        // Lists of all partners.
-        AuditAct::Retention | AuditAct::Forwarding => actor.local_only(),
+        // Over the network of the own partner.
+        AuditAct::Retention | AuditAct::Forwarding => {
+            let may = [Permission::ManagePolicy, Permission::ReadAudit];
+            return actor.may_at_home(context, &may).await;
+        }
         AuditAct::SetRetention { partner, .. } | AuditAct::Hold { partner, .. } => {
             actor.may_at_home(context, &[Permission::ManagePolicy]).await?;
             super::access::partner(context, actor, Some(partner.clone())).await.map(|_| ())
@@ -381,31 +389,9 @@ async fn audit_read((context, actor): Who<'_>, how: String) -> Result<Vec<Value>
     Ok(vec![json!({"recorded": true})])
 }
 
-async fn backup((context, actor): Who<'_>, file: String) -> Result<Vec<Value>, CliError> {
-    actor.local_only()?;
-    let path = std::path::PathBuf::from(&file);
-    if !path.is_absolute() {
-        return Err(CliError::usage("usage", "the path of a backup must be absolute"));
-    }
-    // Recorded first: the copy then shows that it was made.
-    let home = context.home().await.map_err(store_error)?;
-    context
-        .writer
-        .write(move |tx| {
-            Box::pin(async move {
-                let done =
-                    Event::new("backup.made", Level::Significant).actor(LOCAL).outcome("done");
-                tx.append(&home, done).await
-            })
-        })
-        .await
-        .map_err(store_error)?;
-    super::export::copy_database(&context.store, &path).await?;
-    Ok(vec![json!({"file": file, "keys": false})])
-}
-
 async fn status((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
-    actor.local_only()?;
+    let may = [Permission::ManagePolicy, Permission::ManageRelays];
+    actor.may_everywhere(context, &may).await?;
     let Some(broker) = &context.broker else { return Ok(vec![json!({"state": "stopped"})]) };
     let counts = broker.ask(|driver, _| driver.broker.counts()).await.unwrap_or_default();
     Ok(vec![json!({

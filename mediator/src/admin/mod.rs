@@ -8,6 +8,7 @@ pub(crate) mod access;
 pub(crate) mod accounts;
 pub(crate) mod actor;
 pub(crate) mod api_keys;
+pub(crate) mod backup;
 mod computers;
 pub(crate) mod credentials;
 mod devices;
@@ -22,6 +23,7 @@ mod refusals;
 pub(crate) mod relays;
 mod tokens;
 mod users;
+pub(crate) mod vault;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -72,11 +74,19 @@ pub(crate) enum AdminRequest {
     /// Deletes a client and its personal data.
     ClientErase { path: String },
     /// Deletes a partner with all of its clients and users.
-    PartnerErase { partner: String },
+    PartnerErase {
+        partner: String,
+        /// Its name once more, from those who ask over the network.
+        #[serde(default)]
+        confirm: Option<String>,
+    },
     /// Rewrites the database without traces of what was deleted.
     Compact,
-    /// Lists erasures with their certificates.
-    CertificateList,
+    /// Lists erasures with their certificates, or shows one.
+    CertificateList {
+        #[serde(default)]
+        only: Option<String>,
+    },
     /// Makes a token for agents of a client.
     TokenAgent { client: String, uses: u64, ttl_ms: u64 },
     /// Makes a token for a relay.
@@ -129,7 +139,12 @@ pub(crate) enum AdminRequest {
     /// Manages levels, retention and forwarding of the log.
     Audit(crate::audit::acts::AuditAct),
     /// Writes a copy of the database.
-    Backup { file: String },
+    Backup {
+        file: String,
+        /// Whom it is sealed for; none: it is not.
+        #[serde(default)]
+        recipients: Vec<String>,
+    },
     /// Tells what runs.
     Status,
 }

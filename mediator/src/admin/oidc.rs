@@ -1,11 +1,16 @@
-//! Identity providers and the accounts linked with them. For the machine's administrator alone:
-//! a provider decides who somebody is, and its secret is in a file of this machine.
+//! Identity providers and the accounts linked with them. A provider decides who somebody is: whoever
+//! sets one up manages settings of the partner, whoever links users holds at least what they hold.
+//! On the mediator's machine its secret is in a file there; over the network it is given once, sealed
+//! at once, and never shown again. Must never let a partner send the mediator where only the
+//! mediator's own networks reach.
 
+use adit_net::tls::read_pem_chain;
 use adit_runtime::cli::CliError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
+    Secret,
     handle::{Who, bad_name},
     users,
 };
@@ -13,11 +18,18 @@ use crate::{
     names,
     oidc::{MfaClaims, Provider, callback_path, remote::https, token::MAX_SUBJECT},
     place::store_error,
+    roles::Permission,
     store::{StoreError, oidc, tenants},
 };
 
-/// Bytes of an issuer, a client id or a path.
+/// Bytes of an issuer, a client id, a path or a secret.
 const MAX_TEXT: usize = 1024;
+/// Bytes of an authority's certificates.
+const MAX_CA: usize = 64 * 1024;
+
+const SET_UP: &[Permission] = &[Permission::ManagePolicy];
+const SEE: &[Permission] =
+    &[Permission::ManagePolicy, Permission::ManageUsers, Permission::ReadAudit];
 
 /// An act on identity providers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,8 +41,16 @@ pub(crate) enum OidcAct {
         partner: Option<String>,
         issuer: String,
         client_id: String,
+        #[serde(default)]
         secret_file: String,
+        #[serde(default)]
         ca_file: String,
+        /// Instead of a file.
+        #[serde(default)]
+        secret: Option<Secret>,
+        /// Instead of a file: PEM.
+        #[serde(default)]
+        ca: String,
         mfa: MfaClaims,
     },
     /// Lists them.
@@ -45,9 +65,18 @@ pub(crate) enum OidcAct {
 
 /// Does it.
 pub(super) async fn handle(who: Who<'_>, act: OidcAct) -> Result<Vec<Value>, CliError> {
-    who.1.local_only()?;
     match act {
-        OidcAct::Add { name, partner, issuer, client_id, secret_file, ca_file, mfa } => {
+        OidcAct::Add {
+            name,
+            partner,
+            issuer,
+            client_id,
+            secret_file,
+            ca_file,
+            secret,
+            ca,
+            mfa,
+        } => {
             let new = Provider {
                 id: String::new(),
                 partner_id: String::new(),
@@ -56,6 +85,10 @@ pub(super) async fn handle(who: Who<'_>, act: OidcAct) -> Result<Vec<Value>, Cli
                 client_id,
                 secret_file,
                 ca_file,
+                ca,
+                public_only: !who.1.holds_everywhere(Permission::ManagePolicy),
+                is_sealed: secret.is_some(),
+                secret,
                 mfa,
             };
             add(who, partner, new).await
@@ -72,6 +105,8 @@ async fn add(
     partner: Option<String>,
     new: Provider,
 ) -> Result<Vec<Value>, CliError> {
+    actor.may_at_home(context, SET_UP).await?;
+    actor.must_be_fresh(context).await?;
     names::check(&new.name).map_err(bad_name)?;
     https(&new.issuer).map_err(|error| CliError::usage("usage", error.to_string()))?;
     let texts = [&new.issuer, &new.client_id, &new.secret_file, &new.ca_file];
@@ -85,7 +120,23 @@ async fn add(
             return Err(CliError::usage("usage", format!("{file} is not an absolute path")));
         }
     }
-    let (home, by) = (context.home().await.map_err(store_error)?, actor.clone());
+    if actor.remote().is_some() && !(new.secret_file.is_empty() && new.ca_file.is_empty()) {
+        return Err(CliError::usage("usage", "files of the mediator's machine are its own"));
+    }
+    let secret_length = new.secret.as_ref().map_or(0, |secret| secret.expose().len());
+    if secret_length > MAX_TEXT || new.ca.len() > MAX_CA {
+        return Err(CliError::usage("usage", "a value is too long"));
+    }
+    if !new.ca.is_empty() && !read_pem_chain(new.ca.as_bytes()).is_ok_and(|all| !all.is_empty()) {
+        let text = "ca: certificates in PEM are expected";
+        return Err(CliError::usage("usage", text));
+    }
+    let (keys, public_only) = (context.keys.clone(), new.public_only);
+    let home = match actor.partner_id() {
+        Some(own) => own.to_owned(),
+        None => context.home().await.map_err(store_error)?,
+    };
+    let by = actor.clone();
     let (name, issuer) = (new.name.clone(), new.issuer.clone());
     let added = context.writer.write(move |tx| {
         Box::pin(async move {
@@ -99,8 +150,17 @@ async fn add(
                 .event("oidc.provider_added", &partner.name)
                 .extra("provider", new.name.as_str())
                 .extra("issuer", new.issuer.as_str());
+            let secret = new.secret.clone();
             let new = Provider { partner_id: partner.id.clone(), ..new };
             let id = oidc::insert(tx, new).await?;
+            if let Some(secret) = secret {
+                let sealed = Vec::new();
+                let row =
+                    oidc::SecretRow { provider: id.clone(), partner: partner.id.clone(), sealed };
+                let sealed = keys.seal(row.place(), secret.expose().as_bytes());
+                let sealed = sealed.map_err(|error| StoreError::Corrupt(error.to_string()))?;
+                oidc::put_secret(tx, &oidc::SecretRow { sealed, ..row }, &keys.current()).await?;
+            }
             tx.append(&partner.id, done).await?;
             Ok((id, partner.name))
         })
@@ -113,31 +173,49 @@ async fn add(
         "partner": partner,
         "issuer": issuer,
         "callback_path": callback,
+        "public_only": public_only,
     })])
 }
 
-async fn list((context, _): Who<'_>) -> Result<Vec<Value>, CliError> {
+async fn list((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
+    actor.may_at_home(context, SEE).await?;
     let found = oidc::list(&context.store.readers).await.map_err(store_error)?;
-    let told = found.iter().map(|provider| {
-        json!({
+    let own = found.iter().filter(|provider| actor.reaches(&provider.partner_id));
+    let told = own.map(|provider| {
+        let kept = |file: &str, here: bool| match (here, file) {
+            (true, _) => "stored",
+            (false, "") => "none",
+            (false, _) => "file",
+        };
+        let mut told = json!({
             "provider": provider.name,
             "issuer": provider.issuer,
             "client_id": provider.client_id,
             "callback_path": callback_path(&provider.name),
-            "secret_file": provider.secret_file,
-            "ca_file": provider.ca_file,
+            "secret": kept(&provider.secret_file, provider.is_sealed),
+            "authority": kept(&provider.ca_file, !provider.ca.is_empty()),
+            "public_only": provider.public_only,
             "mfa": provider.mfa,
-        })
+        });
+        // Files of this machine are nobody else's business.
+        if let Some(object) = told.as_object_mut().filter(|_| actor.remote().is_none()) {
+            object.insert("secret_file".to_owned(), provider.secret_file.clone().into());
+            object.insert("ca_file".to_owned(), provider.ca_file.clone().into());
+        }
+        told
     });
     Ok(told.collect())
 }
 
-async fn find((context, _): Who<'_>, name: &str) -> Result<Provider, CliError> {
+/// By name, if it is of a partner that this one may know of.
+async fn find((context, actor): Who<'_>, name: &str) -> Result<Provider, CliError> {
     let found = oidc::by_name(&context.store.readers, name).await.map_err(store_error)?;
+    let found = found.filter(|provider| actor.reaches(&provider.partner_id));
     found.ok_or_else(|| store_error(StoreError::Missing("identity provider")))
 }
 
 async fn remove(who: Who<'_>, name: String) -> Result<Vec<Value>, CliError> {
+    who.1.may_at_home(who.0, SET_UP).await?;
     let provider = find(who, &name).await?;
     let (context, by) = (who.0, who.1.clone());
     let done = context.writer.write(move |tx| {
@@ -162,8 +240,10 @@ async fn link(
     provider: &str,
     subject: String,
 ) -> Result<Vec<Value>, CliError> {
+    let row = users::managed(who.0, who.1, &user).await?;
     let provider = find(who, provider).await?;
-    let row = users::find(who.0, who.1, &user).await?;
+    // Whoever that is there is that user from now on.
+    users::may_impersonate(who.0, who.1, &row).await?;
     if subject.is_empty()
         || subject.len() > MAX_SUBJECT
         || subject.chars().any(char::is_control)
@@ -192,8 +272,8 @@ async fn link(
 }
 
 async fn unlink(who: Who<'_>, user: String, provider: &str) -> Result<Vec<Value>, CliError> {
+    let row = users::managed(who.0, who.1, &user).await?;
     let provider = find(who, provider).await?;
-    let row = users::find(who.0, who.1, &user).await?;
     let (context, by) = (who.0, who.1.clone());
     let name = provider.name.clone();
     let done = context.writer.write(move |tx| {

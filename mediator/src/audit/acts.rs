@@ -13,6 +13,7 @@ use super::{
 use crate::{
     admin::actor::Actor,
     place::store_error,
+    roles::Permission,
     store::{Store, StoreError, Writer, accounts, tenants},
 };
 
@@ -44,7 +45,7 @@ pub(crate) async fn handle(
     act: AuditAct,
 ) -> Result<Vec<Value>, CliError> {
     match act {
-        AuditAct::Retention => list(store, retention_ms).await,
+        AuditAct::Retention => list(store, retention_ms, by).await,
         AuditAct::SetRetention { partner, days } => {
             if days.is_some_and(|days| !(MIN_DAYS..=MAX_DAYS).contains(&days)) {
                 let text = format!("{MIN_DAYS} to {MAX_DAYS} days are expected");
@@ -65,14 +66,15 @@ pub(crate) async fn handle(
             set_level(writer, by, user.clone(), level).await.map_err(store_error)?;
             Ok(vec![json!({"user": user, "level": level as u8, "name": level.name()})])
         }
-        AuditAct::Forwarding => standings(store).await,
+        AuditAct::Forwarding => standings(store, by).await,
     }
 }
 
-async fn list(store: &Store, retention_ms: u64) -> Result<Vec<Value>, CliError> {
+async fn list(store: &Store, retention_ms: u64, by: &Actor) -> Result<Vec<Value>, CliError> {
     let policies = retention::policies(&store.readers).await.map_err(store_error)?;
     Ok(policies
         .into_iter()
+        .filter(|policy| by.remote().is_none_or(|remote| remote.partner == policy.partner))
         .map(|policy| {
             json!({
                 "partner": policy.partner,
@@ -154,10 +156,13 @@ async fn set_level(
         .await
 }
 
-async fn standings(store: &Store) -> Result<Vec<Value>, CliError> {
+/// Of the own partner's log; of all to those who answer for the receivers.
+async fn standings(store: &Store, by: &Actor) -> Result<Vec<Value>, CliError> {
+    let all = by.holds_everywhere(Permission::ManagePolicy);
     let standings = forward::standings(&store.readers).await.map_err(store_error)?;
     Ok(standings
         .into_iter()
+        .filter(|standing| all || standing.partner == by.partner_name())
         .map(|standing| {
             json!({
                 "target": standing.target,

@@ -91,11 +91,12 @@ impl From<DeviceCommand> for AccountAct {
         match command {
             DeviceCommand::List => Self::DeviceList,
             DeviceCommand::Disable { device, reason, partner } => {
-                Self::Device { device: device.to_string(), disabled: true, reason, partner }
+                let (device, everywhere) = (device.to_string(), false);
+                Self::Device { device, disabled: true, reason, partner, everywhere }
             }
             DeviceCommand::Enable { device, partner } => {
                 let (device, reason) = (device.to_string(), String::new());
-                Self::Device { device, disabled: false, reason, partner }
+                Self::Device { device, disabled: false, reason, partner, everywhere: false }
             }
         }
     }
@@ -210,6 +211,8 @@ impl From<OidcCommand> for OidcAct {
                 client_id,
                 secret_file,
                 ca_file,
+                secret: None,
+                ca: String::new(),
                 mfa: MfaClaims {
                     acr: mfa_acr,
                     amr: mfa_amr,

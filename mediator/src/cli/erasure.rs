@@ -14,6 +14,9 @@ use crate::{admin::AdminRequest, tenancy::certificate};
 
 #[derive(Subcommand)]
 pub(super) enum PartnerCommand {
+    /// List partners
+    #[command(after_help = "Example: mediator partner list --json")]
+    List,
     /// Erase a partner with its clients, computers, users and credentials
     #[command(after_help = "Example: mediator partner erase acme --yes")]
     Erase {
@@ -48,13 +51,16 @@ pub(super) enum CertificateCommand {
 }
 
 pub(super) async fn partner(global: &GlobalArgs, command: PartnerCommand) -> Result<(), CliError> {
-    let PartnerCommand::Erase { partner, yes } = command;
+    let (partner, yes) = match command {
+        PartnerCommand::List => return super::ask(global, AdminRequest::PartnerList).await,
+        PartnerCommand::Erase { partner, yes } => (partner, yes),
+    };
     if !yes {
         let text =
             format!("this deletes {partner} with its clients, computers, users and credentials");
         return Err(CliError::usage("usage", text).hint("add --yes if you mean it"));
     }
-    erase(global, AdminRequest::PartnerErase { partner }).await
+    erase(global, AdminRequest::PartnerErase { partner, confirm: None }).await
 }
 
 /// Erases, and prints the certificate: with `--json` among what was done, else it alone.
@@ -84,12 +90,12 @@ pub(super) async fn certificate(
     match command {
         CertificateCommand::Verify { file, key } => verify(global, &file, &key),
         CertificateCommand::List => {
-            let all = super::call(global, AdminRequest::CertificateList).await?;
+            let all = super::call(global, AdminRequest::CertificateList { only: None }).await?;
             all.iter().try_for_each(|line| output.emit(line))?;
             people::list(output, &all, &["certificate"])
         }
         CertificateCommand::Show { erasure } => {
-            let all = super::call(global, AdminRequest::CertificateList).await?;
+            let all = super::call(global, AdminRequest::CertificateList { only: None }).await?;
             let mine =
                 |line: &&Value| line.get("erasure").and_then(Value::as_str) == Some(&erasure);
             let found = all.iter().find(mine).and_then(|line| line.get("certificate"));

@@ -48,6 +48,7 @@ pub(crate) struct Web {
     reads: api::Reads,
     searches: api::Searches,
     exports: api::Exports,
+    backups: api::Backups,
     principals: limit::Buckets<String>,
     /// The description of the API.
     document: Bytes,
@@ -68,6 +69,7 @@ impl Web {
             reads: api::Reads::default(),
             searches: api::Searches::default(),
             exports: api::Exports::new(tasks),
+            backups: api::Backups::default(),
             principals: limit::Buckets::new(PER_PRINCIPAL),
             document: api::all().document().into(),
         })

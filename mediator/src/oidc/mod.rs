@@ -18,7 +18,7 @@ use adit_protocol::keys::sha256;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::{mfa, store::tenants, webauthn::to_base64};
+use crate::{admin::Secret, mfa, store::tenants, webauthn::to_base64};
 use token::Claims;
 
 /// Random bytes for one login.
@@ -36,6 +36,15 @@ pub(crate) struct Provider {
     pub(crate) client_id: String,
     pub(crate) secret_file: String,
     pub(crate) ca_file: String,
+    /// The provider's own authority, PEM, where it is no file.
+    pub(crate) ca: String,
+    /// Only addresses that everybody can reach are connected to: it was set up by somebody who
+    /// speaks for a partner, not for the networks of this machine.
+    pub(crate) public_only: bool,
+    /// Its secret is in the database, sealed.
+    pub(crate) is_sealed: bool,
+    /// The secret, opened for one exchange.
+    pub(crate) secret: Option<Secret>,
     pub(crate) mfa: MfaClaims,
 }
 

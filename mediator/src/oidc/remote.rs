@@ -6,12 +6,14 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use adit_net::{
+    interfaces::may_connect,
     proxy::{Dialer, ProxyConfig},
     tls::{Authorities, outgoing, read_pem_chain},
 };
@@ -174,9 +176,10 @@ impl Remote {
             ("redirect_uri", redirect),
             ("code_verifier", verifier),
         ];
-        let secret = match provider.secret_file.as_str() {
-            "" => None,
-            file => Some(secret_of(file)?),
+        let secret = match (&provider.secret, provider.secret_file.as_str()) {
+            (Some(secret), _) => Some(Zeroizing::new(secret.expose().to_owned())),
+            (None, "") => None,
+            (None, file) => Some(secret_of(file)?),
         };
         let methods = &document.token_endpoint_auth_methods_supported;
         // RFC 6749 §2.3.1: basic unless only the other is offered.
@@ -255,15 +258,21 @@ impl Remote {
         let unreachable =
             |error: &dyn std::fmt::Display| RemoteError::Unreachable(error.to_string());
         let (uri, host, port) = https(address)?;
-        let roots = match provider.ca_file.as_str() {
-            "" => Vec::new(),
-            file => read_pem_chain(&read(file)?).map_err(|_| RemoteError::Answer("authority"))?,
+        let authority = match (provider.ca.as_str(), provider.ca_file.as_str()) {
+            ("", "") => Vec::new(),
+            ("", file) => read(file)?,
+            (text, _) => text.as_bytes().to_vec(),
+        };
+        let roots = match authority.as_slice() {
+            [] => Vec::new(),
+            pem => read_pem_chain(pem).map_err(|_| RemoteError::Answer("authority"))?,
         };
         let connector = outgoing(Authorities::SystemAnd(roots), &[b"http/1.1"])
             .map_err(|error| unreachable(&error))?;
         let name = ServerName::try_from(host.clone())
             .map_err(|_| RemoteError::Address(address.to_owned()))?;
-        let dialed = self.dialer.dial(&host, port, DEADLINE).await;
+        let admits = |address| !provider.public_only || is_public(address);
+        let dialed = self.dialer.dial_where(&host, port, DEADLINE, &admits).await;
         let stream = dialed.map_err(|error| unreachable(&error))?.stream;
         let tls = connector.connect(name, stream).await.map_err(|error| unreachable(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
@@ -286,6 +295,13 @@ impl Remote {
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         Ok(body.map_err(|_| RemoteError::Answer("answer"))?.to_bytes())
     }
+}
+
+/// Can everybody reach this address? Else only those who speak for this machine's networks may send
+/// the mediator there (R15).
+fn is_public(address: SocketAddr) -> bool {
+    // As of a peer that is in no network of ours.
+    may_connect(address, None, &[])
 }
 
 /// The ID token of a token answer (OpenID Connect Core §3.1.3.3).
@@ -366,6 +382,32 @@ fn read(file: &str) -> Result<Vec<u8>, RemoteError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_partners_provider_is_where_everybody_can_reach_it() {
+        for inside in [
+            "127.0.0.1:443",
+            "[::1]:443",
+            "[::ffff:127.0.0.1]:443",
+            "10.1.2.3:443",
+            "192.168.1.1:443",
+            "[fd00::1]:443",
+            "[64:ff9b::a9fe:a9fe]:443",
+            "169.254.169.254:80",
+            "[fe80::1]:443",
+            "100.64.0.1:443",
+            "168.63.129.16:80",
+            "0.0.0.0:443",
+            "[::]:443",
+            "224.0.0.1:443",
+            "255.255.255.255:443",
+        ] {
+            assert!(!is_public(inside.parse().unwrap()), "{inside}");
+        }
+        for outside in ["192.0.2.7:443", "203.0.113.1:8443", "[2001:db8::1]:443"] {
+            assert!(is_public(outside.parse().unwrap()), "{outside}");
+        }
+    }
 
     #[test]
     fn addresses_have_a_host_and_a_port_that_is_one() {

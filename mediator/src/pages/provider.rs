@@ -21,6 +21,7 @@ use super::{
     visitor::{Posted, Visitor},
 };
 use crate::{
+    admin::Secret,
     core::types::Refusal,
     oidc::{Begun, Provider, RANDOM_LEN, Why, begin as sent, callback_path, encode, token::Claims},
     serve::mfa::{self, FRESH_MS, MfaError},
@@ -29,6 +30,7 @@ use crate::{
         accounts::{self, LoginRow},
         oidc, tenants,
     },
+    vault::wrap::WrapError,
 };
 
 /// Bytes of anything that comes back.
@@ -133,7 +135,7 @@ async fn redeemed(
     back: &Returned,
 ) -> Result<Option<(Provider, Claims)>, MfaError> {
     let shared = &visitor.web.shared;
-    let Some(provider) = oidc::by_id(&shared.store.readers, &begun.provider).await? else {
+    let Some(mut provider) = oidc::by_id(&shared.store.readers, &begun.provider).await? else {
         return Ok(None);
     };
     if tenants::name_key(&back.at) != tenants::name_key(&provider.name) {
@@ -144,6 +146,11 @@ async fn redeemed(
     if back.code.is_empty() {
         tracing::info!(provider = %provider.name, error = ?back.error, "login refused there");
         return Ok(None);
+    }
+    if let Some(row) = oidc::secret(&shared.store.readers, &provider.id).await? {
+        let opened = shared.logins.keys.open(row.place(), &row.sealed)?;
+        let text = String::from_utf8(opened.to_vec()).map_err(|_| WrapError::Damaged)?;
+        provider.secret = Some(Secret::new(Zeroizing::new(text)));
     }
     let redirect = redirect_of(visitor, &provider);
     let code = (back.code.as_str(), back.iss.as_str());

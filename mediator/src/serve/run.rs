@@ -39,7 +39,8 @@ use crate::{
     place::{MediatorDir, Ports, store_error},
     proof,
     store::{
-        Mode, Store, Writer, access::labels, factors, integrity::CHECK_WAIT, sessions, tenants,
+        Mode, Store, Writer, access::labels, factors, integrity::CHECK_WAIT, oidc, sessions,
+        tenants,
     },
     tenancy::erase,
     vault::{Vault, tenant::TenantKeys},
@@ -153,8 +154,9 @@ async fn sweep_receipts((store, writer): (Store, Writer), stop: CancellationToke
 async fn tell_refusals(admin: Arc<AdminContext>, stop: CancellationToken) {
     let mut every = Every::new(TELL_REFUSALS);
     while stop.run_until_cancelled(every.next()).await.is_some() {
-        tell_untold(&admin).await;
+        tell_untold(&admin, false).await;
     }
+    tell_untold(&admin, true).await;
 }
 
 /// A tick that does not hurry after a delay.
@@ -283,8 +285,10 @@ impl Server {
             signer: installation.log_signer(),
             dir: place.dir.clone(),
             refusals: Default::default(),
+            rotation: Default::default(),
         });
         serve_admin(place, Arc::clone(&admin), &essential)?;
+        crate::admin::backup::forget_left(&place.dir);
         go_on_erasing(Arc::clone(&admin), &essential);
         essential.spawn_essential("refusals", tell_refusals(Arc::clone(&admin), stop.clone()));
         let confirmer = match settings.confirm_relays {
@@ -404,7 +408,8 @@ fn go_on_erasing(admin: Arc<AdminContext>, tasks: &Tasks) {
 /// Refuses to run without the keys of what is sealed: everybody with a second factor would be kept
 /// out.
 pub(crate) async fn check_keys(store: &Store, keys: &TenantKeys) -> Result<(), CliError> {
-    let needed = factors::key_names(&store.readers).await.map_err(store_error)?;
+    let mut needed = factors::key_names(&store.readers).await.map_err(store_error)?;
+    needed.extend(oidc::key_names(&store.readers).await.map_err(store_error)?);
     if needed.iter().all(|name| keys.wrapping().knows(name)) && keys.check()? {
         return Ok(());
     }

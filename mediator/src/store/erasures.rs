@@ -205,12 +205,13 @@ pub(crate) async fn delete_client(
 }
 
 /// What belongs to accounts of a partner, and then to the partner, in the order in which it goes.
-const OF_PARTNER: [&str; 24] = [
+const OF_PARTNER: [&str; 25] = [
     "DELETE FROM login WHERE account_id IN (SELECT id FROM account WHERE partner_id = $1)",
     "DELETE FROM known_device WHERE account_id IN (SELECT id FROM account WHERE partner_id = $1)",
     "DELETE FROM recovery_code WHERE account_id IN (SELECT id FROM account WHERE partner_id = $1)",
     "DELETE FROM factor WHERE partner_id = $1",
     "DELETE FROM oidc_link WHERE partner_id = $1",
+    "DELETE FROM oidc_secret WHERE partner_id = $1",
     "DELETE FROM oidc_provider WHERE partner_id = $1",
     "DELETE FROM access_decision WHERE request_id IN \
      (SELECT id FROM access_request WHERE partner_id = $1)",

@@ -3,11 +3,18 @@
 use sqlx::{AnyPool, any::AnyRow};
 
 use super::{Columns, StoreError, WriteTx, bigint, fresh_id, tenants};
-use crate::oidc::{MfaClaims, Provider};
+use crate::{
+    oidc::{MfaClaims, Provider},
+    vault::wrap::Place,
+};
 
 const SELECT: &str = "SELECT o.id AS id, o.partner_id AS partner_id, o.name AS name, \
      o.issuer AS issuer, o.client_id AS client_id, o.secret_file AS secret_file, \
-     o.ca_file AS ca_file, o.mfa AS mfa FROM oidc_provider o";
+     o.ca_file AS ca_file, o.ca AS ca, o.public_only AS public_only, o.mfa AS mfa, \
+     (SELECT COUNT(*) FROM oidc_secret s WHERE s.provider_id = o.id) AS secrets \
+     FROM oidc_provider o";
+/// Providers of one partner.
+const MAX_PROVIDERS: u64 = 64;
 
 fn read(row: &AnyRow) -> Result<Provider, StoreError> {
     let mfa = row.text("mfa")?;
@@ -19,6 +26,10 @@ fn read(row: &AnyRow) -> Result<Provider, StoreError> {
         client_id: row.text("client_id")?,
         secret_file: row.text("secret_file")?,
         ca_file: row.text("ca_file")?,
+        ca: row.text("ca")?,
+        public_only: row.flag("public_only")?,
+        is_sealed: row.flag("secrets")?,
+        secret: None,
         mfa: serde_json::from_str(&mfa)
             .map_err(|_| StoreError::Corrupt("claims of an identity provider".into()))?,
     })
@@ -27,12 +38,20 @@ fn read(row: &AnyRow) -> Result<Provider, StoreError> {
 /// Adds a provider; its id in `new` is not used.
 pub(crate) async fn insert(tx: &mut WriteTx, new: Provider) -> Result<String, StoreError> {
     let id = fresh_id()?;
+    let row = sqlx::query("SELECT COUNT(*) AS count FROM oidc_provider WHERE partner_id = $1")
+        .bind(new.partner_id.clone())
+        .fetch_one(tx.sql())
+        .await?;
+    if row.number("count")? >= MAX_PROVIDERS {
+        let text = format!("the partner has {MAX_PROVIDERS} identity providers already");
+        return Err(StoreError::Unavailable(text));
+    }
     let now = bigint(tx.now_ms());
     let mfa = claims(&new.mfa)?;
     sqlx::query(
         "INSERT INTO oidc_provider (id, partner_id, name, name_key, issuer, client_id, \
-         secret_file, ca_file, mfa, created_ms) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+         secret_file, ca_file, mfa, created_ms, ca, public_only) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
     )
     .bind(id.clone())
     .bind(new.partner_id)
@@ -44,6 +63,8 @@ pub(crate) async fn insert(tx: &mut WriteTx, new: Provider) -> Result<String, St
     .bind(new.ca_file)
     .bind(mfa)
     .bind(now)
+    .bind(new.ca)
+    .bind(i64::from(new.public_only))
     .execute(tx.sql())
     .await
     .map_err(|error| tenants::taken(error, "name of the identity provider"))?;
@@ -77,15 +98,81 @@ pub(crate) async fn by_name(pool: &AnyPool, name: &str) -> Result<Option<Provide
 
 /// Removes a provider and all links with it; false if it is not there.
 pub(crate) async fn remove(tx: &mut WriteTx, id: &str) -> Result<bool, StoreError> {
-    sqlx::query("DELETE FROM oidc_link WHERE provider_id = $1")
-        .bind(id.to_owned())
-        .execute(tx.sql())
-        .await?;
+    for statement in [
+        "DELETE FROM oidc_link WHERE provider_id = $1",
+        "DELETE FROM oidc_secret WHERE provider_id = $1",
+    ] {
+        sqlx::query(statement).bind(id.to_owned()).execute(tx.sql()).await?;
+    }
     let done = sqlx::query("DELETE FROM oidc_provider WHERE id = $1")
         .bind(id.to_owned())
         .execute(tx.sql())
         .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// This mediator's secret at a provider, sealed.
+pub(crate) struct SecretRow {
+    pub(crate) provider: String,
+    pub(crate) partner: String,
+    pub(crate) sealed: Vec<u8>,
+}
+
+impl SecretRow {
+    /// Where it belongs.
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place { table: "oidc_secret", row: &self.provider, tenant: &self.partner }
+    }
+
+    fn read(row: &AnyRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            provider: row.text("provider")?,
+            partner: row.text("partner")?,
+            sealed: row.blob("secret")?,
+        })
+    }
+}
+
+const SECRETS: &str =
+    "SELECT provider_id AS provider, partner_id AS partner, secret FROM oidc_secret";
+
+/// Keeps a secret, or puts another in its place; `key_name`: of the wrapping key over it.
+pub(crate) async fn put_secret(
+    tx: &mut WriteTx,
+    row: &SecretRow,
+    key_name: &str,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO oidc_secret (provider_id, partner_id, secret, key_name) \
+         VALUES ($1, $2, $3, $4) ON CONFLICT (provider_id) \
+         DO UPDATE SET secret = excluded.secret, key_name = excluded.key_name",
+    )
+    .bind(row.provider.clone())
+    .bind(row.partner.clone())
+    .bind(row.sealed.clone())
+    .bind(key_name.to_owned())
+    .execute(tx.sql())
+    .await?;
+    Ok(())
+}
+
+/// The secret at a provider.
+pub(crate) async fn secret(pool: &AnyPool, id: &str) -> Result<Option<SecretRow>, StoreError> {
+    let statement = format!("{SECRETS} WHERE provider_id = $1");
+    let query = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(id.to_owned());
+    query.fetch_optional(pool).await?.as_ref().map(SecretRow::read).transpose()
+}
+
+/// All there are.
+pub(crate) async fn secrets(tx: &mut WriteTx) -> Result<Vec<SecretRow>, StoreError> {
+    let rows = sqlx::query(SECRETS).fetch_all(tx.sql()).await?;
+    rows.iter().map(SecretRow::read).collect()
+}
+
+/// Names of the wrapping keys that they need.
+pub(crate) async fn key_names(pool: &AnyPool) -> Result<Vec<String>, StoreError> {
+    let rows = sqlx::query("SELECT DISTINCT key_name FROM oidc_secret").fetch_all(pool).await?;
+    rows.iter().map(|row| row.text("key_name")).collect()
 }
 
 /// Links an account with a subject of a provider.

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     admin::{
         AdminContext,
-        actor::{Actor, not_found},
+        actor::{self, Actor, not_found},
         handle::{self, bad_name},
     },
     core::{ending::CLIENT_ERASED, types::Affected},
@@ -81,8 +81,15 @@ pub(crate) async fn client((context, actor): Who<'_>, path: &str) -> Result<Valu
 }
 
 /// Erases a partner with all of its clients.
-pub(crate) async fn partner((context, actor): Who<'_>, name: &str) -> Result<Value, CliError> {
-    actor.local_only()?;
+/// Over the network: the own one, by a person, who says its name once more.
+pub(crate) async fn partner(
+    (context, actor): Who<'_>,
+    name: &str,
+    confirm: Option<&str>,
+) -> Result<Value, CliError> {
+    for permission in [Permission::ManagePolicy, Permission::ManageUsers] {
+        actor.may_at_home(context, &[permission]).await?;
+    }
     names::check(name).map_err(bad_name)?;
     let wanted = name.to_owned();
     let found = context
@@ -90,9 +97,21 @@ pub(crate) async fn partner((context, actor): Who<'_>, name: &str) -> Result<Val
         .write(move |tx| Box::pin(async move { tenants::partner(tx, &wanted).await }))
         .await
         .map_err(store_error)?;
-    let Some(partner) = found else {
+    let Some(partner) = found.filter(|found| actor.reaches(&found.id)) else {
         return go_on((context, actor), Kind::Partner, name, not_found("partner")).await;
     };
+    if let Some(remote) = actor.remote() {
+        if remote.kind == actor::Kind::Key {
+            let text = "an API key erases no partner: that is for people".to_owned();
+            return Err(actor.refuse(context, "people-only", text).await?);
+        }
+        // Nothing brings it back.
+        actor.must_be_fresh(context).await?;
+        if confirm.map(tenants::name_key) != Some(tenants::name_key(&partner.name)) {
+            let text = "the partner's name is expected once more, in the field partner";
+            return Err(CliError::usage("usage", text));
+        }
+    }
     if context.home().await.map_err(store_error)? == partner.id {
         let text = "the first partner holds the installation's own log and cannot be erased";
         return Err(CliError::refused("home_partner", text)
@@ -127,19 +146,26 @@ pub(crate) async fn resume(context: &AdminContext) -> Result<usize, CliError> {
 
 /// Rewrites the database without traces of what was deleted.
 pub(crate) async fn compact((context, actor): Who<'_>) -> Result<Value, CliError> {
-    actor.local_only()?;
+    actor.may_everywhere(context, &[Permission::ManagePolicy]).await?;
     let alone = context.broker.is_none();
     let done = compact::run(&context.store, alone).await.map_err(store_error)?;
     Ok(json!({"compacted": done}))
 }
 
 /// All certificates, newest first.
-pub(crate) async fn certificates((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
+/// Or one. Those of partners that
+/// are gone are for those who answer for the installation: nobody else is left.
+pub(crate) async fn certificates(
+    (context, actor): Who<'_>,
+    only: Option<String>,
+) -> Result<Vec<Value>, CliError> {
     actor.may_at_home(context, &[Permission::ManagePolicy, Permission::ReadAudit]).await?;
+    let of_gone = actor.holds_everywhere(Permission::ManagePolicy);
     let all = erasures::all(&context.store.readers).await.map_err(store_error)?;
-    Ok(all
+    let told: Vec<Value> = all
         .iter()
-        .filter(|one| actor.reaches(&one.partner_id))
+        .filter(|one| actor.reaches(&one.partner_id) || (of_gone && one.kind == Kind::Partner))
+        .filter(|one| only.as_ref().is_none_or(|only| *only == one.id))
         .map(|one| {
             json!({
                 "erasure": one.id,
@@ -150,7 +176,8 @@ pub(crate) async fn certificates((context, actor): Who<'_>) -> Result<Vec<Value>
                 "certificate": serde_json::from_str::<Value>(&one.certificate).ok(),
             })
         })
-        .collect())
+        .collect();
+    if only.is_some() && told.is_empty() { Err(not_found("certificate")) } else { Ok(told) }
 }
 
 /// Erases in a restored database what was erased since the backup was made.
@@ -250,6 +277,18 @@ async fn clients_of(context: &AdminContext, erasure: &Erasure) -> Result<Vec<Str
         Kind::Partner => erasures::clients(&context.store.readers, &erasure.partner_id)
             .await
             .map_err(store_error),
+    }
+}
+
+/// Who erased an own partner is erased with it: what the log that goes on says of them is their id.
+fn of_whom(actor: &Actor, erasure: &Erasure, what: &str) -> Event {
+    let event = of(actor, erasure, what);
+    match actor.remote().filter(|_| erasure.kind == Kind::Partner) {
+        None => event,
+        Some(remote) => {
+            let told = of(&Actor::Local, erasure, what);
+            told.actor(format!("account {}", remote.holder.account))
+        }
     }
 }
 
@@ -438,7 +477,7 @@ async fn finish(
         Box::pin(async move {
             // In the log that goes on: an erased partner's is closed with it.
             let log = if one.kind == Kind::Partner { home } else { one.partner_id.clone() };
-            let event = of(&by, &one, "erased")
+            let event = of_whom(&by, &one, "erased")
                 .extra("entries_erased", entries)
                 .extra("credentials_destroyed", credentials)
                 .extra("computers_deleted", computers);
@@ -448,7 +487,8 @@ async fn finish(
             inner.insert("recorded_leaf".to_owned(), entry.leaf.to_string().into());
             let text = certificate::sign(&signer, inner);
             let print = adit_ledger::Hash(adit_protocol::keys::sha256(text.as_bytes()));
-            let issued = of(&by, &one, "certified").extra("certificate_sha256", print.to_string());
+            let issued =
+                of_whom(&by, &one, "certified").extra("certificate_sha256", print.to_string());
             tx.append(&log, issued).await?;
             erasures::finish(tx, &one.id, finished_ms, &text).await?;
             Ok(text)

@@ -5,20 +5,23 @@
 //! interrupted anywhere and done again: what is not sealed anew still opens with the keys of
 //! before, which stay until everything is.
 
-use adit_ledger::{Event, Level};
-
 use super::{Vault, VaultError, acts::corrupt, contents::Contents};
-use crate::store::{StoreError, WriteTx, credentials, factors, tenants};
+use crate::{
+    admin::actor::Actor,
+    store::{StoreError, WriteTx, credentials, factors, oidc, tenants},
+};
 
 /// What was sealed anew.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rotated {
     /// Name of the wrapping key that seals now.
     pub(crate) key: String,
-    /// Second factors.
+    /// Second factors, and secrets at identity providers.
     pub(crate) factors: u64,
     /// Clients' keys.
     pub(crate) tenant_keys: u64,
+    /// Clients for which a data key is to be made.
+    pub(crate) clients: u64,
     /// Data keys that were made.
     pub(crate) data_keys: u64,
     /// Credentials under them.
@@ -27,17 +30,21 @@ pub(crate) struct Rotated {
 
 impl Vault {
     /// Seals everything with the newest wrapping key; with `data_keys` also makes a new data key
-    /// for each client.
+    /// for each client. `progress` hears of each step.
     pub(crate) async fn reseal(
         &self,
         home: &str,
-        actor: &'static str,
+        by: &Actor,
         data_keys: bool,
+        progress: &(dyn Fn(&Rotated) + Sync),
     ) -> Result<Rotated, VaultError> {
         let mut done = Rotated { key: self.keys.wrapping().current(), ..Rotated::default() };
         done.tenant_keys = self.keys.rewrap()?;
         if data_keys {
-            for row in credentials::keys(&self.store.readers).await? {
+            let all = credentials::keys(&self.store.readers).await?;
+            done.clients = u64::try_from(all.len()).unwrap_or(u64::MAX);
+            progress(&done);
+            for row in all {
                 let client = row.client_id.clone();
                 let tenant = self.keys.read(&client)?;
                 let keys = self.keys.clone();
@@ -47,10 +54,11 @@ impl Vault {
                 if let Some(count) = moved.await? {
                     done.data_keys += 1;
                     done.credentials += count;
+                    progress(&done);
                 }
             }
         }
-        let (wrapping, home) = (self.keys.wrapping().clone(), home.to_owned());
+        let (wrapping, home, by) = (self.keys.wrapping().clone(), home.to_owned(), by.clone());
         let mut told = done.clone();
         let written = self.writer.write(move |tx| {
             Box::pin(async move {
@@ -62,11 +70,16 @@ impl Vault {
                     factors::reseal(tx, &factor.id, sealed, &name).await?;
                     told.factors += 1;
                 }
+                for row in oidc::secrets(tx).await? {
+                    let sealed = wrapping.rewrap(row.place(), &row.sealed).map_err(|error| {
+                        StoreError::Corrupt(format!("secret at an identity provider: {error}"))
+                    })?;
+                    oidc::put_secret(tx, &oidc::SecretRow { sealed, ..row }, &name).await?;
+                    told.factors += 1;
+                }
                 let partner = tenants::partner_by_id(tx, &home).await?;
-                let event = Event::new("vault.rotated", Level::Significant)
-                    .partner(&partner.name)
-                    .actor(actor)
-                    .outcome("done")
+                let event = by
+                    .event("vault.rotated", &partner.name)
                     .extra("key", name)
                     .extra("secrets", told.factors)
                     .extra("tenant_keys", told.tenant_keys)

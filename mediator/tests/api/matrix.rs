@@ -1,15 +1,24 @@
 //! Every cell of role × tenant × route × object, made of the description that the API serves: a
 //! route that is not classified here does not come in.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use adit_protocol::{code::failure, ids::ComputerId, token::EnrollToken};
+use adit_net::identity::DeviceIdentity;
+use adit_protocol::{
+    code::failure,
+    ids::{ComputerId, SessionId},
+    token::EnrollToken,
+    wire::{self, frame::Body},
+};
 use serde_json::{Value, json};
 
 use crate::common::{
-    Mediator,
+    Device, Mediator,
     api::{Answer, Web, Who, key_pair, register},
-    hello, identity,
+    hello, identity, open, try_open,
 };
 
 fn document(answer: &Answer) -> BTreeMap<String, (String, String, Value)> {
@@ -65,6 +74,9 @@ const RELAYS: Place = Place::Everywhere(&["relays.manage"]);
 const CLIENT: &[(&str, &str)] = &[("partner", "{partner}"), ("client", "{hq}")];
 const USER: &[(&str, &str)] = &[("user", "{user}")];
 const PC: &[(&str, &str)] = &[("computer", "{pc}")];
+const DEVICE: &[(&str, &str)] = &[("device", "{device}")];
+const LINK: &[(&str, &str)] = &[("user", "{user}"), ("provider", "{provider}")];
+const APPROVE: Place = Place::Client(&["requests.approve"]);
 
 const fn expect(id: &'static str, place: Place) -> Expectation {
     Expectation { id, place, parts: &[], body: None, query: "", done: &[200], names: false }
@@ -137,11 +149,8 @@ fn expectations() -> Vec<Expectation> {
         expect("devices.list", USERS),
         // A fingerprint is no tenant's object: a partner switches it off for its own users only, so
         // there is no foreign one to be refused.
-        Expectation { names: false, ..on("devices.disable", USERS, &[("device", "{device}")]) },
-        or(
-            &[200, 404],
-            Expectation { names: false, ..on("devices.enable", USERS, &[("device", "{device}")]) },
-        ),
+        Expectation { names: false, ..on("devices.disable", USERS, DEVICE) },
+        or(&[200, 404], Expectation { names: false, ..on("devices.enable", USERS, DEVICE) }),
         expect("api_keys.list", USERS),
         with(
             r#"{"name":"{new}","public_key":"{key}","role":"{role}"}"#,
@@ -175,14 +184,7 @@ fn expectations() -> Vec<Expectation> {
         with(r#"{"client":"{partner}/{hq}"}"#, names(expect("tokens.agent", TOKENS))),
         expect("tokens.relay", RELAYS),
         on("tokens.revoke", TOKENS, &[("token", "{token}")]),
-        or(
-            &[404],
-            on(
-                "sessions.end",
-                Place::Client(&[]),
-                &[("session", "00000000-0000-7000-8000-000000000001")],
-            ),
-        ),
+        on("sessions.end", Place::Client(&["sessions.end"]), &[("session", "{session}")]),
         expect("relays.list", RELAYS),
         on("relays.drain", RELAYS, RELAY),
         on("relays.resume", RELAYS, RELAY),
@@ -223,8 +225,52 @@ fn expectations() -> Vec<Expectation> {
         with(r#"{"days":200}"#, expect("audit.retention", POLICY)),
         with(r#"{"hold":false}"#, expect("audit.hold", POLICY)),
         with(r#"{"level":3}"#, on("audit.level", USERS, USER)),
-        or(&[404], on("requests.approve", Place::Client(&[]), &[("request", "{request}")])),
-        or(&[404], on("requests.deny", Place::Client(&[]), &[("request", "{request}")])),
+        // Keys approve nothing; what somebody asked for they may refuse.
+        or(&[403], on("requests.approve", APPROVE, &[("request", "{request}")])),
+        on("requests.deny", APPROVE, &[("request", "{request}")]),
+        Expectation {
+            names: false,
+            ..on("devices.disable_everywhere", Place::Everywhere(&["users.manage"]), DEVICE)
+        },
+        Expectation {
+            names: false,
+            ..on("devices.enable_everywhere", Place::Everywhere(&["users.manage"]), DEVICE)
+        },
+        expect("providers.list", Place::Home(&["policy.manage", "users.manage", "audit.read"])),
+        with(
+            r#"{"provider":"{new}","issuer":"https://id.example","client_id":"c","secret":"s"}"#,
+            expect("providers.add", POLICY),
+        ),
+        on("providers.remove", POLICY, &[("provider", "{spare_provider}")]),
+        with(r#"{"subject":"{new}"}"#, on("users.link", USERS, LINK)),
+        on("users.unlink", USERS, LINK),
+        // That is for people, who are asked for the name once more.
+        or(
+            &[403],
+            with(
+                r#"{"partner":"{partner}"}"#,
+                on(
+                    "partners.erase",
+                    Place::Home(&["policy.manage users.manage"]),
+                    &[("partner", "{partner}")],
+                ),
+            ),
+        ),
+        on(
+            "certificates.show",
+            Place::Home(&["policy.manage", "audit.read"]),
+            &[("erasure", "{erasure}")],
+        ),
+        expect("audit.retention_show", Place::Home(&["policy.manage", "audit.read"])),
+        expect("audit.forwarding", Place::Home(&["policy.manage", "audit.read"])),
+        expect("installation.status", Place::Everywhere(&["policy.manage", "relays.manage"])),
+        expect("installation.compact", Place::Everywhere(&["policy.manage"])),
+        expect("vault.rotation", Place::Everywhere(&["policy.manage"])),
+        with("{}", expect("vault.rotate", Place::Everywhere(&["policy.manage"]))),
+        ask(
+            "recipients=age19y0nwc82gvch79erwkeyzv9yrzguu25hhckgdt2x5d60y6c43pnsa6clzz",
+            expect("backup.take", Place::Everywhere(&["policy.manage audit.export"])),
+        ),
         ask("user={user}&computer={pc}&redirector=ssh", names(expect("explain", SEE_USERS))),
     ]
 }
@@ -300,7 +346,13 @@ fn wanted(e: &Expectation, role: &str, scope: &str, foreign: bool) -> Vec<u16> {
         Place::Client([]) => done,
         Place::Client(needs) if has(needs) => done,
         // What one may not see is not there.
-        Place::Client(_) if !has(&["computers.see"]) && e.id.starts_with("computers") => vec![404],
+        Place::Client(_)
+            if !has(&["computers.see"])
+                && ["computers", "sessions"].iter().any(|kind| e.id.starts_with(kind)) =>
+        {
+            vec![404]
+        }
+        Place::Client(_) if e.id.starts_with("requests") => vec![404],
         Place::Client(_) => vec![403],
     }
 }
@@ -310,6 +362,17 @@ type Principal = (usize, &'static str, &'static str, [Who; 2], [String; 2]);
 
 struct Tenant {
     owner: Who,
+    /// On which sessions are opened.
+    console: Device,
+    /// Of the computer.
+    agent: Device,
+    pc: (wire::Enrolled, Arc<DeviceIdentity>),
+    /// Of somebody who must ask for access.
+    asks: Device,
+    /// A session that nobody has ended.
+    session: Option<SessionId>,
+    /// An identity provider that nobody has removed.
+    provider: Option<String>,
     /// Enrols any number of computers.
     agent_token: EnrollToken,
     world: World,
@@ -325,7 +388,6 @@ async fn tenant(
         if partner == "main" { "admin".to_owned() } else { format!("{partner}-owner") };
     let password = password.unwrap_or_else(|| mediator.password.clone());
     let (owner, device) = mediator.person(&owner_name, &password).await;
-    drop(device);
     let mut fixed = BTreeMap::from([("partner", partner.to_owned()), ("hq", "hq".to_owned())]);
     if partner != "main" {
         mediator.admin(&["client", "add", &format!("{partner}/hq")]);
@@ -333,10 +395,27 @@ async fn tenant(
     mediator.admin(&["client", "add", &format!("{partner}/branch")]);
     let client = format!("{partner}/hq");
     let agent_token = mediator.token(&["agent", "--client", &client, "--uses", "100"]);
-    let agent = identity();
-    let enrolled = mediator.enroll(&agent, &agent_token, 1, "pc").await.unwrap();
+    let key = identity();
+    let enrolled = mediator.enroll(&key, &agent_token, 1, "pc").await.unwrap();
+    let agent = mediator.connect(&key, hello(1, &key, &enrolled.device_id)).await.unwrap();
     let id = ComputerId::from_slice(&enrolled.device_id).unwrap();
     fixed.insert("pc", id.to_string());
+    // What is erased has a certificate.
+    let gone = format!("{partner}/gone");
+    mediator.admin(&["client", "add", &gone]);
+    let erased = mediator.admin(&["client", "erase", &gone, "--yes"]);
+    fixed.insert("erasure", erased[0]["erasure"].as_str().unwrap().to_owned());
+    let provider = format!("{partner}-directory");
+    let issuer = ["--issuer", "https://id.example", "--client-id", "c", "--partner", partner];
+    mediator.admin(&[&["oidc", "add", &provider], &issuer[..]].concat());
+    fixed.insert("provider", provider);
+    let asker = format!("{partner}-asks");
+    let added = mediator.admin(&["user", "add", &asker, "--partner", partner, "--role", "none"]);
+    let bind = ["role", "bind", "technician", "--require", "approval", "--user", &asker];
+    mediator.admin(&bind);
+    let me = identity();
+    let asks = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+    asks.login(&asker, added[0]["password"].as_str().unwrap()).await.unwrap();
     // A user with a device that logged in.
     let user = format!("{partner}-jane");
     let added = mediator.admin(&["user", "add", &user, "--partner", partner, "--role", "none"]);
@@ -349,8 +428,10 @@ async fn tenant(
     let made = web.ask(&owner, "POST", "/api/v1/roles", Some(&role)).await;
     assert_eq!(made.status, 200, "{made:?}");
     fixed.insert("role", format!("{partner}-see"));
-    fixed.insert("request", "00000000-0000-7000-8000-000000000002".to_owned());
-    let mut tenant = Tenant { owner, agent_token, world: World { fixed, count: 0 } };
+    let world = World { fixed, count: 0 };
+    let (console, pc, session) = (device, (enrolled, key), None);
+    let mut tenant =
+        Tenant { owner, console, agent, pc, asks, session, provider: None, agent_token, world };
     let credential = tenant.credential(mediator, "kept");
     tenant.world.fixed.insert("credential", credential);
     tenant
@@ -387,6 +468,37 @@ impl Tenant {
             let id = ComputerId::from_slice(&enrolled.device_id).unwrap().to_string();
             text = text.replace("{doomed_computer}", &id);
         }
+        if text.contains("{session}") {
+            text = text.replace("{session}", &self.session().await.to_string());
+        }
+        if text.contains("{request}") {
+            let wish = wire::RequestAccess {
+                computer_id: self.pc.0.device_id.clone(),
+                redirector: "ssh".into(),
+                reason: "why".into(),
+                length_ms: 600_000,
+                ..Default::default()
+            };
+            // The one that waits, or the next.
+            let Ok(Body::AccessRequest(asked)) = self.asks.ask(Body::RequestAccess(wish)).await
+            else {
+                panic!("nothing could be asked for");
+            };
+            text = text.replace("{request}", &asked.request_id);
+        }
+        if text.contains("{spare_provider}") {
+            let name = match self.provider.clone() {
+                Some(name) => name,
+                None => {
+                    let wish = json!({"provider": fresh, "issuer": "https://id.example", "client_id": "c"});
+                    let path = "/api/v1/identity-providers";
+                    let made = web.ask(&self.owner, "POST", path, Some(&wish)).await;
+                    assert_eq!(made.status, 200, "{made:?}");
+                    self.provider.insert(fresh.clone()).clone()
+                }
+            };
+            text = text.replace("{spare_provider}", &name);
+        }
         if text.contains("{old_credential}") {
             text = text.replace("{old_credential}", &self.credential(mediator, &fresh));
         }
@@ -408,6 +520,18 @@ impl Tenant {
         text
     }
 
+    /// A live session on the tenant's computer.
+    async fn session(&mut self) -> SessionId {
+        if let Some(session) = self.session {
+            return session;
+        }
+        let mut wish = open(1, &self.pc.0, &self.pc.1);
+        let id = SessionId(adit_protocol::keys::random().unwrap());
+        wish.session_id = id.0.to_vec().into();
+        try_open(&self.console, &mut self.agent, wish).await.unwrap();
+        *self.session.insert(id)
+    }
+
     /// A credential of the tenant's client; its id.
     fn credential(&self, mediator: &Mediator, name: &str) -> String {
         let client = format!("{}/hq", self.world.fixed["partner"]);
@@ -418,10 +542,12 @@ impl Tenant {
     }
 
     /// Puts back what an operation changed, as the machine's administrator.
-    fn restore(&self, mediator: &Mediator, id: &str) {
+    fn restore(&mut self, mediator: &Mediator, id: &str, status: u16) {
         let user = &self.world.fixed["user"];
         let client = format!("{}/hq", self.world.fixed["partner"]);
         match id {
+            "sessions.end" if status == 200 => self.session = None,
+            "providers.remove" if status == 200 => self.provider = None,
             "users.disable" => drop(mediator.admin(&["user", "enable", user])),
             "clients.lock" => drop(mediator.try_admin(&["client", "unlock", &client], "")),
             _ => {}
@@ -580,7 +706,7 @@ async fn every_cell_of_role_tenant_route_and_object_is_as_declared() {
                 let body: Option<Value> =
                     (!body.is_empty()).then(|| serde_json::from_str(body).unwrap());
                 let answer = web.ask(who, &method, target, body.as_ref()).await;
-                tenant.restore(&mediator, e.id);
+                tenant.restore(&mediator, e.id, answer.status);
                 cells += 1;
                 let [refused, done] = told.entry((name, e.id)).or_default();
                 *refused += usize::from([403, 404].contains(&answer.status));

@@ -17,7 +17,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 /// It, while this lives.
 pub struct Provider {
     pub issuer: String,
-    ca: PathBuf,
+    pub ca: PathBuf,
     _dir: tempfile::TempDir,
     _tasks: JoinSet<()>,
 }

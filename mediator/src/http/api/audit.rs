@@ -2,7 +2,7 @@
 //!
 //! Searches and exports stay within what the rules cover, and are recorded each.
 
-mod pieces;
+pub(super) mod pieces;
 mod turns;
 
 use std::{sync::Arc, time::Duration};
@@ -24,7 +24,7 @@ use super::{
     Nothing, One, Operation, Page,
     access::time,
     kinds::*,
-    page_size,
+    page, page_size,
 };
 use crate::{
     admin::{
@@ -50,6 +50,7 @@ const SEARCH_DEADLINE: Duration = Duration::from_secs(10);
 const READ: &[&str] = &["audit.read"];
 const EXPORT: &[&str] = &["audit.export"];
 const POLICY: &[&str] = &["policy.manage"];
+const KEPT: &[&str] = &["policy.manage", "audit.read"];
 const USERS: &[&str] = &["users.manage"];
 
 pub(super) fn mount(api: &mut Api) {
@@ -62,6 +63,10 @@ pub(super) fn mount(api: &mut Api) {
     api.operation(op(Get, "/audit/consistency", "audit.consistency", text, READ), consistency);
     let text = "Prove that an entry is in the log";
     api.operation(op(Get, "/audit/inclusion", "audit.inclusion", text, READ), inclusion);
+    let text = "How long the log is kept, and whether a legal hold keeps it";
+    api.operation(op(Get, "/audit/retention", "audit.retention_show", text, KEPT), kept);
+    let text = "How far receivers of the log are: of the own log, on the installation of all";
+    api.operation(op(Get, "/audit/forwarding", "audit.forwarding", text, KEPT), forwarding);
     let text = "Set how long the log is kept";
     api.operation(op(Put, "/audit/retention", "audit.retention", text, POLICY), retention);
     let text = "Begin or end a legal hold";
@@ -186,6 +191,26 @@ async fn inclusion(call: Call<InclusionQuery, Nothing>) -> Answer<AuditProof> {
 
 fn own_partner<Q, B>(call: &Call<Q, B>) -> Result<String, Problem> {
     call.actor.remote().map(|remote| remote.partner.clone()).ok_or_else(Problem::internal)
+}
+
+async fn kept(call: Call<Nothing, Nothing>) -> Answer<Retention> {
+    call.one(AdminRequest::Audit(AuditAct::Retention)).await.map(One)
+}
+
+async fn forwarding(call: Call<Paging, Nothing>) -> Result<Page<Receiver>, Problem> {
+    let mut found = call.act(AdminRequest::Audit(AuditAct::Forwarding)).await?;
+    for one in &mut found {
+        // A receiver has a cursor in each tree: pages need a name for both.
+        let name = format!("{}/{}", text(one, "target"), text(one, "tree"));
+        if let Some(object) = one.as_object_mut() {
+            object.insert("receiver".to_owned(), name.into());
+        }
+    }
+    page(found, call.query.page(), "receiver")
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
 async fn retention(call: Call<Nothing, Keep>) -> Answer<Kept> {

@@ -140,6 +140,14 @@ pub(crate) struct ExportQuery {
     pub(crate) until: Option<String>,
 }
 
+/// For whom a backup is.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BackupQuery {
+    /// Recipients (`age1…`), with commas between them: who can read it.
+    pub(crate) recipients: String,
+}
+
 /// Two sizes of the log.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -404,6 +412,66 @@ pub(crate) struct NewPartner {
 #[serde(deny_unknown_fields)]
 pub(crate) struct MfaPolicy {
     pub(crate) required: bool,
+    /// Only one that resists phishing will do.
+    #[serde(default)]
+    pub(crate) phishing_resistant: bool,
+}
+
+/// What cannot be undone, said once more.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Confirmed {
+    /// The partner's name, as in the path.
+    pub(crate) partner: String,
+}
+
+/// Which keys are made anew.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct NewKeys {
+    /// Also those over the credentials of each client.
+    pub(crate) data_keys: bool,
+}
+
+/// Which claims say that an identity provider asked for a second factor; none: it never counts.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct MfaClaimsOf {
+    /// Values of `acr`.
+    pub(crate) acr: Vec<String>,
+    /// Values of `amr`.
+    pub(crate) amr: Vec<String>,
+    /// What is asked for then resists phishing.
+    pub(crate) phishing_resistant: bool,
+}
+
+/// An identity provider to be added.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewProvider {
+    /// Its name here.
+    pub(crate) provider: String,
+    /// `https://…`; without policy.manage on the installation at an address that all can reach.
+    pub(crate) issuer: String,
+    /// This mediator's id there.
+    pub(crate) client_id: String,
+    /// This mediator's secret there; sealed, and never shown.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub(crate) secret: Option<crate::admin::Secret>,
+    /// The provider's own authority beside the system's, PEM.
+    #[serde(default)]
+    pub(crate) ca: String,
+    #[serde(default)]
+    pub(crate) mfa: MfaClaimsOf,
+}
+
+/// Who a user is at an identity provider.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewLink {
+    /// The claim `sub`.
+    pub(crate) subject: String,
 }
 
 kinds! {
@@ -665,6 +733,86 @@ kinds! {
     AuditProof { tree: String, path: Vec<String>, }
     /// How long the log is kept.
     Kept { partner: String, days: Option<u64>, }
+    /// How long the log is kept, and why longer.
+    Retention {
+        partner: String,
+        days: u64,
+        /// Not as configured, but set for this partner.
+        own: bool,
+        hold: bool,
+        hold_reason: String,
+    }
+    /// How far a receiver of the log is.
+    Receiver {
+        /// Receiver and tree.
+        receiver: String,
+        target: String,
+        partner: String,
+        tree: String,
+        delivered: u64,
+        entries: u64,
+        behind: u64,
+        updated: String,
+    }
+    /// What runs.
+    Status {
+        state: String,
+        port: Option<u16>,
+        agents: u64,
+        consoles: u64,
+        relays: u64,
+        sessions: u64,
+        pending_revocations: u64,
+    }
+    /// Whether the database was rewritten; not if it is too large or too busy.
+    Compacted { compacted: bool, }
+    /// The rotation of keys that runs, or ran last since the start.
+    VaultRotation {
+        /// `none`, `running`, `done` or `failed`.
+        state: String,
+        /// Name of the key that seals now; empty before it is known.
+        key: String,
+        begun: Option<String>,
+        finished: Option<String>,
+        /// Clients for which a data key is made.
+        clients: u64,
+        data_keys_made: u64,
+        tenant_keys_resealed: u64,
+        credentials_resealed: u64,
+        secrets_resealed: u64,
+        /// Code of what went wrong.
+        error: Option<String>,
+    }
+    /// An identity provider.
+    IdentityProvider {
+        provider: String,
+        issuer: String,
+        client_id: String,
+        /// To be registered there, behind this mediator's host.
+        callback_path: String,
+        /// `none`, `stored`, or `file` of the mediator's machine.
+        secret: String,
+        /// The same.
+        authority: String,
+        /// Only addresses that everybody can reach are connected to.
+        public_only: bool,
+        mfa: MfaClaimsOf,
+    }
+    /// An identity provider that was added.
+    AddedProvider {
+        provider: String,
+        id: String,
+        partner: String,
+        issuer: String,
+        callback_path: String,
+        public_only: bool,
+    }
+    /// An identity provider that was removed.
+    RemovedProvider { provider: String, removed: bool, }
+    /// A user's link with an identity provider.
+    Linked { user: String, provider: String, subject: String, }
+    /// Links that were ended.
+    Unlinked { user: String, provider: String, links_ended: u64, }
     /// A legal hold.
     Held { partner: String, hold: bool, }
     /// A level.
@@ -728,6 +876,10 @@ pub(crate) fn fuzz_bodies(data: &[u8]) -> bool {
         | reads::<NewPartner>(data)
         | reads::<NewName>(data)
         | reads::<MfaPolicy>(data)
+        | reads::<Confirmed>(data)
+        | reads::<NewKeys>(data)
+        | reads::<NewProvider>(data)
+        | reads::<NewLink>(data)
         | reads::<NewCredential>(data)
         | reads::<ChangedCredential>(data)
 }
@@ -743,6 +895,7 @@ pub(crate) fn fuzz_queries(text: &str) -> bool {
         | is::<ExplainQuery>(text)
         | is::<AuditQuery>(text)
         | is::<ExportQuery>(text)
+        | is::<BackupQuery>(text)
         | is::<ConsistencyQuery>(text)
         | is::<InclusionQuery>(text)
 }

@@ -7,11 +7,13 @@
 
 mod access;
 mod audit;
+mod backup;
 mod credentials;
 mod document;
 mod kinds;
 mod people;
 mod places;
+mod whole;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -34,6 +36,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 pub(crate) use audit::{Exports, Searches};
+pub(crate) use backup::Backups;
 pub(crate) use document::{Described, One};
 pub(crate) use kinds::{Nothing, fuzz_bodies, fuzz_queries};
 
@@ -210,6 +213,8 @@ pub(crate) fn all() -> Api {
     places::mount(&mut api);
     access::mount(&mut api);
     audit::mount(&mut api);
+    backup::mount(&mut api);
+    whole::mount(&mut api);
     credentials::mount(&mut api);
     let open = |path, id, summary| Operation { method: Method::Get, path, id, summary, needs: &[] };
     let json = &["application/json"][..];

@@ -14,14 +14,18 @@ use crate::{
         accounts::AccountAct,
         actor::Kind,
         api_keys::{ApiKeyAct, NewKey},
+        oidc::OidcAct,
     },
     http::Problem,
+    oidc::MfaClaims,
     roles::Rule,
 };
 
 type Answer<T> = Result<One<T>, Problem>;
 
 const USERS: &[&str] = &["users.manage"];
+const POLICY: &[&str] = &["policy.manage"];
+const SEE_PROVIDERS: &[&str] = &["policy.manage", "users.manage", "audit.read"];
 const SEE_USERS: &[&str] = &["users.manage", "roles.manage", "audit.read"];
 
 pub(super) fn mount(api: &mut Api) {
@@ -62,6 +66,24 @@ pub(super) fn mount(api: &mut Api) {
     );
     let text = "Switch a device on again";
     api.operation(op(Post, "/devices/{device}/enable", "devices.enable", text, USERS), device_on);
+    let path = "/installation/devices/{device}/disable";
+    let text = "Switch a device off for the users of all partners";
+    api.operation(op(Post, path, "devices.disable_everywhere", text, USERS), device_off_everywhere);
+    let path = "/installation/devices/{device}/enable";
+    let text = "Undo that a device is switched off for all partners";
+    api.operation(op(Post, path, "devices.enable_everywhere", text, USERS), device_on_everywhere);
+    let text = "List identity providers";
+    api.operation(op(Get, "/identity-providers", "providers.list", text, SEE_PROVIDERS), providers);
+    let text = "Add an identity provider";
+    api.operation(op(Post, "/identity-providers", "providers.add", text, POLICY), add_provider);
+    let text = "Remove an identity provider and all links with it";
+    let path = "/identity-providers/{provider}";
+    api.operation(op(Delete, path, "providers.remove", text, POLICY), remove_provider);
+    let path = "/users/{user}/links/{provider}";
+    let text = "Link a user with a subject of an identity provider";
+    api.operation(op(Put, path, "users.link", text, USERS), link);
+    let text = "End a user's links with an identity provider";
+    api.operation(op(Delete, path, "users.unlink", text, USERS), unlink);
     api.operation(op(Get, "/api-keys", "api_keys.list", "List API keys", USERS), keys);
     let text = "Register an API key with its first role";
     let needs = &["users.manage and roles.manage"];
@@ -131,8 +153,16 @@ async fn mfa(call: Call<Nothing, Nothing>) -> Answer<MfaState> {
 }
 
 async fn policy(call: Call<Nothing, MfaPolicy>) -> Answer<SetMfaPolicy> {
-    let (user, required) = (call.part("user"), call.body.required);
-    call.one(AdminRequest::Accounts(AccountAct::MfaRequire { user, required })).await.map(One)
+    let (user, MfaPolicy { required, phishing_resistant }) = (call.part("user"), call.body.clone());
+    let act = match (required, phishing_resistant) {
+        (true, true) => AccountAct::MfaPhishingResistant { user },
+        (_, false) => AccountAct::MfaRequire { user, required },
+        (false, true) => {
+            let text = "phishing_resistant: only of what is required";
+            return Err(Problem::bad_request(text));
+        }
+    };
+    call.one(AdminRequest::Accounts(act)).await.map(One)
 }
 
 async fn reset(call: Call<Nothing, Nothing>) -> Answer<MfaReset> {
@@ -159,21 +189,66 @@ async fn devices(call: Call<Paging, Nothing>) -> Result<Page<Device>, Problem> {
 }
 
 async fn device_off(call: Call<Nothing, Reason>) -> Answer<EnabledDevice> {
-    device(&call, call.body.reason.clone(), true).await
+    device(&call, call.body.reason.clone(), (true, false)).await
 }
 
 async fn device_on(call: Call<Nothing, Nothing>) -> Answer<EnabledDevice> {
-    device(&call, String::new(), false).await
+    device(&call, String::new(), (false, false)).await
+}
+
+async fn device_off_everywhere(call: Call<Nothing, Reason>) -> Answer<EnabledDevice> {
+    device(&call, call.body.reason.clone(), (true, true)).await
+}
+
+async fn device_on_everywhere(call: Call<Nothing, Nothing>) -> Answer<EnabledDevice> {
+    device(&call, String::new(), (false, true)).await
 }
 
 async fn device<B>(
     call: &Call<Nothing, B>,
     reason: String,
-    disabled: bool,
+    (disabled, everywhere): (bool, bool),
 ) -> Answer<EnabledDevice> {
     let device = call.part("device");
-    let act = AccountAct::Device { device, disabled, reason, partner: None };
+    let act = AccountAct::Device { device, disabled, reason, partner: None, everywhere };
     call.one(AdminRequest::Accounts(act)).await.map(One)
+}
+
+async fn providers(call: Call<Paging, Nothing>) -> Result<Page<IdentityProvider>, Problem> {
+    call.page(AdminRequest::Oidc(OidcAct::List), call.query.page(), "provider").await
+}
+
+async fn add_provider(call: Call<Nothing, NewProvider>) -> Answer<AddedProvider> {
+    let NewProvider { provider, issuer, client_id, secret, ca, mfa } = call.body.clone();
+    let MfaClaimsOf { acr, amr, phishing_resistant } = mfa;
+    let act = OidcAct::Add {
+        name: provider,
+        partner: None,
+        issuer,
+        client_id,
+        secret_file: String::new(),
+        ca_file: String::new(),
+        secret,
+        ca,
+        mfa: MfaClaims { acr, amr, phishing_resistant },
+    };
+    call.one(AdminRequest::Oidc(act)).await.map(One)
+}
+
+async fn remove_provider(call: Call<Nothing, Nothing>) -> Answer<RemovedProvider> {
+    let act = OidcAct::Remove { name: call.part("provider") };
+    call.one(AdminRequest::Oidc(act)).await.map(One)
+}
+
+async fn link(call: Call<Nothing, NewLink>) -> Answer<Linked> {
+    let (user, provider) = (call.part("user"), call.part("provider"));
+    let act = OidcAct::Link { user, provider, subject: call.body.subject.clone() };
+    call.one(AdminRequest::Oidc(act)).await.map(One)
+}
+
+async fn unlink(call: Call<Nothing, Nothing>) -> Answer<Unlinked> {
+    let (user, provider) = (call.part("user"), call.part("provider"));
+    call.one(AdminRequest::Oidc(OidcAct::Unlink { user, provider })).await.map(One)
 }
 
 async fn keys(call: Call<Paging, Nothing>) -> Result<Page<ApiKey>, Problem> {

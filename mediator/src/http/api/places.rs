@@ -37,6 +37,11 @@ pub(super) fn mount(api: &mut Api) {
     api.operation(op(Get, "/partners", "partners.list", "List partners", &[]), partners);
     let text = "Add a partner with its owner; needs policy.manage on the installation";
     api.operation(op(Post, "/partners", "partners.add", text, POLICY), add_partner);
+    let text = "Erase the own partner with its clients, computers, users and credentials; by a \
+                person, with a fresh login";
+    let needs = &["policy.manage and users.manage"];
+    let path = "/partners/{partner}/erase";
+    api.operation(op(Post, path, "partners.erase", text, needs), erase_partner);
     api.operation(op(Get, "/clients", "clients.list", "List clients", &[]), clients);
     api.operation(op(Post, "/clients", "clients.add", "Add a client", POLICY), add_client);
     let path = "/clients/{partner}/{client}";
@@ -45,6 +50,9 @@ pub(super) fn mount(api: &mut Api) {
     let text = "List erasures with their certificates";
     let needs = &["policy.manage", "audit.read"];
     api.operation(op(Get, "/certificates", "certificates.list", text, needs), certificates);
+    let text = "Show an erasure with its certificate";
+    let path = "/certificates/{erasure}";
+    api.operation(op(Get, path, "certificates.show", text, needs), certificate);
     let path = "/clients/{partner}/{client}/lockdown";
     let text = "Lock a client down: live sessions end, none can be opened";
     api.operation(op(Put, path, "clients.lock", text, LOCK), lock);
@@ -126,8 +134,19 @@ async fn erase(call: Call<Nothing, Nothing>) -> Answer<Destruction> {
     call.one(AdminRequest::ClientErase { path: call.client() }).await.map(One)
 }
 
+async fn erase_partner(call: Call<Nothing, Confirmed>) -> Answer<Destruction> {
+    let (partner, confirm) = (call.part("partner"), Some(call.body.partner.clone()));
+    call.one(AdminRequest::PartnerErase { partner, confirm }).await.map(One)
+}
+
 async fn certificates(call: Call<Paging, Nothing>) -> Result<Page<Erasure>, Problem> {
-    call.page(AdminRequest::CertificateList, call.query.page(), "erasure").await
+    let all = AdminRequest::CertificateList { only: None };
+    call.page(all, call.query.page(), "erasure").await
+}
+
+async fn certificate(call: Call<Nothing, Nothing>) -> Answer<Erasure> {
+    let only = Some(call.part("erasure"));
+    call.one(AdminRequest::CertificateList { only }).await.map(One)
 }
 
 async fn lock(call: Call<Nothing, Reason>) -> Answer<Locked> {

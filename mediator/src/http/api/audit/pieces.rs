@@ -1,4 +1,5 @@
-//! An export on its way to whoever reads it: piece by piece, as fast as they are read.
+//! An export, or a backup, on its way to whoever reads it: piece by piece, as fast as they are
+//! read.
 //!
 //! A reader is waited for, but not for ever, nor at any pace: an export that is kept open is a
 //! place that others do not have. Must never let what was cut off look complete.
@@ -16,6 +17,7 @@ use adit_runtime::cli::CliError;
 use axum::body::Bytes;
 use futures_util::stream;
 use tokio::{sync::mpsc, time::Instant};
+use tokio_util::task::TaskTracker;
 
 use super::turns::Place;
 use crate::{
@@ -34,10 +36,10 @@ pub(super) const READER_DEADLINE: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(60);
 const EACH_KIB: Duration = Duration::from_micros(31_250);
 
-pub(super) type Piece = Result<Bytes, std::io::Error>;
+pub(in crate::http::api) type Piece = Result<Bytes, std::io::Error>;
 
 /// The reader at the other end of a connection, which is not waited for without end.
-struct Reader {
+pub(in crate::http::api) struct Reader {
     sender: mpsc::Sender<Bytes>,
     deadline: Duration,
     /// How long it may still be waited for in all.
@@ -52,8 +54,14 @@ impl Reader {
 
 impl Out for Reader {
     async fn piece(&mut self, text: String) -> Result<(), CliError> {
+        self.bytes(Bytes::from(text)).await
+    }
+}
+
+impl Reader {
+    /// Takes bytes; an error ends the answer.
+    pub(in crate::http::api) async fn bytes(&mut self, mut rest: Bytes) -> Result<(), CliError> {
         let gone = |text| CliError::failed(failure::INTERNAL, text);
-        let mut rest = Bytes::from(text);
         while !rest.is_empty() {
             let piece = rest.split_to(rest.len().min(MAX_PIECE));
             let earned = EACH_KIB * u32::try_from(piece.len() / 1024).unwrap_or(0);
@@ -78,30 +86,40 @@ pub(super) fn pieces(
     selection: Selection,
     place: Place,
 ) -> impl stream::Stream<Item = Piece> {
+    let tasks = web.exports.tasks().clone();
+    stream(&tasks, move |reader| async move {
+        // Held by who reads the log, not by the answer, which lies where nobody fetches it.
+        let _place = place;
+        export::export(&web.admin.store, &selection, reader).await.map(|_| ())
+    })
+}
+
+/// An answer of what `all` makes, in a task of its own.
+pub(in crate::http::api) fn stream<F, Fut>(
+    tasks: &TaskTracker,
+    all: F,
+) -> impl stream::Stream<Item = Piece> + use<F, Fut>
+where
+    F: FnOnce(Reader) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<(), CliError>> + Send + 'static,
+{
     let (sender, receiver) = mpsc::channel(PIECES);
     let complete = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&complete);
-    let tasks = web.exports.tasks().clone();
-    tasks.spawn(async move {
-        // Held by who reads the log, not by the answer, which lies where nobody fetches it.
-        let _place = place;
-        let store = &web.admin.store;
-        let all = async |reader| export::export(store, &selection, reader).await.map(|_| ());
-        send(sender, &complete, all).await;
-    });
+    tasks.spawn(async move { send(sender, &complete, all).await });
     answer(receiver, told)
 }
 
 /// Sends what `all` makes. INVARIANT: the answer ends only after it is known whether that was all.
-async fn send(
+async fn send<Fut: Future<Output = Result<(), CliError>>>(
     sender: mpsc::Sender<Bytes>,
     complete: &AtomicBool,
-    all: impl AsyncFnOnce(Reader) -> Result<(), CliError>,
+    all: impl FnOnce(Reader) -> Fut,
 ) {
     let reader = Reader::new(sender.clone(), READER_DEADLINE);
     match all(reader).await {
         Ok(()) => complete.store(true, Ordering::Release),
-        Err(error) => tracing::warn!(%error, "an export was cut off"),
+        Err(error) => tracing::warn!(%error, "an answer was cut off"),
     }
     drop(sender);
 }

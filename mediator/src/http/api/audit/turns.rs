@@ -154,7 +154,7 @@ impl Exports {
         self.places.begin(asker)
     }
 
-    pub(super) fn tasks(&self) -> &TaskTracker {
+    pub(in crate::http::api) fn tasks(&self) -> &TaskTracker {
         &self.tasks
     }
 }
