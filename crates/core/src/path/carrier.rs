@@ -40,6 +40,8 @@ pub(super) struct Carrier {
     /// Why it is used only where nothing better is, until it answers.
     doubt: Option<Doubt>,
     alarms: Alarms,
+    /// It was left because the peer complained again.
+    told_left: bool,
     /// At the end of a hold it is used only if it answers.
     trial_at: Option<Instant>,
 }
@@ -159,6 +161,7 @@ impl Carrier {
             retiring: false,
             doubt: None,
             alarms: Alarms::default(),
+            told_left: false,
             trial_at: trial(lapses, now),
         }
     }
@@ -235,6 +238,10 @@ impl Carrier {
             self.doubt = None;
             self.alarms.told_in_vain(now);
         }
+        // Whoever complains twice before there can be an answer is no less wrong if it comes.
+        if std::mem::take(&mut self.told_left) && self.left_for(now) < self.patience() {
+            self.alarms.told_in_vain(now);
+        }
         self.believe(now);
         self.sign_of_life(now);
         self.revive(now);
@@ -287,6 +294,7 @@ impl Carrier {
         let often = self.alarms.told(now) >= MAX_TOLD;
         if self.doubt.replace(Doubt::Told) == Some(Doubt::Told) || often {
             self.lapse(since, now);
+            self.told_left = true;
             return true;
         }
         self.outstanding.get_or_insert(now);
@@ -471,6 +479,14 @@ impl Carrier {
             self.health = Health::Live { since: now, held_until: now + hold(self.lapses) };
             self.trial_at = trial(self.lapses, now);
             self.checks_lost = None;
+        }
+    }
+
+    /// Since when it is silent.
+    fn left_for(&self, now: Instant) -> Duration {
+        match self.health {
+            Health::Silent { since } => now.saturating_duration_since(since),
+            _ => Duration::MAX,
         }
     }
 

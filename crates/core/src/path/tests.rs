@@ -435,6 +435,26 @@ fn a_peer_that_complains_without_end_does_not_make_the_session_flap() {
     assert!(life.moves < 30, "{} moves in 2 minutes", life.moves);
 }
 
+/// However often it says so before it can have an answer.
+#[test]
+fn nor_does_one_that_complains_at_every_moment_make_it_ask_at_every_answer() {
+    let mut life = Life::new(Role::Console, 15);
+    life.up(1, RELAY, 20);
+    life.up(2, V4, 20);
+    for _ in 0..12_000 {
+        for _ in 0..10 {
+            life.chooser.handle_suspect(CarrierNumber(2), life.now);
+        }
+        life.tick();
+    }
+    let count = |event| life.events.iter().filter(|e| **e == event).count();
+    let two = CarrierNumber(2);
+    let (left, asked) = (count(PathEvent::Suspect(two)), count(PathEvent::Probe(two)));
+    // What it answers each second anyway, a probe and a check, may be believed each time.
+    assert!(left <= 240 && asked <= 240, "left {left}, asked {asked} times in 2 minutes");
+    assert!(life.moves < 30, "{} moves in 2 minutes", life.moves);
+}
+
 #[test]
 fn what_waits_on_a_dead_path_goes_on_over_another_soon() {
     for (direct, relay, within) in [(5, 10, 110), (20, 60, 160), (60, 90, 260), (140, 40, 440)] {
