@@ -113,6 +113,17 @@ impl Refusals {
         table.iter_mut().filter_map(untold).collect()
     }
 
+    /// The same of all that were counted, to be told before this is forgotten.
+    fn rest(&self) -> Vec<(String, u64)> {
+        let mut table = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest = |(partner, of): (&String, &mut OfPartner)| {
+            of.forget(Duration::MAX);
+            let count = std::mem::take(&mut of.unrecorded);
+            (count > 0).then(|| (partner.clone(), count))
+        };
+        table.iter_mut().filter_map(rest).collect()
+    }
+
     /// They could not be told.
     pub(crate) fn still_untold(&self, partner: &str, count: u64) {
         let mut table = self.of.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,7 +135,7 @@ impl Refusals {
     fn note_at(&self, partner: &str, key: &Key, now: Duration) -> Option<Unrecorded> {
         let mut table = self.of.lock().unwrap_or_else(PoisonError::into_inner);
         if table.len() >= MAX_PARTNERS && !table.contains_key(partner) {
-            table.retain(|_, of| !of.bucket.is_full(now));
+            table.retain(|_, of| !of.bucket.is_full(now) || of.has_counted());
         }
         table.entry(partner.to_owned()).or_default().note(key, now)
     }
@@ -139,8 +150,10 @@ impl Refusals {
 }
 
 /// Records of each partner how many refusals were counted and told by no record.
-pub(crate) async fn tell_untold(context: &AdminContext) {
-    for (partner, count) in context.refusals.untold() {
+/// `last`: no other follows, since the program ends.
+pub(crate) async fn tell_untold(context: &AdminContext, last: bool) {
+    let refusals = &context.refusals;
+    for (partner, count) in if last { refusals.rest() } else { refusals.untold() } {
         let id = partner.clone();
         let told = context.writer.write(move |tx| {
             Box::pin(async move {
@@ -194,6 +207,11 @@ impl OfPartner {
             }
         }
         None
+    }
+
+    /// Something is told by no record yet.
+    fn has_counted(&self) -> bool {
+        self.unrecorded > 0 || self.recorded.values().any(|(_, others)| *others > 0)
     }
 
     /// What is over a minute old; what was counted of it is told as the partner's.
@@ -262,6 +280,28 @@ mod tests {
         assert_eq!(refusals.untold_at(at(62)), [("p".to_owned(), 2_999)]);
         let same = refusals.note_at("p", &key(1, "users.show", 1), at(63));
         assert_eq!(same, Some(Unrecorded::default()));
+    }
+
+    #[test]
+    fn what_was_counted_is_not_lost_with_whom_it_is_counted_of() {
+        let refusals = Refusals::default();
+        let at = Duration::from_secs;
+        for _ in 0..10 {
+            let _ = refusals.note_at("p", &key(1, "users.show", 1), at(0));
+        }
+        let _ = refusals.note_at("q", &key(1, "users.show", 1), at(0));
+        refusals.still_untold("q", 7);
+        for partner in 0..2 * MAX_PARTNERS {
+            // Long after all of p's and q's allowance is there again.
+            let _ = refusals.note_at(&partner.to_string(), &key(1, "users.show", 1), at(30));
+            let _ = refusals.note_at("last", &key(1, "users.show", 1), at(60));
+        }
+        assert!(refusals.of.lock().unwrap().len() <= 2 * MAX_PARTNERS + 3);
+        // At the end, however short the time since.
+        let rest = refusals.rest();
+        let of = |name: &str| rest.iter().find(|(partner, _)| partner == name).map(|(_, n)| *n);
+        assert_eq!((of("p"), of("q")), (Some(9), Some(7)));
+        assert_eq!(refusals.rest(), []);
     }
 
     /// Whatever an account or a partner is refused: all is in a record or counted in one, their

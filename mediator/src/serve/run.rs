@@ -154,8 +154,9 @@ async fn sweep_receipts((store, writer): (Store, Writer), stop: CancellationToke
 async fn tell_refusals(admin: Arc<AdminContext>, stop: CancellationToken) {
     let mut every = Every::new(TELL_REFUSALS);
     while stop.run_until_cancelled(every.next()).await.is_some() {
-        tell_untold(&admin).await;
+        tell_untold(&admin, false).await;
     }
+    tell_untold(&admin, true).await;
 }
 
 /// A tick that does not hurry after a delay.
