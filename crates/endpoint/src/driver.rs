@@ -329,11 +329,15 @@ impl Driver {
             }
             DriverEvent::Channel(id, lasted, progress) => self.tell_channel(id, lasted, &progress),
             DriverEvent::Machine(Event::Connect(id, target)) => self.connect(id, target),
+            // What came on any carrier before counts before: after a delay an answer of one would make
+            // another late, and an old acknowledgement would answer a new complaint.
             DriverEvent::Machine(Event::MoveAsked(number)) => {
+                self.look_for_life(now);
                 self.chooser.handle_suspect(number, now);
             }
             DriverEvent::Machine(Event::Pong(number, nonce)) => {
-                self.handle_pong(number, nonce, now)
+                self.look_for_life(now);
+                self.handle_pong(number, nonce, now);
             }
             DriverEvent::Machine(Event::JoinRelay { relay, slot }) => {
                 self.relays.handle_peer_join(relay, slot, now);
