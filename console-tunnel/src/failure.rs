@@ -63,6 +63,7 @@ const FAILURES: &[(&str, Exit, &str)] = &[
         Exit::Refused,
         "give somebody else such a role on the whole partner first",
     ),
+    ("home_partner", Exit::Refused, "erase its clients one by one"),
     ("not_found", Exit::NotThere, "see the list commands"),
     ("usage", Exit::Usage, "see --help"),
     ("tag_invalid", Exit::Usage, "a tag is written KEY=VALUE"),

@@ -50,6 +50,28 @@ pub enum AdminCommand {
     /// Keys for programs that use the HTTPS API
     #[command(subcommand, after_help = "Example:\n  console-tunnel admin api-key list")]
     ApiKey(ApiKey),
+    /// Identity providers (OpenID Connect) with which users log in on the page
+    #[command(subcommand, after_help = "Example:\n  console-tunnel admin oidc list")]
+    Oidc(Oidc),
+    /// What the audit log keeps, and how far its receivers are
+    #[command(subcommand, after_help = "Example:\n  console-tunnel admin audit retention show")]
+    Audit(Audit),
+    /// Keys over stored secrets
+    #[command(subcommand, after_help = "Example:\n  console-tunnel admin vault rotate")]
+    Vault(Vault),
+    /// Take a copy of the mediator's database, sealed for recipients
+    #[command(after_help = "Example:
+  console-tunnel admin backup adit-2026-03-01.age --recipient age1…
+
+mediator backup-key makes a key and prints its recipient (age-keygen does, too). The copy is put
+back on the mediator's machine: mediator restore FILE --identity KEY.")]
+    Backup(Backup),
+    /// Rewrite the mediator's database without traces of what was deleted
+    #[command(after_help = "Example:\n  console-tunnel admin compact")]
+    Compact,
+    /// How much is connected to the mediator
+    #[command(after_help = "Example:\n  console-tunnel admin status --json")]
+    Status,
     /// Which rule lets a user open a redirector, or does not
     #[command(
         after_help = "Example:\n  console-tunnel admin explain jane acme/berlin/web01 rdp --at 24h"
@@ -84,6 +106,19 @@ pub enum Partner {
         /// Name of its owner
         #[arg(long)]
         owner: String,
+    },
+    /// Erase your own with its clients, computers, users and credentials, yourself included
+    #[command(
+        after_help = "Example:\n  console-tunnel admin partner erase acme > certificate.json\n\n\
+        On a terminal its name is asked for once more; elsewhere give --yes. What comes back is \
+        the certificate of destruction."
+    )]
+    Erase {
+        /// Name
+        partner: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -133,6 +168,14 @@ pub enum Certificate {
     /// List erasures; with --json each has its certificate
     #[command(after_help = "Example:\n  console-tunnel admin certificate list --json")]
     List,
+    /// Print one
+    #[command(
+        after_help = "Example:\n  console-tunnel admin certificate show 0190a0a0-… > erased.json"
+    )]
+    Show {
+        /// Id of the erasure, as `list` prints it
+        erasure: String,
+    },
 }
 
 /// Computers.
@@ -292,6 +335,9 @@ pub enum Mfa {
     Require {
         /// Name
         user: String,
+        /// Only a security key, or a provider that asks for one
+        #[arg(long)]
+        phishing_resistant: bool,
     },
     /// Ask for one only once it is set up
     #[command(after_help = "Example:\n  console-tunnel admin user mfa optional jane")]
@@ -323,13 +369,163 @@ pub enum Device {
         /// Why; for the audit record
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
+        /// For the users of all partners; takes the permission on the installation
+        #[arg(long)]
+        everybody: bool,
     },
     /// Switch one on again
     #[command(after_help = "Example:\n  console-tunnel admin device enable sha256:9f86…")]
     Enable {
         /// Fingerprint
         device: String,
+        /// Undo what was done for all partners
+        #[arg(long)]
+        everybody: bool,
     },
+}
+
+/// Identity providers.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Oidc {
+    /// Add one; users link their accounts with it on their page
+    #[command(after_help = "Example:
+  console-tunnel admin oidc add Directory --issuer https://id.example \\
+    --client-id adit --secret-stdin --mfa-amr mfa < secret
+
+Register https://HOST/login/oidc/callback/directory there, the name in small letters. Without
+policy.manage on the installation its address must be one that everybody can reach.
+Without --mfa-acr and --mfa-amr its logins count as a password: a second factor is asked for here.")]
+    Add(Box<NewProvider>),
+    /// List them
+    #[command(after_help = "Example:\n  console-tunnel admin oidc list --json")]
+    List,
+    /// Remove one and all links with it
+    #[command(after_help = "Example:\n  console-tunnel admin oidc remove Directory")]
+    Remove {
+        /// Name
+        name: String,
+    },
+    /// Link a user with a subject of one
+    #[command(after_help = "Example:\n  console-tunnel admin oidc link jane Directory 7f3c…")]
+    Link {
+        /// Name of the user
+        user: String,
+        /// Name of the provider
+        provider: String,
+        /// Who that is there: the claim sub
+        subject: String,
+    },
+    /// End a user's links with one
+    #[command(after_help = "Example:\n  console-tunnel admin oidc unlink jane Directory")]
+    Unlink {
+        /// Name of the user
+        user: String,
+        /// Name of the provider
+        provider: String,
+    },
+}
+
+/// An identity provider to be added.
+#[derive(Debug, Clone, Args)]
+pub struct NewProvider {
+    /// Name, as the page shows it
+    pub name: String,
+    /// Address of the provider: https://…
+    #[arg(long)]
+    pub issuer: String,
+    /// The mediator's id there
+    #[arg(long)]
+    pub client_id: String,
+    /// File here with the mediator's secret there
+    #[arg(long, value_name = "FILE", conflicts_with = "secret_stdin")]
+    pub secret_file: Option<PathBuf>,
+    /// Read the mediator's secret there from stdin
+    #[arg(long)]
+    pub secret_stdin: bool,
+    /// PEM file here with the provider's own authority, beside the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Value of the claim acr that says that a second factor was asked for
+    #[arg(long, value_name = "VALUE")]
+    pub mfa_acr: Vec<String>,
+    /// Value of the claim amr that says so
+    #[arg(long, value_name = "VALUE")]
+    pub mfa_amr: Vec<String>,
+    /// What is asked for then resists phishing
+    #[arg(long)]
+    pub mfa_phishing_resistant: bool,
+}
+
+/// The audit log's settings.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Audit {
+    /// How long contents of your partner's log are kept
+    #[command(subcommand, after_help = "Example:\n  console-tunnel admin audit retention show")]
+    Retention(Retention),
+    /// Up to which level events of a user are kept: 0 to 5; security events always are
+    #[command(after_help = "Example:\n  console-tunnel admin audit level jane 5")]
+    Level {
+        /// Name
+        user: String,
+        /// 0 nothing, 1 critical, 2 significant, 3 informational, 4 normal, 5 everything
+        #[arg(value_parser = clap::value_parser!(u8).range(0..=5))]
+        level: u8,
+    },
+    /// How far receivers of the log are
+    #[command(after_help = "Example:\n  console-tunnel admin audit forwarding --json")]
+    Forwarding,
+}
+
+/// How long the log is kept.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Retention {
+    /// Show it
+    #[command(after_help = "Example:\n  console-tunnel admin audit retention show --json")]
+    Show,
+    /// Keep it for so many days
+    #[command(after_help = "Example:\n  console-tunnel admin audit retention set --days 365")]
+    Set {
+        /// Days, 120 or more; without it: as configured
+        #[arg(long)]
+        days: Option<u64>,
+    },
+    /// Delete nothing until the hold is released
+    #[command(
+        after_help = "Example:\n  console-tunnel admin audit retention hold --reason 'case 7'"
+    )]
+    Hold {
+        /// Why; for the audit record
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+    /// End a legal hold
+    #[command(after_help = "Example:\n  console-tunnel admin audit retention release")]
+    Release,
+}
+
+/// Keys over stored secrets.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Vault {
+    /// Make a new key and seal all secrets with it; waits for its end
+    #[command(after_help = "Example:\n  console-tunnel admin vault rotate --data-keys")]
+    Rotate {
+        /// Also make new keys over the credentials of each client
+        #[arg(long)]
+        data_keys: bool,
+    },
+    /// How far the rotation is that runs, or ran last
+    #[command(after_help = "Example:\n  console-tunnel admin vault status --json")]
+    Status,
+}
+
+/// A backup to be taken.
+#[derive(Debug, Clone, Args)]
+pub struct Backup {
+    /// File to write; must not exist
+    pub file: PathBuf,
+    /// Who can read it: age1…; may be repeated
+    #[arg(long = "recipient", value_name = "RECIPIENT", required = true)]
+    pub recipients: Vec<String>,
 }
 
 /// Where a role holds; nothing: the whole partner.

@@ -10,9 +10,13 @@ pub mod args;
 pub mod key;
 pub mod plan;
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, time::Duration};
 
-use adit_runtime::{cli::CliError, people, secretio};
+use adit_runtime::{
+    cli::{CliError, escape_text},
+    datadir::Part,
+    people, secretio,
+};
 use serde_json::{Value, json};
 
 pub use args::AdminCommand;
@@ -23,6 +27,12 @@ use crate::{
 };
 use plan::{Answer, Plan};
 
+/// How often it is asked how far something is.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long nothing may come of a backup: the mediator copies a large database first.
+const BACKUP_PATIENCE: Duration = Duration::from_secs(1_800);
+/// Bytes of a file that goes into a request.
+const MAX_FILE: usize = 64 * 1024;
 /// Pages read at most.
 const MAX_PAGES: usize = 10_000;
 
@@ -32,12 +42,21 @@ pub async fn run(context: &Context, command: AdminCommand) -> Result<(), CliErro
     if plan.destroys {
         confirm(&plan)?;
     }
-    if plan.wants_password {
-        let password = secretio::from_stdin("password")?;
-        set(&mut plan.ask, "password", Value::from(password.as_str()));
+    if let Some((field, what)) = plan.stdin {
+        let text = secretio::from_stdin(what)?;
+        set(&mut plan.ask, field, Value::from(text.as_str()));
+    }
+    for (field, file) in &plan.files {
+        let text = secretio::all_of_file(file, MAX_FILE, field)?;
+        let text = text.trim_end_matches(['\r', '\n']);
+        set(&mut plan.ask, field, Value::from(text));
     }
     if let Some(file) = &plan.key_file {
         set(&mut plan.ask, "public_key", Value::from(key::public(file)?));
+    }
+    if plan.answer == Answer::File && plan.output.exists() {
+        return Err(unwritable(&plan.output, &"it exists")
+            .hint("give the path of a file that does not exist yet"));
     }
     let mut api = Api::open(context).await?;
     match plan.answer {
@@ -47,7 +66,67 @@ pub async fn run(context: &Context, command: AdminCommand) -> Result<(), CliErro
             people::one(context.global.output(), &answer)
         }
         Answer::List => list(context, &mut api, plan).await,
+        Answer::Certificate => {
+            let answer = api.ask(&plan.ask).await?;
+            context.global.output().emit(&answer)?;
+            // It alone, so that it can be kept as a file.
+            context.global.output().human(answer.get("certificate").unwrap_or(&Value::Null))
+        }
+        Answer::Progress => progress(context, &mut api, plan).await,
+        Answer::File => download(context, &mut api, plan).await,
     }
+}
+
+/// Waits for the end of what goes on by itself, and tells on the way how far it is.
+async fn progress(context: &Context, api: &mut Api, plan: Plan) -> Result<(), CliError> {
+    let mut now = api.ask(&plan.ask).await?;
+    let again = Ask { method: hyper::Method::GET, body: None, ..plan.ask };
+    let (mut shown, of) = (None, |now: &Value, name: &str| now.get(name).cloned());
+    while of(&now, "state") == Some("running".into()) {
+        let done = (of(&now, "data_keys_made"), of(&now, "clients"));
+        if shown.as_ref() != Some(&done) {
+            if let (Some(Value::Number(made)), Some(Value::Number(clients))) = &done
+                && clients.as_u64() > Some(0)
+            {
+                people::note(&format!("{made} of {clients} clients have new keys"));
+            }
+            shown = Some(done);
+        }
+        tokio::time::sleep(LOOK).await;
+        now = api.ask(&again).await?;
+    }
+    context.global.output().emit(&now)?;
+    match of(&now, "state").as_ref().and_then(Value::as_str) {
+        Some("done") => people::one(context.global.output(), &now),
+        Some("none") => Err(CliError::failed("rotation_failed", "the mediator was started anew")
+            .hint("nothing is lost; give the same command again")),
+        _ => {
+            let code = now.get("error").and_then(Value::as_str).unwrap_or("internal").to_owned();
+            let text = format!("not all secrets have the new key: {code}");
+            Err(CliError::failed("rotation_failed", text)
+                .hint("nothing is lost; see the mediator's log, and give the same command again"))
+        }
+    }
+}
+
+/// A file that gets its name when all of it has come.
+async fn download(context: &Context, api: &mut Api, plan: Plan) -> Result<(), CliError> {
+    let failed = |error: std::io::Error| unwritable(&plan.output, &error);
+    let mut part = Part::create(&plan.output).map_err(failed)?;
+    let mut size = 0_u64;
+    api.download(&plan.ask, BACKUP_PATIENCE, |piece| {
+        size = size.saturating_add(piece.len() as u64);
+        part.write(piece).map_err(failed)
+    })
+    .await?;
+    part.finish().map_err(failed)?;
+    let told = json!({"file": plan.output.display().to_string(), "bytes": size});
+    context.global.output().emit(&told)?;
+    people::one(context.global.output(), &told)
+}
+
+fn unwritable(path: &std::path::Path, what: &dyn std::fmt::Display) -> CliError {
+    CliError::failed("output_failed", format!("cannot write {}: {what}", path.display()))
 }
 
 fn set(ask: &mut Ask, name: &str, value: Value) {
@@ -87,12 +166,10 @@ fn confirm(plan: &Plan) -> Result<(), CliError> {
     }
     let failed = |_| CliError::failed("terminal_failed", "the terminal cannot be read");
     let mut out = std::io::stderr().lock();
-    write!(out, "{what}: this cannot be undone. Type yes: ").map_err(failed)?;
+    write!(out, "{what}: this cannot be undone. Type {}: ", escape_text(&plan.yes))
+        .map_err(failed)?;
     out.flush().map_err(failed)?;
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).map_err(failed)?;
-    match line.trim() {
-        "yes" => Ok(()),
-        _ => Err(CliError::interrupted()),
-    }
+    if line.trim() == plan.yes { Ok(()) } else { Err(CliError::interrupted()) }
 }

@@ -12,8 +12,9 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::args::{
-    AdminCommand, ApiKey, Bind, Certificate, Client, Computer, Conditions, Device, Explain, Mfa,
-    Partner, Relay, Request, Role, Scope, Session, Token, User,
+    AdminCommand, ApiKey, Audit, Backup, Bind, Certificate, Client, Computer, Conditions, Device,
+    Explain, Mfa, NewProvider, Oidc, Partner, Relay, Request, Retention, Role, Scope, Session,
+    Token, User, Vault,
 };
 use crate::api::{Ask, part};
 
@@ -24,6 +25,12 @@ pub enum Answer {
     One,
     /// Pages of many.
     List,
+    /// What was destroyed, of which people see the certificate alone.
+    Certificate,
+    /// How far something is that goes on by itself: asked again until its end.
+    Progress,
+    /// A file that the mediator sends.
+    File,
 }
 
 /// A command as a request.
@@ -33,21 +40,36 @@ pub struct Plan {
     pub ask: Ask,
     /// What comes back.
     pub answer: Answer,
-    /// A password from stdin belongs into the body.
-    pub wants_password: bool,
+    /// What of stdin belongs into the body, and what it is.
+    pub stdin: Option<(&'static str, &'static str)>,
+    /// Texts of files here that belong into the body.
+    pub files: Vec<(&'static str, PathBuf)>,
+    /// The file that is written.
+    pub output: PathBuf,
     /// The public half of the key in this file belongs into the body.
     pub key_file: Option<PathBuf>,
     /// It cannot be undone, and nobody said yes.
     pub destroys: bool,
     /// In words.
     pub what: String,
+    /// What is typed to say yes.
+    pub yes: String,
 }
 
 impl Plan {
     fn new(method: Method, target: String, body: Option<Value>, answer: Answer) -> Self {
         let ask = Ask { method, target: format!("/api/v1{target}"), body };
-        let what = String::new();
-        Self { ask, answer, wants_password: false, key_file: None, destroys: false, what }
+        Self {
+            ask,
+            answer,
+            stdin: None,
+            files: Vec::new(),
+            output: PathBuf::new(),
+            key_file: None,
+            destroys: false,
+            what: String::new(),
+            yes: "yes".to_owned(),
+        }
     }
 
     /// Of a command.
@@ -58,8 +80,35 @@ impl Plan {
             AdminCommand::Partner(Partner::Add { partner, owner }) => {
                 post("/partners".to_owned(), json!({"partner": partner, "owner": owner}))
             }
+            AdminCommand::Partner(Partner::Erase { partner, yes }) => Self {
+                answer: Answer::Certificate,
+                destroys: !yes,
+                what: format!(
+                    "erasing {partner} with its clients, computers, users and credentials"
+                ),
+                yes: partner.clone(),
+                ..post(format!("/partners/{}/erase", part(partner)), json!({"partner": partner}))
+            },
             AdminCommand::Client(command) => client(command)?,
             AdminCommand::Certificate(Certificate::List) => list("/certificates".to_owned()),
+            AdminCommand::Certificate(Certificate::Show { erasure }) => Self {
+                answer: Answer::Certificate,
+                ..show(format!("/certificates/{}", part(erasure)))
+            },
+            AdminCommand::Oidc(command) => oidc(command),
+            AdminCommand::Audit(command) => audit(command),
+            AdminCommand::Vault(Vault::Rotate { data_keys }) => Self {
+                answer: Answer::Progress,
+                ..post("/vault/rotation".to_owned(), json!({"data_keys": data_keys}))
+            },
+            AdminCommand::Vault(Vault::Status) => show("/vault/rotation".to_owned()),
+            AdminCommand::Backup(Backup { file, recipients }) => {
+                let recipients = query(&[("recipients", Some(recipients.join(",")))]);
+                let (answer, output) = (Answer::File, file.clone());
+                Self { answer, output, ..show(format!("/backup{recipients}")) }
+            }
+            AdminCommand::Compact => act("/compact".to_owned()),
+            AdminCommand::Status => show("/status".to_owned()),
             AdminCommand::Computer(command) => computer(command),
             AdminCommand::User(command) => user(command),
             AdminCommand::Device(command) => device(command),
@@ -187,7 +236,7 @@ fn user(command: &User) -> Plan {
         User::Show { user } => show(at(user, "")),
         User::Add { user, role, mfa, password_stdin } => {
             let body = json!({"user": user, "role": role, "mfa": mfa});
-            Plan { wants_password: *password_stdin, ..post("/users".to_owned(), body) }
+            Plan { stdin: password(*password_stdin), ..post("/users".to_owned(), body) }
         }
         User::Disable { user } => act(at(user, "/disable")),
         User::Enable { user } => act(at(user, "/enable")),
@@ -195,13 +244,14 @@ fn user(command: &User) -> Plan {
             put_or_delete(at(user, &format!("/groups/{}", part(group))), *remove)
         }
         User::Password { user, password_stdin } => {
-            Plan { wants_password: *password_stdin, ..post(at(user, "/password"), json!({})) }
+            Plan { stdin: password(*password_stdin), ..post(at(user, "/password"), json!({})) }
         }
         User::Sessions { user } => list(at(user, "/sessions")),
         User::Logout { user } => act(at(user, "/logout")),
         User::Mfa(Mfa::Status { user }) => show(at(user, "/mfa")),
-        User::Mfa(Mfa::Require { user }) => {
-            put(at(user, "/mfa/policy"), Some(json!({"required": true})))
+        User::Mfa(Mfa::Require { user, phishing_resistant }) => {
+            let body = json!({"required": true, "phishing_resistant": phishing_resistant});
+            put(at(user, "/mfa/policy"), Some(body))
         }
         User::Mfa(Mfa::Optional { user }) => {
             put(at(user, "/mfa/policy"), Some(json!({"required": false})))
@@ -211,12 +261,72 @@ fn user(command: &User) -> Plan {
 }
 
 fn device(command: &Device) -> Plan {
+    let at = |everybody: bool, device: &str, what: &str| {
+        let of = if everybody { "/installation" } else { "" };
+        format!("{of}/devices/{}/{what}", part(device))
+    };
     match command {
         Device::List => list("/devices".to_owned()),
-        Device::Disable { device, reason } => {
-            post(format!("/devices/{}/disable", part(device)), json!({"reason": reason}))
+        Device::Disable { device, reason, everybody } => {
+            post(at(*everybody, device, "disable"), json!({"reason": reason}))
         }
-        Device::Enable { device } => act(format!("/devices/{}/enable", part(device))),
+        Device::Enable { device, everybody } => act(at(*everybody, device, "enable")),
+    }
+}
+
+/// A password that is read from stdin.
+fn password(from_stdin: bool) -> Option<(&'static str, &'static str)> {
+    from_stdin.then_some(("password", "password"))
+}
+
+fn oidc(command: &Oidc) -> Plan {
+    let at = |user: &str, provider: &str| format!("/users/{}/links/{}", part(user), part(provider));
+    match command {
+        Oidc::List => list("/identity-providers".to_owned()),
+        Oidc::Add(new) => {
+            let NewProvider { name, issuer, client_id, secret_file, secret_stdin, ca_file, .. } =
+                &**new;
+            let body = json!({
+                "provider": name,
+                "issuer": issuer,
+                "client_id": client_id,
+                "mfa": {
+                    "acr": new.mfa_acr,
+                    "amr": new.mfa_amr,
+                    "phishing_resistant": new.mfa_phishing_resistant,
+                },
+            });
+            let file = |name, path: &Option<PathBuf>| path.clone().map(|path| (name, path));
+            let files = [file("secret", secret_file), file("ca", ca_file)];
+            Plan {
+                stdin: secret_stdin.then_some(("secret", "secret")),
+                files: files.into_iter().flatten().collect(),
+                ..post("/identity-providers".to_owned(), body)
+            }
+        }
+        Oidc::Remove { name } => delete(format!("/identity-providers/{}", part(name))),
+        Oidc::Link { user, provider, subject } => {
+            put(at(user, provider), Some(json!({"subject": subject})))
+        }
+        Oidc::Unlink { user, provider } => delete(at(user, provider)),
+    }
+}
+
+fn audit(command: &Audit) -> Plan {
+    let hold = |hold: bool, reason: &str| {
+        put("/audit/hold".to_owned(), Some(json!({"hold": hold, "reason": reason})))
+    };
+    match command {
+        Audit::Retention(Retention::Show) => show("/audit/retention".to_owned()),
+        Audit::Retention(Retention::Set { days }) => {
+            put("/audit/retention".to_owned(), Some(given(json!({"days": days}))))
+        }
+        Audit::Retention(Retention::Hold { reason }) => hold(true, reason),
+        Audit::Retention(Retention::Release) => hold(false, ""),
+        Audit::Level { user, level } => {
+            put(format!("/users/{}/audit-level", part(user)), Some(json!({"level": level})))
+        }
+        Audit::Forwarding => list("/audit/forwarding".to_owned()),
     }
 }
 
@@ -421,6 +531,30 @@ mod tests {
                 "/api/v1/computers/p%2Fc%2Fk/name",
                 json!({"name": "n&m"}),
             ),
+            (
+                "a partner erase a/b --yes",
+                "POST",
+                "/api/v1/partners/a%2Fb/erase",
+                json!({"partner": "a/b"}),
+            ),
+            (
+                "a backup f --recipient age1a --recipient b&c",
+                "GET",
+                "/api/v1/backup?recipients=age1a%2Cb%26c",
+                Value::Null,
+            ),
+            (
+                "a oidc link jane d/r s&u",
+                "PUT",
+                "/api/v1/users/jane/links/d%2Fr",
+                json!({"subject": "s&u"}),
+            ),
+            (
+                "a device disable sha256:0 --everybody",
+                "POST",
+                "/api/v1/installation/devices/sha256%3A0/disable",
+                json!({"reason": ""}),
+            ),
             ("a computer remove p/c/k --yes", "DELETE", "/api/v1/computers/p%2Fc%2Fk", Value::Null),
             (
                 "a role bind t --user jane --client acme/b --require reason --max-length 2h",
@@ -444,6 +578,12 @@ mod tests {
         }
         assert!(plan("a client erase acme/b").destroys);
         assert!(plan("a computer remove p/c/k").destroys);
+        let erase = plan("a partner erase acme");
+        assert!(erase.destroys && erase.yes == "acme");
+        // A secret is no argument, and no part of the address.
+        let add = plan("a oidc add d --issuer https://i --client-id c --secret-file /s");
+        assert_eq!(add.files, [("secret", PathBuf::from("/s"))]);
+        assert!(add.ask.body.unwrap().get("secret").is_none());
         assert!(!plan("a computer remove p/c/k --yes").destroys);
         assert!(!plan("a client erase acme/b --yes").destroys);
         let at = plan("a explain jane pc ssh --at 24h").ask.target;

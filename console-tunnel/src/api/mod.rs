@@ -31,7 +31,7 @@ use crate::{config::Context, failure, link::Caller};
 /// Time to reach the mediator.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 /// Bytes of an answer that tells of a failure.
 const MAX_PROBLEM: usize = 64 * 1024;
 /// Bytes of an answer.
@@ -99,16 +99,17 @@ impl Api {
     }
 
     /// Asks for what may be large, and passes it on as it comes. An error after some of it means
-    /// that the rest is missing.
+    /// that the rest is missing. `patience`: how long nothing may come.
     pub async fn download(
         &mut self,
         ask: &Ask,
+        patience: Duration,
         mut sink: impl FnMut(&[u8]) -> Result<(), CliError>,
     ) -> Result<(), CliError> {
         let begun = tokio::time::timeout(ANSWER_TIMEOUT, self.begin(ask)).await;
         let mut body = begun.map_err(|_| broken(&"no answer in time"))??;
         loop {
-            let piece = tokio::time::timeout(ANSWER_TIMEOUT, body.frame()).await;
+            let piece = tokio::time::timeout(patience, body.frame()).await;
             match piece.map_err(|_| broken(&"no answer in time"))? {
                 None => return Ok(()),
                 Some(frame) => {

@@ -15,7 +15,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    api::{Api, Ask, part},
+    api::{ANSWER_TIMEOUT, Api, Ask, part},
     cli::AuditFilter,
     commands::note,
     config::Context,
@@ -72,7 +72,7 @@ pub async fn export(
         let mut api = Api::open(context).await?;
         let mut stdout = std::io::stdout().lock();
         return api
-            .download(&ask, |piece| {
+            .download(&ask, ANSWER_TIMEOUT, |piece| {
                 stdout.write_all(piece).and_then(|()| stdout.flush()).map_err(|error| {
                     CliError::failed("output_failed", format!("cannot write to stdout: {error}"))
                 })
@@ -86,7 +86,7 @@ pub async fn export(
     let mut file = Part::create(path).map_err(failed)?;
     let mut api = Api::open(context).await?;
     let mut bytes = 0_u64;
-    api.download(&ask, |piece| {
+    api.download(&ask, ANSWER_TIMEOUT, |piece| {
         bytes = bytes.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
         file.write(piece).map_err(failed)
     })
