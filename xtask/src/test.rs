@@ -49,6 +49,7 @@ const E2E: &[&str] = &[
     "hostile",
     "console",
     "admin",
+    "admin_whole",
     "credentials",
     "explain",
     "pages",
