@@ -15,25 +15,29 @@ use serde_json::json;
 
 use crate::cli::VerifyArgs;
 
-/// `audit verify FILE`.
+/// `audit verify FILE`. The log is read once, so that receipts are compared with what was verified.
 pub fn run(output: Output, args: VerifyArgs) -> Result<(), CliError> {
     let VerifyArgs { file, export, key, head, receipts, complete } = args;
     let file = file.or(export).unwrap_or_default();
-    verify(output, &file, key, &head, complete)?;
-    if receipts.is_empty() { Ok(()) } else { compare(output, &file, &receipts) }
+    if receipts.is_empty() {
+        return verify(output, BufReader::new(open(&file)?), key, &head, complete);
+    }
+    let mut reconciler = read_receipts(&receipts)?;
+    let log = BufReader::new(reconciler.watching(open(&file)?));
+    verify(output, log, key, &head, complete)?;
+    tell(output, reconciler)
 }
 
 fn verify(
     output: Output,
-    file: &Path,
+    log: impl BufRead,
     keys: Vec<Fingerprint>,
     heads: &[PathBuf],
     complete: bool,
 ) -> Result<(), CliError> {
     let heads = heads.iter().map(|path| read_heads(path)).collect::<Result<Vec<_>, _>>()?.concat();
     let trust = Trust { keys, heads, complete };
-    let reader = BufReader::new(open(file)?);
-    let report = verify_export(reader, &trust).map_err(|error| {
+    let report = verify_export(log, &trust).map_err(|error| {
         CliError::failed("audit_invalid", error.to_string())
             .hint("the export is not what the log holds: export again, or ask who changed it")
     })?;
@@ -41,17 +45,21 @@ fn verify(
     output.human(&report)
 }
 
-/// What both ends signed, against an export that was verified and against each other.
-fn compare(output: Output, log: &Path, receipts: &[PathBuf]) -> Result<(), CliError> {
-    let unreadable = |path: &Path, error: std::io::Error| {
-        CliError::failed("file_unreadable", format!("cannot read {}: {error}", path.display()))
-    };
+/// What both ends signed.
+fn read_receipts(files: &[PathBuf]) -> Result<Reconciler, CliError> {
     let mut reconciler = Reconciler::new();
-    for path in receipts {
+    for path in files {
         let file = BufReader::new(open(path)?);
-        reconciler.receipts(file).map_err(|error| unreadable(path, error))?;
+        reconciler.receipts(file).map_err(|error| {
+            let text = format!("cannot read {}: {error}", path.display());
+            CliError::failed("file_unreadable", text)
+        })?;
     }
-    reconciler.log(BufReader::new(open(log)?)).map_err(|error| unreadable(log, error))?;
+    Ok(reconciler)
+}
+
+/// Receipts against the export that was verified and against each other.
+fn tell(output: Output, reconciler: Reconciler) -> Result<(), CliError> {
     let found = reconciler.finish();
     output.emit(&found.describe())?;
     output.human(&found)?;
@@ -128,7 +136,11 @@ fn read_heads(path: &Path) -> Result<Vec<SignedHead>, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use adit_ledger::{Entry, Event, Level, MerkleTree, export::jsonl::JsonlExport};
+    use adit_ledger::{
+        Entry, Event, Hash, Level, MerkleTree, Receipt,
+        export::jsonl::JsonlExport,
+        receipt::{Role, Statement},
+    };
     use adit_protocol::keys::SigningKey;
 
     /// A log of three entries and its key.
@@ -149,6 +161,9 @@ mod tests {
 
     #[test]
     fn exports_verify_offline_and_altered_ones_do_not() {
+        let verify = |output, path: &Path, keys, heads: &[PathBuf], complete| {
+            verify(output, BufReader::new(open(path)?), keys, heads, complete)
+        };
         let directory = tempfile::tempdir().unwrap();
         let (text, key) = exported("ann");
         let path = directory.path().join("audit.jsonl");
@@ -190,5 +205,58 @@ mod tests {
         std::fs::write(&path, "x\n").unwrap();
         let heads = [path.clone()];
         assert_eq!(verify(output, &path, vec![], &heads, false).unwrap_err().code, "head_invalid");
+    }
+
+    /// Whoever can write the file shows what verifies, and then what receipts fit.
+    #[cfg(unix)]
+    #[test]
+    fn receipts_are_compared_with_the_log_that_was_verified() {
+        let directory = tempfile::tempdir().unwrap();
+        let of = |name| directory.path().join(name);
+        let (log, receipts) = (of("audit.jsonl"), of("receipts.jsonl"));
+        let made = std::process::Command::new("mkfifo").arg(&log).status().unwrap();
+        assert!(made.success());
+        let key = SigningKey::generate().unwrap();
+        let (session, own) = ([7; 16], key.public().fingerprint());
+        let statement = Statement {
+            role: Role::Console,
+            session,
+            grant_hash: Hash::of(b"grant"),
+            handshake_hash: Hash::of(b"handshake"),
+            console: own,
+            agent: own,
+            redirector: "ssh".into(),
+            target: "127.0.0.1:22".into(),
+            channel: 2,
+            time_ms: 1,
+            close: None,
+        };
+        std::fs::write(&receipts, Receipt::sign(&key, statement).to_line()).unwrap();
+        let (verifies, _) = exported("ann");
+        let granted = Event::new("session.granted", Level::Significant)
+            .session_id(adit_protocol::ids::SessionId(session).to_string());
+        let mut fits = String::new();
+        let entry = Entry::seal(0, 1_000, granted, [7; 16]);
+        JsonlExport::new(&[]).entry(&entry, &mut fits).unwrap();
+        // Once somebody reads it, the name is another file's.
+        let (name, other) = (log.clone(), of("other.jsonl"));
+        std::fs::write(&other, fits).unwrap();
+        let writer = std::thread::spawn(move || {
+            let mut pipe = File::options().write(true).open(&name)?;
+            std::fs::rename(&other, &name)?;
+            std::io::Write::write_all(&mut pipe, verifies.as_bytes())
+        });
+        let args = VerifyArgs {
+            file: Some(log),
+            export: None,
+            key: Vec::new(),
+            head: Vec::new(),
+            receipts: vec![receipts],
+            complete: false,
+        };
+        let error = run(Output::new(false), args).unwrap_err();
+        writer.join().unwrap().unwrap();
+        assert_eq!(error.code, "receipts_mismatch");
+        assert!(error.message.contains("not in the log"), "{}", error.message);
     }
 }

@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufRead, Read as _},
+    io::{self, BufRead, Read},
 };
 
 use adit_protocol::ids::SessionId;
@@ -155,13 +155,10 @@ impl Reconciler {
         })
     }
 
-    /// All of an export of the log, which is verified elsewhere.
-    pub fn log(&mut self, file: impl BufRead) -> io::Result<()> {
-        each_line(file, |line| {
-            if let Ok(entry) = Entry::parse(line) {
-                self.entry(&entry);
-            }
-        })
+    /// An export of the log, looked at while it is read by what verifies it: both see the same
+    /// bytes, whoever can write the file.
+    pub fn watching<R: Read>(&mut self, log: R) -> Watching<'_, R> {
+        Watching { reconciler: self, log, line: Vec::new() }
     }
 
     /// A line of a file of receipts.
@@ -278,6 +275,35 @@ impl Reconciler {
 }
 
 /// Lines of bounded length; what is longer comes in pieces, which are nothing.
+/// See [`Reconciler::watching`].
+#[derive(Debug)]
+pub struct Watching<'a, R> {
+    reconciler: &'a mut Reconciler,
+    log: R,
+    /// What was read of a line that has not ended.
+    line: Vec<u8>,
+}
+
+impl<R: Read> Read for Watching<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.log.read(buf)?;
+        for part in buf.get(..read).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
+            // No entry is longer.
+            if self.line.len() <= MAX_LINE_LEN {
+                self.line.extend_from_slice(part);
+            }
+            if part.ends_with(b"\n") {
+                let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
+                if let Ok(entry) = Entry::parse(line) {
+                    self.reconciler.entry(&entry);
+                }
+                self.line.clear();
+            }
+        }
+        Ok(read)
+    }
+}
+
 fn each_line(mut file: impl BufRead, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut line = Vec::new();
     loop {

@@ -114,3 +114,21 @@ fn whatever_was_hidden_or_changed_is_named() {
     let forged = lines[0].replace("127.0.0.1:22", "127.0.0.1:23");
     assert_eq!(compare(&[forged], &log).findings, [Finding::Invalid { line: 1 }]);
 }
+
+/// Whatever pieces it is read in.
+#[test]
+fn a_log_is_looked_at_while_another_reads_it() {
+    let lines = [granted(8, |event| event), granted(7, |event| event)].map(|e| e.to_line());
+    let text = format!("{}\n{}\nno entry\n", lines[0], lines[1]);
+    for piece in [1, 7, 100, text.len()] {
+        let mut reconciler = Reconciler::new();
+        all(7).iter().for_each(|line| reconciler.receipt(line.as_bytes()));
+        let mut read = String::new();
+        let watched = reconciler.watching(text.as_bytes());
+        let mut pieces = std::io::BufReader::with_capacity(piece, watched);
+        std::io::Read::read_to_string(&mut pieces, &mut read).unwrap();
+        assert_eq!(read, text);
+        let found = reconciler.finish();
+        assert_eq!((found.logged, found.findings), (1, Vec::new()), "{piece}");
+    }
+}

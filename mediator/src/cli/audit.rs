@@ -2,10 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    io::BufReader,
     path::{Path, PathBuf},
 };
 
-use adit_ledger::{Anchor, Entry, SignedHead, Trust, verify_export};
+use adit_ledger::{Anchor, Entry, Reconciler, SignedHead, Trust, verify_export};
 use adit_protocol::keys::Fingerprint;
 use adit_runtime::{
     cli::{CliError, GlobalArgs, escape_text},
@@ -197,11 +198,13 @@ pub(super) async fn run(global: &GlobalArgs, command: AuditCommand) -> Result<()
             return find(global, filter.filter()?, partner, limit, after).await;
         }
         AuditCommand::Verify { file, key, head, receipts } => {
-            verify(global, file.as_deref(), key, &head).await?;
-            if receipts.is_empty() {
-                return Ok(());
-            }
-            return signed::compare(global, file.as_deref(), &receipts).await;
+            let mut signed = match receipts.as_slice() {
+                [] => None,
+                files => Some(signed::read(files)?),
+            };
+            verify(global, file.as_deref(), (key, &head), signed.as_mut()).await?;
+            let Some(signed) = signed else { return Ok(()) };
+            return signed::compare(global, file.is_some(), signed).await;
         }
         AuditCommand::Export { format, filter, partner, head, output } => {
             let heads = head.map(|path| read_heads(&path)).transpose()?.unwrap_or_default();
@@ -307,11 +310,12 @@ fn human(line: &str) -> String {
     out
 }
 
+/// An export is read once: receipts are compared with what was verified.
 async fn verify(
     global: &GlobalArgs,
     file: Option<&Path>,
-    keys: Vec<Fingerprint>,
-    head: &[PathBuf],
+    (keys, head): (Vec<Fingerprint>, &[PathBuf]),
+    signed: Option<&mut Reconciler>,
 ) -> Result<(), CliError> {
     let anchored = !keys.is_empty() || !head.is_empty();
     let mut heads = Vec::new();
@@ -327,7 +331,10 @@ async fn verify(
             let opened = std::fs::File::open(path).map_err(|error| {
                 CliError::failed("file_unreadable", format!("{}: {error}", path.display()))
             })?;
-            verify_export(std::io::BufReader::new(opened), &trust)
+            match signed {
+                None => verify_export(BufReader::new(opened), &trust),
+                Some(signed) => verify_export(BufReader::new(signed.watching(opened)), &trust),
+            }
         }
         None => {
             let opened = place.insert(MediatorDir::open(global)?);

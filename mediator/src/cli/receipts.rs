@@ -15,26 +15,28 @@ use crate::{
     store::Mode,
 };
 
-pub(super) async fn compare(
-    global: &GlobalArgs,
-    file: Option<&Path>,
-    receipts: &[PathBuf],
-) -> Result<(), CliError> {
+/// What both ends signed.
+pub(super) fn read(files: &[PathBuf]) -> Result<Reconciler, CliError> {
     let mut reconciler = Reconciler::new();
-    for path in receipts {
+    for path in files {
         reconciler.receipts(open(path)?).map_err(|error| unreadable(path, &error))?;
     }
-    match file {
-        Some(path) => {
-            reconciler.log(open(path)?).map_err(|error| unreadable(path, &error))?;
-        }
-        None => {
-            let store = MediatorDir::open(global)?.store(Mode::Read).await?;
-            let sessions: Vec<String> = reconciler.sessions().collect();
-            for session in sessions {
-                let found = proof::granted(&store.readers, &session).await.map_err(store_error)?;
-                found.iter().for_each(|entry| reconciler.entry(entry));
-            }
+    Ok(reconciler)
+}
+
+/// Receipts against each other and the log: an export, which they watched while it was verified,
+/// or the store's.
+pub(super) async fn compare(
+    global: &GlobalArgs,
+    is_export: bool,
+    mut reconciler: Reconciler,
+) -> Result<(), CliError> {
+    if !is_export {
+        let store = MediatorDir::open(global)?.store(Mode::Read).await?;
+        let sessions: Vec<String> = reconciler.sessions().collect();
+        for session in sessions {
+            let found = proof::granted(&store.readers, &session).await.map_err(store_error)?;
+            found.iter().for_each(|entry| reconciler.entry(entry));
         }
     }
     let found = reconciler.finish();
