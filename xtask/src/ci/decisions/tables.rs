@@ -51,6 +51,8 @@ pub(super) const RULES_OF_HOLDERS: &[&str] = &[
 pub(super) const LOCAL: &[&str] = &[
     // It looks who it is.
     "admin/access.rs",
+    // Behind `local_only`: what nobody else may wait for is done in the machine's own name.
+    "admin/vault.rs",
     "cli.rs",
     "serve/run.rs",
     // What was left half done is ended at the start.
@@ -63,15 +65,19 @@ pub(super) const ASKING: &[&str] = &[
     "admin/accounts.rs",
     "admin/actor.rs",
     "admin/api_keys.rs",
+    "admin/backup.rs",
     "admin/computers.rs",
     "admin/explain.rs",
     "admin/handle.rs",
     "admin/labels.rs",
     "admin/last.rs",
+    "admin/oidc.rs",
     "admin/partners.rs",
     "admin/relays.rs",
     "admin/tokens.rs",
     "admin/users.rs",
+    "admin/vault.rs",
+    "audit/acts.rs",
     "authz.rs",
     "cli/access.rs",
     "http/api/access.rs",
@@ -297,6 +303,8 @@ pub(super) const LISTS: &[Only] = &[
     Only { what: "credentials::keys", files: &["vault/rotate.rs"] },
     Only { what: "erasures::all", files: &["tenancy/erase.rs"] },
     Only { what: "factors::key_names", files: &["serve/run.rs"] },
+    // Names of keys over secrets, which all of them must be there at the start.
+    Only { what: "oidc::key_names", files: &["serve/run.rs"] },
     Only { what: "oidc::list", files: &["admin/oidc.rs", "pages/login.rs"] },
     // The installation's own.
     Only { what: "relays::list", files: &["admin/relays.rs"] },
