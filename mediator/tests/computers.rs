@@ -61,7 +61,8 @@ async fn a_removed_computer_is_cut_off_for_good_and_its_name_is_free() {
     assert_eq!((&told["removed"], &told["sessions_ended"]), (&true.into(), &1.into()), "{told}");
     // The agent is disconnected, once it knows.
     let ended = tokio::time::timeout(WAIT, ends.join_next()).await.unwrap().unwrap().unwrap();
-    assert_eq!(ended, ["computer_removed"]);
+    // Told again if its answer is slower than the record: an end is the same however often it comes.
+    assert!(!ended.is_empty() && ended.iter().all(|why| why == "computer_removed"), "{ended:?}");
     assert!(!console_peer.is_closed(), "the console was cut off, too");
     assert_eq!(mediator.events_named("session.ended")[0]["end_reason"], "computer_removed");
     let record = mediator.events_named("computer.removed").remove(0);
@@ -121,7 +122,8 @@ async fn computers_are_renamed_and_removed_over_the_network_within_ones_rules() 
     let removed = web.ask(&owner, "DELETE", reception, None).await;
     assert_eq!((removed.status, &removed.body["sessions_ended"]), (200, &json!(1)), "{removed:?}");
     let ended = tokio::time::timeout(WAIT, ends.join_next()).await.unwrap().unwrap().unwrap();
-    assert_eq!(ended, ["computer_removed"]);
+    // Told again if its answer is slower than the record: an end is the same however often it comes.
+    assert!(!ended.is_empty() && ended.iter().all(|why| why == "computer_removed"), "{ended:?}");
     for event in ["computer.renamed", "computer.removed"] {
         let record = mediator.events_named(event).remove(0);
         assert_eq!(record["actor"], "admin");
