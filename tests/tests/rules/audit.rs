@@ -57,6 +57,8 @@ fn hostile_names_and_reasons_are_inert_wherever_they_are_shown() -> Result<()> {
         ("mediator", &["session", "list"][..]),
         ("mediator", &["user", "list"]),
         ("mediator", &["client", "list"]),
+        ("mediator", &["audit", "search"]),
+        ("console", &["audit", "search"]),
         ("console", &["computers"]),
         ("console", &["sessions"]),
     ] {
@@ -119,6 +121,13 @@ fn each_event_says_who_what_where_when_and_how_it_ended() -> Result<()> {
             for key in ["actor", "device", "source"].into_iter().chain(about) {
                 ensure!(!text(event, key).is_empty(), "no {key}: {event}");
             }
+        }
+        if name.starts_with("session.") {
+            ensure!(!text(event, "session_id").is_empty(), "no session: {event}");
+        }
+        // Whoever does something, from wherever, it says how it ended.
+        if !text(event, "actor").is_empty() {
+            ensure!(!text(event, "outcome").is_empty(), "no outcome: {event}");
         }
         if name.starts_with("login.") {
             for key in ["actor", "device", "source", "outcome"] {

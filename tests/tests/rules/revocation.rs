@@ -38,6 +38,33 @@ pub(crate) fn is_cut(mut stream: TcpStream, since: Instant) -> Result<()> {
     Ok(())
 }
 
+/// What is deleted takes its live tunnels along: the computer, and the client with all it has.
+#[test]
+fn deleting_a_computer_or_its_client_ends_live_tunnels_within_5_s() -> Result<()> {
+    for act in ["computer", "client"] {
+        let mut site = Site::local(&format!("rules-deleted-{act}"))?;
+        site.start()?;
+        let server = TcpServer::start("127.0.0.1:0")?;
+        let forward = site.forward(&["-L", &to_port(server.port())])?;
+        let cut = in_use(forward.local()?)?;
+        let client = site.client();
+        let since = Instant::now();
+        let words = match act {
+            "computer" => ["computer", "remove", "agent", "--yes", "--json"],
+            _ => ["client", "erase", &client, "--yes", "--json"],
+        };
+        site.ask("mediator", &words, "")?;
+        is_cut(cut, since)?;
+        if act == "computer" {
+            ends(&site, forward, "computer_removed")?;
+        }
+        let again =
+            site.run("console", &["forward", "agent", "-L", "0:127.0.0.1:9", "--json"], "")?;
+        ensure!(again.code == 4, "{act}: {again:?}");
+    }
+    Ok(())
+}
+
 pub(crate) fn ends(site: &Site, mut forward: Forward, reason: &str) -> Result<()> {
     let closed = forward.process.event("closed", SOON)?;
     ensure!(forward.process.exit(SOON)?.code() != Some(0), "{closed}");
