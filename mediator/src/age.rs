@@ -539,7 +539,7 @@ mod tests {
         let (own, other) = ([own], [other]);
         let (stranger, _) = Identity::generate().unwrap();
         for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE] {
-            let plain: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            let plain: Vec<u8> = (0..=250).cycle().take(length).collect();
             for step in [1_000, PIECE, 5 * PIECE] {
                 let file = sealed(&both, &plain, step);
                 assert_eq!(opened(&own, &file).unwrap(), plain, "{length} {step}");
