@@ -103,7 +103,7 @@ impl std::fmt::Display for Recipient {
     }
 }
 
-/// Who can open what is for its recipient. Never printed but by [`Identity::text`].
+/// Who can open what is for its recipient. Its text is given once, by [`Identity::generate`].
 pub(crate) struct Identity(PrivateKey, Recipient);
 
 impl Identity {
@@ -496,17 +496,7 @@ fn bech32_decode(name: &str, text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Made by rage 0.11 for the identity beside it, with a stanza that nobody knows.
-    const IDENTITY_TEXT: &str =
-        "# a comment\nAGE-SECRET-KEY-1U2P5NA8FNX54ZX03PH9ZYZHYVU0HVTX0TC8WDF7CDUD28FPGZLJS88WDEM\n";
-    const RECIPIENT_TEXT: &str = "age19y0nwc82gvch79erwkeyzv9yrzguu25hhckgdt2x5d60y6c43pnsa6clzz";
-    const SEALED: &str = "YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IFgyNTUxOSBLdytCNlhRVXczZk9uRVBhZDVlUGJ\
-        wRU9teEVHK1h4WGl5RmJxWHVRRkFvCkpsLzhQRktHY1JkTTR2UmVUcnEwK0ovejhWQzlUOXEzQk5BekMvR21kd3cKL\
-        T4gLCY/LWdyZWFzZSBVVD9kIEhWdiBlbCApO1ZFYgpZazVuY1ZJSzBlbzFTWVJCK1I5V01pWHBTSGZIZDhIRWpidXF\
-        MQ2RZakZNOHZqTW5LZzl0ZldEZnpIMndHMHZBCkpWK1N3Q0lreTIyZUtyZndSUlNBYkYxTDgzaGMyYWt2T2xJMHliO\
-        DZNVnFzL0FPUHh3Ci0tLSBGNVF4OGliblBnUmgrSkp6ajNySmQzajNFb2VSRTI1Q0tDYzNWaENBeUVnCkxLiXALOM+\
-        y8aoQ8wnz/v/maepNSszTQIhi1hm627qzXKLniexDRLHQwDPYM85Bb+wUOt5cATU=";
+    use crate::decoders::{BACKUP_IDENTITY, BACKUP_RECIPIENT, BACKUP_TEXT, backup_examples};
 
     fn sealed(recipients: &[Recipient], plain: &[u8], step: usize) -> Vec<u8> {
         let (mut sealer, mut out) = Sealer::new(recipients).unwrap();
@@ -524,10 +514,9 @@ mod tests {
 
     #[test]
     fn what_another_program_sealed_opens() {
-        let bytes = base64::engine::general_purpose::STANDARD.decode(SEALED).unwrap();
-        let identities = Identity::read(IDENTITY_TEXT).unwrap();
-        assert_eq!(identities[0].recipient().to_string(), RECIPIENT_TEXT);
-        assert_eq!(opened(&identities, &bytes).unwrap(), b"what a technician keeps");
+        let identities = Identity::read(BACKUP_IDENTITY).unwrap();
+        assert_eq!(identities[0].recipient().to_string(), BACKUP_RECIPIENT);
+        assert_eq!(opened(&identities, &backup_examples()[0]).unwrap(), BACKUP_TEXT);
     }
 
     #[test]

@@ -11,10 +11,12 @@ use adit_runtime::{
     config::{Config, Sources},
     datadir::DataDir,
 };
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     admin::AdminRequest,
+    age::{self, Identity, Recipient},
     audit::search,
     config::{KEYS, PROGRAM, Settings},
     http::{api, fuzz_proof},
@@ -153,6 +155,41 @@ pub fn files(dir: &DataDir) -> bool {
 /// Certificates of destruction.
 pub fn certificate(data: &[u8]) -> bool {
     std::str::from_utf8(data).is_ok_and(|text| certificate::verify(text, &[]).is_ok())
+}
+
+/// Made by rage 0.11 for the identity beside it, with a stanza that nobody knows.
+const BACKUP: &str = "YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IFgyNTUxOSBLdytCNlhRVXczZk9uRVBhZDVlUGJ\
+    wRU9teEVHK1h4WGl5RmJxWHVRRkFvCkpsLzhQRktHY1JkTTR2UmVUcnEwK0ovejhWQzlUOXEzQk5BekMvR21kd3cKL\
+    T4gLCY/LWdyZWFzZSBVVD9kIEhWdiBlbCApO1ZFYgpZazVuY1ZJSzBlbzFTWVJCK1I5V01pWHBTSGZIZDhIRWpidXF\
+    MQ2RZakZNOHZqTW5LZzl0ZldEZnpIMndHMHZBCkpWK1N3Q0lreTIyZUtyZndSUlNBYkYxTDgzaGMyYWt2T2xJMHliO\
+    DZNVnFzL0FPUHh3Ci0tLSBGNVF4OGliblBnUmgrSkp6ajNySmQzajNFb2VSRTI1Q0tDYzNWaENBeUVnCkxLiXALOM+\
+    y8aoQ8wnz/v/maepNSszTQIhi1hm627qzXKLniexDRLHQwDPYM85Bb+wUOt5cATU=";
+/// Who opens it.
+pub const BACKUP_IDENTITY: &str =
+    "# a comment\nAGE-SECRET-KEY-1U2P5NA8FNX54ZX03PH9ZYZHYVU0HVTX0TC8WDF7CDUD28FPGZLJS88WDEM\n";
+/// For whom it is.
+pub const BACKUP_RECIPIENT: &str = "age19y0nwc82gvch79erwkeyzv9yrzguu25hhckgdt2x5d60y6c43pnsa6clzz";
+/// What is in it.
+pub const BACKUP_TEXT: &[u8] = b"what a technician keeps";
+
+/// What [`backup`] takes: the file, and the texts of both keys.
+pub fn backup_examples() -> Vec<Vec<u8>> {
+    let file = STANDARD.decode(BACKUP).unwrap_or_default();
+    vec![file, BACKUP_IDENTITY.into(), BACKUP_RECIPIENT.into()]
+}
+
+/// Sealed backups, and keys that people give.
+pub fn backup(data: &[u8]) -> bool {
+    let text = std::str::from_utf8(data).unwrap_or_default();
+    let recipient = Recipient::parse(text);
+    if let Ok(recipient) = &recipient {
+        assert!(recipient.to_string().eq_ignore_ascii_case(text), "two texts of one key");
+    }
+    let mut opened = Vec::new();
+    let whole = Identity::read(BACKUP_IDENTITY)
+        .is_ok_and(|identities| age::open(&identities, data, &mut opened).is_ok());
+    assert!(!whole || opened == BACKUP_TEXT, "taken for whole, and never sealed");
+    whole | recipient.is_ok() | Identity::read(text).is_ok()
 }
 
 /// The configuration file.

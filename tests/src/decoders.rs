@@ -77,6 +77,7 @@ pub const DECODERS: &[Decoder] = &[
     Decoder { name: "relay_cache", accepts: files::relays, valid: files::valid_relays },
     Decoder { name: "mediator_files", accepts: files::mediator, valid: files::valid_mediator },
     Decoder { name: "pem", accepts: files::pem, valid: files::valid_pem },
+    Decoder { name: "backup", accepts: files::backup, valid: files::valid_backup },
     Decoder { name: "destruction", accepts: files::destruction, valid: files::valid_destruction },
     Decoder { name: "webauthn", accepts: web::webauthn, valid: web::valid_webauthn },
     Decoder { name: "id_token", accepts: web::id_token, valid: web::valid_id_token },

@@ -244,6 +244,15 @@ pub(super) fn valid_pem() -> Vec<Vec<u8>> {
     vec![pem("PRIVATE KEY", &key.to_pkcs8()), pem("CERTIFICATE", &key.public().to_spki())]
 }
 
+/// Sealed backups.
+pub(super) fn backup(data: &[u8]) -> bool {
+    decoders::backup(data)
+}
+
+pub(super) fn valid_backup() -> Vec<Vec<u8>> {
+    decoders::backup_examples()
+}
+
 /// Certificates of destruction.
 pub(super) fn destruction(data: &[u8]) -> bool {
     decoders::certificate(data)
