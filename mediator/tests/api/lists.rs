@@ -1,6 +1,8 @@
 //! Every list that the description names: pages one after another are the whole list, whatever the
 //! size of a page.
 
+use std::time::{Duration, Instant};
+
 use adit_protocol::code::failure;
 use serde_json::{Value, json};
 
@@ -20,7 +22,9 @@ async fn paged(web: &mut Web, who: &Who, target: &str, limit: u32) -> Vec<Value>
         assert_eq!(answer.status, 200, "{page}: {answer:?}");
         let found = answer.body["items"].as_array().unwrap();
         assert!(found.len() <= limit as usize, "{page}: {answer:?}");
-        items.extend(found.iter().cloned());
+        // Deliveries go on meanwhile.
+        let name = |one: &Value| one.get("receiver").cloned();
+        items.extend(found.iter().map(|one| name(one).unwrap_or_else(|| one.clone())));
         match answer.body["next"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
             None => return items,
@@ -37,6 +41,10 @@ async fn fill(mediator: &Mediator, web: &mut Web, root: &Who) {
     for n in 0..3 {
         mediator.admin(&["client", "add", &format!("main/c{n}")]);
         mediator.admin(&["token", "agent", "--client", "main/hq"]);
+        let name = format!("Directory {n}");
+        let wish = json!({"provider": name, "issuer": "https://id.example", "client_id": "c"});
+        let added = web.ask(root, "POST", "/api/v1/identity-providers", Some(&wish)).await;
+        assert_eq!(added.status, 200, "{added:?}");
         mediator.admin(&["role", "create", &format!("r{n}"), "--permission", "computers.see"]);
         mediator.admin(&["role", "bind", &format!("r{n}"), "--user-group", "g"]);
         let add = ["credential", "add", "main/hq", &format!("k{n}"), "--user", "root"];
@@ -81,10 +89,22 @@ async fn fill(mediator: &Mediator, web: &mut Web, root: &Who) {
 
 #[tokio::test]
 async fn every_list_is_the_same_whatever_the_size_of_its_pages() {
-    let mediator = Mediator::start();
+    let mut mediator = Mediator::init();
+    let exports = mediator.dir.path().join("exports");
+    std::fs::create_dir(&exports).unwrap();
+    mediator.serve_with(|command| {
+        command.env("ADIT_MEDIATOR_AUDIT_EXPORT_DIR", &exports);
+        command.env("ADIT_MEDIATOR_AUDIT_EXPORT_EVERY", "1s");
+    });
+    mediator.admin(&["client", "add", "main/hq"]);
     let (root, _device) = mediator.admin_of_all().await;
     let mut web = Web::connect(&mediator).await;
     fill(&mediator, &mut web, &root).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while paged(&mut web, &root, "/api/v1/audit/forwarding", 500).await.len() < 2 {
+        assert!(Instant::now() < deadline, "no exports of both partners' logs");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     let described = web.send("GET", "/api/v1/openapi.json", &[], None).await;
     let mut lists = 0;
     for (path, methods) in described.body["paths"].as_object().unwrap() {

@@ -505,7 +505,7 @@ mod tests {
                 "",
             ),
             // One whose whole `match` asks before.
-            ("admin/oidc.rs", "who.1.local_only()?;", ""),
+            ("admin/relays.rs", "who.1.may_everywhere(who.0, MANAGE).await?;", ""),
             (
                 "serve/console.rs",
                 "Body::EndSession(wish) => end(line, &row, &wish, responder).await",
@@ -527,7 +527,7 @@ mod tests {
         for expected in [
             "handle does AdminRequest::Status without",
             "handle does AdminRequest::TokenRelay",
-            "handle does OidcAct::List",
+            "handle does RelayAct::List",
             "handle does Body::EndSession(wish)",
             "of_session does Body::Renew(asked)",
             "partners answers without asking",
