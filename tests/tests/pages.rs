@@ -169,7 +169,7 @@ fn a_console_is_logged_in_on_the_page_with_a_security_key() -> Result<()> {
     world.browser.see("A console waits to be logged in")?;
     world.shot("login")?;
     world.password("wrong wrong wrong wrong")?;
-    world.browser.see("Wrong user or password")?;
+    world.browser.see("Wrong user, password or code")?;
     world.shot("login-wrong")?;
     world.password(PASSWORD)?;
     world.browser.see("Set up a second factor to go on")?;
