@@ -327,7 +327,7 @@ fn one_time_codes_need_no_script_and_a_disabled_user_is_logged_out() -> Result<(
     world.browser.goto(&world.page("/account"))?;
     world.browser.see("Password")?;
     world.password(PASSWORD)?;
-    world.browser.see("Wrong user or password").map(drop)
+    world.browser.see("Wrong user, password or code").map(drop)
 }
 
 /// Forms count only from our own pages, whatever else is right.
@@ -362,7 +362,7 @@ fn forms_from_elsewhere_are_refused_and_pages_carry_their_headers() -> Result<()
         curl(&["-H", &origin, "-H", cookie, "-d", form, &world.page("/login")])
     };
     let good = post(&world.origin, &cookie, &form)?;
-    ensure!(good.contains("Wrong user or password"), "{good}");
+    ensure!(good.contains("Wrong user, password or code"), "{good}");
     for (origin, cookie, form) in [
         ("https://evil.example", &*cookie, &*form),
         ("null", &*cookie, &*form),
