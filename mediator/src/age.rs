@@ -79,7 +79,11 @@ pub(crate) struct Recipient([u8; POINT_LEN]);
 impl Recipient {
     /// Of its text.
     pub(crate) fn parse(text: &str) -> Result<Self, AgeError> {
-        let wrong = || AgeError::Recipient(text.chars().take(80).collect());
+        // The wrong half of a key is not told to anybody.
+        let secret = text.get(..IDENTITY.len()).is_some_and(|s| s.eq_ignore_ascii_case(IDENTITY));
+        let shown =
+            if secret { "AGE-SECRET-KEY-…".to_owned() } else { text.chars().take(80).collect() };
+        let wrong = || AgeError::Recipient(shown.clone());
         let bytes = bech32_decode(RECIPIENT, text).ok_or_else(wrong)?;
         let point: [u8; POINT_LEN] = bytes.as_slice().try_into().map_err(|_| wrong())?;
         // What any secret leads to the same key with is nobody's.
@@ -559,6 +563,9 @@ mod tests {
 
     #[test]
     fn recipients_with_a_wrong_letter_or_nobodys_key_are_none() {
+        let (_, secret) = Identity::generate().unwrap();
+        let told = Recipient::parse(&secret).unwrap_err().to_string();
+        assert!(!told.contains(&secret[IDENTITY.len() + 1..]), "{told}");
         let (own, _) = Identity::generate().unwrap();
         let text = own.recipient().to_string();
         assert_eq!(Recipient::parse(&text).unwrap(), *own.recipient());

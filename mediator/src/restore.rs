@@ -58,7 +58,8 @@ pub(crate) async fn run(
     }
     let (now, database) = (unix_ms(), place.dir.file(DATABASE)?);
     let kept = format!("{DATABASE}.before-restore-{now}");
-    if database.exists() {
+    let was_there = database.exists();
+    if was_there {
         // Closing a database cleanly empties its log; a copy keeps both together otherwise.
         let old = place.store(Mode::Write).await;
         if let Ok(old) = old {
@@ -80,17 +81,24 @@ pub(crate) async fn run(
     let output = global.output();
     output.emit(&json!({
         "restored": file.display().to_string(),
-        "kept": kept,
+        "kept": was_there.then_some(&kept),
         "withdrawals_kept": taken_along,
     }))?;
-    output.human(format_args!("restored; the database that was there is kept as {kept}"))?;
+    match was_there {
+        true => {
+            output
+                .human(format_args!("restored; the database that was there is kept as {kept}"))?;
+        }
+        false => output.human("restored; no database was there")?,
+    }
     output.human(match taken_along {
         true => "Passwords, second factors and the contents of roles are those of the backup.",
         false => {
-            "The database that was there cannot be read: users that were disabled, API keys, rights \
+            "No database was there that could be read: users that were disabled, API keys, rights \
              and devices that were withdrawn since the backup hold again, and legal holds that began \
              since do not. Look through users, API keys, bindings, devices, clients and relays \
-             before anybody works, and set legal holds anew."
+             before anybody works, and set legal holds anew. What was erased since is erased again \
+             only if erased.jsonl is in the data directory, from a copy made since: else erase it anew."
         }
     })
 }

@@ -103,6 +103,12 @@ impl Plan {
             },
             AdminCommand::Vault(Vault::Status) => show("/vault/rotation".to_owned()),
             AdminCommand::Backup(Backup { file, recipients }) => {
+                // What is not one could be the secret key, which must not leave this computer.
+                if !recipients.iter().all(|text| text.starts_with("age1")) {
+                    let why = "a recipient begins with age1, in small letters";
+                    return Err(CliError::usage("usage", why)
+                        .hint("mediator backup-key prints it beside the key that it makes"));
+                }
                 let recipients = query(&[("recipients", Some(recipients.join(",")))]);
                 let (answer, output) = (Answer::File, file.clone());
                 Self { answer, output, ..show(format!("/backup{recipients}")) }
@@ -538,9 +544,9 @@ mod tests {
                 json!({"partner": "a/b"}),
             ),
             (
-                "a backup f --recipient age1a --recipient b&c",
+                "a backup f --recipient age1a --recipient age1&c",
                 "GET",
-                "/api/v1/backup?recipients=age1a%2Cb%26c",
+                "/api/v1/backup?recipients=age1a%2Cage1%26c",
                 Value::Null,
             ),
             (

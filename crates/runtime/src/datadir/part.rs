@@ -28,6 +28,11 @@ impl Part {
         if path.file_name().is_none() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no name of a file"));
         }
+        // A device, a pipe or a link would be gone once the file takes its name.
+        if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+            let why = "what has this name is no regular file, and is not replaced";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+        }
         let part = path.with_added_extension("part");
         // Anew, so that neither a link nor another's mode is taken over.
         match fs::remove_file(&part) {

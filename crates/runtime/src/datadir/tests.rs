@@ -108,3 +108,23 @@ fn a_path_that_is_a_file_is_a_clear_error() {
     let error = DataDir::open(outer.path().join("f")).unwrap_err();
     assert!(error.code.starts_with("data_dir_"), "{error:?}");
 }
+
+/// Whoever names a device or a link as the place of a file keeps it.
+#[cfg(unix)]
+#[test]
+fn a_file_in_the_making_replaces_files_alone() {
+    let outer = tempfile::tempdir().unwrap();
+    let at = |name: &str| outer.path().join(name);
+    std::os::unix::fs::symlink("/dev/null", at("link")).unwrap();
+    std::fs::create_dir(at("folder")).unwrap();
+    for name in ["link", "folder"] {
+        let error = Part::create(&at(name)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+    }
+    for text in ["one", "two"] {
+        let mut part = Part::create(&at("file")).unwrap();
+        part.write(text.as_bytes()).unwrap();
+        part.finish().unwrap();
+        assert_eq!(std::fs::read_to_string(at("file")).unwrap(), text);
+    }
+}
