@@ -119,7 +119,21 @@ mod os {
         net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     };
 
+    use rustix::net::{
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send,
+        socket_with,
+    };
+
     use super::Transport;
+
+    /// linux/sock_diag.h, linux/netlink.h, bits/socket.h, netinet/in.h.
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const NLM_F_REQUEST: u16 = 1;
+    const AF_INET: u8 = 2;
+    const AF_INET6: u8 = 10;
+    const IPPROTO_TCP: u8 = 6;
+    /// Bytes of both structures.
+    const REQUEST_LEN: usize = 16 + 56;
 
     /// A socket's owner. Of one that its program closed nobody is told.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,7 +156,13 @@ mod os {
         source: SocketAddr,
         local: SocketAddr,
     ) -> Option<bool> {
-        let owners = owners(&tables(transport), transport, source, local);
+        // One lookup, where it finds anything: the tables take milliseconds to read where they are
+        // large, in which a session's first flight leaves without the first bytes.
+        let asked = (transport == Transport::Tcp).then(|| asked(source, local)).flatten();
+        let owners = match asked {
+            Some(owner) => vec![owner],
+            None => owners(&tables(transport), transport, source, local),
+        };
         let own = own();
         (!owners.is_empty()).then(|| owners.iter().all(|owner| is_served(&own, *owner)))
     }
@@ -150,6 +170,61 @@ mod os {
     /// One whose program is gone could be anybody's, and the kernel may say root's.
     pub(super) fn is_served(own: &[Option<u32>], owner: Owner) -> bool {
         !owner.closed && (owner.uid == 0 || own.contains(&Some(owner.uid)))
+    }
+
+    /// Whose socket the other end of a TCP connection is, by sock_diag(7). `None`: the kernel does
+    /// not say.
+    pub(super) fn asked(source: SocketAddr, local: SocketAddr) -> Option<Owner> {
+        let (from, to) = (source.ip().to_canonical(), local.ip().to_canonical());
+        let family = match (from, to) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => AF_INET,
+            (IpAddr::V6(_), IpAddr::V6(_)) => AF_INET6,
+            _ => return None,
+        };
+        // struct inet_diag_req_v2 behind struct nlmsghdr (linux/inet_diag.h, linux/netlink.h).
+        let mut wish = Vec::with_capacity(REQUEST_LEN);
+        wish.extend_from_slice(&u32::try_from(REQUEST_LEN).ok()?.to_ne_bytes());
+        wish.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        wish.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
+        wish.extend_from_slice(&[0; 8]);
+        wish.extend_from_slice(&[family, IPPROTO_TCP, 0, 0]);
+        wish.extend_from_slice(&u32::MAX.to_ne_bytes());
+        let pair = sockid(source.port(), from, local.port(), to);
+        wish.extend_from_slice(&pair);
+        // Any interface, any cookie.
+        wish.extend_from_slice(&[0; 4]);
+        wish.extend_from_slice(&[0xff; 8]);
+        let socket = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC,
+            Some(netlink::SOCK_DIAG),
+        )
+        .ok()?;
+        send(&socket, &wish, SendFlags::empty()).ok()?;
+        let mut told = [0_u8; 512];
+        // The kernel has answered when the call returns.
+        let (len, _) = recv(&socket, &mut told[..], RecvFlags::DONTWAIT).ok()?;
+        let told = told.get(..len)?;
+        let word = |at: usize| Some(u32::from_ne_bytes(told.get(at..at + 4)?.try_into().ok()?));
+        // A listener is found, too, where no connection is.
+        if told.get(4..6)? != SOCK_DIAG_BY_FAMILY.to_ne_bytes() || told.get(20..56)? != pair {
+            return None;
+        }
+        Some(Owner { uid: word(80)?, closed: word(84)? == 0 })
+    }
+
+    /// The beginning of struct inet_diag_sockid.
+    fn sockid(port: u16, from: IpAddr, to_port: u16, to: IpAddr) -> Vec<u8> {
+        let wide = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) => {
+                let mut wide = [0; 16];
+                wide.iter_mut().zip(ip.octets()).for_each(|(to, from)| *to = from);
+                wide
+            }
+            IpAddr::V6(ip) => ip.octets(),
+        };
+        [&port.to_be_bytes()[..], &to_port.to_be_bytes(), &wide(from), &wide(to)].concat()
     }
 
     fn tables(transport: Transport) -> String {
@@ -224,7 +299,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::{
-        os::{Owner, is_served, owners},
+        os::{Owner, asked, is_served, owners},
         *,
     };
 
@@ -281,6 +356,13 @@ mod tests {
         let client = TcpStream::connect(local).await.unwrap();
         let (_stream, source) = listener.accept().await.unwrap();
         assert!(is_served_own(Transport::Tcp, source, local).await);
+        let me = rustix::process::geteuid().as_raw();
+        assert_eq!(
+            asked(source, local),
+            Some(Owner { uid: me, closed: false }),
+            "no table is read"
+        );
+        assert_eq!(asked(at("127.0.0.1:1"), local), None);
         drop(client);
         assert!(!is_served_own(Transport::Tcp, source, local).await);
         let client = UdpSocket::bind("0.0.0.0:0").await.unwrap();
