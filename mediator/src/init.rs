@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::{
+    admin::actor::LOCAL,
     config::{PROGRAM, check_hosts},
     installation::{self, Installation},
     names, password,
@@ -133,13 +134,15 @@ async fn seed(
                 bindings::insert(tx, &Binding::on_partner(&partner.id, id, owner)?).await?;
                 let started = Event::new("installation.created", Level::Significant)
                     .partner(&partner.name)
-                    .actor("local administrator")
+                    .actor(LOCAL)
+                    .outcome("done")
                     .extra("root", fingerprint)
                     .extra("hosts", hosts);
                 tx.append(&partner.id, started).await?;
                 let added = Event::new("user.added", Level::Significant)
                     .partner(&partner.name)
-                    .actor("local administrator")
+                    .actor(LOCAL)
+                    .outcome("done")
                     .extra("role", OWNER)
                     .extra_personal("user", admin);
                 tx.append(&partner.id, added).await?;

@@ -24,6 +24,7 @@ use sqlx::any::AnyRow;
 use zeroize::Zeroizing;
 
 use crate::{
+    admin::actor::LOCAL,
     age::{self, Identity, is_sealed},
     audit::retention::{self, Policy},
     config::PROGRAM,
@@ -310,7 +311,7 @@ async fn prepare(place: &MediatorDir, gone: Withdrawn) -> Result<(), CliError> {
             let again = withdraw_again(tx, &gone.ended).await?;
             let kept = keep_again(tx, &gone.policies, configured_ms).await?;
             let event = Event::new("backup.restored", Level::Critical)
-                .actor("local administrator")
+                .actor(LOCAL)
                 .outcome("done")
                 .extra("logins_ended", logins)
                 .extra("tokens_voided", tokens)

@@ -203,7 +203,9 @@ mod tests {
 
     impl World {
         fn new(off_ms: i64) -> Self {
-            let secret = TotpSecret::generate().unwrap();
+            // One secret, for with a million codes those of two steps near each other are the
+            // same once in some hundred runs.
+            let secret = TotpSecret::from_slice(b"12345678901234567890").unwrap();
             Self { secret, off_ms, known: AppClock::default() }
         }
 

@@ -82,10 +82,10 @@ fn plain_http_gets_no_data_on_any_port() -> Result<()> {
         for text in [REQUEST, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\r\n\r\n"] {
             let mut stream = TcpStream::connect(port)?;
             stream.set_read_timeout(Some(SOON))?;
-            stream.write_all(text.as_bytes())?;
-            stream.shutdown(std::net::Shutdown::Write)?;
+            // A reset says as little as an end, and may come before any of these.
+            let _ = stream.write_all(text.as_bytes());
+            let _ = stream.shutdown(std::net::Shutdown::Write);
             let mut answer = Vec::new();
-            // A reset says as little as an end.
             let _ = stream.read_to_end(&mut answer);
             ensure!(answer.len() <= ALERT, "{port} answers {text:?} with {answer:?}");
         }
