@@ -143,6 +143,7 @@ impl Broker {
             session.bytes = (known.0.max(told.bytes_up), known.1.max(told.bytes_down));
             let accounted = (session.bytes != known).then(|| {
                 let event = events::of_session("session.accounted", Level::Significant, session)
+                    .outcome("reported")
                     .end_reason(reason)
                     .extra("reported_by", by.name())
                     .bytes_up(session.bytes.0)
