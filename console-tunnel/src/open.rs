@@ -9,7 +9,7 @@ mod no_path;
 mod refusal;
 mod run;
 
-use std::time::Instant;
+use std::{pin::pin, time::Instant};
 
 use adit_control::Peer;
 use adit_net::identity::DeviceIdentity;
@@ -37,7 +37,7 @@ use crate::{
     forward::{Local, Protocol, Users},
     learning,
     link::{Caller, REQUEST_TIMEOUT, list_request, matching, only_one, tell_refusal},
-    session::{Enrolment, OpenRequest, Session, Sessions, Wanted, wish},
+    session::{ABANDON, Enrolment, OpenRequest, Session, Sessions, Wanted, wish},
     state::{
         KnownAgents, KnownComputer, KnownRedirector, MediatorTrust, Selector, Verdict,
         account::pin_first,
@@ -397,11 +397,22 @@ impl<'a> Opening<'a> {
     /// the address book, so does the wish for a session; it is dropped if the answer shows that it
     /// was made for something else.
     async fn start(start: Start<'a>, caller: Caller, guess: Guess<'_>) -> Result<Self, CliError> {
-        let shutdown = start.shutdown;
+        let interrupt = start.shutdown.token();
+        let mut found = pin!(Self::find(start, caller, guess));
         tokio::select! {
-            started = Self::find(start, caller, guess) => started,
-            () = shutdown.token().cancelled_owned() => Err(CliError::interrupted()),
+            started = &mut found => return started,
+            () = interrupt.cancelled() => {}
         }
+        // The wish may have left already, and be granted.
+        let abandon = async {
+            if let Ok(mut opening) = found.await {
+                opening.sessions.abandon().await;
+            }
+        };
+        if tokio::time::timeout(ABANDON, abandon).await.is_err() {
+            tracing::debug!("nothing was heard of a session that may have been asked for");
+        }
+        Err(CliError::interrupted())
     }
 
     async fn find(start: Start<'a>, caller: Caller, guess: Guess<'_>) -> Result<Self, CliError> {
@@ -561,11 +572,17 @@ impl<'a> Opening<'a> {
         wanted: &Wanted<'_>,
     ) -> Result<(Session, bool), CliError> {
         let interrupt = self.shutdown.token();
+        let mut asked = pin!(self.ask(wanted));
         tokio::select! {
-            session = self.ask(wanted) => session,
-            // Whether the mediator has granted it is not known: the end of the connection ends it.
-            () = interrupt.cancelled() => Err(CliError::interrupted()),
+            session = &mut asked => return session,
+            () = interrupt.cancelled() => {}
         }
+        // The answer may be a grant that is on its way already: one that began here is ended as
+        // any other, one that nobody awaits would stay until the agent gives up.
+        if tokio::time::timeout(ABANDON, asked).await.is_err() {
+            tracing::debug!("a session that was asked for may begin without us");
+        }
+        Err(CliError::interrupted())
     }
 
     async fn ask(&mut self, wanted: &Wanted<'_>) -> Result<(Session, bool), CliError> {

@@ -33,7 +33,7 @@ use crate::{
 /// What was learnt of relays, in the data directory: the next console need not measure again.
 pub const RELAY_CACHE: &str = "relays";
 /// Time to end a session that was asked for and is not wanted after all.
-const ABANDON: Duration = Duration::from_secs(2);
+pub const ABANDON: Duration = Duration::from_secs(2);
 
 /// The endpoint with its control connection.
 pub struct Sessions {

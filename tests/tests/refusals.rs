@@ -7,6 +7,7 @@
 )]
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write,
     net::TcpListener,
@@ -20,7 +21,7 @@ use adit_tests::{
     process::{Finished, text},
     site::{POLICY_LOOPBACK, READY, SOON, Site, free_tcp_port, to_port},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 fn refused_with(done: &Finished, exit: i32, codes: &[&str]) -> Result<()> {
@@ -555,6 +556,57 @@ fn commands_that_wait_say_that_they_were_interrupted() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whenever Ctrl-C comes, from the first moment to a tunnel that stands: it says that it was
+/// interrupted, or that all is well after a grant, and no session is left that nobody has.
+#[test]
+fn an_interrupt_at_any_moment_of_an_opening_leaves_no_session() -> Result<()> {
+    const STEP: Duration = Duration::from_millis(2);
+    const STEPS: u32 = 30;
+    let mut site = Site::local("interrupt-sweep")?;
+    site.start()?;
+    let forward = ["forward", "agent", "-L", "127.0.0.1:0:127.0.0.1:9", "--json"];
+    let (mut interrupted, mut granted) = (0, 0);
+    for step in 0..STEPS {
+        let mut command = site.command("console", &forward);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn()?;
+        let id = child.id().to_string();
+        // Programs need some time until they listen to signals at all.
+        thread::park_timeout(Duration::from_millis(20) + STEP * step);
+        ensure!(Command::new("kill").args(["-s", "INT", &id]).status()?.success());
+        let begun = Instant::now();
+        let done = child.wait_with_output()?;
+        ensure!(begun.elapsed() < Duration::from_secs(5), "step {step}: {:?}", begun.elapsed());
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        ensure!(!String::from_utf8_lossy(&done.stderr).contains("panicked"), "{done:?}");
+        let has_grant = said.lines().any(|line| line.contains("\"granted\""));
+        match done.status.code() {
+            Some(0) if has_grant => granted += 1,
+            Some(130) if !has_grant => interrupted += 1,
+            // Before the program has asked for its signals, the signal itself ends it.
+            None if said.is_empty() => interrupted += 1,
+            _ => bail!("step {step}: {} after {said}", done.status),
+        }
+    }
+    ensure!(interrupted > 0, "all of {granted} were granted before the signal came");
+    // Well before an agent that waits for a console in vain gives up.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let events = site.audit()?;
+        let ids = |name: &str| -> BTreeSet<String> {
+            let named = events.iter().filter(|e| text(e, "event") == name);
+            named.map(|e| text(e, "session_id").to_owned()).collect()
+        };
+        let left: Vec<_> =
+            ids("session.granted").difference(&ids("session.ended")).cloned().collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "sessions are left: {left:?}");
+        thread::park_timeout(Duration::from_millis(200));
+    }
 }
 
 #[test]
