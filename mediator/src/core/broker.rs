@@ -243,7 +243,8 @@ impl Broker {
                 if let Some(session) = self.sessions.get_mut(&session) {
                     session.revocation.unrecorded = false;
                 }
-                self.push_if_due(session, now);
+                // Everybody was told when it ended, and is told again when nothing is heard.
+                self.settle_if_ended(session, now);
             }
         }
     }
@@ -730,7 +731,7 @@ impl Broker {
                 }
                 // The agent enforces ends; a console that comes back learns it by renewing.
                 session.revocation.console = false;
-                self.push_if_due(id, now);
+                self.settle_if_ended(id, now);
             }
         }
     }
@@ -783,9 +784,9 @@ impl Broker {
         }
     }
 
-    fn push_if_due(&mut self, id: SessionId, now: Now) {
+    fn settle_if_ended(&mut self, id: SessionId, now: Now) {
         if self.sessions.get(&id).is_some_and(Session::is_ended) {
-            self.push_revocation(id, now);
+            self.settle(id, now);
         }
     }
 

@@ -11,7 +11,7 @@ use adit_protocol::{
     wire::{self, session_event},
 };
 
-use super::{Broker, ending::MEDIATOR_WORDS, types::*};
+use super::{Broker, ending::MEDIATOR_WORDS, revoke::RETRY, types::*};
 
 pub(super) const AGENT: ConnectionId = ConnectionId(1);
 pub(super) const CONSOLE: ConnectionId = ConnectionId(2);
@@ -199,6 +199,35 @@ fn ends_name_who_decided_them() {
     let last = desk.events.last().unwrap();
     assert_eq!(last.extra_personal["ended_by"], Value::from("chief"));
     assert_eq!(last.actor.as_deref(), Some("jane"));
+}
+
+/// Its record is durable before anybody has acknowledged it.
+#[test]
+fn an_end_is_told_once_and_again_only_when_nothing_is_heard() {
+    let mut desk = Desk::new();
+    let session = desk.open(1, &[tcp("127.0.0.1", 22)], false);
+    let told = |desk: &mut Desk| {
+        let told = std::mem::take(&mut desk.transmits);
+        let ends = told.into_iter().filter_map(|transmit| match transmit {
+            Transmit::End { to, .. } => Some(to),
+            _ => None,
+        });
+        ends.collect::<Vec<_>>()
+    };
+    desk.transmits.clear();
+    desk.broker.handle_ended_by_administrator(session, desk.now);
+    desk.drain();
+    assert_eq!(told(&mut desk), [AGENT, CONSOLE]);
+    desk.broker.handle_acknowledged(session, AGENT, desk.now);
+    desk.now.mono += RETRY;
+    desk.broker.handle_timeout(desk.now);
+    desk.drain();
+    assert_eq!(told(&mut desk), [CONSOLE]);
+    desk.broker.handle_acknowledged(session, CONSOLE, desk.now);
+    desk.now.mono += RETRY;
+    desk.broker.handle_timeout(desk.now);
+    desk.drain();
+    assert_eq!(told(&mut desk), []);
 }
 
 #[test]

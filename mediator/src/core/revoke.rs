@@ -85,7 +85,7 @@ impl Broker {
     }
 
     /// Forgets an ended session that nobody needs, or sets its next look.
-    fn settle(&mut self, id: SessionId, now: Now) {
+    pub(super) fn settle(&mut self, id: SessionId, now: Now) {
         let Some(session) = self.sessions.get(&id) else { return };
         let pending = &session.revocation;
         let quiet = !pending.is_pending() || now.mono >= pending.forget;
