@@ -118,9 +118,21 @@ impl Holder {
         pool: &AnyPool,
         act: Act<'_>,
         spot: &Spot,
-        mut facts: Facts,
+        facts: Facts,
         when: When,
     ) -> Result<Decision, StoreError> {
+        self.judged(pool, act, spot, facts, when).await.map(|(decision, _)| decision)
+    }
+
+    /// As [`Self::computer`], with the circumstances as they were judged: approvals included.
+    pub(crate) async fn judged(
+        &self,
+        pool: &AnyPool,
+        act: Act<'_>,
+        spot: &Spot,
+        mut facts: Facts,
+        when: When,
+    ) -> Result<(Decision, Facts), StoreError> {
         let object = self.object(pool, spot, when).await?;
         let asks = |rule: &Rule| rule.conditions.approval || rule.role.conditions.approval;
         if let Some(redirector) = act.redirector
@@ -130,7 +142,7 @@ impl Holder {
                 requests::approved_until(pool, &self.account, &spot.computer, redirector, when)
                     .await?;
         }
-        let decision = self.decide(act, &object, facts);
+        let decision = self.decide(act, &object, facts.clone());
         // After the decision: whoever may not know of the computer learns nothing of the client.
         if decision.is_allowed()
             && matches!(act.permission, Permission::Launch | Permission::JoinSessions)
@@ -138,9 +150,9 @@ impl Holder {
             && locks::client(pool, &spot.client).await?
         {
             let text = "an administrator has locked this client down";
-            return Ok(deny("client-lockdown", failure::CLIENT_LOCKED, text));
+            return Ok((deny("client-lockdown", failure::CLIENT_LOCKED, text), facts));
         }
-        Ok(decision)
+        Ok((decision, facts))
     }
 
     /// The computer with the labels that these rules may ask for.

@@ -87,9 +87,14 @@ pub(crate) struct Wish {
 /// Redirectors that are no service of the computer's own.
 const FORWARDS: [&str; 3] = ["tcp", "udp", "socks"];
 
+/// All redirectors that there are. Every computer has the same: agents report none of their own.
+pub(crate) fn redirectors() -> impl Iterator<Item = &'static str> {
+    BUILTIN_REDIRECTORS.iter().map(|known| known.name).chain(FORWARDS)
+}
+
 /// Is there a redirector of that name?
 pub(crate) fn is_redirector(name: &str) -> bool {
-    FORWARDS.contains(&name) || BUILTIN_REDIRECTORS.iter().any(|known| known.name == name)
+    redirectors().any(|known| known == name)
 }
 
 /// Makes a request, if a rule of the asker is there that only lacks approval.

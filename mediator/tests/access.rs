@@ -337,6 +337,97 @@ async fn conditions_that_are_met_open_and_those_that_end_end_live_sessions() {
     assert_eq!(attempt(&mut agent).await.unwrap_err(), failure::OUTSIDE_HOURS);
 }
 
+/// A request for the only computer that there is; its id.
+async fn ask_for_ssh(console: &Device) -> String {
+    let Body::Computers(found) =
+        console.ask(Body::ListComputers(wire::ListComputers::default())).await.unwrap()
+    else {
+        panic!()
+    };
+    let wish = wire::RequestAccess {
+        computer_id: found.computers[0].computer_id.clone(),
+        redirector: "ssh".into(),
+        reason: "why".into(),
+        ..Default::default()
+    };
+    let Body::AccessRequest(asked) = console.ask(Body::RequestAccess(wish)).await.unwrap() else {
+        panic!()
+    };
+    asked.request_id
+}
+
+/// The rule that allows lacks nothing, and each other one what it lacks: an approval that holds
+/// counts for all of them, now and as of then.
+#[tokio::test]
+async fn what_each_rule_lacks_fits_the_decision() {
+    let mediator = Mediator::start();
+    mediator.agent("pc").await;
+    let jane = mediator.user("jane", &[]).await;
+    let allows = mediator.bind("technician", "jane", &["--require", "approval"]);
+    let lacks = mediator.bind("technician", "jane", &["--require", "approval,ticket"]);
+    let explain = |more: &[&str]| {
+        let ask = [&["explain", "jane", "main/hq/pc", "ssh"], more].concat();
+        let told = mediator.admin(&ask).remove(0);
+        let missing = |id: &str| {
+            let rules = told["rules"].as_array().unwrap().iter();
+            let mut found = rules.filter(|rule| rule["rule"].as_str().unwrap().contains(id));
+            found.next().unwrap()["missing"].clone()
+        };
+        let missing = [missing(&allows), missing(&lacks)];
+        (told, missing)
+    };
+    let (before, missing) = explain(&[]);
+    assert_eq!((&before["allowed"], &before["missing"]), (&json!(false), &missing[0]));
+    assert_eq!(missing[0], json!([failure::APPROVAL_REQUIRED]));
+    assert_eq!(missing[1], json!([failure::TICKET_REQUIRED, failure::APPROVAL_REQUIRED]));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let asked = ask_for_ssh(&jane).await;
+    mediator.admin(&["request", "approve", &asked]);
+    let (then, missing) = explain(&[]);
+    assert_eq!(then["allowed"], true, "{then}");
+    assert!(then["rule"].as_str().unwrap().contains(&allows), "{then}");
+    assert_eq!(missing, [json!([]), json!([failure::TICKET_REQUIRED])], "{then}");
+    // An approval of that redirector is none of another one.
+    let other = mediator.admin(&["explain", "jane", "main/hq/pc", "rdp"]).remove(0);
+    assert_eq!(other["code"], failure::APPROVAL_REQUIRED, "{other}");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    mediator.admin(&["request", "deny", &asked]);
+    assert_eq!(explain(&[]).1[0], json!([failure::APPROVAL_REQUIRED]));
+    for (at, was) in [(&before, before["allowed"].clone()), (&then, then["allowed"].clone())] {
+        let (past, missing) = explain(&["--at", at["at"].as_str().unwrap()]);
+        assert_eq!((&past["allowed"], &past["rules"]), (&was, &at["rules"]), "{past}");
+        assert_eq!(missing[0] == json!([]), was == json!(true));
+    }
+}
+
+/// Rules that allow any redirector make none of what no computer has.
+#[tokio::test]
+async fn what_no_computer_has_is_told_as_such() {
+    let mediator = Mediator::start();
+    mediator.agent("pc").await;
+    mediator.user("jane", &[]).await;
+    mediator.bind("technician", "jane", &[]);
+    let explain =
+        |redirector: &str| mediator.admin(&["explain", "jane", "main/hq/pc", redirector]).remove(0);
+    for redirector in ["ssh", "tcp", "udp", "socks"] {
+        let told = explain(redirector);
+        assert_eq!((&told["known"], &told["allowed"]), (&json!(true), &json!(true)), "{told}");
+    }
+    let told = explain("nonsense");
+    assert_eq!((&told["known"], &told["allowed"]), (&json!(false), &json!(false)), "{told}");
+    assert_eq!(told["code"], failure::NO_SUCH_REDIRECTOR);
+    assert!(told["message"].as_str().unwrap().contains("rdp, vnc, ssh"), "{told}");
+    // What the rules would say is there.
+    assert_eq!(told["rules"][0]["permits"], true);
+    assert_eq!(told["rules"][0]["missing"], json!([]));
+    // A role may name it, and whoever makes it is told.
+    let create = ["role", "create", "odd", "--permission", "launch", "--redirector"];
+    let made = mediator.admin(&[&create[..], &["nonsense", "--redirector", "ssh"]].concat());
+    assert_eq!(made[0]["unknown_redirectors"], json!(["nonsense"]));
+    let made = mediator.admin(&[&create[..], &["ssh", "--replace"]].concat());
+    assert_eq!(made[0]["unknown_redirectors"], json!([]));
+}
+
 /// Whatever changed since: the role's content, groups of users and computers, approvals, bindings.
 #[tokio::test]
 async fn each_thing_that_changed_since_is_explained_as_it_was() {
@@ -387,23 +478,9 @@ async fn each_thing_that_changed_since_is_explained_as_it_was() {
     check(&["computer", "tag", "pc", "site=hq", "--remove"], &[]).await;
     mediator.admin(&["role", "unbind", &group]);
     let binding = bind(&["--client", "main/hq", "--require", "approval"]);
-    let Body::Computers(found) =
-        jane.ask(Body::ListComputers(wire::ListComputers::default())).await.unwrap()
-    else {
-        panic!()
-    };
-    let wish = wire::RequestAccess {
-        computer_id: found.computers[0].computer_id.clone(),
-        redirector: "ssh".into(),
-        reason: "why".into(),
-        ..Default::default()
-    };
-    let Body::AccessRequest(asked) = jane.ask(Body::RequestAccess(wish)).await.unwrap() else {
-        panic!()
-    };
-    mediator.admin(&["request", "approve", &asked.request_id]);
-    check(&["request", "deny", &asked.request_id], &["request", "approve", &asked.request_id])
-        .await;
+    let asked = ask_for_ssh(&jane).await;
+    mediator.admin(&["request", "approve", &asked]);
+    check(&["request", "deny", &asked], &["request", "approve", &asked]).await;
     check(&["role", "unbind", &binding], &[]).await;
 }
 

@@ -40,8 +40,25 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "note: {}", escape_text(text));
 }
 
-/// One thing: a line for each of its fields that says something.
+/// Fields of answers that are a warning where they say something, and what they warn of.
+const WARNINGS: [(&str, &str); 1] =
+    [("unknown_redirectors", "no computer has these redirectors, so nobody can open them")];
+
+/// What an answer warns of.
+fn warnings(answer: &Value) -> impl Iterator<Item = String> {
+    let said = |(name, meaning): (&str, &str)| {
+        let value = answer.get(name).filter(|value| !is_empty(value))?;
+        Some(format!("{meaning}: {}", text(value)))
+    };
+    WARNINGS.into_iter().filter_map(said)
+}
+
+/// One thing: a line for each of its fields that says something. What it warns of is on stderr,
+/// too.
 pub fn one(output: Output, answer: &Value) -> Result<(), CliError> {
+    if !output.json {
+        warnings(answer).for_each(|warning| note(&warning));
+    }
     let Some(fields) = answer.as_object() else { return Ok(()) };
     let shown = fields.iter().filter(|(_, value)| !is_empty(value));
     let width = shown.clone().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
@@ -139,6 +156,14 @@ mod tests {
         assert_eq!(text(&json!(["a", "b"])), "a, b");
         assert_eq!(text(&json!({"a": 1, "b": null, "c": true, "d": false})), "a=1 c");
         assert_eq!(text(&json!("\u{1b}[2J")), "\\u{1b}[2J");
+    }
+
+    #[test]
+    fn an_answer_warns_only_of_what_is_there() {
+        let said = |answer| warnings(&answer).collect::<Vec<_>>();
+        assert_eq!(said(json!({"role": "r", "unknown_redirectors": []})), [""; 0]);
+        let told = said(json!({"role": "r", "unknown_redirectors": ["shh", "rdb"]}));
+        assert_eq!(told, ["no computer has these redirectors, so nobody can open them: shh, rdb"]);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
     authz::Holder,
     names,
     place::store_error,
-    requests::Wish,
+    requests::{self, Wish},
     roles::{
         Conditions, Permission, Redirectors, Role, Scope,
         mint::{may_grant, object_of, plain},
@@ -213,11 +213,19 @@ fn role_json(role: &Role, builtin: bool) -> Value {
         Redirectors::All => json!("all"),
         Redirectors::Only(names) => json!(names),
     };
+    // Not refused: a later version may have them.
+    let unknown = match &role.redirectors {
+        Redirectors::All => Vec::new(),
+        Redirectors::Only(names) => {
+            names.iter().filter(|name| !requests::is_redirector(name)).collect()
+        }
+    };
     json!({
         "role": role.name,
         "builtin": builtin,
         "permissions": role.permissions.iter().map(|p| p.name()).collect::<Vec<_>>(),
         "redirectors": redirectors,
+        "unknown_redirectors": unknown,
         "conditions": role.conditions,
     })
 }

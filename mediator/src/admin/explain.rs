@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     authz::{Decision, Holder, Spot},
+    core::types::Refusal,
     place::store_error,
     requests::{self, By, Judgement, RequestError, Wish, is_redirector},
     roles::{Act, Needs, Permission, Rule, Unmet, conditions::Facts},
@@ -49,6 +50,9 @@ pub(crate) struct Question {
 /// Who may ask why others may do something.
 const SEE: &[Permission] =
     &[Permission::ManageRoles, Permission::ManageUsers, Permission::ReadAudit];
+
+/// The rule that the log names for what no computer has.
+const MALFORMED: &str = "malformed";
 
 /// Decides as for the user, and tells how each rule came out.
 pub(super) async fn explain(
@@ -85,8 +89,9 @@ pub(super) async fn explain(
     let holder =
         Holder::load(pool, &account.partner_id, &account.id, when).await.map_err(store_error)?;
     let (act, spot) = (Act::launch(&question.redirector), Spot::of(&row));
-    let decision =
-        holder.computer(pool, act, &spot, facts.clone(), when).await.map_err(store_error)?;
+    // Each rule is held to what the decision was held to, approvals included.
+    let (decision, facts) =
+        holder.judged(pool, act, &spot, facts, when).await.map_err(store_error)?;
     let object = holder.object(pool, &spot, when).await.map_err(store_error)?;
     let lines: Vec<Value> = holder
         .rules
@@ -106,7 +111,20 @@ pub(super) async fn explain(
             })
         })
         .collect();
+    let decision = if is_redirector(&question.redirector) { decision } else { nowhere(&question) };
     Ok(vec![told(&question, &row.client_path(), &row.name, now_ms, decision, lines)])
+}
+
+/// Opening it is refused before any rule is asked, and under the same name in the log.
+fn nowhere(question: &Question) -> Decision {
+    let known: Vec<&str> = requests::redirectors().collect();
+    let text = format!(
+        "no computer has a redirector {}; there are {}",
+        question.redirector,
+        known.join(", ")
+    );
+    let refusal = Refusal::new(failure::NO_SUCH_REDIRECTOR, text);
+    Decision::Deny { rule: MALFORMED.to_owned(), refusal, unmet: Vec::new() }
 }
 
 fn conditions(rule: &Rule) -> String {
@@ -143,6 +161,7 @@ fn told(
         "computer": computer,
         "client": client,
         "redirector": question.redirector,
+        "known": is_redirector(&question.redirector),
         "at": format_ms(at_ms),
         "rules": rules,
     })

@@ -606,6 +606,8 @@ kinds! {
         permissions: Vec<String>,
         /// `all`, or names.
         redirectors: Value,
+        /// Those of them that no computer has.
+        unknown_redirectors: Vec<String>,
         conditions: ConditionsOf,
         description: Option<String>,
     }
@@ -838,6 +840,8 @@ kinds! {
         computer: String,
         client: String,
         redirector: String,
+        /// Whether computers have such a redirector, whatever the rules say.
+        known: bool,
         at: String,
         rules: Vec<RuleOutcome>,
     }
