@@ -57,6 +57,7 @@ pub(crate) struct Sender {
 /// What the log's session row says.
 struct Recorded {
     client: String,
+    account: String,
     console: PublicKey,
     agent: PublicKey,
     redirector: String,
@@ -129,7 +130,9 @@ async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<()
         return Ok(()); // both ends send both
     }
     let counterpart = find(tx, receipt, said.role.other()).await?;
-    if counterpart.is_none() && !sender.room.take(tx, &sender.partner_id, receipt).await? {
+    let signer = recorded.signer(said.role);
+    let of_signer = (sender.partner_id.as_str(), signer.as_str());
+    if counterpart.is_none() && !sender.room.take(tx, of_signer, receipt).await? {
         return no_room(tx, (sender, client), receipt).await;
     }
     let kind = kind(receipt);
@@ -152,6 +155,9 @@ async fn keep(tx: &mut WriteTx, sender: &Sender, receipt: &Receipt) -> Result<()
         differ(tx, (sender, client), receipt, what).await?;
     }
     let Some((line, state)) = counterpart else { return Ok(()) };
+    if state == WAITED_FOR {
+        sender.room.found(&sender.partner_id, &recorded.signer(said.role.other()));
+    }
     let Ok(counterpart) = Receipt::parse(line.as_bytes()) else { return Ok(()) };
     let same = match said.role {
         Role::Console => compare(receipt, &counterpart),
@@ -241,7 +247,8 @@ async fn recorded(
     partner_id: &str,
 ) -> Result<Option<Recorded>, StoreError> {
     let row = sqlx::query(
-        "SELECT client, console, agent, redirector, target, any_target, started_ms, ended_ms \
+        "SELECT client, account_id, console, agent, redirector, target, any_target, started_ms, \
+         ended_ms \
          FROM session WHERE id = $1 AND partner_id = $2",
     )
     .bind(session.to_owned())
@@ -252,6 +259,7 @@ async fn recorded(
         let corrupt = |_| StoreError::Corrupt("session: key".to_owned());
         Ok(Recorded {
             client: row.text("client")?,
+            account: row.text("account_id")?,
             console: PublicKey::from_slice(&row.blob("console")?).map_err(corrupt)?,
             agent: PublicKey::from_slice(&row.blob("agent")?).map_err(corrupt)?,
             redirector: row.text("redirector")?,
@@ -270,6 +278,14 @@ impl Recorded {
     fn channels(&self, now_ms: u64) -> u64 {
         let length_ms = self.ended_ms.unwrap_or(now_ms).saturating_sub(self.started_ms);
         CHANNELS.saturating_add((length_ms / 1000).saturating_mul(CHANNELS_PER_SECOND))
+    }
+
+    /// Whose word an end's receipts are: the person's, with whatever device; the computer's.
+    fn signer(&self, role: Role) -> String {
+        match role {
+            Role::Console => self.account.clone(),
+            Role::Agent => self.agent.fingerprint().to_string(),
+        }
     }
 
     /// It speaks of other devices than the session's: of whose keys nobody knows anything.

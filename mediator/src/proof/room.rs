@@ -2,7 +2,9 @@
 //!
 //! What a partner's devices sign without counterpart takes that partner's room and nobody else's.
 //! The fuller it is, the less of it an end of one session may have: one that signs without end is
-//! turned away long before those that tell little. What has no room is not kept; how much of each
+//! turned away long before those that tell little. Any number of sessions is one signer's: of the
+//! last eighth a person or a computer has a share, so that nobody closes it to the others. What has
+//! no room is not kept; how much of each
 //! end that was is counted with its session, and recorded each time the number has doubled. Must
 //! never turn away what finds its counterpart: that makes room.
 
@@ -15,7 +17,7 @@ use adit_ledger::{Event, Level, Receipt, receipt::Role};
 use adit_protocol::ids::SessionId;
 use sqlx::AnyPool;
 
-use super::receipts::{MISSED, WAITED_FOR};
+use super::receipts::{GRACE_MS, MISSED, WAITED_FOR};
 use crate::store::{Columns, StoreError, WriteTx, Writer, bigint};
 
 /// Of one partner, waiting for a counterpart: some 160 MB.
@@ -24,6 +26,11 @@ const WAITING: u64 = 200_000;
 const MISSING: u64 = 200_000;
 /// From how many eighths on that are taken an end of a session may have how many.
 const SHARES: [(u64, u64); 3] = [(7, 4), (6, 64), (4, 1_024)];
+/// Of the last eighth, an account or a computer may have so many in [`FORGET_MS`], less what found
+/// its counterpart. By account, since one person may log in with any number of devices.
+const OF_SIGNER: u64 = 256;
+/// So long it is remembered who had how many: what waits for longer is of sessions that are open.
+const FORGET_MS: u64 = GRACE_MS;
 /// What waits is counted anew after this long, milliseconds, once room seems to be short.
 const COUNT_AGAIN_MS: u64 = 1_000;
 /// Deleted in one transaction.
@@ -35,7 +42,14 @@ const ENDS: i64 = 1_000;
 #[derive(Debug)]
 pub(crate) struct Room {
     waiting: u64,
-    counted: Mutex<BTreeMap<String, Counted>>,
+    of_signer: u64,
+    counted: Mutex<BTreeMap<String, Partner>>,
+}
+
+#[derive(Debug, Default)]
+struct Partner {
+    counted: Option<Counted>,
+    signers: Signers,
 }
 
 /// Never less than there is: what is written is added, what finds its counterpart is not taken off.
@@ -43,6 +57,37 @@ pub(crate) struct Room {
 struct Counted {
     at_most: u64,
     counted_ms: u64,
+}
+
+/// Who had how many of the last eighth; no more signers than it has places.
+#[derive(Debug, Default)]
+struct Signers {
+    since_ms: u64,
+    had: BTreeMap<String, u64>,
+}
+
+impl Signers {
+    fn may_have_one_more(&mut self, signer: &str, now_ms: u64, (each, all): (u64, u64)) -> bool {
+        if now_ms.abs_diff(self.since_ms) >= FORGET_MS {
+            *self = Self { since_ms: now_ms, had: BTreeMap::new() };
+        }
+        match self.had.get(signer) {
+            Some(had) => *had < each,
+            None => (self.had.len() as u64) < all,
+        }
+    }
+
+    fn took(&mut self, signer: &str) {
+        *self.had.entry(signer.to_owned()).or_default() += 1;
+    }
+
+    fn gave_back(&mut self, signer: &str) {
+        let Some(had) = self.had.get_mut(signer) else { return };
+        *had = had.saturating_sub(1);
+        if *had == 0 {
+            self.had.remove(signer);
+        }
+    }
 }
 
 impl Default for Room {
@@ -54,37 +99,62 @@ impl Default for Room {
 impl Room {
     /// For this many of each partner.
     pub(super) fn of(waiting: u64) -> Self {
-        Self { waiting, counted: Mutex::default() }
+        Self { waiting, of_signer: OF_SIGNER, counted: Mutex::default() }
     }
 
-    /// Is there room for one more of this end? If so, it is taken.
+    /// With this share of the last eighth.
+    #[cfg(test)]
+    pub(super) fn for_each_signer(self, of_signer: u64) -> Self {
+        Self { of_signer, ..self }
+    }
+
+    /// Is there room for one more of this end and signer? If so, it is taken.
     pub(super) async fn take(
         &self,
         tx: &mut WriteTx,
-        partner_id: &str,
+        (partner_id, signer): (&str, &str),
         receipt: &Receipt,
     ) -> Result<bool, StoreError> {
         let now = tx.now_ms();
-        let mut known = self.known(partner_id);
+        let mut known = self.of_partner(partner_id, |partner| partner.counted);
         let old = known.is_none_or(|known| now.abs_diff(known.counted_ms) >= COUNT_AGAIN_MS);
         if old && known.is_none_or(|known| self.share(known.at_most).is_some()) {
             let at_most = waiting(tx, (partner_id, None), self.waiting).await?;
             known = Some(Counted { at_most, counted_ms: now });
         }
         let mut known = known.unwrap_or_default();
+        let is_last = known.at_most >= self.waiting * 7 / 8;
+        let most = (self.of_signer, self.waiting / 8);
+        let may = self.of_partner(partner_id, |partner| {
+            if !is_last {
+                partner.signers = Signers::default(); // of what they had, nothing is there
+                return true;
+            }
+            partner.signers.may_have_one_more(signer, now, most)
+        });
         let fits = match self.share(known.at_most) {
             None => true,
-            Some(0) => false,
+            Some(share) if !may || share == 0 => false,
             Some(share) => waiting(tx, (partner_id, Some(receipt)), share).await? < share,
         };
         known.at_most += u64::from(fits);
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        counted.insert(partner_id.to_owned(), known);
+        self.of_partner(partner_id, |partner| {
+            partner.counted = Some(known);
+            if fits && is_last {
+                partner.signers.took(signer);
+            }
+        });
         Ok(fits)
     }
 
-    fn known(&self, partner_id: &str) -> Option<Counted> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner).get(partner_id).copied()
+    /// One that waited has found its counterpart.
+    pub(super) fn found(&self, partner_id: &str, signer: &str) {
+        self.of_partner(partner_id, |partner| partner.signers.gave_back(signer));
+    }
+
+    fn of_partner<T>(&self, partner_id: &str, act: impl FnOnce(&mut Partner) -> T) -> T {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        act(counted.entry(partner_id.to_owned()).or_default())
     }
 
     /// How many an end of a session may have when so many are there; `None`: any number.
@@ -322,6 +392,32 @@ mod tests {
         assert_eq!(of(&[100, 80, 3], 40), [(100, 30), (80, 10)]);
         assert_eq!(of(&[5, 5, 5], 2).iter().map(|(_, n)| n).sum::<u64>(), 2);
         assert_eq!(of(&[2, 1], 9).iter().map(|(_, n)| n).sum::<u64>(), 3);
+    }
+
+    #[test]
+    fn what_a_signer_had_counts_until_it_found_its_counterpart_or_is_forgotten() {
+        let (mut signers, most) = (Signers::default(), (2, 3));
+        let mut take = |who: &str, now| {
+            let may = signers.may_have_one_more(who, now, most);
+            if may {
+                signers.took(who);
+            }
+            may
+        };
+        let t = 10 * FORGET_MS;
+        assert_eq!([1, 2, 3].map(|n| take("a", t + n)), [true, true, false]);
+        assert!(take("b", t + 4) && take("c", t + 5), "of others it is no business");
+        assert!(!take("d", t + 6), "there are as many as can be counted");
+        signers.gave_back("a");
+        signers.gave_back("nobody");
+        let mut may = |who: &str, now| signers.may_have_one_more(who, now, most);
+        assert!(may("a", t + 7) && !may("d", t + 8));
+        signers.gave_back("b");
+        assert!(signers.may_have_one_more("d", t + 9, most));
+        signers.took("a");
+        assert!(!signers.may_have_one_more("a", t + FORGET_MS, most));
+        // Since the first look of all.
+        assert!(signers.may_have_one_more("a", t + 1 + FORGET_MS, most));
     }
 
     #[test]

@@ -804,6 +804,61 @@ mod receipts {
         running.close().await;
     }
 
+    /// Nor do many sessions close the room to others: of the last eighth each person and each
+    /// computer has a share, with whatever device, and gets it back with what finds its counterpart.
+    #[tokio::test]
+    async fn no_number_of_sessions_of_one_signer_takes_the_last_of_the_room() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let new = Ends::new(running.partner("acme").await.id);
+        let flood = Ends { room: Arc::new(Room::of(400).for_each_signer(8)), ..new };
+        let key = || Arc::new(SigningKey::generate().unwrap());
+        let of = |n| Ends { session: [n; 16], ..flood.clone() };
+        let fill = of(8);
+        let crowd: Vec<_> = (20..30).map(of).collect();
+        // The same account with other consoles; other computers.
+        let devices: Vec<_> = (30..40).map(|n| Ends { console: key(), ..of(n) }).collect();
+        let others: Vec<_> = (40..50).map(|n| Ends { agent: key(), ..of(n) }).collect();
+        let all = [&[flood.clone(), fill.clone()], &crowd[..], &devices, &others].concat();
+        sessions(&running, &all).await;
+        let many = |ends: &Ends, role, channels: std::ops::RangeInclusive<u64>| {
+            channels.map(|n| ends.receipt(role, n, None)).collect::<Vec<_>>()
+        };
+        for some in many(&flood, Role::Agent, 1..=300).chunks(60) {
+            flood.send(&running, Role::Agent, some).await;
+        }
+        fill.send(&running, Role::Agent, &many(&fill, Role::Agent, 1..=50)).await;
+        assert_eq!(kept(&running).await, 350);
+        for ends in &crowd {
+            ends.send(&running, Role::Agent, &many(ends, Role::Agent, 1..=4)).await;
+        }
+        assert_eq!(kept(&running).await, 358);
+        assert_eq!(dropped(&running, &crowd[9]).await, [1, 2, 4]);
+        for ends in &devices {
+            ends.send(&running, Role::Console, &many(ends, Role::Console, 1..=4)).await;
+        }
+        assert_eq!(kept(&running).await, 366);
+        // Other computers are served, although those two come with more and more.
+        for ends in &others[..8] {
+            ends.send(&running, Role::Agent, &many(ends, Role::Agent, 1..=4)).await;
+            assert_eq!(kept_of(&running, ends).await, 4);
+        }
+        // 398 of 400 wait. What finds its counterpart makes room, and gives its signer's share back.
+        let first = &crowd[0];
+        first.send(&running, Role::Console, &many(first, Role::Console, 1..=4)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+        for ends in &crowd[2..6] {
+            ends.send(&running, Role::Agent, &many(ends, Role::Agent, 1..=4)).await;
+        }
+        let again: Vec<_> = crowd[2..6].iter().map(|ends| kept_of(&running, ends)).collect();
+        let mut kept_again = Vec::new();
+        for kept in again {
+            kept_again.push(kept.await);
+        }
+        assert_eq!(kept_again, [4, 0, 0, 0]);
+        running.close().await;
+    }
+
     /// Whose word had no room is not said to have sent nothing; and what is missing for good takes
     /// bounded room, too.
     #[tokio::test]
