@@ -3,7 +3,8 @@
 //! A code lives for 30 s (ASVS 6.5.5): only the step counts that the app shows now by what is known
 //! of its clock. That is learned from two codes in a row, which also takes an app back whose clock
 //! went off by minutes (RFC 6238 §6): the first, right at another time, is refused and noted, the
-//! next one in its own 30 s counts.
+//! next one in its own 30 s counts. Two in a row that somebody saw and shows later must not be taken
+//! for such an app: since a code counted, a clock goes off by what clocks do, or is set right.
 //!
 //! Each code counts once (RFC 6238 §5.2), one that was only noted not at all: steps after the last
 //! one are tried alone, and the caller makes what is known durable together with what it permits.
@@ -27,6 +28,9 @@ const NEAR_MS: i64 = 10_000;
 /// Of a clock that went off: the code next to the one that was noted counts from so long after that
 /// one on. Who types codes as they come shows them 30 s apart, who began late a little after.
 const NEXT_MS: i64 = 8_000;
+/// A clock goes off by one part in so many: 30 ppm, 2.6 s a day, as a quartz at the end of its range
+/// in the cold.
+const WANDERS: u64 = 33_333;
 /// Digits of a code.
 const DIGITS: u8 = 6;
 /// Characters looked at: six digits with spaces.
@@ -43,6 +47,8 @@ pub(crate) struct AppClock {
     pub(crate) drift_ms: i64,
     /// When `last_step` was shown, if that was at another time than its own; else 0.
     pub(crate) missed_ms: u64,
+    /// When a code counted last; 0: never, so that nothing is known of the clock.
+    pub(crate) counted_ms: u64,
 }
 
 /// What a code is.
@@ -65,10 +71,29 @@ impl AppClock {
         }
         let (least, most) = off(self.last_step, self.missed_ms);
         let nearest = self.drift_ms.clamp(least, most);
-        match nearest.abs_diff(self.drift_ms) <= NEAR_MS.unsigned_abs() {
-            true => nearest,
-            false => most.saturating_sub(NEXT_MS),
+        if nearest.abs_diff(self.drift_ms) <= NEAR_MS.unsigned_abs() {
+            return nearest;
         }
+        let likely = most.saturating_sub(NEXT_MS);
+        let far = self.far_ms();
+        for (from, to) in [
+            (self.drift_ms.saturating_sub(far), self.drift_ms.saturating_add(far)),
+            // Its clock was set right.
+            (-NEAR_MS, NEAR_MS),
+        ] {
+            let (from, to) = (from.max(least), to.min(most));
+            if from <= to {
+                return likely.clamp(from, to);
+            }
+        }
+        self.drift_ms.clamp(-MAX_DRIFT_MS, MAX_DRIFT_MS)
+    }
+
+    /// How far the clock can have gone off since a code counted; anywhere if none ever did.
+    fn far_ms(&self) -> i64 {
+        let since = self.missed_ms.saturating_sub(self.counted_ms);
+        let wandered = i64::try_from(since / WANDERS).unwrap_or(i64::MAX);
+        if self.counted_ms == 0 { i64::MAX } else { NEAR_MS.saturating_add(wandered) }
     }
 
     /// Is this the one after a code that was noted?
@@ -79,16 +104,17 @@ impl AppClock {
     /// Judges a right code of a later step than the last one.
     fn judge(self, step: u64, now_ms: u64) -> Code {
         let spent = Self { last_step: step, missed_ms: 0, ..self };
+        let right = Self { counted_ms: now_ms, ..spent };
         if now_ms.saturating_add_signed(self.drift_for(step)) / STEP_MS != step {
             return Code::OutOfTime(Self { missed_ms: now_ms, ..spent });
         }
         if !self.is_next(step) {
-            return Code::Right(spent);
+            return Code::Right(right);
         }
         // Both tell something of the clock, and what was taken for it fits both.
         let (first, second) = (off(self.last_step, self.missed_ms), off(step, now_ms));
         let drift_ms = first.0.max(second.0).midpoint(first.1.min(second.1));
-        Code::Right(Self { drift_ms, ..spent })
+        Code::Right(Self { drift_ms, ..right })
     }
 }
 
@@ -178,10 +204,9 @@ mod tests {
         for (time, right) in [(59, "287082"), (1_111_111_109, "081804"), (20_000_000_000, "353130")]
         {
             let found = secret.judge(right, time * 1000, AppClock::default());
-            assert_eq!(
-                found,
-                Code::Right(AppClock { last_step: time / STEP_S, ..AppClock::default() })
-            );
+            let (last_step, counted_ms) = (time / STEP_S, time * 1000);
+            let right = AppClock { last_step, counted_ms, ..AppClock::default() };
+            assert_eq!(found, Code::Right(right));
         }
         let url = secret.url("jane:x", "acme & co").unwrap();
         assert!(
@@ -248,7 +273,7 @@ mod tests {
         for missed_ms in std::iter::once(0).chain(noted) {
             for drift_ms in drifts {
                 let last_step = if missed_ms == 0 { 0 } else { step - 1 };
-                let known = AppClock { last_step, drift_ms, missed_ms };
+                let known = AppClock { last_step, drift_ms, missed_ms, counted_ms: 0 };
                 let mut life_ms = 0;
                 for at_ms in (0..3_200).map(|n| begins - 800_000 + n * TICK_MS) {
                     let then = match known.judge(step, at_ms) {
@@ -316,6 +341,39 @@ mod tests {
         for step in 1..100 {
             assert!(world.show(step, step * STEP_MS + step * 300));
         }
+    }
+
+    /// Somebody who saw two codes in a row shows them later, whatever apart: with a clock that was
+    /// right yesterday, or off by a known time, they count no longer than one by itself, but for
+    /// what people are late by and clocks wander in a day.
+    #[test]
+    fn two_codes_that_were_seen_count_for_nothing_later() {
+        const DAY_MS: u64 = 24 * 3_600_000;
+        let begins = 1_000_000 * STEP_MS;
+        for drift_ms in [0, -4_000, 70_000, -250_000] {
+            let mut latest = 0;
+            for late_ms in (0..330_000).step_by(500) {
+                for apart_ms in (500..40_000).step_by(1_500) {
+                    let mut world = World::new(drift_ms);
+                    world.known.drift_ms = drift_ms;
+                    world.known.counted_ms = begins - DAY_MS;
+                    let shown_ms = begins.strict_sub_signed(drift_ms) + late_ms;
+                    world.show(999_999, shown_ms - apart_ms);
+                    // Where the mediator's own time is the right one, the app was set right.
+                    let is_set = drift_ms == 70_000 && (50_000..120_000).contains(&late_ms);
+                    if world.show(1_000_000, shown_ms) && !is_set {
+                        latest = latest.max(late_ms);
+                    }
+                }
+            }
+            assert!(latest >= STEP_MS - 500, "{drift_ms}");
+            assert!(latest < STEP_MS + NEAR_MS.unsigned_abs() + 3_000, "{drift_ms}: {latest} ms");
+        }
+        // After months without a code a clock may be off by as much.
+        let mut world = World::new(120_000);
+        world.known.counted_ms = begins - 60 * DAY_MS;
+        assert!(!world.show(1_000_000, begins - 105_000));
+        assert!(world.show(1_000_001, begins - 75_000));
     }
 
     /// A little late, as people are: the next one counts at once.

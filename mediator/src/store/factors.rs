@@ -76,6 +76,7 @@ fn read(row: &AnyRow) -> Result<FactorRow, StoreError> {
             last_step: row.number("last_step")?,
             drift_ms: sqlx::Row::try_get(row, "drift_ms")?,
             missed_ms: row.number("missed_ms")?,
+            counted_ms: row.number("used_ms")?,
         },
         created_ms: row.number("created_ms")?,
         confirmed: row.flag("confirmed")?,
