@@ -12,6 +12,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::packed;
+
 /// Packages and programs of a release. Always resolved together: one program alone would otherwise
 /// be built with fewer features of shared crates, and have other bits than in a release.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -128,6 +130,9 @@ impl Recipe {
         let mut fetch = Command::new("cargo");
         fetch.args(["fetch", "--quiet", "--locked", "--target", &self.target]);
         run(fetch.current_dir(&source).env_remove("RUSTUP_TOOLCHAIN"))?;
+        if let Some(packed) = user_cargo_home().map(|home| home.join("registry").join("cache")) {
+            packed::check(&source.join("Cargo.lock"), &packed)?;
+        }
         let cargo_home = home.join("cargo");
         lend_registry(&cargo_home)?;
 
@@ -190,12 +195,24 @@ impl Recipe {
     }
 
     fn clone_to(&self, source: &Path) -> Result<()> {
-        let mut clone = Command::new("git");
+        // No setting of whoever builds may change what lies there, nor run anything: neither
+        // attributes and filters, nor templates with hooks. Only whose repository it is must not
+        // matter, which git takes from such a file alone.
+        let home = tempfile::tempdir()?;
+        let settings = home.path().join("settings");
+        fs::write(&settings, "[safe]\n\tdirectory = *\n[core]\n\tautocrlf = false\n")?;
+        let git = || {
+            let mut git = Command::new("git");
+            git.env("GIT_CONFIG_GLOBAL", &settings).env("GIT_CONFIG_NOSYSTEM", "1");
+            git.env("GIT_ATTR_NOSYSTEM", "1").env("GIT_TEMPLATE_DIR", "");
+            git.env("HOME", home.path()).env("XDG_CONFIG_HOME", home.path());
+            git
+        };
+        let mut clone = git();
         clone.args(["clone", "--quiet", "--no-checkout", "--no-hardlinks", "--"]);
         run(clone.arg(&self.repository).arg(source))?;
-        let mut checkout = Command::new("git");
-        // No setting of whoever builds may change what lies there.
-        checkout.args(["-c", "core.autocrlf=false", "checkout", "--quiet", "--detach"]);
+        let mut checkout = git();
+        checkout.args(["checkout", "--quiet", "--detach"]);
         run(checkout.arg(&self.commit).current_dir(source))
     }
 

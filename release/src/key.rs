@@ -44,7 +44,7 @@ impl SigningKey {
         let room = usize::try_from(MAX_KEY_FILE)?;
         let mut text = Zeroizing::new(String::with_capacity(room));
         if file == Path::new(STDIN) {
-            std::io::stdin().take(MAX_KEY_FILE).read_to_string(&mut text)?;
+            stdin()?.take(MAX_KEY_FILE).read_to_string(&mut text)?;
         } else {
             let open = fs::File::open(file).with_context(|| file.display().to_string())?;
             // Of what is open, not of what the name leads to by then.
@@ -69,6 +69,20 @@ impl SigningKey {
     pub(crate) fn public(&self) -> Result<PublicKey> {
         Ok(PublicKey(self.0.public_key().as_ref().try_into()?))
     }
+}
+
+/// Standard input without the buffer of the whole process, which would keep the key.
+#[cfg(unix)]
+fn stdin() -> Result<fs::File> {
+    use std::os::fd::AsFd as _;
+    Ok(std::io::stdin().as_fd().try_clone_to_owned()?.into())
+}
+
+/// Standard input without the buffer of the whole process, which would keep the key.
+#[cfg(windows)]
+fn stdin() -> Result<fs::File> {
+    use std::os::windows::io::AsHandle as _;
+    Ok(std::io::stdin().as_handle().try_clone_to_owned()?.into())
 }
 
 impl PublicKey {

@@ -13,6 +13,7 @@ mod envelope;
 mod fixture;
 mod key;
 mod make;
+mod packed;
 mod provenance;
 mod reproduce;
 mod verify;
@@ -48,10 +49,13 @@ enum Command {
         /// Must not exist yet
         file: PathBuf,
     },
-    /// Signs a release that was built without a key, after checking that it is whole
+    /// Signs a release, after checking that it is whole and of that commit
     Sign {
         /// The release
         dir: PathBuf,
+        /// The commit that is meant, all 40 digits: the release only says of which it is
+        #[arg(long)]
+        commit: String,
         /// Private key (PKCS#8 PEM, mode 0600); - reads it from standard input
         #[arg(long, value_name = "FILE")]
         sign_key: PathBuf,
@@ -115,7 +119,7 @@ fn run(cli: Cli) -> Result<Findings> {
             );
             Ok(Findings::new())
         }
-        Some(Command::Sign { dir, sign_key }) => make::sign(&dir, &sign_key),
+        Some(Command::Sign { dir, commit, sign_key }) => make::sign(&dir, &commit, &sign_key),
         Some(Command::Verify { dir, key }) => verify::run(&dir, &key),
         Some(Command::Reproduce(options)) => reproduce::run(&options),
     }

@@ -1,5 +1,8 @@
 //! Makes a release: a directory with programs, bills of materials, checksums and the statement,
-//! signed or plainly not.
+//! plainly not signed; and signs one.
+//!
+//! Never both in one go: build scripts of every dependency run as whoever builds, and must find no
+//! key in a file of theirs or in the memory of a process of theirs.
 
 use std::{
     env, fs,
@@ -38,9 +41,6 @@ pub(crate) struct Options {
     /// Must be empty or absent
     #[arg(long, value_name = "DIR", default_value = "target/dist")]
     output: PathBuf,
-    /// Private key (PKCS#8 PEM, mode 0600); - reads it from standard input
-    #[arg(long, value_name = "FILE")]
-    sign_key: Option<PathBuf>,
     /// Who builds, as a URI: what the statement names as the builder
     #[arg(long, value_name = "URI", default_value = "urn:adit:builder:unattended")]
     builder: String,
@@ -49,8 +49,6 @@ pub(crate) struct Options {
 /// Builds HEAD and writes the directory.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let recipe = Recipe::of_head(&options.common, true)?;
-    // What would fail after all that building fails now.
-    let key = options.sign_key.as_deref().map(SigningKey::load).transpose()?;
     let output = &options.output;
     fs::create_dir_all(output).with_context(|| output.display().to_string())?;
     ensure!(fs::read_dir(output)?.next().is_none(), "{} is not empty", output.display());
@@ -68,7 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         install(file, &output.join(name), 0o755)?;
     }
     bills(&recipe, &built, work.path(), output)?;
-    finish(output, &recipe, &built, &options.builder, key.as_ref())
+    finish(output, &recipe, &built, &options.builder)
 }
 
 /// Where to build; gone afterwards.
@@ -92,13 +90,7 @@ fn bills(recipe: &Recipe, built: &Built, work: &Path, output: &Path) -> Result<(
     Ok(())
 }
 
-fn finish(
-    output: &Path,
-    recipe: &Recipe,
-    built: &Built,
-    builder: &str,
-    key: Option<&SigningKey>,
-) -> Result<()> {
+fn finish(output: &Path, recipe: &Recipe, built: &Built, builder: &str) -> Result<()> {
     let mut subjects = digests(output)?;
     let line = |(name, digest): (&String, &String)| format!("{digest}  {name}\n");
     write(&output.join(SUMS), &subjects.iter().map(line).collect::<String>())?;
@@ -111,18 +103,13 @@ fn finish(
         builder,
         tools: &built.tools,
     };
-    let statement = provenance::statement(&facts, &subjects);
-    match key {
-        Some(key) => write_signed(output, &statement, key)?,
-        None => {
-            write(&output.join(UNSIGNED), &statement)?;
-            println!(
-                "NOT SIGNED: anybody could have made it; sign it before it leaves this machine:"
-            );
-            println!("  cargo xtask release sign {} --sign-key FILE", output.display());
-        }
-    }
+    write(&output.join(UNSIGNED), &provenance::statement(&facts, &subjects))?;
     println!("{} holds {} files of {}", output.display(), subjects.len() + 1, recipe.commit);
+    println!(
+        "NOT SIGNED: anybody could have made it. Where the key is, build it again and sign it:"
+    );
+    println!("  cargo xtask release reproduce --against DIR");
+    println!("  cargo xtask release sign DIR --commit {} --sign-key FILE", recipe.commit);
     Ok(())
 }
 
@@ -134,13 +121,20 @@ fn write_signed(output: &Path, statement: &str, key: &SigningKey) -> Result<()> 
     Ok(())
 }
 
-/// Signs what was built without a key, if it is still what was built.
-pub(crate) fn sign(dir: &Path, key: &Path) -> Result<Findings> {
+/// Signs what was built, if it is whole and of the commit that whoever signs means: all else that
+/// it says of itself came from where it was built.
+pub(crate) fn sign(dir: &Path, commit: &str, key: &Path) -> Result<Findings> {
     let unsigned = dir.join(UNSIGNED);
     let statement = verify::read_text(&unsigned)
         .with_context(|| format!("{} is no unsigned release", dir.display()))?;
     let claims = provenance::read(statement.as_bytes())?;
-    let findings = verify::contents(dir, &claims.subjects, &[UNSIGNED])?;
+    let mut findings = verify::contents(dir, &claims.subjects, &[UNSIGNED])?;
+    if claims.commit != commit {
+        findings.push(format!("it is of commit {}, not of {commit}", claims.commit));
+    }
+    println!("commit {}, for {}", claims.commit, claims.target);
+    println!("built by {} with {}", claims.builder, claims.rustc);
+    claims.subjects.iter().for_each(|(name, digest)| println!("{digest}  {name}"));
     if findings.is_empty() {
         write_signed(dir, &statement, &SigningKey::load(key)?)?;
         fs::remove_file(unsigned)?;
@@ -185,7 +179,7 @@ pub(crate) mod tests {
     use crate::{build::Tools, key};
 
     /// A release of two files in `dir`; with a key, signed by it.
-    pub(crate) fn release(dir: &Path, key: Option<&SigningKey>) {
+    pub(crate) fn release(dir: &Path, key: Option<&Path>) {
         fs::create_dir_all(dir).unwrap();
         for (name, text) in [("relay", "bits"), ("relay-t.cdx.json", "{}")] {
             fs::write(dir.join(name), text).unwrap();
@@ -203,7 +197,10 @@ pub(crate) mod tests {
         };
         let tools = Tools { rustc: "rustc 1".into(), cargo: "cargo 1".into(), cc: "cc 1".into() };
         let built = Built { source: source.path().into(), programs: Vec::new(), tools };
-        finish(dir, &recipe, &built, "urn:b", key).unwrap();
+        finish(dir, &recipe, &built, "urn:b").unwrap();
+        if let Some(key) = key {
+            assert!(sign(dir, "c0ffee", key).unwrap().is_empty());
+        }
     }
 
     #[test]
@@ -214,14 +211,17 @@ pub(crate) mod tests {
         release(&dir, None);
         assert!(verify::run(&dir, &public).unwrap()[0].contains("not signed"));
         fs::write(dir.join("relay"), "other bits").unwrap();
-        assert_eq!(sign(&dir, &file).unwrap().len(), 1);
+        assert_eq!(sign(&dir, "c0ffee", &file).unwrap().len(), 1);
         assert!(!dir.join(SIGNED).exists());
         fs::write(dir.join("relay"), "bits").unwrap();
-        assert!(sign(&dir, &file).unwrap().is_empty());
+        // Another commit than the one that is meant is not signed, however whole.
+        assert!(sign(&dir, "c0ffee0", &file).unwrap()[0].contains("of commit c0ffee,"));
+        assert!(!dir.join(SIGNED).exists());
+        assert!(sign(&dir, "c0ffee", &file).unwrap().is_empty());
         assert!(verify::run(&dir, &public).unwrap().is_empty());
-        // The same as if it had been signed at once.
-        let at_once = root.path().join("at once");
-        release(&at_once, Some(&SigningKey::load(&file).unwrap()));
-        assert_eq!(digests(&dir).unwrap(), digests(&at_once).unwrap());
+        // The same bytes whenever and wherever it is signed.
+        let again = root.path().join("again");
+        release(&again, Some(&file));
+        assert_eq!(digests(&dir).unwrap(), digests(&again).unwrap());
     }
 }

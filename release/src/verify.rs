@@ -124,17 +124,14 @@ pub(crate) fn read_text(file: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        key::{self, SigningKey},
-        make::tests::release,
-    };
+    use crate::{key, make::tests::release};
 
     /// A signed release, its key's fingerprint and the key.
     fn signed() -> (tempfile::TempDir, PathBuf, String) {
         let root = tempfile::tempdir().unwrap();
         let (dir, file) = (root.path().join("release"), root.path().join("key"));
         let public = key::generate(&file).unwrap();
-        release(&dir, Some(&SigningKey::load(&file).unwrap()));
+        release(&dir, Some(&file));
         (root, dir, public.fingerprint())
     }
 
@@ -152,7 +149,7 @@ mod tests {
         assert!(run(&dir, "sha256:12").is_err() && run(&dir, "nowhere.pem").is_err());
         // Whoever signs it anew with a key of his own has another fingerprint.
         let anew = root.path().join("anew");
-        release(&anew, Some(&SigningKey::load(&other).unwrap()));
+        release(&anew, Some(&other));
         assert!(run(&anew, &fingerprint).unwrap()[0].contains("is another key"));
         fs::copy(root.path().join("key.pub"), anew.join(KEY)).unwrap();
         assert!(run(&anew, &fingerprint).unwrap()[0].contains("is not signed by"));

@@ -41,7 +41,7 @@ cargo xtask COMMAND
   sbom [--target TRIPLE] [--output DIR]
                               a bill of materials of each program (CycloneDX 1.6, JSON), of what
                               cargo resolves and Cargo.lock holds; into target/sbom
-  release [--sign-key FILE]   the four programs, built from a clean clone of HEAD, with bills of
+  release                     the four programs, built from a clean clone of HEAD, with bills of
                               materials, checksums and provenance, into target/dist
   release keygen|sign|verify|reproduce
                               keys; signing what was built elsewhere; the check of a release; two
