@@ -42,22 +42,7 @@ pub(super) async fn connect_where(
     admits: &(dyn Fn(SocketAddr) -> bool + Send + Sync),
 ) -> Result<TcpStream, DialError> {
     let shown = format_host_port(host, port);
-    let addresses = match host.parse() {
-        Ok(ip) => vec![SocketAddr::new(ip, port)],
-        Err(_) => tokio::net::lookup_host((host, port))
-            .await
-            .map_err(|_| DialError::NameNotFound(host.to_owned()))?
-            .collect(),
-    };
-    let (addresses, forbidden): (Vec<_>, Vec<_>) =
-        addresses.into_iter().partition(|address| admits(*address));
-    if addresses.is_empty() && !forbidden.is_empty() {
-        return Err(DialError::Forbidden(shown));
-    }
-    let mut waiting = interleave(addresses);
-    if waiting.is_empty() {
-        return Err(DialError::NameNotFound(host.to_owned()));
-    }
+    let mut waiting = resolve_where(host, port, admits).await?;
     let mut running = FuturesUnordered::new();
     let mut first_error = None;
     loop {
@@ -84,6 +69,32 @@ pub(super) async fn connect_where(
     }
     let error = first_error.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into());
     Err(explain(shown, error))
+}
+
+/// The addresses of a host that `admits` lets through, in the order in which they are tried; there
+/// is at least one.
+pub(super) async fn resolve_where(
+    host: &str,
+    port: u16,
+    admits: &(dyn Fn(SocketAddr) -> bool + Send + Sync),
+) -> Result<VecDeque<SocketAddr>, DialError> {
+    let addresses = match host.parse() {
+        Ok(ip) => vec![SocketAddr::new(ip, port)],
+        Err(_) => tokio::net::lookup_host((host, port))
+            .await
+            .map_err(|_| DialError::NameNotFound(host.to_owned()))?
+            .collect(),
+    };
+    let (addresses, forbidden): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| admits(*address));
+    if addresses.is_empty() && !forbidden.is_empty() {
+        return Err(DialError::Forbidden(format_host_port(host, port)));
+    }
+    let addresses = interleave(addresses);
+    if addresses.is_empty() {
+        return Err(DialError::NameNotFound(host.to_owned()));
+    }
+    Ok(addresses)
 }
 
 async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {

@@ -23,6 +23,9 @@ use tower_service::Service;
 use connect::{ConnectFailed, DirectConnector};
 pub use host::{InvalidHostPort, format_host_port, parse_host_port};
 
+/// Addresses of one name for which a proxy is asked.
+const MAX_PROXIED: usize = 4;
+
 /// Where the proxy setting comes from.
 #[derive(Clone, Default)]
 pub struct ProxyConfig {
@@ -62,6 +65,15 @@ pub enum DialError {
     /// No route.
     #[error("{0} cannot be reached")]
     Unreachable(String),
+    /// The name does not resolve here, and the proxy, which could, may not choose the address.
+    #[error(
+        "\"{0}\" cannot be resolved on this machine, and where it leads must be known before a \
+         proxy is asked to connect there"
+    )]
+    NotResolvedHere(String),
+    /// Neither a name nor an address as they are written today.
+    #[error("\"{0}\" is no name, and not the usual spelling of an address")]
+    OddHost(String),
     /// An address to which this program does not connect.
     #[error("{0} is an address to which a mediator may not send this computer")]
     Forbidden(String),
@@ -99,7 +111,7 @@ pub struct Dialed {
     pub stream: TcpStream,
     /// Whether a proxy is in between.
     pub via_proxy: bool,
-    /// The target's address; unknown behind a proxy.
+    /// The target's address; unknown where a proxy resolved it.
     pub remote: Option<SocketAddr>,
 }
 
@@ -184,7 +196,8 @@ impl Dialer {
 
     /// As [`Self::dial`], but only to addresses that `admits` lets through, whatever a name
     /// resolves to. Through a proxy the proxy resolves, and has rules of its own; an address
-    /// given as such is asked about all the same.
+    /// given as such is asked about all the same. For hosts that strangers name there is
+    /// [`Self::dial_resolved`].
     pub async fn dial_where(
         &self,
         host: &str,
@@ -214,6 +227,40 @@ impl Dialer {
         };
         tokio::time::timeout(deadline, attempt).await.map_err(|_| DialError::Timeout(shown))?
     }
+
+    /// As [`Self::dial_where`], but `admits` holds through a proxy as well: the name is resolved
+    /// here, and the proxy is asked for an address that was admitted, never for a name. So it
+    /// fails where only the proxy resolves names.
+    pub async fn dial_resolved(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Duration,
+        admits: &(dyn Fn(SocketAddr) -> bool + Send + Sync),
+    ) -> Result<Dialed, DialError> {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let shown = format_host_port(host, port);
+        if is_legacy_address(host) {
+            return Err(DialError::OddHost(host.to_owned()));
+        }
+        let attempt = async {
+            let uri =
+                target_uri(host, port).ok_or_else(|| DialError::NameNotFound(host.to_owned()))?;
+            // NO_PROXY is about the host as it was named.
+            let Some(proxy) = self.matcher.intercept(&uri) else {
+                let stream = connect::connect_where(host, port, admits).await?;
+                let remote = stream.peer_addr().ok();
+                return Ok(Dialed { stream, via_proxy: false, remote });
+            };
+            let addresses = connect::resolve_where(host, port, admits).await;
+            let addresses = addresses.map_err(|error| match error {
+                DialError::NameNotFound(host) => DialError::NotResolvedHere(host),
+                other => other,
+            })?;
+            through_to(&proxy, addresses.into_iter().take(MAX_PROXIED).collect(), deadline).await
+        };
+        tokio::time::timeout(deadline, attempt).await.map_err(|_| DialError::Timeout(shown))?
+    }
 }
 
 impl fmt::Debug for Dialer {
@@ -235,6 +282,44 @@ fn is_host(host: &str) -> bool {
 
 fn target_uri(host: &str, port: u16) -> Option<http::Uri> {
     http::Uri::try_from(format!("https://{}/", format_host_port(host, port))).ok()
+}
+
+/// Is this an IPv4 address as C libraries have read it since 4.2BSD: `127.1`, `0x7f.1`,
+/// `2130706433`? Whoever asks "is this an address?" before a proxy does has been told no. As
+/// browsers decide it: the last label is a number (WHATWG URL, "ends in a number").
+fn is_legacy_address(host: &str) -> bool {
+    if host.parse::<std::net::IpAddr>().is_ok() {
+        return false;
+    }
+    let last = host.strip_suffix('.').unwrap_or(host).rsplit('.').next().unwrap_or_default();
+    let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    let digits = !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit());
+    digits || hex.is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// To the first of these that the proxy reaches; what is wrong with the proxy is wrong for all.
+async fn through_to(
+    proxy: &Intercept,
+    addresses: Vec<SocketAddr>,
+    deadline: Duration,
+) -> Result<Dialed, DialError> {
+    let share = deadline / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let mut failed = None;
+    for address in addresses {
+        let shown = address.to_string();
+        let Some(uri) = target_uri(&address.ip().to_string(), address.port()) else { continue };
+        // A proxy without one address family must leave time for the other.
+        let error = match tokio::time::timeout(share, through(proxy, uri)).await {
+            Ok(Ok(stream)) => return Ok(Dialed { stream, via_proxy: true, remote: Some(address) }),
+            Ok(Err(error)) => error,
+            Err(_) => DialError::Timeout(shown),
+        };
+        if !matches!(error, DialError::ProxyRefused { .. } | DialError::Timeout(_)) {
+            return Err(error);
+        }
+        failed.get_or_insert(error);
+    }
+    Err(failed.unwrap_or_else(|| DialError::NameNotFound(String::new())))
 }
 
 async fn through(proxy: &Intercept, target: http::Uri) -> Result<TcpStream, DialError> {
@@ -277,6 +362,8 @@ impl DialError {
         match self {
             Self::NameNotFound(h) => Self::NameNotFound(h.clone()),
             Self::Refused(h) => Self::Refused(h.clone()),
+            Self::NotResolvedHere(h) => Self::NotResolvedHere(h.clone()),
+            Self::OddHost(h) => Self::OddHost(h.clone()),
             Self::Forbidden(h) => Self::Forbidden(h.clone()),
             Self::Unreachable(h) => Self::Unreachable(h.clone()),
             Self::Timeout(h) => Self::Timeout(h.clone()),

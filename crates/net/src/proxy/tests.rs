@@ -101,6 +101,49 @@ async fn proxy_failures_are_told_apart() {
     );
 }
 
+/// What strangers name is resolved here: the proxy is told an address that was looked at.
+#[tokio::test]
+async fn a_proxy_is_asked_for_admitted_addresses_and_for_no_name() {
+    let (listener, address) = listener().await;
+    let dialer = explicit(&format!("http://{address}")).unwrap();
+    let v4 = |target: SocketAddr| target.is_ipv4();
+    let dial = async {
+        let dialed = dialer.dial_resolved("localhost", 8443, SOON, &v4).await.unwrap();
+        assert!(dialed.via_proxy);
+        assert_eq!(dialed.remote, Some("127.0.0.1:8443".parse().unwrap()));
+    };
+    let (request, ()) = tokio::join!(answer(&listener, "HTTP/1.1 200 OK\r\n\r\n"), dial);
+    assert!(request.starts_with("CONNECT 127.0.0.1:8443 HTTP/1.1\r\n"), "{request}");
+    assert!(!request.contains("localhost"), "{request}");
+
+    // Nobody listens there any more: any question to the proxy would be an error of its own.
+    drop(listener);
+    let nowhere = |_: SocketAddr| false;
+    for host in ["localhost", "127.0.0.1", "::1", "[::1]"] {
+        let refused = dialer.dial_resolved(host, 443, SOON, &nowhere).await.unwrap_err();
+        assert!(matches!(refused, DialError::Forbidden(_)), "{host}: {refused:?}");
+    }
+    for odd in ["127.1", "0x7f.1", "2130706433", "0x7f000001", "0177.0.0.1", "a.0X7F", "1.2.3.4."] {
+        for dialer in [&dialer, &Dialer::direct()] {
+            let refused = dialer.dial_resolved(odd, 443, SOON, &|_| true).await.unwrap_err();
+            assert!(matches!(refused, DialError::OddHost(_)), "{odd}: {refused:?}");
+        }
+    }
+    let unknown = dialer.dial_resolved("no-such-host.invalid", 443, SOON, &|_| true).await;
+    let expected = matches!(unknown, Err(DialError::NotResolvedHere(_) | DialError::Timeout(_)));
+    assert!(expected, "{unknown:?}");
+}
+
+#[test]
+fn names_that_end_in_letters_are_names() {
+    for name in ["id.example", "a1", "1.example", "0x7f.example", "0xz", "3com.com.", "x-0x1"] {
+        assert!(!is_legacy_address(name), "{name}");
+    }
+    for usual in ["127.0.0.1", "::1", "2001:db8::1"] {
+        assert!(!is_legacy_address(usual), "{usual}");
+    }
+}
+
 async fn answer_and_close(listener: &TcpListener, reply: &str) {
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut request = [0; 1024];
