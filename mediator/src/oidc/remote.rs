@@ -3,18 +3,22 @@
 //! HTTPS only, also for what the provider's own document names; no redirect is followed; answers
 //! are bounded in bytes and time. What is learnt is kept for an hour; an unknown key asks anew, but
 //! not more than once a minute.
+//!
+//! Strangers set all of that off, by a link. So each provider is asked once at a time, one that
+//! failed is left alone for a while, and a partner's have so many connections in all. Where a
+//! provider of a partner leads is seen here, also where a proxy connects: see `public_only`.
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use adit_net::{
     interfaces::may_connect,
-    proxy::{Dialer, ProxyConfig},
+    proxy::{Dialer, InvalidProxy, ProxyConfig},
     tls::{Authorities, outgoing, read_pem_chain},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -24,7 +28,10 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
-use tokio::task::JoinSet;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+};
 use zeroize::Zeroizing;
 
 use super::{
@@ -42,8 +49,14 @@ const MAX_FILE: u64 = 64 * 1024;
 const KEEP: Duration = Duration::from_secs(3600);
 /// Not asked again within this time for a key that is not known.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// Providers whose documents are kept.
+/// Providers of which something is remembered.
 const MAX_KEPT: usize = 256;
+/// One that failed is not asked again within this time.
+const LEAVE_ALONE: Duration = Duration::from_secs(30);
+/// Requests under way to the providers of one partner.
+const MAX_AT_ONCE: usize = 4;
+/// Time to wait for those of others.
+const QUEUE: Duration = Duration::from_secs(10);
 
 /// Why nothing came of it. Logged; people are told that it did not work.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +67,12 @@ pub(crate) enum RemoteError {
     /// No connection.
     #[error("the identity provider cannot be reached: {0}")]
     Unreachable(String),
+    /// It failed just now.
+    #[error("the identity provider failed less than {} s ago and is not asked", LEAVE_ALONE.as_secs())]
+    LeftAlone,
+    /// Others' requests take too long.
+    #[error("too many requests to identity providers of this partner are under way")]
+    Busy,
     /// It answered something else.
     #[error("the identity provider answered {0}")]
     Status(StatusCode),
@@ -111,22 +130,44 @@ struct Kept {
     at: Instant,
 }
 
+/// What is remembered of a provider.
+#[derive(Default)]
+struct Entry {
+    kept: Option<Kept>,
+    failed: Option<Instant>,
+    /// Whoever asks it.
+    turn: Turn,
+}
+
+/// One permit.
+struct Turn(Arc<Semaphore>);
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
 /// What is known of providers.
 pub(crate) struct Remote {
-    dialer: Dialer,
-    kept: Mutex<BTreeMap<String, Kept>>,
+    /// None goes around a proxy setting that cannot be read.
+    dialer: Result<Dialer, InvalidProxy>,
+    entries: Mutex<BTreeMap<String, Entry>>,
+    /// By partner.
+    rooms: Mutex<BTreeMap<String, Arc<Semaphore>>>,
 }
 
 impl Remote {
     /// Knows nothing yet; the machine's proxy setting holds.
     pub(crate) fn new() -> Self {
-        let proxy = ProxyConfig { from_env: true, ..ProxyConfig::default() };
-        // A proxy setting that cannot be read must not be gone around: nothing resolves then.
-        let dialer = Dialer::new(&proxy).unwrap_or_else(|error| {
-            tracing::error!(%error, "proxy setting ignored");
-            Dialer::direct()
-        });
-        Self { dialer, kept: Mutex::default() }
+        Self::with(Dialer::new(&ProxyConfig { from_env: true, ..ProxyConfig::default() }))
+    }
+
+    fn with(dialer: Result<Dialer, InvalidProxy>) -> Self {
+        if let Err(error) = &dialer {
+            tracing::error!(%error, "no identity provider can be reached");
+        }
+        Self { dialer, entries: Mutex::default(), rooms: Mutex::default() }
     }
 
     /// Where browsers log in.
@@ -200,6 +241,7 @@ impl Remote {
         if let Some(value) = &authorization {
             request = request.header(header::AUTHORIZATION, value.as_str());
         }
+        let _room = enter(self.room_of(provider)).await?;
         let answer =
             self.send(provider, &document.token_endpoint, request, body.as_bytes()).await?;
         id_token_of(&answer)
@@ -207,27 +249,70 @@ impl Remote {
 
     async fn known(&self, provider: &Provider, keep: Duration) -> Result<Kept, RemoteError> {
         let key = format!("{} {} {}", provider.id, provider.issuer, provider.ca_file);
-        let there = self.kept().get(&key).filter(|kept| kept.at.elapsed() < keep).cloned();
-        if let Some(kept) = there {
+        let turn = match self.remembered(&key, keep)? {
+            Ok(kept) => return Ok(kept),
+            Err(turn) => turn,
+        };
+        let _turn = enter(turn).await?;
+        // Whoever went before may have learnt it.
+        if let Ok(kept) = self.remembered(&key, keep)? {
             return Ok(kept);
         }
+        // What is about this machine, and not about the provider, is no failure of its.
+        let _room = enter(self.room_of(provider)).await?;
+        let learnt = self.learn(provider).await;
+        let mut entries = self.entries();
+        let entry = entries.entry(key).or_default();
+        match &learnt {
+            Ok(kept) => (entry.kept, entry.failed) = (Some(kept.clone()), None),
+            Err(_) => entry.failed = Some(Instant::now()),
+        }
+        learnt
+    }
+
+    async fn learn(&self, provider: &Provider) -> Result<Kept, RemoteError> {
         let issuer = provider.issuer.trim_end_matches('/');
         let address = format!("{issuer}/.well-known/openid-configuration");
         let document = self.get(provider, &address).await?;
         let document = Document::read(&document, &provider.issuer)?;
         let set = self.get(provider, &document.jwks_uri).await?;
         let keys = Arc::new(token::keys(&set).ok_or(RemoteError::Answer("key set"))?);
-        let kept = Kept { document, keys, at: Instant::now() };
-        let mut all = self.kept();
-        if all.len() >= MAX_KEPT {
-            all.clear();
-        }
-        all.insert(key, kept.clone());
-        Ok(kept)
+        Ok(Kept { document, keys, at: Instant::now() })
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Kept>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is known already, or whose turn it is to ask.
+    fn remembered(
+        &self,
+        key: &str,
+        keep: Duration,
+    ) -> Result<Result<Kept, Arc<Semaphore>>, RemoteError> {
+        let mut entries = self.entries();
+        if entries.len() >= MAX_KEPT && !entries.contains_key(key) {
+            // Only those that nobody waits for.
+            entries.retain(|_, entry| Arc::strong_count(&entry.turn.0) > 1);
+        }
+        let entry = entries.entry(key.to_owned()).or_default();
+        if let Some(kept) = entry.kept.as_ref().filter(|kept| kept.at.elapsed() < keep) {
+            return Ok(Ok(kept.clone()));
+        }
+        match entry.failed.is_some_and(|at| at.elapsed() < LEAVE_ALONE) {
+            true => Err(RemoteError::LeftAlone),
+            false => Ok(Err(entry.turn.0.clone())),
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connections of the provider's partner.
+    fn room_of(&self, provider: &Provider) -> Arc<Semaphore> {
+        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        if rooms.len() >= MAX_KEPT {
+            rooms.retain(|_, room| Arc::strong_count(room) > 1);
+        }
+        let room = || Arc::new(Semaphore::new(MAX_AT_ONCE));
+        rooms.entry(provider.partner_id.clone()).or_insert_with(room).clone()
     }
 
     async fn get(&self, provider: &Provider, address: &str) -> Result<Bytes, RemoteError> {
@@ -271,8 +356,11 @@ impl Remote {
             .map_err(|error| unreachable(&error))?;
         let name = ServerName::try_from(host.clone())
             .map_err(|_| RemoteError::Address(address.to_owned()))?;
-        let admits = |address| !provider.public_only || is_public(address);
-        let dialed = self.dialer.dial_where(&host, port, DEADLINE, &admits).await;
+        let dialer = self.dialer.as_ref().map_err(|error| unreachable(error))?;
+        let dialed = match provider.public_only {
+            true => dialer.dial_resolved(&host, port, DEADLINE, &is_public).await,
+            false => dialer.dial(&host, port, DEADLINE).await,
+        };
         let stream = dialed.map_err(|error| unreachable(&error))?.stream;
         let tls = connector.connect(name, stream).await.map_err(|error| unreachable(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
@@ -295,6 +383,12 @@ impl Remote {
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         Ok(body.map_err(|_| RemoteError::Answer("answer"))?.to_bytes())
     }
+}
+
+/// Waits for a place, not for ever.
+async fn enter(room: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, RemoteError> {
+    let waited = tokio::time::timeout(QUEUE, room.acquire_owned()).await;
+    waited.ok().and_then(Result::ok).ok_or(RemoteError::Busy)
 }
 
 /// Can everybody reach this address? Else only those who speak for this machine's networks may send
@@ -381,7 +475,122 @@ fn read(file: &str) -> Result<Vec<u8>, RemoteError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::join_all;
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::oidc::MfaClaims;
+
+    fn provider(id: &str, issuer: &str) -> Provider {
+        Provider {
+            id: id.to_owned(),
+            partner_id: "p".to_owned(),
+            name: id.to_owned(),
+            issuer: issuer.to_owned(),
+            client_id: "c".to_owned(),
+            secret_file: String::new(),
+            ca_file: String::new(),
+            ca: String::new(),
+            public_only: false,
+            is_sealed: false,
+            secret: None,
+            mfa: MfaClaims::default(),
+        }
+    }
+
+    /// Somebody who hangs up, and how often he was called.
+    async fn hangs_up() -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, calls) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let (counted, mut tasks) = (calls.clone(), JoinSet::new());
+        tasks.spawn(async move {
+            while listener.accept().await.is_ok() {
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        (address, calls, tasks)
+    }
+
+    /// A name says nothing of where it leads, and a proxy would resolve it.
+    #[tokio::test]
+    async fn through_a_proxy_a_partners_provider_is_no_way_inside_either() {
+        let (proxy, calls, _tasks) = hangs_up().await;
+        let proxy = ProxyConfig { explicit: Some(format!("http://{proxy}")), from_env: false };
+        let remote = Remote::with(Dialer::new(&proxy));
+        for (i, issuer) in
+            ["https://localhost:1", "https://127.1:1", "https://0x7f.1", "https://127.0.0.1"]
+                .into_iter()
+                .enumerate()
+        {
+            let partners = Provider { public_only: true, ..provider(&i.to_string(), issuer) };
+            remote.authorization_endpoint(&partners).await.unwrap_err();
+            assert_eq!(calls.load(Ordering::SeqCst), 0, "the proxy was asked for {issuer}");
+        }
+        // Nor is what a provider itself names.
+        let partners = Provider { public_only: true, ..provider("x", "https://id.example") };
+        remote.get(&partners, "https://localhost:1/keys").await.unwrap_err();
+        assert_eq!(calls.load(Ordering::SeqCst), 0);
+        // Whoever speaks for the installation may name what its proxy knows.
+        let own = provider("own", "https://id.internal.invalid");
+        remote.authorization_endpoint(&own).await.unwrap_err();
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_proxy_setting_that_cannot_be_read_is_not_gone_around() {
+        let (address, calls, _tasks) = hangs_up().await;
+        let proxy = ProxyConfig { explicit: Some("ftp://proxy:1".to_owned()), from_env: false };
+        let remote = Remote::with(Dialer::new(&proxy));
+        let own = provider("own", &format!("https://{address}"));
+        remote.authorization_endpoint(&own).await.unwrap_err();
+        assert_eq!(calls.load(Ordering::SeqCst), 0);
+    }
+
+    /// The link that sends browsers there is everybody's.
+    #[tokio::test]
+    async fn visitors_in_any_number_make_one_connection_to_a_provider_that_fails() {
+        let (address, calls, _tasks) = hangs_up().await;
+        let remote = Remote::with(Ok(Dialer::direct()));
+        let failing = provider("x", &format!("https://{address}"));
+        let asked = join_all((0..20).map(|_| remote.authorization_endpoint(&failing))).await;
+        assert!(asked.iter().all(Result::is_err));
+        assert!(matches!(
+            remote.authorization_endpoint(&failing).await,
+            Err(RemoteError::LeftAlone)
+        ));
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+        // Another one is asked, and this one after a while.
+        let other = provider("y", &format!("https://{address}"));
+        remote.authorization_endpoint(&other).await.unwrap_err();
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+        for entry in remote.entries().values_mut() {
+            entry.failed = Instant::now().checked_sub(LEAVE_ALONE);
+        }
+        remote.authorization_endpoint(&failing).await.unwrap_err();
+        assert_eq!(calls.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_partners_slow_providers_keep_no_other_partners_waiting() {
+        let remote = Remote::with(Ok(Dialer::direct()));
+        let slow = provider("x", "https://127.0.0.1:1");
+        let room = remote.room_of(&slow);
+        let _all = room.try_acquire_many(u32::try_from(MAX_AT_ONCE).unwrap()).unwrap();
+        let late = remote.authorization_endpoint(&provider("y", "https://127.0.0.1:1")).await;
+        assert!(matches!(late, Err(RemoteError::Busy)), "{late:?}");
+        let token = Document::read(
+            br#"{"issuer":"i","authorization_endpoint":"","token_endpoint":"","jwks_uri":""}"#,
+            "i",
+        );
+        let late = remote.exchange(&slow, &token.unwrap(), ("code", "v", "r")).await;
+        assert!(matches!(late, Err(RemoteError::Busy)));
+        let others =
+            Provider { partner_id: "q".to_owned(), ..provider("z", "https://127.0.0.1:1") };
+        let room = remote.room_of(&others);
+        assert_eq!(room.available_permits(), MAX_AT_ONCE);
+    }
 
     #[test]
     fn a_partners_provider_is_where_everybody_can_reach_it() {
