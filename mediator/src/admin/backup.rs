@@ -20,13 +20,13 @@ use serde_json::{Value, json};
 
 use super::{
     actor::{Actor, LOCAL},
-    handle::{AdminContext, Who},
+    handle::Who,
 };
 use crate::{
     age::{AgeError, Recipient, Sealer},
     place::store_error,
     roles::Permission,
-    store::{self, StoreError, fresh_id, tenants},
+    store::{self, Store, StoreError, fresh_id, tenants},
 };
 
 /// Begin and end of a copy's name while it is sealed; it has none as soon as it is whole.
@@ -58,7 +58,7 @@ pub(super) async fn to_file(
     }
     let mut part = Part::create(&path).map_err(|error| failed(&path, error))?;
     record((context, actor), &all).await?;
-    let copy = copy(context).await?;
+    let copy = copy(&context.store, &context.dir).await?;
     let written = tokio::task::spawn_blocking(move || {
         seal(copy, &all, |bytes| Ok(part.write(&bytes)?)).and_then(|()| Ok(part.finish()?))
     });
@@ -109,12 +109,12 @@ pub(crate) async fn record(
 }
 
 /// A consistent copy, which nobody else can find.
-pub(crate) async fn copy(context: &AdminContext) -> Result<File, CliError> {
+pub(crate) async fn copy(store: &Store, dir: &DataDir) -> Result<File, CliError> {
     let id = fresh_id().map_err(store_error)?;
-    let path = context.dir.file(&format!("{}{id}{}", COPY.0, COPY.1))?;
+    let path = dir.file(&format!("{}{id}{}", COPY.0, COPY.1))?;
     let forget = Forget(&path);
     store::private_file(&path).map_err(|error| failed(&path, error))?;
-    context.store.copy_to(&path).await.map_err(|error| match error {
+    store.copy_to(&path).await.map_err(|error| match error {
         error @ StoreError::Database(_) => failed(&path, error),
         error => store_error(error),
     })?;

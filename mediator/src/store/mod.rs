@@ -126,10 +126,13 @@ impl Store {
         Ok(connect(&self.url).await?)
     }
 
-    /// Writes a consistent copy to a new file.
+    /// Writes a consistent copy to a new file. On a connection of its own: it takes long, and runs
+    /// on where nobody waits for it any more, while everybody else needs those that read.
     pub(crate) async fn copy_to(&self, file: &Path) -> Result<(), StoreError> {
         let file = file.to_str().ok_or(StoreError::Path)?;
-        sqlx::query("VACUUM INTO $1").bind(file).execute(&self.readers).await?;
+        let mut connection = self.connect().await?;
+        sqlx::query("VACUUM INTO $1").bind(file).execute(&mut connection).await?;
+        connection.close().await?;
         Ok(())
     }
 

@@ -116,6 +116,22 @@ async fn concurrent_writes_are_one_sequence_that_survives_a_restart_and_verifies
     running.close().await;
 }
 
+/// Backups take long: decisions must not wait for them.
+#[tokio::test]
+async fn a_copy_takes_no_reading_connection() {
+    let fixture = Fixture::new();
+    let running = fixture.open().await.unwrap();
+    let mut taken = Vec::new();
+    for _ in 0..READERS {
+        taken.push(running.store.readers.acquire().await.unwrap());
+    }
+    let copy = fixture.dir.path().join("copy");
+    running.store.copy_to(&copy).await.unwrap();
+    assert!(copy.exists());
+    drop(taken);
+    running.close().await;
+}
+
 #[tokio::test]
 async fn a_job_that_fails_leaves_nothing_and_harms_no_other() {
     let fixture = Fixture::new();
