@@ -12,6 +12,7 @@ use std::{
 };
 
 use adit_ledger::{Event, Level};
+use adit_protocol::ids::ComputerId;
 use adit_runtime::{
     cli::CliError,
     datadir::{DataDir, Part},
@@ -137,14 +138,22 @@ impl Drop for Forget<'_> {
 pub(crate) fn forget_left(dir: &DataDir) {
     let entries = std::fs::read_dir(dir.path()).into_iter().flatten();
     for entry in entries.filter_map(Result::ok) {
-        let name = entry.file_name();
-        let is_copy = |name: &str| name.starts_with(COPY.0) && name.contains(COPY.1);
-        if name.to_str().is_some_and(is_copy)
+        if entry.file_name().to_str().is_some_and(is_copy)
             && let Err(error) = std::fs::remove_file(entry.path())
         {
             tracing::warn!(%error, "a copy of the database that was not finished cannot be removed");
         }
     }
+}
+
+/// Is it one of ours, or what the database has beside one? Whatever else is called a backup is
+/// somebody's.
+fn is_copy(name: &str) -> bool {
+    let rest = name.strip_prefix(COPY.0).and_then(|rest| rest.split_once(COPY.1));
+    rest.is_some_and(|(id, beside)| {
+        let ours = id.parse::<ComputerId>().is_ok_and(|parsed| parsed.to_string() == id);
+        ours && ["", "-journal", "-wal", "-shm"].contains(&beside)
+    })
 }
 
 /// Seals a copy, piece by piece.
@@ -173,4 +182,34 @@ fn failed(path: &Path, what: impl std::fmt::Display) -> CliError {
 fn unusable(error: AgeError) -> CliError {
     CliError::usage("usage", error.to_string())
         .hint("mediator backup-key FILE makes a key and prints its recipient; age-keygen does, too")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_start_removes_what_is_left_of_copies_and_nothing_else() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temporary.path().join("d")).unwrap();
+        let id = fresh_id().unwrap();
+        let left = [format!("backup-{id}.part"), format!("backup-{id}.part-journal")];
+        let kept = [
+            "backup-monday.part".to_owned(),
+            "backup-monday.part1.rar".to_owned(),
+            "backup-.part".to_owned(),
+            format!("backup-{id}"),
+            format!("backup-{id}.part.gz"),
+            format!("backup-{}.part", id.to_uppercase()),
+            format!("my-backup-{id}.part"),
+        ];
+        for name in left.iter().chain(&kept) {
+            std::fs::write(dir.file(name).unwrap(), "x").unwrap();
+        }
+        forget_left(&dir);
+        assert!(left.iter().all(|name| !dir.has(name)));
+        for name in &kept {
+            assert!(dir.has(name), "{name}");
+        }
+    }
 }
