@@ -38,6 +38,8 @@ const POINT_LEN: usize = 32;
 /// Human-readable parts of recipients and identities (Bech32, BIP 173).
 const RECIPIENT: &str = "age";
 const IDENTITY: &str = "age-secret-key-";
+/// What shows that something is, or has in it, the wrong half of a key.
+const SECRET: &str = "secret-key";
 /// Recipients of one file.
 pub(crate) const MAX_RECIPIENTS: usize = 16;
 /// Bytes of a header that is read, and of one of its lines.
@@ -79,8 +81,9 @@ pub(crate) struct Recipient([u8; POINT_LEN]);
 impl Recipient {
     /// Of its text.
     pub(crate) fn parse(text: &str) -> Result<Self, AgeError> {
-        // The wrong half of a key is not told to anybody.
-        let secret = text.get(..IDENTITY.len()).is_some_and(|s| s.eq_ignore_ascii_case(IDENTITY));
+        let text = text.trim();
+        // The wrong half of a key is not told to anybody, wherever it stands in what was pasted.
+        let secret = text.to_ascii_lowercase().contains(SECRET);
         let shown =
             if secret { "AGE-SECRET-KEY-…".to_owned() } else { text.chars().take(80).collect() };
         let wrong = || AgeError::Recipient(shown.clone());
@@ -568,6 +571,18 @@ mod tests {
         assert!(!told.contains(&secret[IDENTITY.len() + 1..]), "{told}");
         let (own, _) = Identity::generate().unwrap();
         let text = own.recipient().to_string();
+        let small = secret.to_lowercase();
+        for pasted in [
+            format!(" {}", &secret[..]),
+            format!("\n\u{a0}{small}"),
+            format!("{text} {}", &secret[..]),
+            format!("{text}\n{small}"),
+            format!("\"{}\"", &secret[..]),
+        ] {
+            let told = Recipient::parse(&pasted).unwrap_err().to_string().to_lowercase();
+            assert!(!told.contains(&small[IDENTITY.len() + 1..]), "{told}");
+        }
+        assert_eq!(Recipient::parse(&format!(" {text}\n")).unwrap(), *own.recipient());
         assert_eq!(Recipient::parse(&text).unwrap(), *own.recipient());
         let wrong = text.replace(&text[10..11], if &text[10..11] == "q" { "p" } else { "q" });
         let zero = bech32_encode(RECIPIENT, &[0; POINT_LEN]);

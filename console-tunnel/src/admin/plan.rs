@@ -104,7 +104,10 @@ impl Plan {
             AdminCommand::Vault(Vault::Status) => show("/vault/rotation".to_owned()),
             AdminCommand::Backup(Backup { file, recipients }) => {
                 // What is not one could be the secret key, which must not leave this computer.
-                if !recipients.iter().all(|text| text.starts_with("age1")) {
+                let all = recipients.iter().flat_map(|text| text.split(',')).map(str::trim);
+                let recipients: Vec<&str> = all.collect();
+                let no_secret = |text: &str| !text.to_ascii_lowercase().contains("secret-key");
+                if !recipients.iter().all(|text| text.starts_with("age1") && no_secret(text)) {
                     let why = "a recipient begins with age1, in small letters";
                     return Err(CliError::usage("usage", why)
                         .hint("mediator backup-key prints it beside the key that it makes"));
@@ -504,8 +507,11 @@ mod tests {
     }
 
     fn plan(words: &str) -> Plan {
-        let line = Line::try_parse_from(words.split(' ')).unwrap();
-        Plan::of(&line.command).unwrap()
+        try_plan(words.split(' ')).unwrap()
+    }
+
+    fn try_plan<'a>(words: impl Iterator<Item = &'a str>) -> Result<Plan, CliError> {
+        Plan::of(&Line::try_parse_from(words).unwrap().command)
     }
 
     #[test]
@@ -586,6 +592,19 @@ mod tests {
         assert!(plan("a computer remove p/c/k").destroys);
         let erase = plan("a partner erase acme");
         assert!(erase.destroys && erase.yes == "acme");
+        // The wrong half of a key stays here, wherever in the list it was pasted.
+        for pasted in [
+            ["AGE-SECRET-KEY-1Q"].as_slice(),
+            &["age1a,AGE-SECRET-KEY-1Q"],
+            &["age1a, age-secret-key-1q"],
+            &["age1a", " AGE-SECRET-KEY-1Q"],
+            &["age1a AGE-SECRET-KEY-1Q"],
+        ] {
+            let given = pasted.iter().flat_map(|text| ["--recipient", text]);
+            let refused = try_plan(["a", "backup", "f"].into_iter().chain(given)).err().unwrap();
+            assert_eq!(refused.code, "usage", "{pasted:?}");
+            assert!(!refused.to_string().to_lowercase().contains("1q"), "{refused}");
+        }
         // A secret is no argument, and no part of the address.
         let add = plan("a oidc add d --issuer https://i --client-id c --secret-file /s");
         assert_eq!(add.files, [("secret", PathBuf::from("/s"))]);
