@@ -146,7 +146,8 @@ pub(crate) async fn run(
     data_keys: bool,
 ) -> Result<Rotated, CliError> {
     let all = async {
-        context.keys.rotate(&context.dir)?;
+        let another = context.vault.another_wrapping_key(&context.dir).await;
+        another.map_err(VaultError::cli)?;
         let home = context.home().await.map_err(store_error)?;
         let progress = |done: &Rotated| running.0.with(|now| now.done = done.clone());
         let done = context.vault.reseal(&home, actor, data_keys, &progress).await;

@@ -5,7 +5,9 @@
 //! interrupted anywhere and done again: what is not sealed anew still opens with the keys of
 //! before, which stay until everything is.
 
-use super::{Vault, VaultError, acts::corrupt, contents::Contents};
+use adit_runtime::datadir::DataDir;
+
+use super::{Vault, VaultError, acts::corrupt, contents::Contents, tenant::TenantKeyError};
 use crate::{
     admin::actor::Actor,
     store::{StoreError, WriteTx, credentials, factors, oidc, tenants},
@@ -28,7 +30,26 @@ pub(crate) struct Rotated {
     pub(crate) credentials: u64,
 }
 
+/// Setting: name of the wrapping key of a rotation that was begun; empty when it is done.
+const UNFINISHED: &str = "vault_rotation";
+
 impl Vault {
+    /// Adds a wrapping key, unless the newest is of a rotation that did not finish: then that one
+    /// goes on. Keys that seal nothing would fill the file.
+    pub(crate) async fn another_wrapping_key(&self, dir: &DataDir) -> Result<(), VaultError> {
+        let keys = self.keys.wrapping();
+        let unfinished = tenants::setting(&self.store.readers, UNFINISHED).await?;
+        if unfinished.is_some_and(|name| name == keys.current()) {
+            return Ok(());
+        }
+        keys.rotate(dir).map_err(TenantKeyError::from)?;
+        let name = keys.current();
+        let noted = self
+            .writer
+            .write(move |tx| Box::pin(async move { tenants::set(tx, UNFINISHED, &name).await }));
+        Ok(noted.await?)
+    }
+
     /// Seals everything with the newest wrapping key; with `data_keys` also makes a new data key
     /// for each client. `progress` hears of each step.
     pub(crate) async fn reseal(
@@ -46,7 +67,15 @@ impl Vault {
             progress(&done);
             for row in all {
                 let client = row.client_id.clone();
-                let tenant = self.keys.read(&client)?;
+                let tenant = match self.keys.read(&client) {
+                    Ok(tenant) => tenant,
+                    // Erased meanwhile; or lost, and then nothing under it opens any more.
+                    Err(TenantKeyError::Gone) => {
+                        tracing::warn!(client, "a client without a key keeps its data key");
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                };
                 let keys = self.keys.clone();
                 let moved = self.writer.write(move |tx| {
                     Box::pin(async move { another_data_key(tx, &keys, &tenant, &client).await })
@@ -77,6 +106,7 @@ impl Vault {
                     oidc::put_secret(tx, &oidc::SecretRow { sealed, ..row }, &name).await?;
                     told.factors += 1;
                 }
+                tenants::set(tx, UNFINISHED, "").await?;
                 let partner = tenants::partner_by_id(tx, &home).await?;
                 let event = by
                     .event("vault.rotated", &partner.name)
@@ -115,4 +145,75 @@ async fn another_data_key(
     }
     credentials::put_key(tx, &row).await?;
     Ok(Some(count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        store::{
+            credentials::KeyRow,
+            tests::{Fixture, Running},
+        },
+        vault::{tenant::TenantKeys, wrap::WrappingKeys},
+    };
+
+    async fn client_with_key(running: &Running, vault: &Vault, name: &'static str) -> String {
+        let partner = running.partner(name).await;
+        let (ids, keys) = (partner.clone(), vault.keys.clone());
+        let made = running.writer.write(move |tx| {
+            Box::pin(async move {
+                let client = tenants::create_client(tx, &ids, "c").await?;
+                let tenant = keys.read_or_make(&client.id).map_err(corrupt)?;
+                let (_, row) =
+                    keys.new_data_key(&tenant, (&client.id, &ids.id), 1).map_err(corrupt)?;
+                credentials::put_key(tx, &row).await?;
+                Ok(client.id)
+            })
+        });
+        made.await.unwrap()
+    }
+
+    async fn version(vault: &Vault, client: &str) -> u64 {
+        let all: Vec<KeyRow> = credentials::keys(&vault.store.readers).await.unwrap();
+        all.into_iter().find(|row| row.client_id == client).unwrap().version
+    }
+
+    /// A client's key goes before its rows do: others' rotation must not fail for it. And one that
+    /// failed is gone on with: keys in between would seal nothing.
+    #[tokio::test]
+    async fn a_rotation_passes_over_erased_clients_and_one_that_failed_goes_on() {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temporary.path().join("d")).unwrap();
+        let wrapping = WrappingKeys::load(&dir, None).unwrap();
+        let vault = Vault {
+            store: running.store.clone(),
+            writer: running.writer.clone(),
+            keys: TenantKeys::new(wrapping.clone(), dir.clone()),
+        };
+        let gone = client_with_key(&running, &vault, "gone").await;
+        let stays = client_with_key(&running, &vault, "stays").await;
+        let home = running.partner("home").await.id;
+        vault.keys.destroy(&gone).unwrap();
+        let before = wrapping.current();
+        vault.another_wrapping_key(&dir).await.unwrap();
+        let newest = wrapping.current();
+        assert_ne!(newest, before);
+        // It stops before its end: nobody of that id has a log.
+        vault.reseal("nobody", &Actor::Local, true, &|_| {}).await.unwrap_err();
+        assert_eq!(version(&vault, &stays).await, 2);
+        for _ in 0..3 {
+            vault.another_wrapping_key(&dir).await.unwrap();
+            assert_eq!(wrapping.current(), newest);
+        }
+        let done = vault.reseal(&home, &Actor::Local, true, &|_| {}).await.unwrap();
+        assert_eq!((done.key.as_str(), done.data_keys), (newest.as_str(), 1));
+        assert_eq!((version(&vault, &gone).await, version(&vault, &stays).await), (1, 3));
+        // That one is done: the next one makes a key.
+        vault.another_wrapping_key(&dir).await.unwrap();
+        assert_ne!(wrapping.current(), newest);
+        running.close().await;
+    }
 }
