@@ -136,6 +136,10 @@ impl Watch for Guard {
         }
         Ok(passed)
     }
+
+    fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
 }
 
 /// More must come, unless there is too much already.
@@ -457,6 +461,13 @@ mod tests {
         passes("GET / HTTP/1.0\r\n\r\n");
         for part in ["GE", "GET / HTT", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: evi"] {
             assert_eq!(of(part).as_deref(), Ok(""), "{part}");
+            let mut guard = Guard::new(Vec::new());
+            guard.pass(Bytes::copy_from_slice(part.as_bytes())).unwrap();
+            assert!(guard.is_holding(), "{part}");
         }
+        let mut guard = Guard::new(Vec::new());
+        assert!(!guard.is_holding());
+        guard.pass(Bytes::from_static(b"GET / HTTP/1.0\r\n\r\n")).unwrap();
+        assert!(!guard.is_holding());
     }
 }

@@ -33,6 +33,10 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 pub trait Watch: Send {
     /// What of it goes on now. The rest is kept there, and never more than a bounded amount.
     fn pass(&mut self, bytes: Bytes) -> Result<Bytes, Refusal>;
+
+    /// Is anything kept? Nothing would come of it if the program ended now, and its stream would
+    /// not be whole.
+    fn is_holding(&self) -> bool;
 }
 
 /// The channel ends. This is said to the local program, if anything.
@@ -148,6 +152,10 @@ async fn read_local(
             .await
             .map_err(|_| Broken::Socket)?;
         if n == 0 {
+            // A regular end would make what arrived look like all that was sent.
+            if watch.as_ref().is_some_and(|watch| watch.is_holding()) {
+                return Err(Broken::Socket);
+            }
             shared.with(|resume, now| resume.handle_local_fin(id, now));
             return Ok(());
         }

@@ -319,6 +319,27 @@ impl Watch for OneBehind {
         let passed = bytes.iter().filter_map(|b| self.0.replace(*b)).collect::<Vec<u8>>();
         Ok(passed.into())
     }
+
+    fn is_holding(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_before_all_was_passed_ends_in_a_reset() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut world = World::new(listener.local_addr().unwrap());
+    world.carrier().await;
+    for (sent, ends) in [("", Ok(0)), ("whisper", Err(std::io::ErrorKind::ConnectionReset))] {
+        let mut app = world.open_watched(Some(Box::new(OneBehind(None)))).await;
+        let (mut target, _) = listener.accept().await.unwrap();
+        app.write_all(sent.as_bytes()).await.unwrap();
+        let mut got = vec![0; sent.len().saturating_sub(1)];
+        target.read_exact(&mut got).await.unwrap();
+        app.shutdown().await.unwrap();
+        let end = tokio::time::timeout(Duration::from_secs(5), target.read(&mut [0; 8])).await;
+        assert_eq!(end.unwrap().map_err(|error| error.kind()), ends, "{sent}");
+    }
 }
 
 #[tokio::test]
