@@ -539,6 +539,7 @@ async fn directly(
         dir: place.dir.clone(),
         refusals: Default::default(),
         rotation: Default::default(),
+        erasing: Default::default(),
     });
     let (done, ()) = tokio::join!(
         async {

@@ -33,7 +33,7 @@ use crate::{
         LogSigner, Store, StoreError, WriteTx, Writer, access::filter, computers, locks, sessions,
         tenants,
     },
-    tenancy::erase,
+    tenancy::{erase, turns::Turns},
     vault::{Vault, wrap::WrappingKeys},
 };
 
@@ -65,6 +65,8 @@ pub(crate) struct AdminContext {
     pub(crate) refusals: Refusals,
     /// Of the keys over stored secrets.
     pub(crate) rotation: super::vault::Rotation,
+    /// One erasure of a partner at a time.
+    pub(crate) erasing: Turns,
 }
 
 impl AdminContext {

@@ -80,6 +80,20 @@ pub(crate) async fn policies(pool: &AnyPool) -> Result<Vec<Policy>, StoreError> 
         .collect()
 }
 
+const IS_HELD: &str = "SELECT partner_id FROM audit_policy WHERE partner_id = $1 AND hold = 1";
+
+/// Whether a legal hold is on a partner.
+pub(crate) async fn is_held(pool: &AnyPool, partner: &str) -> Result<bool, StoreError> {
+    let found = sqlx::query(IS_HELD).bind(partner.to_owned()).fetch_optional(pool).await?;
+    Ok(found.is_some())
+}
+
+/// The same, between other writes.
+pub(crate) async fn is_held_in(tx: &mut WriteTx, partner: &str) -> Result<bool, StoreError> {
+    let found = sqlx::query(IS_HELD).bind(partner.to_owned()).fetch_optional(tx.sql()).await?;
+    Ok(found.is_some())
+}
+
 /// Sets how long a partner's log is kept; `None`: as configured.
 pub(crate) async fn set_retention(
     tx: &mut WriteTx,

@@ -26,7 +26,7 @@ pub(crate) struct Problem {
 }
 
 /// Codes whose status is not what the exit code says.
-const STATUS: [(&str, StatusCode); 12] = [
+const STATUS: [(&str, StatusCode); 13] = [
     (failure::NOT_LOGGED_IN, StatusCode::UNAUTHORIZED),
     (failure::NAME_TAKEN, StatusCode::CONFLICT),
     (failure::AMBIGUOUS_COMPUTER, StatusCode::CONFLICT),
@@ -35,6 +35,7 @@ const STATUS: [(&str, StatusCode); 12] = [
     (failure::RATE_LIMITED, StatusCode::TOO_MANY_REQUESTS),
     (failure::BUSY, StatusCode::SERVICE_UNAVAILABLE),
     (failure::AUDIT_UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
+    ("erasure_unfinished", StatusCode::SERVICE_UNAVAILABLE),
     (failure::BAD_REQUEST, StatusCode::BAD_REQUEST),
     (failure::INTERNAL, StatusCode::INTERNAL_SERVER_ERROR),
     (failure::AGENT_TIMEOUT, StatusCode::GATEWAY_TIMEOUT),

@@ -57,6 +57,8 @@ const NOTE_HEADS: Duration = Duration::from_secs(10);
 const SWEEP_RECEIPTS: Duration = Duration::from_secs(60);
 /// How often refusals that were only counted are told.
 const TELL_REFUSALS: Duration = Duration::from_secs(60);
+/// How often erasures that stopped midway are gone on with.
+const GO_ON_ERASING: Duration = Duration::from_secs(60);
 /// The UDP port that QUIC made passable.
 const STUN_443: u16 = 443;
 /// How often the gauges follow.
@@ -286,6 +288,7 @@ impl Server {
             dir: place.dir.clone(),
             refusals: Default::default(),
             rotation: Default::default(),
+            erasing: Default::default(),
         });
         serve_admin(place, Arc::clone(&admin), &essential)?;
         crate::admin::backup::forget_left(&place.dir);
@@ -396,13 +399,19 @@ impl Server {
 
 /// What was being erased when the mediator stopped.
 fn go_on_erasing(admin: Arc<AdminContext>, tasks: &Tasks) {
-    tasks.spawn_until_stopped("erasures", async move {
-        match erase::resume(&admin).await {
+    tasks.spawn_until_stopped("erasures", async move { erase_on(&admin).await });
+}
+
+async fn erase_on(admin: &AdminContext) {
+    let mut every = Every::new(GO_ON_ERASING);
+    loop {
+        every.next().await;
+        match erase::resume(admin).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "interrupted erasures are done"),
-            Err(error) => tracing::error!(%error, "an erasure could not go on"),
+            Err(error) => tracing::error!(%error, "erasures could not go on"),
         }
-    });
+    }
 }
 
 /// Refuses to run without the keys of what is sealed: everybody with a second factor would be kept

@@ -53,14 +53,16 @@ pub(crate) struct Erasure {
     pub(crate) client_id: String,
     /// `partner/client` or `partner`.
     pub(crate) subject: String,
+    /// Who began it: an id, never a name.
+    pub(crate) begun_by: Option<String>,
     pub(crate) begun_ms: u64,
     pub(crate) finished_ms: Option<u64>,
     pub(crate) counts: Counts,
     pub(crate) certificate: String,
 }
 
-const SELECT: &str = "SELECT id, kind, partner_id, client_id, subject, begun_ms, finished_ms, \
-     counts, certificate FROM erasure";
+const SELECT: &str = "SELECT id, kind, partner_id, client_id, subject, begun_by, begun_ms, \
+     finished_ms, counts, certificate FROM erasure";
 
 fn read(row: &AnyRow) -> Result<Erasure, StoreError> {
     let finished: Option<i64> = sqlx::Row::try_get(row, "finished_ms")?;
@@ -74,6 +76,7 @@ fn read(row: &AnyRow) -> Result<Erasure, StoreError> {
         partner_id: row.text("partner_id")?,
         client_id: row.text("client_id")?,
         subject: row.text("subject")?,
+        begun_by: row.opt_text("begun_by")?,
         begun_ms: row.number("begun_ms")?,
         finished_ms: finished.and_then(|ms| u64::try_from(ms).ok()),
         counts: serde_json::from_str(&row.text("counts")?).unwrap_or_default(),
@@ -92,7 +95,7 @@ pub(crate) async fn all(pool: &AnyPool) -> Result<Vec<Erasure>, StoreError> {
 pub(crate) async fn begin(tx: &mut WriteTx, new: &Erasure) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO erasure (id, kind, partner_id, client_id, subject, begun_ms, counts, \
-         certificate) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+         certificate, begun_by) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(new.id.clone())
     .bind(new.kind.name().to_owned())
@@ -102,9 +105,29 @@ pub(crate) async fn begin(tx: &mut WriteTx, new: &Erasure) -> Result<(), StoreEr
     .bind(bigint(new.begun_ms))
     .bind(counts_text(&new.counts))
     .bind(String::new())
+    .bind(new.begun_by.clone())
     .execute(tx.sql())
     .await?;
     Ok(())
+}
+
+/// Whether the one of that id goes on: nobody has finished it.
+pub(crate) async fn goes_on(pool: &AnyPool, id: &str) -> Result<bool, StoreError> {
+    let row = sqlx::query("SELECT id FROM erasure WHERE id = $1 AND finished_ms IS NULL")
+        .bind(id.to_owned())
+        .fetch_optional(pool)
+        .await?;
+    Ok(row.is_some())
+}
+
+/// Whether the client or partner is still there.
+pub(crate) async fn is_there(tx: &mut WriteTx, of: &Erasure) -> Result<bool, StoreError> {
+    let (statement, id) = match of.kind {
+        Kind::Client => ("SELECT id FROM client WHERE id = $1", &of.client_id),
+        Kind::Partner => ("SELECT id FROM partner WHERE id = $1", &of.partner_id),
+    };
+    let row = sqlx::query(statement).bind(id.clone()).fetch_optional(tx.sql()).await?;
+    Ok(row.is_some())
 }
 
 /// Notes how far it has come.

@@ -33,6 +33,10 @@ impl Fixture {
         Self { dir: tempfile::tempdir().unwrap(), signer }
     }
 
+    pub(crate) fn signer(&self) -> LogSigner {
+        self.signer.clone()
+    }
+
     fn file(&self) -> std::path::PathBuf {
         // A path that needs escaping.
         self.dir.path().join("a b?c#d%.db")

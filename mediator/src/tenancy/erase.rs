@@ -1,11 +1,12 @@
 //! The steps of an erasure.
 //!
-//! What was begun is a row of the table `erasure`; the next start, or the same command again, goes
-//! on with whatever is not finished. Each step finds out by itself what is left to be done.
+//! What was begun is a row of the table `erasure`; the mediator itself, or the same command again,
+//! goes on with whatever is not finished, and records for whom. Each step finds out by itself what
+//! is left to be done.
 
 use std::time::{Duration, Instant};
 
-use adit_ledger::Event;
+use adit_ledger::{Event, Level};
 use adit_runtime::{
     cli::{CliError, Exit},
     time::{format_ms, unix_ms},
@@ -19,9 +20,10 @@ use super::{
 use crate::{
     admin::{
         AdminContext,
-        actor::{self, Actor, not_found},
+        actor::{self, Actor, LOCAL, not_found},
         handle::{self, bad_name},
     },
+    audit::retention,
     core::{ending::CLIENT_ERASED, types::Affected},
     names,
     place::store_error,
@@ -53,6 +55,8 @@ const BACKUPS: &str = "copies of the database made before hold no key that opens
 
 /// What acts get.
 type Who<'a> = (&'a AdminContext, &'a Actor);
+/// Who goes on with an erasure; nobody: the mediator itself, for who began it.
+type By<'a> = (&'a AdminContext, Option<&'a Actor>);
 
 /// Erases a client by its path.
 pub(crate) async fn client((context, actor): Who<'_>, path: &str) -> Result<Value, CliError> {
@@ -65,19 +69,21 @@ pub(crate) async fn client((context, actor): Who<'_>, path: &str) -> Result<Valu
     actor.may_client(context, &client, &[Permission::ManagePolicy]).await?;
     // Nothing brings it back.
     actor.must_be_fresh(context).await?;
+    let _turn = context.erasing.take(&client.partner_id).await.map_err(store_error)?;
     let new = Erasure {
         id: fresh_id().map_err(store_error)?,
         kind: Kind::Client,
         partner_id: client.partner_id.clone(),
         client_id: client.id.clone(),
         subject: client.path(),
+        begun_by: Some(id_of(actor)),
         begun_ms: unix_ms(),
         finished_ms: None,
         counts: Counts::default(),
         certificate: String::new(),
     };
     let begun = begin((context, actor), new).await?;
-    run((context, actor), begun).await
+    run((context, Some(actor)), begun).await
 }
 
 /// Erases a partner with all of its clients.
@@ -117,29 +123,42 @@ pub(crate) async fn partner(
         return Err(CliError::refused("home_partner", text)
             .hint("erase its clients one by one, or destroy the whole data directory"));
     }
+    let _turn = context.erasing.take(&partner.id).await.map_err(store_error)?;
     let new = Erasure {
         id: fresh_id().map_err(store_error)?,
         kind: Kind::Partner,
         partner_id: partner.id,
         client_id: String::new(),
         subject: partner.name,
+        begun_by: Some(id_of(actor)),
         begun_ms: unix_ms(),
         finished_ms: None,
         counts: Counts::default(),
         certificate: String::new(),
     };
     let begun = begin((context, actor), new).await?;
-    run((context, actor), begun).await
+    run((context, Some(actor)), begun).await
 }
 
-/// Goes on with all erasures that were interrupted.
+/// Goes on with all erasures that were interrupted; how many are done.
 pub(crate) async fn resume(context: &AdminContext) -> Result<usize, CliError> {
     let all = erasures::all(&context.store.readers).await.map_err(store_error)?;
     let left: Vec<Erasure> = all.into_iter().filter(|one| one.finished_ms.is_none()).collect();
-    let count = left.len();
+    let mut count = 0;
     for erasure in left {
-        tracing::info!(subject = erasure.subject, "going on with an erasure");
-        run((context, &Actor::Local), erasure).await?;
+        let _turn = context.erasing.take(&erasure.partner_id).await.map_err(store_error)?;
+        let pool = &context.store.readers;
+        // Somebody else had the turn.
+        let goes_on = erasures::goes_on(pool, &erasure.id).await.map_err(store_error)?;
+        if !goes_on || retention::is_held(pool, &erasure.partner_id).await.map_err(store_error)? {
+            continue;
+        }
+        let subject = erasure.subject.clone();
+        tracing::info!(subject, "going on with an erasure");
+        match run((context, None), erasure).await {
+            Ok(_) => count += 1,
+            Err(error) => tracing::error!(subject, %error, "an erasure could not go on"),
+        }
     }
     Ok(count)
 }
@@ -237,9 +256,12 @@ async fn go_on(
             && one.kind == kind
             && tenants::name_key(&one.subject) == tenants::name_key(subject)
     });
-    match found {
-        Some(erasure) => run((context, actor), erasure).await,
-        None => Err(missing),
+    let Some(erasure) = found else { return Err(missing) };
+    let _turn = context.erasing.take(&erasure.partner_id).await.map_err(store_error)?;
+    match erasures::goes_on(&context.store.readers, &erasure.id).await.map_err(store_error)? {
+        true => run((context, Some(actor)), erasure).await,
+        // Who had the turn finished it.
+        false => Err(missing),
     }
 }
 
@@ -255,8 +277,16 @@ async fn begin((context, actor): Who<'_>, new: Erasure) -> Result<Erasure, CliEr
         return Ok(known);
     }
     let (clients, by) = (clients_of(context, &new).await?, actor.clone());
+    let home = context.home().await.map_err(store_error)?;
     let begun = context.writer.write(move |tx| {
         Box::pin(async move {
+            // Who had the turn before may have erased it.
+            if !erasures::is_there(tx, &new).await? {
+                return Err(StoreError::Missing(new.kind.name()));
+            }
+            if retention::is_held_in(tx, &new.partner_id).await? {
+                return Ok(None);
+            }
             erasures::begin(tx, &new).await?;
             for client in clients {
                 locks::lock_client(tx, &client, CLIENT_ERASED).await?;
@@ -265,10 +295,21 @@ async fn begin((context, actor): Who<'_>, new: Erasure) -> Result<Erasure, CliEr
                 erasures::close_accounts(tx, &new.partner_id).await?;
             }
             tx.append(&new.partner_id, of(&by, &new, "erasure_begun")).await?;
-            Ok(new)
+            if new.kind == Kind::Partner {
+                // The partner's own log is emptied and closed: this one says who began it.
+                tx.append(&home, of_whom(Some(&by), &new, "erasure_begun")).await?;
+            }
+            Ok(Some(new))
         })
     });
-    begun.await.map_err(store_error)
+    begun.await.map_err(store_error)?.ok_or_else(held)
+}
+
+/// Nothing of a partner is erased while its log is kept for a court.
+fn held() -> CliError {
+    let text = "a legal hold is on the partner: nothing of it is erased";
+    CliError::refused("legal_hold", text)
+        .hint("audit retention release ends the hold, once nothing needs it any more")
 }
 
 async fn clients_of(context: &AdminContext, erasure: &Erasure) -> Result<Vec<String>, CliError> {
@@ -280,29 +321,90 @@ async fn clients_of(context: &AdminContext, erasure: &Erasure) -> Result<Vec<Str
     }
 }
 
-/// Who erased an own partner is erased with it: what the log that goes on says of them is their id.
-fn of_whom(actor: &Actor, erasure: &Erasure, what: &str) -> Event {
-    let event = of(actor, erasure, what);
-    match actor.remote().filter(|_| erasure.kind == Kind::Partner) {
-        None => event,
+/// Who it is, without a name: names are erased, or stay where what they name is erased.
+fn id_of(actor: &Actor) -> String {
+    match actor.remote() {
+        None => LOCAL.to_owned(),
         Some(remote) => {
-            let told = of(&Actor::Local, erasure, what);
-            told.actor(format!("account {}", remote.holder.account))
+            let kind = if remote.kind == actor::Kind::Key { "API key" } else { "account" };
+            format!("{kind} {}", remote.holder.account)
         }
     }
 }
 
+/// Who erased an own partner is erased with it: what the log that goes on says of them is their id.
+/// Who began it is told whoever finished it.
+fn of_whom(actor: Option<&Actor>, erasure: &Erasure, what: &str) -> Event {
+    let bare = || about(Event::new(named(erasure, what), Level::Significant), erasure);
+    let event = match actor {
+        Some(actor) if actor.remote().is_some() && erasure.kind == Kind::Partner => {
+            bare().actor(id_of(actor))
+        }
+        Some(actor) => of(actor, erasure, what),
+        None => match &erasure.begun_by {
+            Some(by) => bare().actor(by.as_str()).extra("resumed", "by the mediator"),
+            None => bare().extra("resumed", "by the mediator"),
+        },
+    };
+    match &erasure.begun_by {
+        Some(by) => event.extra("begun_by", by.as_str()),
+        None => event,
+    }
+}
+
 fn of(actor: &Actor, erasure: &Erasure, what: &str) -> Event {
-    let name = format!("{}.{what}", erasure.kind.name());
+    about(actor.sign(Event::new(named(erasure, what), Level::Significant)), erasure)
+}
+
+fn named(erasure: &Erasure, what: &str) -> String {
+    format!("{}.{what}", erasure.kind.name())
+}
+
+fn about(event: Event, erasure: &Erasure) -> Event {
     let partner = erasure.subject.split('/').next().unwrap_or_default();
-    let event = actor.event(&name, partner).extra("erasure", erasure.id.as_str());
+    let event = event.partner(partner).outcome("done").extra("erasure", erasure.id.as_str());
     match erasure.kind {
         Kind::Client => event.client(&erasure.subject),
         Kind::Partner => event.extra("partner_id", erasure.partner_id.as_str()),
     }
 }
 
-async fn run((context, actor): Who<'_>, mut erasure: Erasure) -> Result<Value, CliError> {
+/// Does what is left to be done, in the partner's turn.
+async fn run((context, actor): By<'_>, erasure: Erasure) -> Result<Value, CliError> {
+    let pool = &context.store.readers;
+    if retention::is_held(pool, &erasure.partner_id).await.map_err(store_error)? {
+        return Err(held());
+    }
+    let kind = erasure.kind;
+    let done = steps((context, actor), erasure).await;
+    done.map_err(|error| stopped((context, actor), kind, error))
+}
+
+/// What is true for who asked when an erasure that has begun stopped midway: there is no way back,
+/// and for who came over the network perhaps no way to ask again.
+fn stopped((context, actor): By<'_>, kind: Kind, error: CliError) -> CliError {
+    if actor.and_then(Actor::remote).is_none() {
+        let hint = match context.broker {
+            Some(_) => "it has begun: the mediator goes on by itself, or give the command again",
+            None => "it has begun: give the same command again, or start the mediator",
+        };
+        return if error.hint.is_none() { error.hint(hint) } else { error };
+    }
+    tracing::error!(code = error.code, %error, "an erasure stopped midway");
+    let text = match kind {
+        Kind::Client => {
+            "the erasure has begun and is not finished yet: the mediator goes on by itself; \
+             certificate list has the certificate when it is done"
+        }
+        Kind::Partner => {
+            "the erasure has begun and is not finished yet: the mediator goes on by itself; who \
+             answers for the installation has the certificate when it is done"
+        }
+    };
+    CliError::failed("erasure_unfinished", text)
+}
+
+async fn steps((context, actor): By<'_>, mut erasure: Erasure) -> Result<Value, CliError> {
     let clients = clients_of(context, &erasure).await?;
     let ended = end_sessions(context, &erasure, &clients).await?;
     let noted = Erased {
@@ -364,8 +466,7 @@ async fn end_sessions(
             Some(0) | None => return Ok(ended),
             Some(_) if begun.elapsed() > SESSIONS_DEADLINE => {
                 let text = "the ends of live sessions could not be recorded";
-                return Err(CliError::failed("audit_unavailable", text)
-                    .hint("nothing was erased; give the same command again"));
+                return Err(CliError::failed("audit_unavailable", text));
             }
             Some(_) => tokio::time::sleep(LOOK).await,
         }
@@ -440,7 +541,7 @@ async fn forget_entries(
 
 /// Records it, takes the traces out of the files, certifies it.
 async fn finish(
-    (context, actor): Who<'_>,
+    (context, actor): By<'_>,
     erasure: Erasure,
     sessions_ended: usize,
 ) -> Result<Value, CliError> {
@@ -472,12 +573,12 @@ async fn finish(
         "backups": BACKUPS,
     });
     let (signer, one, record) = (context.signer.clone(), erasure.clone(), told.clone());
-    let by = actor.clone();
+    let by = actor.cloned();
     let done = context.writer.write(move |tx| {
         Box::pin(async move {
             // In the log that goes on: an erased partner's is closed with it.
             let log = if one.kind == Kind::Partner { home } else { one.partner_id.clone() };
-            let event = of_whom(&by, &one, "erased")
+            let event = of_whom(by.as_ref(), &one, "erased")
                 .extra("entries_erased", entries)
                 .extra("credentials_destroyed", credentials)
                 .extra("computers_deleted", computers);
@@ -487,8 +588,8 @@ async fn finish(
             inner.insert("recorded_leaf".to_owned(), entry.leaf.to_string().into());
             let text = certificate::sign(&signer, inner);
             let print = adit_ledger::Hash(adit_protocol::keys::sha256(text.as_bytes()));
-            let issued =
-                of_whom(&by, &one, "certified").extra("certificate_sha256", print.to_string());
+            let issued = of_whom(by.as_ref(), &one, "certified")
+                .extra("certificate_sha256", print.to_string());
             tx.append(&log, issued).await?;
             erasures::finish(tx, &one.id, finished_ms, &text).await?;
             Ok(text)
@@ -516,3 +617,6 @@ fn kept_copies(context: &AdminContext) -> Vec<String> {
     found.sort();
     found
 }
+
+#[cfg(test)]
+mod tests;

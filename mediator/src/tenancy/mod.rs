@@ -3,6 +3,7 @@
 //! - [`erase`]: the steps, each of which can be interrupted and done again
 //! - [`ledger`]: ids of what was erased, beside the database, so that no restored backup brings
 //!   it back
+//! - [`turns`]: whose turn it is, so that nothing is erased by two
 //! - [`certificate`]: the signed statement of what was destroyed, and its verification
 //!
 //! Order: noted in the database and beside it, live sessions ended, the tenant key destroyed (from
@@ -15,3 +16,4 @@ pub(crate) mod erase;
 pub(crate) mod ledger;
 #[cfg(test)]
 mod tests;
+pub(crate) mod turns;

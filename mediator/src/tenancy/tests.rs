@@ -93,6 +93,7 @@ impl Town {
             partner_id: self.partner.id.clone(),
             client_id: client.to_owned(),
             subject: PATH.to_owned(),
+            begun_by: None,
             begun_ms: unix_ms(),
             finished_ms: None,
             counts: Counts::default(),

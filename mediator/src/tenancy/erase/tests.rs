@@ -1,0 +1,224 @@
+//! Who erases, for whom, and when nobody may.
+
+use std::sync::Arc;
+
+use adit_protocol::keys::SigningKey;
+use adit_runtime::datadir::DataDir;
+
+use super::*;
+use crate::{
+    admin::actor::Remote,
+    authz::Holder,
+    config::{AccountSettings, MfaRule},
+    http::Problem,
+    init::HOME_PARTNER,
+    roles::{Conditions, Role, Rule, Scope},
+    store::{
+        accounts,
+        tests::{Fixture, Running},
+    },
+    vault::{Vault, tenant::TenantKeys, wrap::WrappingKeys},
+};
+
+const NAME: &str = "zorro-user";
+
+/// An installation with a partner `acme`, its client `acme/gone`, and one of its people.
+struct Town {
+    context: AdminContext,
+    running: Running,
+    acme: tenants::Partner,
+    home: String,
+    _folders: (Fixture, tempfile::TempDir),
+}
+
+impl Town {
+    async fn new() -> Self {
+        let fixture = Fixture::new();
+        let running = fixture.open().await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(folder.path().join("d")).unwrap();
+        let keys = WrappingKeys::load(&dir, None).unwrap();
+        let home = running.partner("home").await.id;
+        let acme = running.partner("acme").await;
+        let (of, setting) = (acme.clone(), home.clone());
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move {
+                tenants::set(tx, HOME_PARTNER, &setting).await?;
+                tenants::create_client(tx, &of, "gone").await?;
+                accounts::insert(tx, &of, NAME, "none", "hash").await
+            })
+        });
+        job.await.unwrap();
+        let (store, writer) = (running.store.clone(), running.writer.clone());
+        let context = AdminContext {
+            store: store.clone(),
+            writer: writer.clone(),
+            root: SigningKey::generate().unwrap().public().fingerprint(),
+            hosts: Vec::new(),
+            port: Ok(1),
+            broker: None,
+            rules: Default::default(),
+            accounts: AccountSettings { mfa: MfaRule::OnceSetUp, life_ms: 1, idle_ms: 1 },
+            retention_ms: retention::DAY_MS,
+            vault: Vault { store, writer, keys: TenantKeys::new(keys.clone(), dir.clone()) },
+            keys,
+            signer: fixture.signer(),
+            dir,
+            refusals: Default::default(),
+            rotation: Default::default(),
+            erasing: Default::default(),
+        };
+        Self { context, running, acme, home, _folders: (fixture, folder) }
+    }
+
+    /// One of acme's people, who may do everything there.
+    fn person(&self) -> Actor {
+        let scope = Scope::Partner(self.acme.id.clone());
+        let rule = Rule {
+            binding: "b".into(),
+            role: Role::builtin("owner").unwrap(),
+            scope,
+            conditions: Conditions::default(),
+            expires_ms: None,
+        };
+        Actor::Remote(Arc::new(Remote {
+            kind: actor::Kind::Console,
+            holder: Holder {
+                account: "id-of-zorro".into(),
+                partner: self.acme.id.clone(),
+                disabled: false,
+                rules: vec![rule],
+            },
+            name: NAME.into(),
+            partner: "acme".into(),
+            device: SigningKey::generate().unwrap().public(),
+            source: "192.0.2.1:1".parse().unwrap(),
+            mfa: "totp".into(),
+            mfa_ms: Some(unix_ms()),
+            fresh: true,
+            operation: "test",
+            denied: Default::default(),
+        }))
+    }
+
+    async fn hold(&self, hold: bool) {
+        let partner = self.acme.id.clone();
+        let job = self.running.writer.write(move |tx| {
+            Box::pin(async move { retention::set_hold(tx, &partner, hold, "case 7").await })
+        });
+        job.await.unwrap();
+    }
+
+    /// The step after the beginning fails.
+    fn break_down(&self) {
+        std::fs::create_dir(self.context.dir.file(ledger::ERASED).unwrap()).unwrap();
+    }
+
+    fn mend(&self) {
+        std::fs::remove_dir(self.context.dir.file(ledger::ERASED).unwrap()).unwrap();
+    }
+
+    /// Entries of that name, as they stand in the log of a partner.
+    async fn told(&self, partner: &str, event: &str) -> Vec<Value> {
+        let lines: Vec<String> = sqlx::query_scalar(
+            "SELECT e.line FROM audit_entry e JOIN audit_tree t ON t.id = e.tree \
+             WHERE t.partner_id = $1 AND e.event = $2 ORDER BY e.seq",
+        )
+        .bind(partner.to_owned())
+        .bind(event.to_owned())
+        .fetch_all(&self.running.store.readers)
+        .await
+        .unwrap();
+        lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    async fn unfinished(&self) -> usize {
+        let all = erasures::all(&self.running.store.readers).await.unwrap();
+        all.iter().filter(|one| one.finished_ms.is_none()).count()
+    }
+}
+
+#[tokio::test]
+async fn who_began_the_erasure_of_their_own_partner_is_told_though_others_finish_it() {
+    let town = Town::new().await;
+    let (context, person) = (&town.context, town.person());
+    town.break_down();
+    let stopped = partner((context, &person), "acme", Some("acme")).await.unwrap_err();
+    // Who began it cannot ask again: what they are told is true for them.
+    assert_eq!(stopped.code, "erasure_unfinished");
+    let shown = Problem::from(stopped);
+    assert!(shown.status.as_u16() == 503 && shown.detail.contains("by itself"), "{}", shown.detail);
+    assert_eq!(resume(context).await.unwrap(), 0);
+    town.mend();
+    assert_eq!(resume(context).await.unwrap(), 1);
+    assert_eq!((town.unfinished().await, resume(context).await.unwrap()), (0, 0));
+    for name in ["erasure_begun", "erased", "certified"] {
+        let told = town.told(&town.home, &format!("partner.{name}")).await;
+        let [told] = told.as_slice() else { panic!("{name}: {told:?}") };
+        assert_eq!(told["actor"], "account id-of-zorro", "{told}");
+        let text = told.to_string();
+        assert!(text.contains("\"begun_by\":\"account id-of-zorro\""), "{text}");
+        assert!(!text.contains(NAME) && !text.contains(LOCAL), "{text}");
+    }
+    town.running.close().await;
+}
+
+#[tokio::test]
+async fn the_local_administrator_who_goes_on_does_not_take_the_place_of_who_began() {
+    let town = Town::new().await;
+    let context = &town.context;
+    town.break_down();
+    partner((context, &town.person()), "acme", Some("acme")).await.unwrap_err();
+    town.mend();
+    partner((context, &Actor::Local), "acme", None).await.unwrap();
+    let told = town.told(&town.home, "partner.erased").await;
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0]["actor"], LOCAL);
+    assert!(told[0].to_string().contains("\"begun_by\":\"account id-of-zorro\""), "{}", told[0]);
+    town.running.close().await;
+}
+
+#[tokio::test]
+async fn what_two_erase_at_once_is_erased_and_certified_once() {
+    let town = Town::new().await;
+    let (context, person) = (&town.context, town.person());
+    let (one, other, resumed) = tokio::join!(
+        client((context, &person), "acme/gone"),
+        client((context, &Actor::Local), "acme/gone"),
+        resume(context),
+    );
+    let done = [one.is_ok(), other.is_ok(), resumed.unwrap() == 1];
+    assert_eq!(done.into_iter().filter(|done| *done).count(), 1, "{done:?}");
+    for name in ["client.erasure_begun", "client.erased", "client.certified"] {
+        assert_eq!(town.told(&town.acme.id, name).await.len(), 1, "{name}");
+    }
+    assert_eq!(erasures::all(&town.running.store.readers).await.unwrap().len(), 1);
+    town.running.close().await;
+}
+
+#[tokio::test]
+async fn nothing_is_erased_while_a_legal_hold_is_on_the_partner() {
+    let town = Town::new().await;
+    let (context, person) = (&town.context, town.person());
+    town.hold(true).await;
+    for by in [&person, &Actor::Local] {
+        let refused = client((context, by), "acme/gone").await.unwrap_err();
+        assert_eq!((refused.code, refused.exit), ("legal_hold", Exit::Refused));
+        assert!(refused.hint.unwrap().contains("release"));
+        let refused = partner((context, by), "acme", Some("acme")).await.unwrap_err();
+        assert_eq!(refused.code, "legal_hold");
+    }
+    assert_eq!(town.unfinished().await, 0);
+    town.hold(false).await;
+    // Nor is one gone on with that had begun before.
+    town.break_down();
+    client((context, &person), "acme/gone").await.unwrap_err();
+    town.mend();
+    town.hold(true).await;
+    assert_eq!(resume(context).await.unwrap(), 0);
+    assert_eq!(client((context, &person), "acme/gone").await.unwrap_err().code, "legal_hold");
+    assert_eq!(town.told(&town.acme.id, "client.erased").await.len(), 0);
+    town.hold(false).await;
+    assert_eq!((resume(context).await.unwrap(), town.unfinished().await), (1, 0));
+    town.running.close().await;
+}
