@@ -4,9 +4,10 @@
 //! hold of them goes with a rewrite of the file, and what the write-ahead log holds with its
 //! truncation.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use sqlx::{AnyConnection, Connection, Row};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Store, StoreError};
 
@@ -17,9 +18,26 @@ const TRIES: usize = 100;
 /// Rest between them.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// The place of the one that may run.
+pub(crate) struct Place(OwnedSemaphorePermit);
+
+/// The place, if none runs or waits for it.
+pub(crate) fn try_take(store: &Store) -> Option<Place> {
+    Arc::clone(&store.compacting).try_acquire_owned().ok().map(Place)
+}
+
+/// Does it when no other one runs: each takes a second copy of the file and writes through the
+/// log that the next would have to empty.
+pub(crate) async fn run(store: &Store, alone: bool) -> Result<bool, StoreError> {
+    let place = Arc::clone(&store.compacting).acquire_owned().await;
+    let place = place.map_err(|_| StoreError::Unavailable("it stops".to_owned()))?;
+    run_in(Place(place), store, alone).await
+}
+
 /// Rewrites the file, if it is not too large or nobody waits (`alone`), and empties the write-ahead
 /// log; whether both were done.
-pub(crate) async fn run(store: &Store, alone: bool) -> Result<bool, StoreError> {
+pub(crate) async fn run_in(place: Place, store: &Store, alone: bool) -> Result<bool, StoreError> {
+    let Place(_place) = place;
     let mut connection = store.connect().await?;
     if connection.backend_name() != "SQLite" {
         return Ok(false);

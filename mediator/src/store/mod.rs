@@ -30,9 +30,10 @@ pub(crate) mod writer;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use sqlx::{AnyConnection, AnyPool, Connection, Row, any::AnyPoolOptions, any::AnyRow};
+use tokio::sync::Semaphore;
 
 pub(crate) use audit::LogSigner;
 pub(crate) use writer::{Room, WriteTx, Writer};
@@ -93,6 +94,8 @@ pub(crate) enum Mode {
 pub(crate) struct Store {
     pub(crate) readers: AnyPool,
     url: String,
+    /// The one rewrite of the file that may run.
+    compacting: Arc<Semaphore>,
 }
 
 impl Store {
@@ -118,7 +121,7 @@ impl Store {
             .after_connect(|connection, _| Box::pin(prepare(connection)))
             .connect(&url)
             .await?;
-        Ok(Self { readers, url })
+        Ok(Self { readers, url, compacting: Arc::new(Semaphore::new(1)) })
     }
 
     /// A connection of one's own, for the writer.

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use adit_ledger::{Event, Level};
+use adit_protocol::code::failure;
 use adit_runtime::{
     cli::{CliError, Exit},
     time::{format_ms, unix_ms},
@@ -166,9 +167,24 @@ pub(crate) async fn resume(context: &AdminContext) -> Result<usize, CliError> {
 /// Rewrites the database without traces of what was deleted.
 pub(crate) async fn compact((context, actor): Who<'_>) -> Result<Value, CliError> {
     actor.may_everywhere(context, &[Permission::ManagePolicy]).await?;
-    let alone = context.broker.is_none();
-    let done = compact::run(&context.store, alone).await.map_err(store_error)?;
-    Ok(json!({"compacted": done}))
+    // One that waits would only do again what the one that runs does.
+    let place = compact::try_take(&context.store).ok_or_else(|| {
+        CliError::failed(failure::BUSY, "the database is being rewritten already")
+            .hint("give the same command again when that is done")
+    })?;
+    let home = context.home().await.map_err(store_error)?;
+    let done = compact::run_in(place, &context.store, context.broker.is_none()).await;
+    let (by, outcome) = (actor.clone(), if done.is_ok() { "done" } else { "failed" });
+    let whole = if matches!(done, Ok(true)) { "yes" } else { "no" };
+    let recorded = context.writer.write(move |tx| {
+        Box::pin(async move {
+            let partner = tenants::partner_by_id(tx, &home).await?;
+            let event = by.event("database.compacted", &partner.name).outcome(outcome);
+            tx.append(&home, event.extra("whole", whole)).await.map(|_| ())
+        })
+    });
+    recorded.await.map_err(store_error)?;
+    Ok(json!({"compacted": done.map_err(store_error)?}))
 }
 
 /// All certificates, newest first.

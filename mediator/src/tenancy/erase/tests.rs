@@ -222,3 +222,20 @@ async fn nothing_is_erased_while_a_legal_hold_is_on_the_partner() {
     assert_eq!((resume(context).await.unwrap(), town.unfinished().await), (1, 0));
     town.running.close().await;
 }
+
+#[tokio::test]
+async fn the_database_is_rewritten_by_one_at_a_time_and_that_is_recorded() {
+    let town = Town::new().await;
+    let who = (&town.context, &Actor::Local);
+    let running = compact::try_take(&town.context.store).unwrap();
+    assert_eq!(compact(who).await.unwrap_err().code, failure::BUSY);
+    assert_eq!(town.told(&town.home, "database.compacted").await.len(), 0);
+    drop(running);
+    compact(who).await.unwrap();
+    let told = town.told(&town.home, "database.compacted").await;
+    assert_eq!(
+        (told.len(), &told[0]["actor"], &told[0]["outcome"]),
+        (1, &json!(LOCAL), &json!("done"))
+    );
+    town.running.close().await;
+}
