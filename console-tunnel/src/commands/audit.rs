@@ -8,22 +8,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use adit_ledger::{Anchor, MAX_LINE_LEN, Reconciler, Report, SignedHead, Trust, verify_export};
+use adit_ledger::{
+    Anchor, MAX_LINE_LEN, Reconciler, Report, SignedHead, Trust, verify::Fault, verify_export,
+};
 use adit_protocol::keys::Fingerprint;
 use adit_runtime::{cli::CliError, output::Output};
 use serde_json::json;
 
 use crate::cli::VerifyArgs;
 
+/// What to do about a file that cannot be read.
+const OPEN_HINT: &str =
+    "check path and permissions; console-tunnel audit export --output FILE writes one";
+
 /// `audit verify FILE`. The log is read once, so that receipts are compared with what was verified.
 pub fn run(output: Output, args: VerifyArgs) -> Result<(), CliError> {
     let VerifyArgs { file, export, key, head, receipts, complete } = args;
     let file = file.or(export).unwrap_or_default();
     if receipts.is_empty() {
-        return verify(output, BufReader::new(open(&file)?), key, &head, complete);
+        return verify(output, BufReader::new(open_export(&file)?), key, &head, complete);
     }
     let mut reconciler = read_receipts(&receipts)?;
-    let log = BufReader::new(reconciler.watching(open(&file)?));
+    let log = BufReader::new(reconciler.watching(open_export(&file)?));
     verify(output, log, key, &head, complete)?;
     tell(output, reconciler)
 }
@@ -37,10 +43,16 @@ fn verify(
 ) -> Result<(), CliError> {
     let heads = heads.iter().map(|path| read_heads(path)).collect::<Result<Vec<_>, _>>()?.concat();
     let trust = Trust { keys, heads, complete };
-    let report = verify_export(log, &trust).map_err(|error| {
-        CliError::failed("audit_invalid", error.to_string())
-            .hint("the export is not what the log holds: export again, or ask who changed it")
-    })?;
+    let report =
+        verify_export(log, &trust).map_err(|error| {
+            let failed = match error.fault {
+                Fault::Io(_) => CliError::failed("file_unreadable", error.to_string()),
+                _ => CliError::failed("audit_invalid", error.to_string()),
+            };
+            failed.hint(error.fault.advice().unwrap_or(
+                "the export is not what the log holds: export again, or ask who changed it",
+            ))
+        })?;
     output.emit(&describe(&report))?;
     output.human(&report)
 }
@@ -103,19 +115,29 @@ fn describe(report: &Report) -> serde_json::Value {
     })
 }
 
+/// Reading a directory would fail in words that name no file.
+fn open_export(path: &Path) -> Result<File, CliError> {
+    let opened = open(path)?;
+    if opened.metadata().is_ok_and(|data| data.is_dir()) {
+        let text = format!("cannot read {}: it is a directory", path.display());
+        return Err(CliError::failed("file_unreadable", text).hint(OPEN_HINT));
+    }
+    Ok(opened)
+}
+
 fn open(path: &Path) -> Result<File, CliError> {
     File::open(path).map_err(|error| {
         CliError::not_there("file_unreadable", format!("cannot read {}: {error}", path.display()))
-            .hint(
-                "check path and permissions; console-tunnel audit export --output FILE writes one",
-            )
+            .hint(OPEN_HINT)
     })
 }
 
 /// All heads of a file: of an export, which has one for each log, or of `witness show`.
 fn read_heads(path: &Path) -> Result<Vec<SignedHead>, CliError> {
     let wrong = |reason: String| {
-        CliError::usage("head_invalid", format!("{} holds no head: {reason}", path.display()))
+        let text = format!("{} holds no signed head: {reason}", path.display());
+        CliError::usage("head_invalid", text)
+            .hint("give an export in the format jsonl, its last line, or what witness show printed")
     };
     let (mut file, mut line, mut heads) = (BufReader::new(open(path)?), Vec::new(), Vec::new());
     loop {
@@ -126,11 +148,13 @@ fn read_heads(path: &Path) -> Result<Vec<SignedHead>, CliError> {
             break;
         }
         if line.starts_with(b"{\"head\":") {
-            let text = line.strip_suffix(b"\n").unwrap_or(&line);
-            heads.push(SignedHead::parse(text).map_err(|error| wrong(error.to_string()))?);
+            heads.push(
+                SignedHead::parse(line.trim_ascii_end())
+                    .map_err(|error| wrong(error.to_string()))?,
+            );
         }
     }
-    if heads.is_empty() { Err(wrong("no line is one".to_owned())) } else { Ok(heads) }
+    if heads.is_empty() { Err(wrong("no line of it is one".to_owned())) } else { Ok(heads) }
 }
 
 #[cfg(test)]
@@ -162,7 +186,7 @@ mod tests {
     #[test]
     fn exports_verify_offline_and_altered_ones_do_not() {
         let verify = |output, path: &Path, keys, heads: &[PathBuf], complete| {
-            verify(output, BufReader::new(open(path)?), keys, heads, complete)
+            verify(output, BufReader::new(open_export(path)?), keys, heads, complete)
         };
         let directory = tempfile::tempdir().unwrap();
         let (text, key) = exported("ann");
@@ -183,7 +207,9 @@ mod tests {
             "tree size root log_key entries erased pruned omitted anchor"
         );
         let other = vec![SigningKey::generate().unwrap().public().fingerprint()];
-        assert_eq!(verify(output, &path, other, &[], false).unwrap_err().code, "audit_invalid");
+        let error = verify(output, &path, other, &[], false).unwrap_err();
+        assert_eq!((error.code, error.exit.code()), ("audit_invalid", 1));
+        assert!(error.message.contains("another installation's key"), "{}", error.message);
 
         // Each head of a file counts, not its last alone.
         let (stranger, _) = exported("eve");
@@ -204,7 +230,22 @@ mod tests {
         assert_eq!(verify(output, &missing, vec![], &[], false).unwrap_err().exit.code(), 4);
         std::fs::write(&path, "x\n").unwrap();
         let heads = [path.clone()];
-        assert_eq!(verify(output, &path, vec![], &heads, false).unwrap_err().code, "head_invalid");
+        let error = verify(output, &path, vec![], &heads, false).unwrap_err();
+        assert!(error.code == "head_invalid" && error.hint.is_some(), "{error:?}");
+        // Another file than an export is that, not one that somebody altered.
+        for other in ["", "x\n", "{\"a\":1}", "seq,time\n0,1\n"] {
+            std::fs::write(&path, other).unwrap();
+            let error = verify(output, &path, vec![], &[], false).unwrap_err();
+            assert_eq!((error.code, error.exit.code()), ("audit_invalid", 1), "{other}");
+            assert!(error.message.contains("no audit export"), "{}", error.message);
+            assert!(error.hint.as_ref().unwrap().contains("jsonl"), "{error:?}");
+        }
+        let error = verify(output, directory.path(), vec![], &[], false).unwrap_err();
+        assert_eq!((error.code, error.exit.code()), ("file_unreadable", 1));
+        assert!(error.message.contains("is a directory"), "{}", error.message);
+        let head = [directory.path().to_owned()];
+        let error = verify(output, &path, vec![], &head, false).unwrap_err();
+        assert_eq!((error.code, error.exit.code()), ("head_invalid", 2));
     }
 
     /// Whoever can write the file shows what verifies, and then what receipts fit.

@@ -21,6 +21,9 @@ use crate::{
 
 /// Trees in one export.
 pub const MAX_TREES: usize = 100_000;
+/// Lines of a file that are looked at before it is said to be no export at all: an export whose
+/// first lines were altered has others behind them.
+const MAX_LOOK_LINES: usize = 64;
 
 /// What the verifier believes before reading.
 #[derive(Debug, Clone, Default)]
@@ -103,6 +106,9 @@ impl fmt::Display for Report {
 /// What is wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
+    /// Neither its beginning nor what follows looks like an export.
+    #[error("this is no audit export that can be verified (format jsonl): {0}")]
+    NotAnExport(&'static str),
     /// A line is not what was written.
     #[error("entry was altered: {0}")]
     Altered(LineError),
@@ -154,13 +160,18 @@ pub enum Fault {
         trusted: u64,
     },
     /// A trusted head's tree is not in the export.
-    #[error("tree of a trusted head is not in the export")]
+    #[error(
+        "log of a trusted head is not in the export: the head is of another log, or that was left out"
+    )]
     MissingTree,
     /// The head is not signed as it says.
     #[error("head was altered: {0}")]
     HeadForged(HeadError),
     /// The head is signed by a key that is not trusted.
-    #[error("head is signed by {log_key}, which no trusted key vouches for")]
+    #[error(
+        "head is signed by another installation's key than the trusted one: by {log_key}, which no \
+         trusted key vouches for"
+    )]
     WrongKey {
         /// Who signed.
         log_key: Fingerprint,
@@ -179,9 +190,31 @@ pub enum Fault {
     Io(#[from] io::Error),
 }
 
+impl Fault {
+    /// What to do, where that is not to look for who altered the log.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::NotAnExport(_) => Some(
+                "give the file that audit export wrote, in its format jsonl; csv, cef and ocsf \
+                 cannot be verified. If this should be one, it was replaced",
+            ),
+            Self::WrongKey { .. } => Some(
+                "give the fingerprint or head of the installation that the export is of; if you \
+                 did, the export is another installation's, or forged",
+            ),
+            Self::MissingTree => {
+                Some("give a head of the log that was exported, or export that log, too")
+            }
+            Self::BadTrustedHead(_) => Some("give the head as it was shown or exported"),
+            Self::Io(_) => Some("check the file and its permissions"),
+            _ => None,
+        }
+    }
+}
+
 /// The first thing wrong in an export, and where.
 #[derive(Debug, thiserror::Error)]
-#[error("line {line}{}: {fault}", seq.map(|seq| format!(", entry {seq}")).unwrap_or_default())]
+#[error("{}{fault}", self.place())]
 pub struct VerifyError {
     /// Line in the file, from 1; 0 where it is no line's fault.
     pub line: u64,
@@ -189,6 +222,16 @@ pub struct VerifyError {
     pub seq: Option<u64>,
     /// What is wrong.
     pub fault: Fault,
+}
+
+impl VerifyError {
+    fn place(&self) -> String {
+        match (self.line, self.seq) {
+            (0, _) => String::new(),
+            (line, Some(seq)) => format!("line {line}, entry {seq}: "),
+            (line, None) => format!("line {line}: "),
+        }
+    }
 }
 
 /// Verifies an export.
@@ -203,7 +246,10 @@ pub fn verify_export(reader: impl BufRead, trust: &Trust) -> Result<Report, Veri
         match lines.next() {
             Ok(true) => {}
             Ok(false) => break,
-            Err(fault) => return Err(at(None, fault, lines.number)),
+            Err(fault) => {
+                let number = lines.number;
+                return Err(lines.told(at(None, fault, number)));
+            }
         }
         match tree.line(&lines.line) {
             Ok(None) => {}
@@ -220,11 +266,15 @@ pub fn verify_export(reader: impl BufRead, trust: &Trust) -> Result<Report, Veri
             }
             Err((seq, fault)) => {
                 let number = lines.number;
-                return Err(at(seq, lines.refine(fault), number));
+                let fault = lines.refine(fault);
+                return Err(lines.told(at(seq, fault, number)));
             }
         }
     }
     let end = |fault| VerifyError { line: lines.number, seq: None, fault };
+    if lines.number == 0 {
+        return Err(end(Fault::NotAnExport("it is empty")));
+    }
     if report.trees.is_empty() || !tree.is_empty() {
         return Err(end(Fault::Truncated("it does not end with a signed head")));
     }
@@ -289,6 +339,32 @@ impl<R: BufRead> Lines<R> {
         }
         Fault::Dropped { expected }
     }
+
+    /// What is wrong with the first line is no alteration if nothing after it looks like an export
+    /// either: somebody gave another file.
+    fn told(&mut self, error: VerifyError) -> VerifyError {
+        let unreadable = matches!(error.fault, Fault::Altered(_) | Fault::Truncated(_));
+        if error.line > 1 || !unreadable {
+            return error;
+        }
+        for _ in 0..MAX_LOOK_LINES {
+            if looks_exported(&self.line) {
+                return error;
+            }
+            match self.next() {
+                Ok(true) | Err(Fault::Altered(_) | Fault::Truncated(_)) => {}
+                Ok(false) | Err(_) => break,
+            }
+        }
+        let fault = Fault::NotAnExport("no line of it is an entry or a signed head");
+        VerifyError { line: 0, seq: None, fault }
+    }
+}
+
+/// Does a line begin as those of exports do?
+fn looks_exported(line: &[u8]) -> bool {
+    const BEGINNINGS: [&[u8]; 4] = [b"{\"v\":", b"{\"head\":", b"{\"omitted\":", b"{\"pruned\":"];
+    BEGINNINGS.iter().any(|beginning| line.starts_with(beginning))
 }
 
 /// One tree while its lines come in.

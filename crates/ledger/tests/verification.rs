@@ -153,7 +153,7 @@ fn each_manipulation_is_named() {
     let mut shorter = lines.clone();
     shorter.remove(8);
     assert!(matches!(fault(&shorter, &none), (9, None, Fault::Truncated(_))));
-    assert!(matches!(fault(&[], &none), (0, None, Fault::Truncated(_))));
+    assert!(matches!(fault(&lines[..1], &none), (1, None, Fault::Truncated(_))));
 
     // Contents and leaf rewritten together.
     let mut rewritten = lines.clone();
@@ -321,7 +321,47 @@ fn lines_without_end_are_refused_in_bounded_memory() {
         }
     }
     let error = verify_export(std::io::BufReader::new(Endless), &by_key()).unwrap_err();
-    assert!(matches!(error.fault, Fault::Altered(LineError::TooLong)));
+    assert!(matches!(error.fault, Fault::NotAnExport(_)), "{error}");
+    // After a line of an export it is that export which was altered.
+    let line = Log::new("p1", 1).lines(1).swap_remove(0) + "\n";
+    let after = std::io::Read::chain(line.as_bytes(), std::io::BufReader::new(Endless));
+    let error = verify_export(after, &by_key()).unwrap_err();
+    assert!(matches!(error.fault, Fault::Altered(LineError::TooLong)), "{error}");
+}
+
+#[test]
+fn what_is_no_export_is_not_called_altered_and_what_is_one_is() {
+    let told = |bytes: &[u8]| verify_export(bytes, &by_key()).unwrap_err();
+    let jpeg = [b"\xff\xd8\xff\xe0\x00\x10JFIF\n".as_slice(), &[0x80; 70_000], b"\nx\n"].concat();
+    let long = format!("{{\"a\":\"{}\"}}", "x".repeat(200_000));
+    for other in [
+        &b""[..],
+        b"x",
+        b"x\n",
+        b"\n\n\n",
+        b"{\"a\":1}\n",
+        b"{\n  \"v\": 1\n}\n",
+        b"seq,time,event\n1,2,3\n",
+        b"CEF:0|Adit|Mediator|0.1|x|x|5|\n",
+        long.as_bytes(),
+        &jpeg,
+    ] {
+        let error = told(other);
+        assert!(matches!(error.fault, Fault::NotAnExport(_)), "{error}");
+        assert!(!error.to_string().contains("altered") && error.fault.advice().is_some());
+    }
+    // Whatever was done to the first lines of one.
+    let lines = Log::new("p1", 9).lines(9);
+    for first in ["x", "", "{\"a\":1}", &"x".repeat(100_000), "\u{ff}\u{d8}"] {
+        for count in [1, 5, 9] {
+            let mut altered = lines.clone();
+            altered.iter_mut().take(count).for_each(|line| *line = first.to_owned());
+            let (line, _, what) = fault(&altered, &by_key());
+            assert!(line == 1 && matches!(what, Fault::Altered(_)), "{count}: {what}");
+        }
+    }
+    let cut = &lines[0].as_bytes()[..40];
+    assert!(matches!(told(cut).fault, Fault::Truncated(_)));
 }
 
 /// Small deterministic generator, so that a failing round can be run again by its number.

@@ -2,11 +2,16 @@
 
 use std::{
     collections::BTreeMap,
-    io::BufReader,
+    fs::File,
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
 };
 
-use adit_ledger::{Anchor, Entry, Reconciler, SignedHead, Trust, verify_export};
+use adit_ledger::{
+    Anchor, Entry, MAX_LINE_LEN, Reconciler, SignedHead, Trust,
+    verify::{Fault, VerifyError},
+    verify_export,
+};
 use adit_protocol::keys::Fingerprint;
 use adit_runtime::{
     cli::{CliError, GlobalArgs, escape_text},
@@ -328,9 +333,7 @@ async fn verify(
     let mut partners = BTreeMap::new();
     let verified = match file {
         Some(path) => {
-            let opened = std::fs::File::open(path).map_err(|error| {
-                CliError::failed("file_unreadable", format!("{}: {error}", path.display()))
-            })?;
+            let opened = open_export(path)?;
             match signed {
                 None => verify_export(BufReader::new(opened), &trust),
                 Some(signed) => verify_export(BufReader::new(signed.watching(opened)), &trust),
@@ -346,10 +349,7 @@ async fn verify(
             export::verify_store(&store, trust).await?
         }
     };
-    let mut report = verified.map_err(|error| {
-        CliError::failed("audit_invalid", format!("the audit log does not verify: {error}"))
-            .hint("compare with an export or backup made earlier")
-    })?;
+    let mut report = verified.map_err(|error| unverified(file, &error))?;
     if place.is_some() {
         call(global, AdminRequest::AuditRead { how: "verify".to_owned() }).await?;
     }
@@ -382,18 +382,65 @@ async fn verify(
     output.human(partners.iter().fold(report.to_string(), named))
 }
 
+/// Reading a directory would fail in words that name no file.
+fn open_export(path: &Path) -> Result<File, CliError> {
+    let unreadable = |what: &dyn std::fmt::Display| {
+        CliError::failed("file_unreadable", format!("cannot read {}: {what}", path.display()))
+            .hint("check path and permissions; mediator audit export --output FILE writes one")
+    };
+    let opened = File::open(path).map_err(|error| unreadable(&error))?;
+    match opened.metadata().is_ok_and(|data| data.is_dir()) {
+        true => Err(unreadable(&"it is a directory")),
+        false => Ok(opened),
+    }
+}
+
+/// What is wrong with an export, or the database.
+fn unverified(file: Option<&Path>, error: &VerifyError) -> CliError {
+    let altered = |text: String| {
+        CliError::failed("audit_invalid", text)
+            .hint("compare with an export or backup made earlier")
+    };
+    let failed = match (file, &error.fault) {
+        (Some(_), Fault::Io(_)) => CliError::failed("file_unreadable", error.to_string()),
+        (Some(_), Fault::NotAnExport(_)) => altered(error.to_string()),
+        (None, Fault::NotAnExport(_)) => {
+            // Nobody gave a wrong one: the log is gone.
+            let text = "the audit log does not verify: the database holds none that can be read";
+            return altered(text.to_owned());
+        }
+        _ => altered(format!("the audit log does not verify: {error}")),
+    };
+    match error.fault.advice() {
+        Some(advice) => failed.hint(advice),
+        None => failed,
+    }
+}
+
 fn read_heads(path: &Path) -> Result<Vec<SignedHead>, CliError> {
     let bad = |reason: String| {
-        CliError::usage("head_invalid", format!("{}: {reason}", path.display()))
-            .hint("give a file with signed heads, e.g. the last line of an export")
+        let text = format!("{} holds no signed head: {reason}", path.display());
+        CliError::usage("head_invalid", text).hint(
+            "give a file with signed heads, e.g. an export in the format jsonl or its last line",
+        )
     };
-    let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
-    let heads = text
-        .lines()
-        .filter(|line| line.starts_with("{\"head\":"))
-        .map(|line| SignedHead::parse(line.as_bytes()).map_err(|error| bad(error.to_string())))
-        .collect::<Result<Vec<_>, _>>()?;
-    if heads.is_empty() { Err(bad("it has no head".to_owned())) } else { Ok(heads) }
+    let opened = File::open(path).map_err(|error| bad(error.to_string()))?;
+    let (mut file, mut line, mut heads) = (BufReader::new(opened), Vec::new(), Vec::new());
+    loop {
+        line.clear();
+        // Whatever it is, it is read in pieces.
+        let limit = MAX_LINE_LEN as u64 + 1;
+        let read = file.by_ref().take(limit).read_until(b'\n', &mut line);
+        if read.map_err(|error| bad(error.to_string()))? == 0 {
+            break;
+        }
+        if line.starts_with(b"{\"head\":") {
+            heads.push(
+                SignedHead::parse(line.trim_ascii_end()).map_err(|error| bad(error.to_string()))?,
+            );
+        }
+    }
+    if heads.is_empty() { Err(bad("no line of it is one".to_owned())) } else { Ok(heads) }
 }
 
 async fn export_to(
