@@ -64,8 +64,11 @@ pub async fn export(
     context: &Context,
     format: &str,
     filter: &AuditFilter,
-    output: Option<&Path>,
+    (output, force): (Option<&Path>, bool),
 ) -> Result<(), CliError> {
+    if let Some(path) = output.filter(|_| !force) {
+        Part::refuse_existing(path)?;
+    }
     let target = format!("/api/v1/audit/export?format={format}{}", query(filter)?);
     let ask = Ask { method: Method::GET, target, body: None };
     let Some(path) = output else {
