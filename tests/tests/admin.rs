@@ -97,6 +97,15 @@ fn an_administrator_works_remotely_and_what_is_withdrawn_ends() -> Result<()> {
     )?;
     let lines = found.lines();
     ensure!(lines.len() == 1 && text(&lines[0], "event") == "user.disabled", "{found:?}");
+    // For people: also whom or what it was about.
+    for (program, event, about) in [
+        ("console", "user.disabled", "user=jane"),
+        ("mediator", "user.disabled", "user=jane"),
+        ("console", "role.bound", "role=technician"),
+    ] {
+        let told = site.run(program, &["audit", "search", "--event", event], "")?;
+        ensure!(told.code == 0 && told.stdout.contains(about), "{told:?}");
+    }
     let copy = site.artifacts().join("audit.jsonl");
     let copy = copy.to_str().context("path")?;
     let taken = site.run("console", &["audit", "export", "--output", copy, "--json"], "")?;

@@ -9,6 +9,7 @@ use adit_runtime::{
     cli::{CliError, escape_text},
     config::parse_duration,
     datadir::Part,
+    people,
     time::{format_ms, unix_ms},
 };
 use hyper::Method;
@@ -154,7 +155,14 @@ fn line(entry: &Value) -> String {
             line.push_str(&format!("  {label}={}", text(name)));
         }
     }
-    escape_text(&line).to_string()
+    let mut line = escape_text(&line).to_string();
+    // What an act was about. Of a session the fields above say it.
+    if text("session_id").is_empty() {
+        let about = people::brief(&[entry.get("extra_personal"), entry.get("extra")]);
+        line.push_str(if about.is_empty() { "" } else { "  " });
+        line.push_str(&about);
+    }
+    line
 }
 
 #[cfg(test)]
@@ -181,5 +189,12 @@ mod tests {
     fn entries_do_not_act_on_a_terminal() {
         let entry = json!({"time": "t", "event": "session.granted", "actor": "\u{1b}[2J"});
         assert!(!line(&entry).contains('\u{1b}'));
+        let entry = json!({
+            "time": "t", "event": "role.bound", "session_id": null,
+            "extra": {"role": "auditor", "scope": "\u{1b}[2J"}, "extra_personal": {"user": "jane"},
+        });
+        let told = line(&entry);
+        assert!(told.contains("user=jane") && told.contains("role=auditor"), "{told}");
+        assert!(!told.contains('\u{1b}'), "{told}");
     }
 }

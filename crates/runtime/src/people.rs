@@ -15,6 +15,10 @@ use crate::{
 
 /// Columns of a terminal that does not say how many it has.
 const DEFAULT_WIDTH: u16 = 80;
+/// Fields of objects told in brief.
+const MAX_BRIEF_FIELDS: usize = 8;
+/// Letters of a value told in brief: an id fits.
+const MAX_BRIEF_CHARS: usize = 48;
 /// Items of a list inside a table's cell that are named.
 const MAX_NAMED: usize = 6;
 
@@ -97,6 +101,32 @@ pub fn list(output: Output, items: &[Value], left_out: &[&str]) -> Result<(), Cl
     output.human(rows)
 }
 
+/// Objects in few words, for the end of a line: `name=value` of each field that says something.
+pub fn brief(objects: &[Option<&Value>]) -> String {
+    let fields = objects.iter().flatten().filter_map(|object| object.as_object()).flatten();
+    let shown = fields.filter(|(_, value)| !is_empty(value)).take(MAX_BRIEF_FIELDS);
+    let words: Vec<String> = shown
+        .map(|(name, value)| format!("{}={}", shortened(escape_text(name)), quoted(&text(value))))
+        .collect();
+    words.join("  ")
+}
+
+/// So that a text cannot pass for the next field.
+fn quoted(text: &str) -> String {
+    let text = shortened(text.to_owned());
+    match text.chars().any(|c| c.is_whitespace() || c == '"') {
+        true => format!("\"{}\"", text.replace('"', "\\\"")),
+        false => text,
+    }
+}
+
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(MAX_BRIEF_CHARS) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text,
+    }
+}
+
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -164,6 +194,23 @@ mod tests {
         assert_eq!(said(json!({"role": "r", "unknown_redirectors": []})), [""; 0]);
         let told = said(json!({"role": "r", "unknown_redirectors": ["shh", "rdb"]}));
         assert_eq!(told, ["no computer has these redirectors, so nobody can open them: shh, rdb"]);
+    }
+
+    #[test]
+    fn objects_in_brief_are_short_and_no_value_passes_for_a_field() {
+        let (personal, other) = (
+            json!({"user": "jane", "query": "x  outcome=done", "esc": "\u{1b}[2J"}),
+            json!({"role": "r", "none": null, "permissions": "launch ".repeat(30), "links": 2}),
+        );
+        let told = brief(&[Some(&personal), None, Some(&Value::Null), Some(&other)]);
+        assert!(told.contains("user=jane") && told.contains("links=2"), "{told}");
+        assert!(told.contains("query=\"x  outcome=done\""), "{told}");
+        assert!(!told.contains('\u{1b}') && !told.contains("none"), "{told}");
+        assert!(told.contains("permissions=\"launch launch") && told.contains('…'), "{told}");
+        let many: serde_json::Map<String, Value> =
+            (0..100).map(|n| (format!("f{n}"), "x".repeat(500).into())).collect();
+        assert!(brief(&[Some(&many.into())]).chars().count() < 500);
+        assert_eq!(brief(&[None]), "");
     }
 
     #[test]

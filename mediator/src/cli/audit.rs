@@ -17,6 +17,7 @@ use adit_runtime::{
     cli::{CliError, GlobalArgs, escape_text},
     config::parse_duration,
     datadir::Part,
+    people,
     time::{format_ms, unix_ms},
 };
 use clap::{Args, Subcommand};
@@ -263,18 +264,18 @@ async fn find(
         None => Reach::installation(),
         Some(name) => Reach::whole(partner_id(&store, &name).await?),
     };
-    let (mut after, mut left) = (after, limit);
+    let (mut after, mut left, mut none) = (after, limit, true);
     let output = global.output();
     while left > 0 {
         let page = Page { after, limit: left };
         let found =
             search::search(&store.readers, &reach, &filter, page).await.map_err(store_error)?;
         for hit in &found.hits {
-            left = left.saturating_sub(1);
+            (left, none) = (left.saturating_sub(1), false);
             let line: Value = serde_json::from_str(&hit.line)
                 .map_err(|error| CliError::failed("audit_corrupt", error.to_string()))?;
             output.emit(&line)?;
-            output.human(human(&hit.line))?;
+            output.human(human(&hit.line, &line))?;
         }
         after = found.next;
         if after.is_none() {
@@ -286,6 +287,8 @@ async fn find(
         if !global.json {
             eprintln!("there is more: add --after {next}");
         }
+    } else if none {
+        people::note("no entry matches");
     }
     Ok(())
 }
@@ -300,7 +303,7 @@ async fn partner_id(store: &Store, name: &str) -> Result<String, CliError> {
 }
 
 /// What people look for first, on one line.
-fn human(line: &str) -> String {
+fn human(line: &str, value: &Value) -> String {
     let Ok(entry) = Entry::parse(line.as_bytes()) else { return escape_text(line).to_string() };
     let event = entry.event();
     let mut out = format!("{} {}", format_ms(entry.time_ms()), event.name);
@@ -317,6 +320,12 @@ fn human(line: &str) -> String {
         if let Some(value) = value {
             out.push_str(&format!("  {key} {}", escape_text(value)));
         }
+    }
+    // What an act was about. Of a session the fields above say it.
+    if event.session_id.is_none() {
+        let about = people::brief(&[value.get("extra_personal"), value.get("extra")]);
+        out.push_str(if about.is_empty() { "" } else { "  " });
+        out.push_str(&about);
     }
     out
 }
