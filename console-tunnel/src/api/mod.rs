@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use adit_net::{proxy::Dialer, tls::connect_web};
 use adit_protocol::{
+    code::failure::BAD_REQUEST,
     dpop::{Claims, base64url, prove},
     keys::random,
     wire::{self, frame::Body},
@@ -251,6 +252,18 @@ fn failed(status: StatusCode, body: &[u8]) -> CliError {
         },
         hint: text("hint").to_owned(),
     };
+    // On the control connection the programs do not understand each other; here a value that
+    // somebody gave is wrong, and the detail says which.
+    if told.code == BAD_REQUEST && status.is_client_error() {
+        let hint = match told.hint.as_str() {
+            "" if told.message.contains("unknown field") => {
+                "console and mediator may be of different versions: update what is older"
+            }
+            "" => "give another value: --help says what is expected",
+            hint => hint,
+        };
+        return CliError::usage(BAD_REQUEST, told.message).hint(hint);
+    }
     failure::refused(&told)
 }
 
@@ -306,5 +319,18 @@ mod tests {
         assert_eq!(problem("name_taken"), ("name_taken", 1));
         assert_eq!(problem("weak_password"), ("weak_password", 2));
         assert_eq!(failed(StatusCode::BAD_GATEWAY, b"<html>").code, "mediator_refused");
+        assert_eq!(problem("bad_request"), ("bad_request", 2));
+    }
+
+    #[test]
+    fn a_wrong_value_is_wrong_usage_and_told_as_the_mediator_says_it() {
+        let told = |detail: &str| {
+            let body = serde_json::json!({"code": "bad_request", "detail": detail}).to_string();
+            let error = failed(StatusCode::BAD_REQUEST, body.as_bytes());
+            assert_eq!((error.exit.code(), error.message.as_str()), (2, detail));
+            error.hint.unwrap()
+        };
+        assert!(told("conditions: not a time window: \"x\"").contains("--help"));
+        assert!(told("body: unknown field `x`").contains("versions"));
     }
 }
