@@ -76,9 +76,19 @@ impl Mediator {
         assert_eq!(report[0]["valid"], true);
     }
 
+    /// Where the certificate goes.
+    fn certificate_file(&self) -> std::path::PathBuf {
+        self.dir.path().parent().unwrap().join(format!("{}.json", self.port))
+    }
+
     fn certificate(&self, reply: &Value) -> Value {
-        let file = self.dir.path().parent().unwrap().join(format!("{}.json", self.port));
-        std::fs::write(&file, format!("{}\n", reply["certificate"])).unwrap();
+        let file = self.certificate_file();
+        // Where the command wrote it, it is as it was told.
+        let told = format!("{}\n", reply["certificate"]);
+        match std::fs::read_to_string(&file) {
+            Ok(written) => assert_eq!(written, told),
+            Err(_) => std::fs::write(&file, told).unwrap(),
+        }
         let path = file.to_str().unwrap();
         let told = self.admin(&["certificate", "verify", path, "--key", &self.fingerprint.clone()]);
         assert_eq!((told[0]["valid"].as_bool(), told[0]["trusted"].as_bool()), {
@@ -117,7 +127,16 @@ async fn nothing_of_an_erased_client_is_left_and_a_backup_does_not_bring_it_back
         assert!(!before.contains(hidden), "{before}");
     }
 
-    let reply = mediator.admin(&["client", "erase", "main/gone", "--yes"]).remove(0);
+    let file = mediator.certificate_file();
+    let erase = ["client", "erase", "main/gone", "--yes", "--certificate", file.to_str().unwrap()];
+    // Nothing is erased whose certificate has no place.
+    std::fs::write(&file, "mine").unwrap();
+    let (code, told) = mediator.try_admin(&erase, "");
+    assert_eq!((code, told[0]["error"]["code"].as_str()), (1, Some("output_failed")));
+    assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+    std::fs::remove_file(&file).unwrap();
+    let reply = mediator.admin(&erase).remove(0);
+    assert!(file.exists());
     assert_eq!(reply["sessions_ended"], 1, "{reply}");
     let ended = agent.next().await;
     assert!(matches!(ended.body, Body::EndSession(_)), "{:?}", ended.body);

@@ -80,12 +80,15 @@ fn an_administrator_works_remotely_and_what_is_withdrawn_ends() -> Result<()> {
 
     // A client is erased from afar; the certificate holds without any server.
     admin(&site, &["client", "add", "main/doomed"])?;
-    let erased = admin(&site, &["client", "erase", "main/doomed", "--yes"])?;
+    let file = site.artifacts().join("erased.json");
+    let file = file.to_str().context("path")?;
+    let erase = ["client", "erase", "main/doomed", "--yes", "--certificate", file];
+    let erased = admin(&site, &erase)?;
     let kept = admin(&site, &["certificate", "list"])?;
     ensure!(kept[0]["certificate"] == erased[0]["certificate"], "{kept:?} {erased:?}");
-    let file = site.artifacts().join("erased.json");
-    std::fs::write(&file, format!("{}\n", kept[0]["certificate"]))?;
-    let verify = ["certificate", "verify", file.to_str().context("path")?, "--key"];
+    let again = site.run("console", &[&["admin"], &erase[..], &["--json"]].concat(), "")?;
+    ensure!((again.error_code().as_str(), again.code) == ("output_failed", 1), "{again:?}");
+    let verify = ["certificate", "verify", file, "--key"];
     let told = site.ask("mediator", &[&verify[..], &[&site.fingerprint, "--json"]].concat(), "")?;
     ensure!(told["valid"] == true && told["trusted"] == true, "{told}");
 

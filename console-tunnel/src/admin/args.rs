@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use adit_runtime::config::parse_duration;
+use adit_runtime::{cli::CertificateArg, config::parse_duration};
 use clap::{Args, Subcommand};
 
 /// What to do.
@@ -109,7 +109,7 @@ pub enum Partner {
     },
     /// Erase your own with its clients, computers, users and credentials, yourself included
     #[command(
-        after_help = "Example:\n  console-tunnel admin partner erase acme > certificate.json\n\n\
+        after_help = "Example:\n  console-tunnel admin partner erase acme --certificate erased.json\n\n\
         On a terminal its name is asked for once more; elsewhere give --yes. What comes back is \
         the certificate of destruction."
     )]
@@ -119,6 +119,9 @@ pub enum Partner {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Where the certificate goes.
+        #[command(flatten)]
+        certificate: CertificateArg,
     },
 }
 
@@ -152,13 +155,19 @@ pub enum Client {
         path: String,
     },
     /// Delete one with its computers and personal data
-    #[command(after_help = "Example:\n  console-tunnel admin client erase acme/berlin --yes")]
+    #[command(
+        after_help = "Example:\n  console-tunnel admin client erase acme/berlin --yes --certificate erased.json\n\n\
+        What comes back is the certificate of destruction."
+    )]
     Erase {
         /// PARTNER/CLIENT
         path: String,
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Where the certificate goes.
+        #[command(flatten)]
+        certificate: CertificateArg,
     },
 }
 

@@ -58,6 +58,8 @@ pub async fn run(context: &Context, command: AdminCommand) -> Result<(), CliErro
         return Err(unwritable(&plan.output, &"it exists")
             .hint("give the path of a file that does not exist yet"));
     }
+    // Before anything is asked for: what comes back may come once only.
+    let certificate = plan.certificate.begin()?;
     let mut api = Api::open(context).await?;
     match plan.answer {
         Answer::One => {
@@ -68,9 +70,7 @@ pub async fn run(context: &Context, command: AdminCommand) -> Result<(), CliErro
         Answer::List => list(context, &mut api, plan).await,
         Answer::Certificate => {
             let answer = api.ask(&plan.ask).await?;
-            context.global.output().emit(&answer)?;
-            // It alone, so that it can be kept as a file.
-            context.global.output().human(answer.get("certificate").unwrap_or(&Value::Null))
+            certificate.tell(context.global.output(), &answer)
         }
         Answer::Progress => progress(context, &mut api, plan).await,
         Answer::File => download(context, &mut api, plan).await,

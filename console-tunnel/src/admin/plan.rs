@@ -4,7 +4,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use adit_runtime::{
-    cli::CliError,
+    cli::{CertificateArg, CliError},
     config::parse_duration,
     time::{format_ms, unix_ms},
 };
@@ -46,6 +46,8 @@ pub struct Plan {
     pub files: Vec<(&'static str, PathBuf)>,
     /// The file that is written.
     pub output: PathBuf,
+    /// Where a certificate goes.
+    pub certificate: CertificateArg,
     /// The public half of the key in this file belongs into the body.
     pub key_file: Option<PathBuf>,
     /// It cannot be undone, and nobody said yes.
@@ -65,6 +67,7 @@ impl Plan {
             stdin: None,
             files: Vec::new(),
             output: PathBuf::new(),
+            certificate: CertificateArg::default(),
             key_file: None,
             destroys: false,
             what: String::new(),
@@ -80,8 +83,9 @@ impl Plan {
             AdminCommand::Partner(Partner::Add { partner, owner }) => {
                 post("/partners".to_owned(), json!({"partner": partner, "owner": owner}))
             }
-            AdminCommand::Partner(Partner::Erase { partner, yes }) => Self {
+            AdminCommand::Partner(Partner::Erase { partner, yes, certificate }) => Self {
                 answer: Answer::Certificate,
+                certificate: certificate.clone(),
                 destroys: !yes,
                 what: format!(
                     "erasing {partner} with its clients, computers, users and credentials"
@@ -201,9 +205,13 @@ fn client(command: &Client) -> Result<Plan, CliError> {
             put(at(path, "/lockdown")?, Some(json!({"reason": reason})))
         }
         Client::Unlock { path } => delete(at(path, "/lockdown")?),
-        Client::Erase { path, yes } => {
-            Plan { destroys: !yes, what: format!("erasing {path}"), ..delete(at(path, "")?) }
-        }
+        Client::Erase { path, yes, certificate } => Plan {
+            answer: Answer::Certificate,
+            certificate: certificate.clone(),
+            destroys: !yes,
+            what: format!("erasing {path}"),
+            ..delete(at(path, "")?)
+        },
     })
 }
 

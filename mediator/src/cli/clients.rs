@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use adit_runtime::{
-    cli::{CliError, GlobalArgs, escape_text},
+    cli::{CertificateArg, CliError, GlobalArgs, escape_text},
     people,
 };
 use clap::Subcommand;
@@ -47,13 +47,18 @@ pub(super) enum ClientCommand {
         path: String,
     },
     /// Delete a client with its computers and personal data
-    #[command(after_help = "Example: mediator client erase acme/headquarters --yes")]
+    #[command(
+        after_help = "Example: mediator client erase acme/headquarters --yes --certificate erased.json"
+    )]
     Erase {
         /// PARTNER/CLIENT
         path: String,
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Where the certificate goes.
+        #[command(flatten)]
+        certificate: CertificateArg,
     },
 }
 
@@ -70,12 +75,12 @@ pub(super) async fn run(global: &GlobalArgs, command: ClientCommand) -> Result<(
             let act = AccountAct::ClientLock { path, locked: false, reason: String::new() };
             ask(global, AdminRequest::Accounts(act)).await
         }
-        ClientCommand::Erase { path, yes } => {
+        ClientCommand::Erase { path, yes, certificate } => {
             if !yes {
                 let text = format!("this deletes {path} with its computers and personal data");
                 return Err(CliError::usage("usage", text).hint("add --yes if you mean it"));
             }
-            erasure::erase(global, AdminRequest::ClientErase { path }).await
+            erasure::erase(global, AdminRequest::ClientErase { path }, &certificate).await
         }
     }
 }

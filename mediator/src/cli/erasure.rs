@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use adit_protocol::keys::Fingerprint;
 use adit_runtime::{
-    cli::{CliError, GlobalArgs},
+    cli::{CertificateArg, CliError, GlobalArgs},
     people,
 };
 use clap::Subcommand;
@@ -18,13 +18,16 @@ pub(super) enum PartnerCommand {
     #[command(after_help = "Example: mediator partner list --json")]
     List,
     /// Erase a partner with its clients, computers, users and credentials
-    #[command(after_help = "Example: mediator partner erase acme --yes")]
+    #[command(after_help = "Example: mediator partner erase acme --yes --certificate erased.json")]
     Erase {
         /// Name
         partner: String,
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Where the certificate goes.
+        #[command(flatten)]
+        certificate: CertificateArg,
     },
 }
 
@@ -51,24 +54,29 @@ pub(super) enum CertificateCommand {
 }
 
 pub(super) async fn partner(global: &GlobalArgs, command: PartnerCommand) -> Result<(), CliError> {
-    let (partner, yes) = match command {
+    let (partner, yes, certificate) = match command {
         PartnerCommand::List => return super::ask(global, AdminRequest::PartnerList).await,
-        PartnerCommand::Erase { partner, yes } => (partner, yes),
+        PartnerCommand::Erase { partner, yes, certificate } => (partner, yes, certificate),
     };
     if !yes {
         let text =
             format!("this deletes {partner} with its clients, computers, users and credentials");
         return Err(CliError::usage("usage", text).hint("add --yes if you mean it"));
     }
-    erase(global, AdminRequest::PartnerErase { partner, confirm: None }).await
+    erase(global, AdminRequest::PartnerErase { partner, confirm: None }, &certificate).await
 }
 
-/// Erases, and prints the certificate: with `--json` among what was done, else it alone.
-pub(super) async fn erase(global: &GlobalArgs, request: AdminRequest) -> Result<(), CliError> {
-    let output = global.output();
-    for reply in super::call(global, request).await? {
-        output.emit(&reply)?;
-        output.human(reply.get("certificate").unwrap_or(&Value::Null))?;
+/// Erases, and tells the certificate: with `--json` among what was done, else it alone, or in its
+/// file.
+pub(super) async fn erase(
+    global: &GlobalArgs,
+    request: AdminRequest,
+    certificate: &CertificateArg,
+) -> Result<(), CliError> {
+    let file = certificate.begin()?;
+    let reply = super::call(global, request).await?.pop();
+    if let Some(reply) = reply {
+        let told = file.tell(global.output(), &reply);
         if reply.get("compacted") != Some(&Value::Bool(true)) {
             eprintln!(
                 "note: the database is too large or too busy to be rewritten now: stop the \
@@ -78,6 +86,7 @@ pub(super) async fn erase(global: &GlobalArgs, request: AdminRequest) -> Result<
         for copy in reply.get("copies_kept").and_then(Value::as_array).into_iter().flatten() {
             eprintln!("note: {copy} in the data directory still holds what was erased: delete it");
         }
+        return told;
     }
     Ok(())
 }
@@ -112,8 +121,10 @@ fn verify(global: &GlobalArgs, file: &PathBuf, keys: &[Fingerprint]) -> Result<(
         CliError::failed("file_unreadable", format!("{}: {error}", file.display()))
     })?;
     let verified = certificate::verify(&text, keys).map_err(|error| {
-        CliError::failed("certificate_invalid", error.to_string())
-            .hint("compare with mediator certificate show, or the installation's fingerprint")
+        CliError::failed("certificate_invalid", error.to_string()).hint(
+            "give the certificate alone, as erase --certificate FILE wrote it or mediator \
+                 certificate show prints it; and compare the installation's fingerprint",
+        )
     })?;
     let output = global.output();
     output.emit(&json!({

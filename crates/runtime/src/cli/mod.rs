@@ -2,6 +2,7 @@
 //! Never decides anything about a command itself; never prints a secret.
 
 mod args;
+mod certificate;
 mod credential;
 mod error;
 mod escape;
@@ -11,6 +12,7 @@ mod parse;
 mod paths;
 
 pub use args::{GlobalArgs, Program};
+pub use certificate::{CertificateArg, CertificateFile};
 pub use credential::{CredentialAbout, CredentialEdit, credential_secret};
 pub(crate) use error::LAST_WORDS;
 pub use error::{CliError, Exit, report};
