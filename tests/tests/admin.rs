@@ -57,6 +57,20 @@ fn an_administrator_works_remotely_and_what_is_withdrawn_ends() -> Result<()> {
     let key = admin(&site, &create)?;
     ensure!(text(&key[0], "token").starts_with("adit-key-"), "{key:?}");
     admin(&site, &["api-key", "revoke", text(&key[0], "key_id")])?;
+    // Of one that was refused nothing is left; what was there before stays.
+    let refused = site.artifacts().join("refused.pem");
+    let path = refused.to_str().context("path")?;
+    for (args, code, exit) in [
+        (&["--role", "no-such-role"][..], "not_found", 4),
+        (&["--role", "auditor", "--from", "nonsense"], "bad_request", 2),
+    ] {
+        for (path, stays) in [(path, false), (file, true)] {
+            let create = ["admin", "api-key", "create", "other", "--key-file", path, "--json"];
+            let done = site.run("console", &[&create[..], args].concat(), "")?;
+            ensure!((done.error_code().as_str(), done.code) == (code, exit), "{args:?}: {done:?}");
+            ensure!(std::path::Path::new(path).exists() == stays, "{path} after {args:?}");
+        }
+    }
 
     // A live session ends within 5 s when it is ended from here.
     let mut forward = site.forward(&["-L", &to_port(22)])?;

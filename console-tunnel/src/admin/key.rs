@@ -1,10 +1,16 @@
 //! Key pairs of API keys: made here, kept in a file that only its owner can read, as PKCS #8 in
 //! PEM (RFC 5958, RFC 7468), which other programs can use. Only the public half leaves.
 
-use std::{io::Write, path::Path};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
-use adit_protocol::{dpop::base64url, keys::SigningKey};
-use adit_runtime::cli::CliError;
+use adit_protocol::{code::failure, dpop::base64url, keys::SigningKey};
+use adit_runtime::{
+    cli::{CliError, Exit},
+    people,
+};
 use zeroize::Zeroizing;
 
 const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
@@ -14,10 +20,51 @@ const PKCS8_LEN: usize = 48;
 /// Bytes of such a file.
 const MAX_FILE: u64 = 4 * 1024;
 
-/// The public half of the key in a file, which is made if it is not there.
-pub fn public(file: &Path) -> Result<String, CliError> {
-    let key = if file.exists() { read(file)? } else { make(file)? };
-    Ok(base64url(&key.public().0))
+/// A key in a file. Made before it is registered, so that none is registered that was lost; what
+/// was made in vain is removed.
+#[derive(Debug)]
+pub struct KeyFile {
+    public: String,
+    file: PathBuf,
+    is_new: bool,
+}
+
+impl KeyFile {
+    /// The key in a file, which is made if it is not there.
+    pub fn of(file: &Path) -> Result<Self, CliError> {
+        let is_new = !file.exists();
+        let key = if is_new { make(file)? } else { read(file)? };
+        Ok(Self { public: base64url(&key.public().0), file: file.to_owned(), is_new })
+    }
+
+    /// Its public half.
+    pub fn public(&self) -> &str {
+        &self.public
+    }
+
+    /// It was never sent: removes what was made.
+    pub fn not_used(&self) {
+        if self.is_new && std::fs::remove_file(&self.file).is_err() {
+            people::note(&format!("{} holds a key that is not used", self.file.display()));
+        }
+    }
+
+    /// It was sent, and this came back. Only a refusal says that it is not registered.
+    pub fn after(&self, error: &CliError) {
+        let refused = match error.exit {
+            Exit::Usage | Exit::Refused | Exit::NotThere => true,
+            _ => error.code == failure::NAME_TAKEN,
+        };
+        if refused {
+            self.not_used();
+        } else if self.is_new {
+            people::note(&format!(
+                "nothing says whether the key in {} was registered: see admin api-key list; the \
+                 command takes the same file again",
+                self.file.display()
+            ));
+        }
+    }
 }
 
 fn bad(file: &Path, why: &str) -> CliError {
@@ -75,8 +122,9 @@ mod tests {
     fn a_key_is_made_once_read_back_and_private() {
         let temporary = tempfile::tempdir().unwrap();
         let file = temporary.path().join("key.pem");
-        let made = public(&file).unwrap();
-        assert_eq!(public(&file).unwrap(), made);
+        let made = KeyFile::of(&file).unwrap();
+        let read = KeyFile::of(&file).unwrap();
+        assert_eq!(read.public(), made.public());
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -84,7 +132,30 @@ mod tests {
         }
         for text in ["", "x", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"] {
             std::fs::write(&file, text).unwrap();
-            assert_eq!(public(&file).unwrap_err().code, "secret_invalid", "{text}");
+            assert_eq!(KeyFile::of(&file).unwrap_err().code, "secret_invalid", "{text}");
         }
+    }
+
+    #[test]
+    fn only_a_refused_key_that_was_made_for_it_is_removed() {
+        let temporary = tempfile::tempdir().unwrap();
+        let file = temporary.path().join("key.pem");
+        for (error, stays) in [
+            (CliError::usage("bad_request", "x"), false),
+            (CliError::refused("not_permitted", "x"), false),
+            (CliError::not_there("not_found", "x"), false),
+            (CliError::failed("name_taken", "x"), false),
+            (CliError::failed("internal", "x"), true),
+            (CliError::no_path("mediator_unreachable", "x"), true),
+        ] {
+            let key = KeyFile::of(&file).unwrap();
+            key.after(&error);
+            assert_eq!(file.exists(), stays, "{}", error.code);
+            let _ = std::fs::remove_file(&file);
+        }
+        drop(KeyFile::of(&file).unwrap());
+        KeyFile::of(&file).unwrap().after(&CliError::usage("bad_request", "x"));
+        KeyFile::of(&file).unwrap().not_used();
+        assert!(file.exists(), "it was there before");
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     api::{Api, Ask},
     config::Context,
 };
+use key::KeyFile;
 use plan::{Answer, Plan};
 
 /// How often it is asked how far something is.
@@ -51,19 +52,30 @@ pub async fn run(context: &Context, command: AdminCommand) -> Result<(), CliErro
         let text = text.trim_end_matches(['\r', '\n']);
         set(&mut plan.ask, field, Value::from(text));
     }
-    if let Some(file) = &plan.key_file {
-        set(&mut plan.ask, "public_key", Value::from(key::public(file)?));
-    }
     if plan.answer == Answer::File && plan.output.exists() {
         return Err(unwritable(&plan.output, &"it exists")
             .hint("give the path of a file that does not exist yet"));
     }
     // Before anything is asked for: what comes back may come once only.
     let certificate = plan.certificate.begin()?;
-    let mut api = Api::open(context).await?;
+    let key = plan.key_file.as_deref().map(KeyFile::of).transpose()?;
+    let mut api = match Api::open(context).await {
+        Ok(api) => api,
+        Err(error) => {
+            key.iter().for_each(KeyFile::not_used);
+            return Err(error);
+        }
+    };
     match plan.answer {
         Answer::One => {
-            let answer = api.ask(&plan.ask).await?;
+            if let Some(key) = &key {
+                set(&mut plan.ask, "public_key", Value::from(key.public()));
+            }
+            let asked = api.ask(&plan.ask).await;
+            if let (Some(key), Err(error)) = (&key, &asked) {
+                key.after(error);
+            }
+            let answer = asked?;
             context.global.output().emit(&answer)?;
             people::one(context.global.output(), &answer)
         }
