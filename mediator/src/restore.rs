@@ -17,6 +17,7 @@ use adit_ledger::{Event, Level};
 use adit_runtime::{
     cli::{CliError, GlobalArgs},
     datadir::Part,
+    secretio,
     time::unix_ms,
 };
 use serde_json::json;
@@ -110,6 +111,7 @@ fn stage(place: &MediatorDir, file: &Path, identity: Option<&Path>) -> Result<()
         CliError::failed("restore_failed", format!("cannot restore {}: {what}", file.display()))
     };
     let identities = identity.map(|path| {
+        secretio::warn_if_exposed(path);
         let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| {
             CliError::failed("file_unreadable", format!("{}: {error}", path.display()))
         })?;

@@ -141,7 +141,11 @@ fn backup_and_restore(site: &mut Site, take: &[&str], (file, key): (&str, &str))
     fs::write(&cut, &sealed[..sealed.len() - 1])?;
     let short = site.run("mediator", &["restore", &cut, "--identity", key, "--json"], "")?;
     ensure!(short.error_code() == "backup_invalid", "{short:?}");
-    site.ask("mediator", &["restore", file, "--identity", key, "--json"], "")?;
+    // A key that others can read is warned of.
+    ensure!(!short.stderr.contains("other users can read"), "{short:?}");
+    fs::set_permissions(key, fs::Permissions::from_mode(0o644))?;
+    let done = site.run("mediator", &["restore", file, "--identity", key, "--json"], "")?;
+    ensure!(done.code == 0 && done.stderr.contains("other users can read"), "{done:?}");
     let users = site.run("mediator", &["user", "list", "--json"], "")?;
     let has = |name: &str| users.lines().iter().any(|user| text(user, "user") == name);
     ensure!(has("jane") && !has("later"), "{users:?}");

@@ -9,7 +9,7 @@ use std::{
 use adit_protocol::{code::failure, dpop::base64url, keys::SigningKey};
 use adit_runtime::{
     cli::{CliError, Exit},
-    people,
+    people, secretio,
 };
 use zeroize::Zeroizing;
 
@@ -73,6 +73,7 @@ fn bad(file: &Path, why: &str) -> CliError {
 }
 
 fn read(file: &Path) -> Result<SigningKey, CliError> {
+    secretio::warn_if_exposed(file);
     let length = std::fs::metadata(file).map_or(0, |data| data.len());
     if length > MAX_FILE {
         return Err(bad(file, "too large for a key"));

@@ -26,7 +26,7 @@ use crate::{
     config::Context,
 };
 use key::KeyFile;
-use plan::{Answer, Plan};
+use plan::{Answer, Plan, SECRET};
 
 /// How often it is asked how far something is.
 const LOOK: Duration = Duration::from_secs(1);
@@ -48,6 +48,9 @@ pub async fn run(context: &Context, command: AdminCommand) -> Result<(), CliErro
         set(&mut plan.ask, field, Value::from(text.as_str()));
     }
     for (field, file) in &plan.files {
+        if *field == SECRET {
+            secretio::warn_if_exposed(file);
+        }
         let text = secretio::all_of_file(file, MAX_FILE, field)?;
         let text = text.trim_end_matches(['\r', '\n']);
         set(&mut plan.ask, field, Value::from(text));

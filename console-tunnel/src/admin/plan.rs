@@ -18,6 +18,9 @@ use super::args::{
 };
 use crate::api::{Ask, part};
 
+/// Field of a body that only the mediator may know.
+pub const SECRET: &str = "secret";
+
 /// How the answer looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
@@ -314,9 +317,9 @@ fn oidc(command: &Oidc) -> Plan {
                 },
             });
             let file = |name, path: &Option<PathBuf>| path.clone().map(|path| (name, path));
-            let files = [file("secret", secret_file), file("ca", ca_file)];
+            let files = [file(SECRET, secret_file), file("ca", ca_file)];
             Plan {
-                stdin: secret_stdin.then_some(("secret", "secret")),
+                stdin: secret_stdin.then_some((SECRET, "secret")),
                 files: files.into_iter().flatten().collect(),
                 ..post("/identity-providers".to_owned(), body)
             }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
-use crate::cli::CliError;
+use crate::{cli::CliError, people};
 
 /// Longest secret, without its newline.
 pub const MAX_SECRET_BYTES: usize = 4096;
@@ -20,8 +20,20 @@ pub fn from_stdin(what: &str) -> Result<Zeroizing<String>, CliError> {
     read_line(&mut platform::stdin(), what)
 }
 
+/// Warns on stderr if others may read a file with a secret that a command was given. Files of the
+/// data directory are refused then; these are their owner's business.
+pub fn warn_if_exposed(path: &Path) {
+    if platform::is_exposed(path) {
+        people::note(&format!(
+            "other users can read the secret in {0}: chmod 600 {0}, and replace it if they may have",
+            path.display()
+        ));
+    }
+}
+
 /// Reads the first line of a file.
 pub fn from_file(path: &Path, what: &str) -> Result<Zeroizing<String>, CliError> {
+    warn_if_exposed(path);
     let mut file = std::fs::File::open(path).map_err(|error| {
         let message = format!("cannot read the {what} from {}: {error}", path.display());
         CliError::usage("secret_unreadable", message)
@@ -122,13 +134,19 @@ fn check_within(
 
 #[cfg(unix)]
 mod platform {
-    use std::io::Read;
+    use std::{io::Read, path::Path};
 
     /// Standard input without the process-wide buffer, which would keep a copy.
     pub(super) struct Stdin(std::io::Stdin);
 
     pub(super) fn stdin() -> Stdin {
         Stdin(std::io::stdin())
+    }
+
+    /// May group or others do anything with the file? Pipes are whose they are.
+    pub(super) fn is_exposed(path: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(path).is_ok_and(|data| data.is_file() && data.mode() & 0o077 != 0)
     }
 
     impl Read for Stdin {
@@ -143,6 +161,11 @@ mod platform {
     pub(super) fn stdin() -> std::io::StdinLock<'static> {
         std::io::stdin().lock()
     }
+
+    /// Access lists are the system's business.
+    pub(super) fn is_exposed(_path: &std::path::Path) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
@@ -155,6 +178,22 @@ mod tests {
         assert_eq!(read_line(&mut input, "password").unwrap().as_str(), " pass word ");
         assert_eq!(read_line(&mut input, "code").unwrap().as_str(), "123456");
         assert_eq!(read_line(&mut input, "code").unwrap_err().code, "secret_missing");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_others_may_read_is_seen_and_still_read() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        std::fs::write(&file, "x\n").unwrap();
+        for (mode, exposed) in [(0o600, false), (0o400, false), (0o640, true), (0o644, true)] {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(platform::is_exposed(&file), exposed, "{mode:o}");
+            assert_eq!(from_file(&file, "password").unwrap().as_str(), "x");
+        }
+        assert!(!platform::is_exposed(Path::new("/dev/null")));
+        assert!(!platform::is_exposed(&folder.path().join("none")));
     }
 
     #[test]

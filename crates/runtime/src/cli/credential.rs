@@ -100,5 +100,6 @@ pub fn credential_secret(kind: &str) -> Result<Zeroizing<String>, CliError> {
 }
 
 fn notes(path: &std::path::Path) -> Result<Zeroizing<String>, CliError> {
+    secretio::warn_if_exposed(path);
     secretio::all_of_file(path, MAX_CREDENTIAL_NOTES, "text of the notes")
 }
