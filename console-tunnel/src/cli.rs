@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use adit_protocol::keys::Fingerprint;
 use adit_runtime::{
     cli::{Generate, GlobalArgs},
-    config::{ConfigCommand, parse_duration},
+    config::{ConfigCommand, parse_some_duration},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -366,7 +366,7 @@ pub enum RequestsCommand {
         #[arg(long, value_name = "ID", default_value = "", hide_default_value = true, value_parser = text)]
         ticket: String,
         /// For how long, from the approval on; the mediator's default without it
-        #[arg(long = "for", value_name = "TIME", value_parser = time)]
+        #[arg(long = "for", value_name = "TIME", value_parser = parse_some_duration)]
         length: Option<Duration>,
     },
     /// List own requests, and those that you may decide
@@ -386,7 +386,7 @@ pub enum RequestsCommand {
         /// Id of the request
         id: String,
         /// For how long, if less than was asked for
-        #[arg(long = "for", value_name = "TIME", value_parser = time)]
+        #[arg(long = "for", value_name = "TIME", value_parser = parse_some_duration)]
         length: Option<Duration>,
         /// For the audit record
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = text)]
@@ -544,13 +544,8 @@ fn event(text: &str) -> Result<String, String> {
     }
 }
 
-fn time(text: &str) -> Result<Duration, String> {
-    let time = parse_duration(text)?;
-    if time.is_zero() { Err("must be more than nothing".to_owned()) } else { Ok(time) }
-}
-
 fn wait(text: &str) -> Result<Duration, String> {
-    let time = time(text)?;
+    let time = parse_some_duration(text)?;
     if time > MAX_WAIT { Err("more than ten minutes".to_owned()) } else { Ok(time) }
 }
 
@@ -650,6 +645,13 @@ mod tests {
             "console-tunnel explain pc --wait 0s",
             "console-tunnel requests make pc rdp",
             "console-tunnel requests make pc rdp --reason x --for never",
+            "console-tunnel requests make pc rdp --reason x --for 0s",
+            "console-tunnel requests approve 1 --for 0s",
+            "console-tunnel admin request approve 1 --for 0s",
+            "console-tunnel admin role create r --permission launch --max-length 0s",
+            "console-tunnel admin role bind r --user u --mfa-within 0",
+            "console-tunnel admin token agent --client p/c --ttl 0s",
+            "console-tunnel admin api-key create k --key-file f --role r --ttl 0s",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -18,7 +18,7 @@ use std::{
 
 use adit_runtime::{
     cli::{CliError, Generate, GlobalArgs, parse, report},
-    config::{Config, ConfigCommand, Sources, parse_duration},
+    config::{Config, ConfigCommand, Sources, parse_some_duration},
     datadir::{FileLock, Part},
     interrupt,
     local::{LocalClient, LocalError, socket_path},
@@ -197,7 +197,7 @@ enum TokenCommand {
         #[arg(long, default_value_t = 1)]
         uses: u64,
         /// How long it is good
-        #[arg(long, default_value = "24h", value_parser = parse_duration)]
+        #[arg(long, default_value = "24h", value_parser = parse_some_duration)]
         ttl: std::time::Duration,
     },
     /// A token that enrols a relay
@@ -210,7 +210,7 @@ enum TokenCommand {
         #[arg(long, default_value_t = 1)]
         uses: u64,
         /// How long it is good
-        #[arg(long, default_value = "1h", value_parser = parse_duration)]
+        #[arg(long, default_value = "1h", value_parser = parse_some_duration)]
         ttl: std::time::Duration,
     },
 }

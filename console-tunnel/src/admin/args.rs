@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use adit_runtime::{cli::CertificateArg, config::parse_duration};
+use adit_runtime::{cli::CertificateArg, config::parse_some_duration};
 use clap::{Args, Subcommand};
 
 /// What to do.
@@ -568,13 +568,13 @@ pub struct Conditions {
     #[arg(long)]
     pub hours: Option<String>,
     /// A second factor at most this old
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_parser = parse_some_duration)]
     pub mfa_within: Option<Duration>,
     /// Networks to come from, e.g. 192.0.2.0/24
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
     pub from: Vec<String>,
     /// Longest session
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_parser = parse_some_duration)]
     pub max_length: Option<Duration>,
 }
 
@@ -676,7 +676,7 @@ pub enum Request {
         /// Id
         request: String,
         /// For how long, at most what was asked for
-        #[arg(long = "for", value_parser = parse_duration)]
+        #[arg(long = "for", value_parser = parse_some_duration)]
         length: Option<Duration>,
         /// For the log
         #[arg(long, default_value = "", hide_default_value = true)]
@@ -725,7 +725,7 @@ pub enum Token {
         #[arg(long, default_value_t = 1)]
         uses: u64,
         /// How long it is good
-        #[arg(long, default_value = "24h", value_parser = parse_duration)]
+        #[arg(long, default_value = "24h", value_parser = parse_some_duration)]
         ttl: Duration,
     },
     /// Make one that enrols a relay
@@ -738,7 +738,7 @@ pub enum Token {
         #[arg(long, default_value_t = 1)]
         uses: u64,
         /// How long it is good
-        #[arg(long, default_value = "1h", value_parser = parse_duration)]
+        #[arg(long, default_value = "1h", value_parser = parse_some_duration)]
         ttl: Duration,
     },
     /// Make one worthless
@@ -807,7 +807,7 @@ pub enum ApiKey {
         #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
         from: Vec<String>,
         /// How long it is good
-        #[arg(long, default_value = "90d", value_parser = parse_duration)]
+        #[arg(long, default_value = "90d", value_parser = parse_some_duration)]
         ttl: Duration,
     },
     /// Revoke one for ever

@@ -341,6 +341,7 @@ fn new_role(
 ) -> Result<Role, CliError> {
     let usage = |text: String| CliError::usage("usage", text);
     names::check(&name).map_err(bad_name)?;
+    check_times(&conditions)?;
     if Role::builtin(&tenants::name_key(&name)).is_some() {
         return Err(usage(format!("{name} is a built-in role, which cannot be changed")));
     }
@@ -363,6 +364,11 @@ fn new_role(
         some => Redirectors::Only(some.iter().cloned().collect()),
     };
     Ok(Role { id: String::new(), name, permissions: parsed, redirectors, conditions })
+}
+
+fn check_times(conditions: &Conditions) -> Result<(), CliError> {
+    let zero = |text| CliError::usage("usage", text).hint("leave it out to ask for nothing");
+    conditions.check_times().map_err(zero)
 }
 
 async fn create(
@@ -531,6 +537,7 @@ async fn bind((context, actor): Who<'_>, wish: Bind) -> Result<Vec<Value>, CliEr
     if wish.expires_ms.is_some_and(|end| end <= unix_ms()) {
         return Err(CliError::usage("usage", "--until: a time to come is expected"));
     }
+    check_times(&wish.conditions)?;
     if actor.remote().is_some() {
         actor.may_manage_roles_somewhere(context).await?;
     }

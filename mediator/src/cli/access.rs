@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use adit_runtime::{
     cli::{CliError, GlobalArgs},
-    config::parse_duration,
+    config::parse_some_duration,
 };
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -141,13 +141,13 @@ pub(super) struct ConditionArgs {
     #[arg(long)]
     hours: Option<Hours>,
     /// A second factor at most this old
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_parser = parse_some_duration)]
     mfa_within: Option<std::time::Duration>,
     /// Networks to come from, e.g. 192.0.2.0/24
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
     from: Vec<Network>,
     /// Longest session
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_parser = parse_some_duration)]
     max_length: Option<std::time::Duration>,
 }
 
@@ -239,7 +239,7 @@ pub(super) enum RequestCommand {
         /// Id of the request
         request: String,
         /// For how long, at most what was asked for
-        #[arg(long = "for", value_parser = parse_duration)]
+        #[arg(long = "for", value_parser = parse_some_duration)]
         length: Option<std::time::Duration>,
         /// For the log
         #[arg(long, default_value = "")]

@@ -91,6 +91,15 @@ pub(crate) struct Facts {
 }
 
 impl Conditions {
+    /// Refuses times of no length: they would be no condition but a lock.
+    pub(crate) fn check_times(&self) -> Result<(), &'static str> {
+        match (self.length_ms, self.mfa_age_ms) {
+            (Some(0), _) => Err("conditions: the longest session must be more than nothing"),
+            (_, Some(0)) => Err("conditions: the second factor's age must be more than nothing"),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks; gives the time until which they stay met (`u64::MAX`: no limit).
     pub(crate) fn check(&self, needs: Needs, facts: &Facts) -> Result<u64, Vec<Unmet>> {
         let mut unmet = Vec::new();

@@ -37,6 +37,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// [`parse_duration`] for options where no time at all makes no sense.
+pub fn parse_some_duration(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("must be more than nothing".to_owned()),
+        time => Ok(time),
+    }
+}
+
 /// Writes a duration so that [`parse_duration`] reads it; parts of a millisecond are cut.
 pub fn format_duration(duration: Duration) -> String {
     let mut rest = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::CliError;
 
-pub use duration::{format_duration, parse_duration};
+pub use duration::{format_duration, parse_duration, parse_some_duration};
 pub use load::{Flag, Sources};
 pub use show::ConfigCommand;
 pub use value::{Kind, Value};
