@@ -145,10 +145,31 @@ fn an_administrator_works_remotely_and_what_is_withdrawn_ends() -> Result<()> {
         (&["relay", "list"], "not_permitted", 3),
         (&["session", "end", "x"], "no_such_session", 4),
         (&["client", "erase", "main/none"], "usage", 2),
+        (&["client", "unlock", &client], "not_found", 4),
+        // What the mediator says of a wrong value is wrong usage.
+        (&["role", "create", "r", "--permission", "launch", "--hours", "never"], "bad_request", 2),
+        (&["role", "create", "r", "--permission", "launch", "--from", "x"], "bad_request", 2),
+        (&["role", "create", "r", "--permission", "launch", "--max-length", "0s"], "usage", 2),
+        (
+            &[
+                "call",
+                "POST",
+                "/api/v1/roles",
+                "--data",
+                r#"{"role":"r","permissions":["launch"],"redirectors":[],"conditions":{"length_ms":0}}"#,
+            ],
+            "usage",
+            2,
+        ),
     ] {
         let done = site.run("console", &[&["admin"], args, &["--json"]].concat(), "")?;
         ensure!((done.error_code().as_str(), done.code) == (code, exit), "{args:?}: {done:?}");
     }
+    let hours = ["admin", "role", "create", "r", "--permission", "launch", "--hours", "never"];
+    let told = site.run("console", &hours, "")?;
+    ensure!(told.stderr.contains("time window") && told.stderr.contains("--help"), "{told:?}");
+    let unlock = site.run("console", &["admin", "client", "unlock", &client], "")?;
+    ensure!(unlock.stderr.contains("is not locked down"), "{unlock:?}");
     // For people: a table, nothing on stdout when it fails.
     let told = site.run("console", &["admin", "role", "list"], "")?;
     ensure!(told.code == 0 && told.stdout.contains("PERMISSIONS"), "{told:?}");

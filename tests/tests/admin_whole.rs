@@ -56,6 +56,11 @@ fn what_the_machines_administrator_does_is_done_from_afar_by_whoever_may() -> Re
         refused(&site, "console", args, ("not_permitted", 3))?;
     }
     ensure!(!Path::new(backup).exists() && !Path::new(&format!("{backup}.part")).exists());
+    // What it takes is told whole, not the first half alone.
+    let told = site.run("console", &[&["admin"], &take[..]].concat(), "")?;
+    for permission in ["policy.manage", "audit.export", "installation"] {
+        ensure!(told.stderr.contains(permission), "{told:?}");
+    }
     let bind = ["role", "bind", "owner", "--user", &site.admin.0, "--installation", "--json"];
     site.ask("mediator", &bind, "")?;
     ensure!(admin(&site, "console", &["status"], "")?[0]["state"] == "running");
@@ -77,6 +82,17 @@ fn what_the_machines_administrator_does_is_done_from_afar_by_whoever_may() -> Re
     ensure!(!listed.stdout.contains("quiet"), "{listed:?}");
     admin(&site, "console", &["user", "add", "jane"], "")?;
     admin(&site, "console", &["oidc", "link", "jane", "directory", "7f3c"], "")?;
+    // Twice is as once; to another user it is not given.
+    let again = admin(&site, "console", &["oidc", "link", "jane", "directory", "7f3c"], "")?;
+    ensure!(text(&again[0], "subject") == "7f3c", "{again:?}");
+    admin(&site, "console", &["user", "add", "joe"], "")?;
+    let joe = ["oidc", "link", "joe", "directory", "7f3c"];
+    refused(&site, "console", &joe, ("name_taken", 1))?;
+    let told = site.run("console", &[&["admin"], &joe[..]].concat(), "")?;
+    ensure!(told.stderr.contains("linked with another user"), "{told:?}");
+    let linked =
+        site.run("mediator", &["audit", "search", "--event", "user.linked", "--json"], "")?;
+    ensure!(linked.lines().len() == 1, "{linked:?}");
     let ended = admin(&site, "console", &["oidc", "unlink", "jane", "directory"], "")?;
     ensure!(ended[0]["links_ended"] == 1, "{ended:?}");
 

@@ -73,6 +73,8 @@ pub(crate) enum AccountAct {
 /// What acts get.
 type Who<'a> = (&'a AdminContext, &'a Actor);
 
+/// What is missing where nothing is to be unlocked.
+const NOT_LOCKED: &str = "locked client";
 /// Who may lock a client down: those who may end its sessions, too.
 const LOCK: &[Permission] = &[Permission::ManagePolicy, Permission::EndSessions];
 
@@ -273,7 +275,13 @@ async fn client_lock(
     let done = context
         .writer
         .write(move |tx| Box::pin(async move { lock(tx, (&by, &found), locked, reason).await }));
-    let client = done.await.map_err(store_error)?;
+    let client = done.await.map_err(|error| match error {
+        StoreError::Missing(NOT_LOCKED) => {
+            CliError::not_there("not_found", format!("client {path} is not locked down"))
+                .hint("client list shows which are")
+        }
+        error => store_error(error),
+    })?;
     let mut ended = 0;
     if locked {
         ended = context.end_sessions(Affected::Client(client), failure::CLIENT_LOCKED).await;
@@ -294,7 +302,7 @@ async fn lock(
             "client.locked"
         }
         false if locks::unlock_client(tx, &client.id).await? => "client.unlocked",
-        false => return Err(StoreError::Missing("locked client")),
+        false => return Err(StoreError::Missing(NOT_LOCKED)),
     };
     let done = by.event(name, &client.partner).client(client.path());
     let done = if reason.is_empty() { done } else { done.reason(reason) };

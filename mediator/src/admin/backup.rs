@@ -12,7 +12,7 @@ use std::{
 };
 
 use adit_ledger::{Event, Level};
-use adit_protocol::ids::ComputerId;
+use adit_protocol::{code::failure, ids::ComputerId};
 use adit_runtime::{
     cli::CliError,
     datadir::{DataDir, Part},
@@ -75,7 +75,14 @@ pub(crate) async fn judge(
 ) -> Result<Vec<Recipient>, CliError> {
     // Everything that there is, the logs of all partners included.
     for permission in [Permission::ManagePolicy, Permission::ExportAudit] {
-        actor.may_everywhere(context, &[permission]).await?;
+        actor.may_everywhere(context, &[permission]).await.map_err(|error| match error.code {
+            // One of the two alone would be asked for in vain.
+            failure::NOT_PERMITTED => error.hint(
+                "a backup takes the permissions policy.manage and audit.export on the \
+                 installation, not on a partner alone",
+            ),
+            _ => error,
+        })?;
     }
     actor.must_be_fresh(context).await?;
     Recipient::parse_all(recipients).map_err(unusable)

@@ -5,6 +5,7 @@
 //! mediator's own networks reach.
 
 use adit_net::tls::read_pem_chain;
+use adit_protocol::code::failure;
 use adit_runtime::cli::CliError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -258,7 +259,10 @@ async fn link(
     let done = context.writer.write(move |tx| {
         Box::pin(async move {
             let account = (row.id.as_str(), row.partner_id.as_str());
-            oidc::link(tx, (&provider.id, &subject), account).await?;
+            // Done already: nothing that anybody would have to know of.
+            if !oidc::link(tx, (&provider.id, &subject), account).await? {
+                return Ok(());
+            }
             let done = by
                 .event("user.linked", &row.partner)
                 .extra("provider", provider.name.as_str())
@@ -267,7 +271,14 @@ async fn link(
             tx.append(&row.partner_id, done).await.map(|_| ())
         })
     });
-    done.await.map_err(store_error)?;
+    done.await.map_err(|error| match error {
+        StoreError::Taken(oidc::LINKED) => {
+            let text = format!("the subject {told} of {name} is linked with another user");
+            CliError::failed(failure::NAME_TAKEN, text)
+                .hint("end that link first: oidc unlink USER PROVIDER")
+        }
+        error => store_error(error),
+    })?;
     Ok(vec![json!({"user": user, "provider": name, "subject": told})])
 }
 

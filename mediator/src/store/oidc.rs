@@ -13,6 +13,8 @@ const SELECT: &str = "SELECT o.id AS id, o.partner_id AS partner_id, o.name AS n
      o.ca_file AS ca_file, o.ca AS ca, o.public_only AS public_only, o.mfa AS mfa, \
      (SELECT COUNT(*) FROM oidc_secret s WHERE s.provider_id = o.id) AS secrets \
      FROM oidc_provider o";
+/// What is taken if a subject is another account's.
+pub(crate) const LINKED: &str = "subject of the identity provider";
 /// Providers of one partner.
 const MAX_PROVIDERS: u64 = 64;
 
@@ -175,12 +177,23 @@ pub(crate) async fn key_names(pool: &AnyPool) -> Result<Vec<String>, StoreError>
     rows.iter().map(|row| row.text("key_name")).collect()
 }
 
-/// Links an account with a subject of a provider.
+/// Links an account with a subject of a provider; false if it was.
 pub(crate) async fn link(
     tx: &mut WriteTx,
     (provider, subject): (&str, &str),
     (account, partner): (&str, &str),
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
+    let known =
+        sqlx::query("SELECT account_id FROM oidc_link WHERE provider_id = $1 AND subject = $2")
+            .bind(provider.to_owned())
+            .bind(subject.to_owned())
+            .fetch_optional(tx.sql())
+            .await?;
+    if let Some(row) = known
+        && row.text("account_id")? == account
+    {
+        return Ok(false);
+    }
     let now = bigint(tx.now_ms());
     sqlx::query(
         "INSERT INTO oidc_link (provider_id, subject, account_id, partner_id, created_ms, used_ms) \
@@ -194,8 +207,8 @@ pub(crate) async fn link(
     .bind(0_i64)
     .execute(tx.sql())
     .await
-    .map_err(|error| tenants::taken(error, "subject of the identity provider"))?;
-    Ok(())
+    .map_err(|error| tenants::taken(error, LINKED))?;
+    Ok(true)
 }
 
 /// Ends all links of an account with a provider; their number.
