@@ -13,7 +13,7 @@ use crate::{
     config::{KEYS, PROGRAM, Settings},
     installation::{Installation, ROOT_KEY},
     store::{Mode, Store, StoreError, audit},
-    vault::wrap::WrappingKeys,
+    vault::wrap::{WRAPPING_KEYS, WrappingKeys},
 };
 
 /// The database.
@@ -59,9 +59,14 @@ impl MediatorDir {
         Installation::load(&self.dir, &self.settings.hosts, unix_ms())
     }
 
-    /// Keys over stored secrets.
+    /// Keys over stored secrets. `init` made them: where there are none any more, none are made,
+    /// lest a copy of useless ones takes the place of the last good ones in somebody's backup.
     pub(crate) fn wrapping_keys(&self) -> Result<WrappingKeys, CliError> {
-        WrappingKeys::load(&self.dir, self.settings.wrapping_key.as_ref().map(|key| key.as_str()))
+        let configured = self.settings.wrapping_key.as_ref().map(|key| key.as_str());
+        if configured.is_none() && !self.dir.has(WRAPPING_KEYS) {
+            return Err(no_wrapping_keys(&format!("{WRAPPING_KEYS} is gone")));
+        }
+        WrappingKeys::load(&self.dir, configured)
     }
 
     /// The database.
@@ -153,6 +158,12 @@ impl MediatorDir {
         }
         Ok(())
     }
+}
+
+/// Without them everybody with a second factor would be kept out.
+pub(crate) fn no_wrapping_keys(what: &str) -> CliError {
+    CliError::failed("wrapping_key_missing", what)
+        .hint("put back wrapping.keys of this installation, or set ADIT_MEDIATOR_WRAPPING_KEY")
 }
 
 /// A store's failure in words for the administrator.

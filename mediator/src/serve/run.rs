@@ -36,7 +36,7 @@ use crate::{
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     installation::Installation,
     pages::Pages,
-    place::{MediatorDir, Ports, store_error},
+    place::{MediatorDir, Ports, no_wrapping_keys, store_error},
     proof,
     store::{
         Mode, Store, Writer, access::labels, factors, integrity::CHECK_WAIT, oidc, sessions,
@@ -422,9 +422,7 @@ pub(crate) async fn check_keys(store: &Store, keys: &TenantKeys) -> Result<(), C
     if needed.iter().all(|name| keys.wrapping().knows(name)) && keys.check()? {
         return Ok(());
     }
-    let text = "stored secrets are sealed with a key that is not here";
-    Err(CliError::failed("wrapping_key_missing", text)
-        .hint("put back wrapping.keys of this installation, or set ADIT_MEDIATOR_WRAPPING_KEY"))
+    Err(no_wrapping_keys("stored secrets are sealed with a key that is not here"))
 }
 
 async fn check_database(store: &Store, fingerprint: &str) -> Result<String, CliError> {
