@@ -120,6 +120,8 @@ pub(crate) async fn run(global: &GlobalArgs) -> Result<(), CliError> {
         tokio::select! {
             () = stopped.cancelled() => break,
             () = server.essential.token().cancelled() => break,
+            // Nothing can be written, so nothing can be granted: whoever watches starts it anew.
+            () = server.writer.token().cancelled() => break,
             () = reloads.next() => reload(global, &server, &log),
             () = renewal.next() => server.renew(&place),
             () = heads.next() => {
