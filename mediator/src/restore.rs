@@ -46,6 +46,9 @@ pub(crate) async fn run(
 ) -> Result<(), CliError> {
     let place = MediatorDir::open(global)?;
     let _lock = place.dir.lock(PROGRAM.name)?;
+    // What is missing is said now, not when the mediator shall start.
+    place.installation()?;
+    place.wrapping_keys()?;
     let failed = |what: std::io::Error| {
         CliError::failed("restore_failed", format!("cannot restore {}: {what}", file.display()))
     };

@@ -3,9 +3,20 @@
 
 #![allow(clippy::indexing_slicing, reason = "JSON values give null for what is not there")]
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
-use adit_tests::{process::text, site::Site};
+use adit_tests::{
+    process::text,
+    site::{SOON, Site, to_port},
+};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
@@ -168,4 +179,164 @@ fn backup_and_restore(site: &mut Site, take: &[&str], (file, key): (&str, &str))
     let verify = ["audit", "verify", "--key", &site.fingerprint, "--json"];
     ensure!(site.ask("mediator", &verify, "")?["valid"] == true);
     Ok(())
+}
+
+/// What docs/accounts.md says is to be kept beside the backups: the first column of its table.
+fn to_be_kept() -> Result<Vec<String>> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/accounts.md");
+    let text = fs::read_to_string(docs)?;
+    let section = text.split("## When the machine is gone").nth(1).context("the section")?;
+    let table = section.lines().skip_while(|line| !line.starts_with("| File"));
+    let rows = table.skip(2).take_while(|line| line.starts_with("| `"));
+    let names = rows.filter_map(|row| Some(row.split('`').nth(1)?.to_owned()));
+    Ok(names.collect())
+}
+
+/// Takes those files along, as far as they are there, readable for their owner.
+fn take_along(from: &Path, to: &Path) -> Result<()> {
+    let folder = |path: &Path| {
+        fs::create_dir_all(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+    };
+    if to.exists() {
+        fs::remove_dir_all(to)?;
+    }
+    folder(to)?;
+    for name in to_be_kept()? {
+        let (from, to) = (from.join(&name), to.join(&name));
+        if from.is_dir() {
+            folder(&to)?;
+            for entry in fs::read_dir(from)? {
+                let entry = entry?;
+                fs::copy(entry.path(), to.join(entry.file_name()))?;
+            }
+        } else if from.exists() {
+            fs::copy(from, to)?;
+        }
+    }
+    Ok(())
+}
+
+/// A service that greets.
+fn greeter() -> Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(b"hello");
+        }
+    });
+    Ok(port)
+}
+
+/// A session from the console to the computer of the agent carries bytes.
+fn works(site: &Site, port: u16) -> Result<()> {
+    site.wait_online("console", "agent")?;
+    let forward = site.forward(&["-L", &to_port(port)])?;
+    let mut stream = TcpStream::connect(forward.local()?)?;
+    stream.set_read_timeout(Some(SOON))?;
+    let mut said = [0; 5];
+    stream.read_exact(&mut said)?;
+    ensure!(&said == b"hello", "{said:?}");
+    drop(stream);
+    forward.close().map(drop)
+}
+
+/// The recipe of docs/accounts.md: a mediator in another directory, from a backup and the files that
+/// the recipe names, and nothing else.
+#[test]
+fn a_mediator_whose_machine_is_gone_is_made_anew_from_what_was_kept() -> Result<()> {
+    let mut site = Site::local("machine-gone")?;
+    site.start()?;
+    let port = greeter()?;
+    works(&site, port)?;
+    let folder = site.artifacts().to_path_buf();
+    let (kept, first, second) =
+        (folder.join("kept"), folder.join("first.age"), folder.join("second.age"));
+    let key = folder.join("backup.key");
+    let made = site.ask("mediator", &["backup-key", named(&key)?, "--json"], "")?;
+    let recipient = text(&made, "recipient").to_owned();
+    let stored = |site: &Site, client: &str| {
+        let add = ["credential", "add", client, "root", "--json"];
+        let added = site.ask("mediator", &add, "keep-this-one-quiet")?;
+        Ok::<_, anyhow::Error>(text(&added, "credential_id").to_owned())
+    };
+    let client = site.client();
+    let credential = stored(&site, &client)?;
+    site.ask("mediator", &["client", "add", "main/doomed", "--json"], "")?;
+    stored(&site, "main/doomed")?;
+    let backup = ["backup", named(&first)?, "--recipient", &recipient, "--json"];
+    site.ask("mediator", &backup, "")?;
+    // What came after it: an erasure, and another key over what is stored.
+    site.ask("mediator", &["client", "erase", "main/doomed", "--yes", "--json"], "")?;
+    site.ask("mediator", &["vault", "rotate", "--json"], "")?;
+    take_along(&site.data_dir("mediator"), &kept)?;
+    let count = |dir: &Path| Ok::<_, std::io::Error>(fs::read_dir(dir)?.count());
+    ensure!(count(&kept)? == to_be_kept()?.len(), "the list names what is not there");
+    ensure!(count(&kept.join("tenants"))? == 1);
+    site.kill("mediator")?;
+    fs::remove_dir_all(site.data_dir("mediator"))?;
+
+    // Without any one of the keys nothing is put anywhere.
+    let new = site.data_dir("mediator-new");
+    let restore = ["restore", named(&first)?, "--identity", named(&key)?, "--json"];
+    for (file, code) in [
+        ("root.key", "not_initialised"),
+        ("grant.key", "file_missing"),
+        ("ticket.key", "file_missing"),
+        ("log.key", "file_missing"),
+        ("wrapping.keys", "wrapping_key_missing"),
+        ("mediator.toml", "config_missing"),
+    ] {
+        take_along(&kept, &new)?;
+        fs::remove_file(new.join(file))?;
+        let refused = site.run("mediator-new", &restore, "")?;
+        ensure!(refused.error_code() == code, "without {file}: {refused:?}");
+        ensure!(!new.join("mediator.db").exists() && !new.join(file).exists());
+    }
+    take_along(&kept, &new)?;
+    let told = site.ask("mediator-new", &restore, "")?;
+    ensure!(told["kept"].is_null() && told["withdrawals_kept"] == false, "{told}");
+    let verify = ["audit", "verify", "--key", &site.fingerprint, "--json"];
+    let verified = site.ask("mediator-new", &verify, "")?;
+    let trees = verified["trees"].as_array().context("trees")?;
+    ensure!(verified["valid"] == true && trees.len() == 2, "{verified}");
+    site.serve("mediator-new", &["serve", "--json"])?;
+
+    // Nobody saw more of the log than the backup has: a login, and everything goes on.
+    let out = site.run("console", &["computers", "--json"], "")?;
+    ensure!(out.error_code() == "not_logged_in", "{out:?}");
+    site.login("console")?;
+    works(&site, port)?;
+    let shown = ["credential", "reveal", &credential, "--json"];
+    ensure!(site.ask("mediator-new", &shown, "")?["secret"] == "keep-this-one-quiet");
+    let clients = site.run("mediator-new", &["client", "list", "--json"], "")?;
+    ensure!(!clients.stdout.contains("doomed"), "{clients:?}");
+    let deadline = Instant::now() + SOON;
+    while site.ask("mediator-new", &["relay", "list", "--json"], "")?["online"] != true {
+        ensure!(Instant::now() < deadline, "the relay does not come back");
+        thread::park_timeout(Duration::from_millis(200));
+    }
+
+    // The next time sessions came after the backup: both ends know more, and say so.
+    let backup = ["backup", named(&second)?, "--recipient", &recipient, "--json"];
+    site.ask("mediator-new", &backup, "")?;
+    works(&site, port)?;
+    site.kill("mediator-new")?;
+    fs::remove_dir_all(&new)?;
+    take_along(&kept, &site.data_dir("mediator-last"))?;
+    let restore = ["restore", named(&second)?, "--identity", named(&key)?, "--json"];
+    site.ask("mediator-last", &restore, "")?;
+    site.serve("mediator-last", &["serve", "--json"])?;
+    site.login("console")?;
+    site.wait_online("console", "agent")?;
+    let local = to_port(port);
+    let refused = site.run("console", &["forward", "agent", "-L", &local, "--json"], "")?;
+    ensure!(refused.error_code() == "audit_forked", "{refused:?}");
+    site.process("agent")?.interrupt()?;
+    site.running.retain(|(name, _)| name != "agent");
+    site.ask("agent", &["witness", "accept", "--json"], "")?;
+    site.restart("agent")?;
+    site.ask("console", &["witness", "accept", "--json"], "")?;
+    works(&site, port)
 }
