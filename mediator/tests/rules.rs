@@ -246,6 +246,13 @@ async fn a_clock_that_is_off_is_shown_and_recorded_once_and_so_when_it_is_right_
     assert!(right["source"].as_str().unwrap().starts_with("127.0.0.1:"), "{right}");
 }
 
+/// Whose key nobody needs.
+const RECIPIENT: &str = "age19y0nwc82gvch79erwkeyzv9yrzguu25hhckgdt2x5d60y6c43pnsa6clzz";
+
+fn new_provider(name: &str) -> Value {
+    json!({"provider": name, "issuer": "https://id.example", "client_id": "c", "secret": "s"})
+}
+
 /// R27: whoever sits down at a console that was left open gains nothing that lasts, takes nothing
 /// away and destroys nothing.
 #[tokio::test]
@@ -253,6 +260,12 @@ async fn a_login_that_is_not_fresh_reveals_exports_gives_and_destroys_nothing() 
     let mediator = Mediator::start();
     mediator.admin(&["role", "bind", "owner", "--user", "admin", "--installation"]);
     mediator.admin(&["user", "add", "jane"]);
+    let provider = ["--issuer", "https://id.example", "--client-id", "c"];
+    mediator.admin(&[&["oidc", "add", "dir"], &provider[..]].concat());
+    let (_agent, pc, _) = mediator.agent("pc").await;
+    let pc = adit_protocol::ids::ComputerId::from_slice(&pc.device_id).unwrap();
+    let pc = format!("/api/v1/computers/{pc}");
+    let backup = format!("/api/v1/backup?recipients={RECIPIENT}");
     let add = ["credential", "add", "main/hq", "root", "--user", "root"];
     let (code, told) = mediator.try_admin(&add, "a secret of this test\n");
     assert_eq!(code, 0, "{told:?}");
@@ -280,6 +293,12 @@ async fn a_login_that_is_not_fresh_reveals_exports_gives_and_destroys_nothing() 
         ("PUT", "/api/v1/audit/hold", Some(json!({"hold": false}))),
         ("PUT", "/api/v1/users/jane/audit-level", Some(json!({"level": 0}))),
         ("DELETE", "/api/v1/clients/main/hq", None),
+        ("DELETE", &pc, None),
+        ("POST", "/api/v1/partners/main/erase", Some(json!({"partner": "main"}))),
+        ("POST", "/api/v1/identity-providers", Some(new_provider("mine"))),
+        ("PUT", "/api/v1/users/jane/links/dir", Some(json!({"subject": "mole"}))),
+        ("POST", "/api/v1/vault/rotation", Some(json!({}))),
+        ("GET", &backup, None),
     ];
     // As if ten minutes and a second had passed.
     let database = format!("sqlite:{}", mediator.database().display());
@@ -312,6 +331,12 @@ async fn a_login_that_is_not_fresh_reveals_exports_gives_and_destroys_nothing() 
         "role.changed",
         "api_key.created",
         "client.erased",
+        "computer.removed",
+        "partner.erasure_begun",
+        "oidc.provider_added",
+        "user.linked",
+        "vault.rotation_begun",
+        "backup.made",
     ] {
         let by_admin = |event: &&Value| event["device"].is_string();
         let found: Vec<Value> = mediator.events_named(done);
@@ -443,6 +468,10 @@ async fn every_act_from_afar_is_recorded_with_who_from_where_when_and_outcome() 
     let low = Who::at(&device, &low).await;
     let mut web = Web::connect(&mediator).await;
     let other = identity().signing.public().fingerprint().to_string();
+    let everywhere = format!("/installation/devices/{other}");
+    mediator.admin(&["client", "add", "main/gone"]);
+    let gone = mediator.admin(&["client", "erase", "main/gone", "--yes"]);
+    let gone = gone[0]["erasure"].as_str().unwrap();
     let acts = [
         ("POST", "/users".to_owned(), json!({"user": "joe", "role": "technician"}), "user.added"),
         ("PUT", "/users/joe/groups/night".into(), Value::Null, "user.grouped"),
@@ -461,10 +490,27 @@ async fn every_act_from_afar_is_recorded_with_who_from_where_when_and_outcome() 
         ("POST", format!("/devices/{other}/disable"), json!({"reason": "x"}), "device.disabled"),
         ("POST", "/tokens/agent".into(), json!({"client": "main/b"}), "token.created"),
         ("PUT", "/audit/retention".into(), json!({"days": 365}), "audit.retention_set"),
-        ("PUT", "/audit/hold".into(), json!({"hold": true, "reason": "x"}), "audit.hold_set"),
         ("GET", "/audit/events".into(), Value::Null, "audit.read"),
         ("GET", "/audit/export".into(), Value::Null, "audit.read"),
         ("DELETE", "/clients/main/b".into(), Value::Null, "client.erased"),
+        ("POST", "/identity-providers".into(), new_provider("dir"), "oidc.provider_added"),
+        ("PUT", "/users/joe/links/dir".into(), json!({"subject": "s"}), "user.linked"),
+        ("DELETE", "/users/joe/links/dir".into(), Value::Null, "user.unlinked"),
+        ("GET", "/identity-providers".into(), Value::Null, "api.read"),
+        ("DELETE", "/identity-providers/dir".into(), Value::Null, "oidc.provider_removed"),
+        ("POST", format!("{everywhere}/disable"), json!({"reason": "x"}), "device.disabled"),
+        ("POST", format!("{everywhere}/enable"), Value::Null, "device.enabled"),
+        ("GET", "/audit/retention".into(), Value::Null, "api.read"),
+        ("GET", "/audit/forwarding".into(), Value::Null, "api.read"),
+        ("GET", format!("/certificates/{gone}"), Value::Null, "api.read"),
+        ("GET", "/status".into(), Value::Null, "api.read"),
+        ("POST", "/vault/rotation".into(), json!({}), "vault.rotation_begun"),
+        ("GET", "/vault/rotation".into(), Value::Null, "api.read"),
+        ("GET", format!("/backup?recipients={RECIPIENT}"), Value::Null, "backup.made"),
+        ("POST", "/compact".into(), Value::Null, "database.compacted"),
+        ("DELETE", format!("/computers/{pc}"), Value::Null, "computer.removed"),
+        // Under which nothing is erased.
+        ("PUT", "/audit/hold".into(), json!({"hold": true, "reason": "x"}), "audit.hold_set"),
     ];
     let (mut wrong, mut of_low) = (Vec::new(), 0);
     let from = mediator.events().len();
