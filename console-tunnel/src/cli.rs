@@ -458,12 +458,9 @@ With jsonl, hashes stand for what is left out, so that the rest can still be ver
         /// Which entries
         #[command(flatten)]
         filter: AuditFilter,
-        /// File to write; must not exist
+        /// File to write
         #[arg(long)]
         output: Option<PathBuf>,
-        /// Replace the file if it exists
-        #[arg(long, requires = "output")]
-        force: bool,
     },
     /// Verify an export without any server
     #[command(after_help = "Examples:
@@ -616,7 +613,6 @@ mod tests {
             "console-tunnel audit search --event login.failed --event logout",
             "console-tunnel audit search --person jane --since 24h --limit 5 --json",
             "console-tunnel audit export --format csv --client p/c --output f",
-            "console-tunnel audit export --output f --force",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -627,7 +623,6 @@ mod tests {
         for line in [
             "console-tunnel login",
             "console-tunnel audit export --format xml",
-            "console-tunnel audit export --force",
             "console-tunnel audit verify",
             "console-tunnel audit verify f --file f",
             "console-tunnel audit search --event login_failed",

@@ -65,11 +65,8 @@ pub async fn export(
     context: &Context,
     format: &str,
     filter: &AuditFilter,
-    (output, force): (Option<&Path>, bool),
+    output: Option<&Path>,
 ) -> Result<(), CliError> {
-    if let Some(path) = output.filter(|_| !force) {
-        Part::refuse_existing(path)?;
-    }
     let target = format!("/api/v1/audit/export?format={format}{}", query(filter)?);
     let ask = Ask { method: Method::GET, target, body: None };
     let Some(path) = output else {

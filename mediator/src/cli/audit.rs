@@ -90,12 +90,9 @@ pub(super) enum AuditCommand {
         /// File with signed heads that readers hold, so that they can compare
         #[arg(long, value_name = "FILE")]
         head: Option<PathBuf>,
-        /// File to write; must not exist
+        /// File to write
         #[arg(long)]
         output: Option<PathBuf>,
-        /// Replace the file if it exists
-        #[arg(long, requires = "output")]
-        force: bool,
     },
     /// How long contents are kept
     #[command(subcommand, after_help = "Example: mediator audit retention show")]
@@ -215,12 +212,9 @@ pub(super) async fn run(global: &GlobalArgs, command: AuditCommand) -> Result<()
             let Some(signed) = signed else { return Ok(()) };
             return signed::compare(global, file.is_some(), signed).await;
         }
-        AuditCommand::Export { format, filter, partner, head, output, force } => {
+        AuditCommand::Export { format, filter, partner, head, output } => {
             let heads = head.map(|path| read_heads(&path)).transpose()?.unwrap_or_default();
             let selection = Selection { format, filter: filter.filter()?, partner, heads };
-            if let Some(path) = output.as_deref().filter(|_| !force) {
-                Part::refuse_existing(path)?;
-            }
             return export_to(global, &selection, output).await;
         }
         AuditCommand::Retention(RetentionCommand::Show) => AuditAct::Retention,

@@ -7,7 +7,6 @@ use std::{
 };
 
 use super::platform;
-use crate::cli::CliError;
 
 /// A file in the making, readable by its owner alone. Named with `.part` added until
 /// [`Part::finish`]; dropped before, it is removed.
@@ -20,21 +19,6 @@ pub struct Part {
 }
 
 impl Part {
-    /// Refuses a path that something has already, for commands that replace it with `--force`
-    /// alone.
-    ///
-    /// # Errors
-    ///
-    /// `output_failed` if it exists.
-    pub fn refuse_existing(path: &Path) -> Result<(), CliError> {
-        if fs::symlink_metadata(path).is_err() {
-            return Ok(());
-        }
-        let text = format!("cannot write {}: it exists", path.display());
-        Err(CliError::failed("output_failed", text)
-            .hint("give the path of a file that does not exist yet, or --force to replace it"))
-    }
-
     /// Begins the file that will be at `path`.
     ///
     /// # Errors
