@@ -464,6 +464,44 @@ async fn search_levels_and_retention_by_command() {
     assert!(verified[0]["trees"][0]["omitted"].as_u64() > Some(0), "{verified:?}");
     let text = std::fs::read_to_string(&file).unwrap();
     assert!(!text.contains("client.added") && text.contains("login.failed"));
+    // Another file is no altered log, another installation's key no alteration.
+    let error = |(code, told): (i32, Vec<serde_json::Value>)| {
+        let error = told.last().unwrap()["error"].clone();
+        let word = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
+        (code, word("code"), format!("{} {}", word("message"), word("hint")))
+    };
+    let other = mediator.dir.path().join("other.csv");
+    let other = other.to_str().unwrap();
+    mediator.admin(&["audit", "export", "--format", "csv", "--output", other]);
+    for wrong in
+        ["", "\u{ff}\u{d8}JFIF\n", "{\"a\": 1}\n", &std::fs::read_to_string(other).unwrap()]
+    {
+        std::fs::write(other, wrong).unwrap();
+        let (code, kind, told) =
+            error(mediator.try_admin(&["audit", "verify", "--file", other], ""));
+        assert_eq!((code, kind.as_str()), (1, "audit_invalid"), "{told}");
+        assert!(told.contains("no audit export") && told.contains("jsonl"), "{told}");
+        let head = ["audit", "verify", "--file", path, "--head", other];
+        let (code, kind, told) = error(mediator.try_admin(&head, ""));
+        assert_eq!((code, kind.as_str()), (2, "head_invalid"), "{told}");
+        assert!(told.contains("no signed head"), "{told}");
+    }
+    let folder = mediator.dir.path().to_str().unwrap();
+    let (code, kind, told) = error(mediator.try_admin(&["audit", "verify", "--file", folder], ""));
+    assert!(
+        (code, kind.as_str()) == (1, "file_unreadable") && told.contains("directory"),
+        "{told}"
+    );
+    let foreign = format!("sha256:{}", "00".repeat(32));
+    for args in [
+        &["audit", "verify", "--key", &foreign][..],
+        &["audit", "verify", "--file", path, "--key", &foreign],
+    ] {
+        let (code, kind, told) = error(mediator.try_admin(args, ""));
+        assert_eq!((code, kind.as_str()), (1, "audit_invalid"), "{told}");
+        assert!(told.contains("another installation's key"), "{told}");
+        assert!(!told.contains("altered"), "{told}");
+    }
 }
 
 /// What is done by hand in the database is found by the command; what only misleads a search is not
@@ -512,6 +550,7 @@ async fn every_change_in_the_database_is_found_by_the_command() {
              WHERE seq = {last}"
         )],
         &["UPDATE audit_tree SET head = replace(head, '\"size\":1', '\"size\":2')"],
+        &["DELETE FROM audit_entry", "DELETE FROM audit_tree"],
         &["UPDATE audit_tree SET head = replace(head, '\"root\":\"', '\"root\":\"00')"],
     ] {
         change(statements).await;
