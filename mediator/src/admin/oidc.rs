@@ -1,5 +1,6 @@
 //! Identity providers and the accounts linked with them. A provider decides who somebody is: whoever
-//! sets one up manages settings of the partner, whoever links users holds at least what they hold.
+//! sets one up manages settings and users of the partner, whoever links users holds at least what
+//! they hold.
 //! On the mediator's machine its secret is in a file there; over the network it is given once, sealed
 //! at once, and never shown again. Must never let a partner send the mediator where only the
 //! mediator's own networks reach.
@@ -28,7 +29,6 @@ const MAX_TEXT: usize = 1024;
 /// Bytes of an authority's certificates.
 const MAX_CA: usize = 64 * 1024;
 
-const SET_UP: &[Permission] = &[Permission::ManagePolicy];
 const SEE: &[Permission] =
     &[Permission::ManagePolicy, Permission::ManageUsers, Permission::ReadAudit];
 
@@ -101,12 +101,20 @@ pub(super) async fn handle(who: Who<'_>, act: OidcAct) -> Result<Vec<Value>, Cli
     }
 }
 
+/// It is a setting, and it says who users are.
+async fn may_set_up((context, actor): Who<'_>) -> Result<(), CliError> {
+    for permission in [Permission::ManagePolicy, Permission::ManageUsers] {
+        actor.may_at_home(context, &[permission]).await?;
+    }
+    Ok(())
+}
+
 async fn add(
     (context, actor): Who<'_>,
     partner: Option<String>,
     new: Provider,
 ) -> Result<Vec<Value>, CliError> {
-    actor.may_at_home(context, SET_UP).await?;
+    may_set_up((context, actor)).await?;
     actor.must_be_fresh(context).await?;
     names::check(&new.name).map_err(bad_name)?;
     https(&new.issuer).map_err(|error| CliError::usage("usage", error.to_string()))?;
@@ -216,7 +224,7 @@ async fn find((context, actor): Who<'_>, name: &str) -> Result<Provider, CliErro
 }
 
 async fn remove(who: Who<'_>, name: String) -> Result<Vec<Value>, CliError> {
-    who.1.may_at_home(who.0, SET_UP).await?;
+    may_set_up(who).await?;
     let provider = find(who, &name).await?;
     let (context, by) = (who.0, who.1.clone());
     let done = context.writer.write(move |tx| {

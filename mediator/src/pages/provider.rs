@@ -3,7 +3,11 @@
 //! The provider sends the browser back from another site, and then our cookies stay away
 //! (`SameSite=Strict`): the page that it comes to only sends it on to itself. Each provider comes
 //! back to an address of its own; what comes back to another's is not looked at.
+//!
+//! Where a provider's login page is, its partner says. A link to this mediator must not lead
+//! anywhere that some partner chose without a word: only the installation's own are gone to at once.
 
+use adit_net::proxy::format_host_port;
 use adit_protocol::{code::failure, keys::fill_random};
 use adit_runtime::time::unix_ms;
 use axum::{
@@ -23,7 +27,10 @@ use super::{
 use crate::{
     admin::Secret,
     core::types::Refusal,
-    oidc::{Begun, Provider, RANDOM_LEN, Why, begin as sent, callback_path, encode, token::Claims},
+    oidc::{
+        Begun, Provider, RANDOM_LEN, Why, begin as sent, callback_path, encode, remote::https,
+        token::Claims,
+    },
     serve::mfa::{self, FRESH_MS, MfaError},
     store::{
         StoreError,
@@ -71,6 +78,10 @@ pub(super) async fn begin(visitor: Visitor, Query(wish): Query<Wish>) -> Respons
 
 async fn send(visitor: &Visitor, provider: &Provider, why: Why) -> Response {
     let pages = &visitor.web.shared.pages;
+    let partner = match whose(visitor, provider).await {
+        Ok(partner) => partner,
+        Err(error) => return visitor.refused(&MfaError::from(error).refusal()),
+    };
     let endpoint = match pages.remote.authorization_endpoint(provider).await {
         Ok(endpoint) => endpoint,
         Err(error) => {
@@ -86,7 +97,37 @@ async fn send(visitor: &Visitor, provider: &Provider, why: Why) -> Response {
     let (begun, address) =
         sent(provider, (&endpoint, &redirect_of(visitor, provider)), why, &random);
     pages.flows().handle_sent(visitor.from, begun, unix_ms());
-    visitor.page(StatusCode::OK, &Message::onward(&address, "You are sent to log in there."))
+    let page = match (partner, host_of(&endpoint)) {
+        (None, _) => Message::onward(&address, "You are sent to log in there."),
+        (Some(partner), host) => Message::note(
+            "You leave this site",
+            format!(
+                "{partner} lets its people log in at {host}. Go on only if you know both: whatever \
+                 you type there goes to {host}, not here."
+            ),
+        )
+        .link(&address, &format!("Go on to {host}")),
+    };
+    visitor.page(StatusCode::OK, &page)
+}
+
+/// The name of the partner that chose this provider, unless it is the installation's own.
+async fn whose(visitor: &Visitor, provider: &Provider) -> Result<Option<String>, StoreError> {
+    let shared = &visitor.web.shared;
+    if provider.partner_id == shared.home {
+        return Ok(None);
+    }
+    tenants::partner_name(&shared.store.readers, &provider.partner_id).await.map(Some)
+}
+
+/// As people compare it.
+fn host_of(endpoint: &str) -> String {
+    match https(endpoint) {
+        Ok((_, host, 443)) => host,
+        Ok((_, host, port)) => format_host_port(&host, port),
+        // Such an address does not come from there.
+        Err(_) => endpoint.to_owned(),
+    }
 }
 
 /// `GET /login/oidc/callback/{provider}`: from another site, without cookies.

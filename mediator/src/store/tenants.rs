@@ -67,6 +67,16 @@ pub(crate) async fn partner_by_id(tx: &mut WriteTx, id: &str) -> Result<Partner,
     Ok(Partner { id: row.text("id")?, name: row.text("name")? })
 }
 
+/// The name of a partner that must be there.
+pub(crate) async fn partner_name(pool: &AnyPool, id: &str) -> Result<String, StoreError> {
+    let row = sqlx::query("SELECT name FROM partner WHERE id = $1")
+        .bind(id.to_owned())
+        .fetch_optional(pool)
+        .await?
+        .ok_or(StoreError::Missing("partner"))?;
+    row.text("name")
+}
+
 /// Makes a client.
 pub(crate) async fn create_client(
     tx: &mut WriteTx,

@@ -67,6 +67,7 @@ const SEE_USERS: Place = Place::Home(&["users.manage", "roles.manage", "audit.re
 const USERS: Place = Place::Home(&["users.manage"]);
 const ROLES: Place = Place::Home(&["roles.manage"]);
 const POLICY: Place = Place::Home(&["policy.manage"]);
+const SET_UP: Place = Place::Home(&["policy.manage users.manage"]);
 const LOCK: Place = Place::Client(&["policy.manage", "sessions.end"]);
 const LABEL: Place = Place::Client(&["policy.manage", "roles.manage"]);
 const TOKENS: Place = Place::Client(&["tokens.manage"]);
@@ -239,9 +240,9 @@ fn expectations() -> Vec<Expectation> {
         expect("providers.list", Place::Home(&["policy.manage", "users.manage", "audit.read"])),
         with(
             r#"{"provider":"{new}","issuer":"https://id.example","client_id":"c","secret":"s"}"#,
-            expect("providers.add", POLICY),
+            expect("providers.add", SET_UP),
         ),
-        on("providers.remove", POLICY, &[("provider", "{spare_provider}")]),
+        on("providers.remove", SET_UP, &[("provider", "{spare_provider}")]),
         with(r#"{"subject":"{new}"}"#, on("users.link", USERS, LINK)),
         on("users.unlink", USERS, LINK),
         // That is for people, who are asked for the name once more.
@@ -249,11 +250,7 @@ fn expectations() -> Vec<Expectation> {
             &[403],
             with(
                 r#"{"partner":"{partner}"}"#,
-                on(
-                    "partners.erase",
-                    Place::Home(&["policy.manage users.manage"]),
-                    &[("partner", "{partner}")],
-                ),
+                on("partners.erase", SET_UP, &[("partner", "{partner}")]),
             ),
         ),
         on(

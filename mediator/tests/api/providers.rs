@@ -77,6 +77,35 @@ async fn a_providers_secret_goes_in_is_kept_under_the_newest_key_and_does_not_co
     assert_eq!((code, told[0]["error"]["code"].as_str()), (1, Some("wrapping_key_missing")));
 }
 
+/// A link to the mediator leads where some partner wishes: that is said, and nobody is taken along.
+#[tokio::test]
+async fn only_the_installations_own_providers_are_gone_to_without_a_word() {
+    let mediator = Mediator::start();
+    let provider = Provider::start().await;
+    let own = provider.add_to(&mediator, "Own");
+    mediator.admin(&["client", "add", "Else <where>/hq"]);
+    let ca = provider.ca.to_str().unwrap();
+    let add = ["oidc", "add", "Theirs", "--issuer", &provider.issuer, "--client-id", "adit"];
+    let more = ["--ca-file", ca, "--partner", "Else <where>"];
+    let added = mediator.admin(&[&add[..], &more].concat());
+    let theirs = added[0]["id"].as_str().unwrap().to_owned();
+    let mut web = Web::connect(&mediator).await;
+    let mut sent = async |id: &str| {
+        let sent = web.send("GET", &format!("/login/oidc?provider={id}"), &[], None).await;
+        assert_eq!(sent.status, 200, "{sent:?}");
+        assert!(!sent.headers.contains_key("refresh"), "{sent:?}");
+        sent.body.as_str().unwrap().to_owned()
+    };
+    let own = sent(&own).await;
+    assert!(own.contains("http-equiv=\"refresh\""), "{own}");
+    let theirs = sent(&theirs).await;
+    assert!(!theirs.contains("refresh"), "{theirs}");
+    let host = provider.issuer.strip_prefix("https://").unwrap();
+    for told in ["Else &#60;where&#62; lets", &format!("log in at {host}."), "href=\"https://"] {
+        assert!(theirs.contains(told), "{told}: {theirs}");
+    }
+}
+
 #[tokio::test]
 async fn a_partners_provider_is_no_way_into_the_mediators_networks() {
     let mediator = Mediator::start();

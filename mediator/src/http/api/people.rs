@@ -24,7 +24,7 @@ use crate::{
 type Answer<T> = Result<One<T>, Problem>;
 
 const USERS: &[&str] = &["users.manage"];
-const POLICY: &[&str] = &["policy.manage"];
+const SET_UP: &[&str] = &["policy.manage and users.manage"];
 const SEE_PROVIDERS: &[&str] = &["policy.manage", "users.manage", "audit.read"];
 const SEE_USERS: &[&str] = &["users.manage", "roles.manage", "audit.read"];
 
@@ -75,10 +75,10 @@ pub(super) fn mount(api: &mut Api) {
     let text = "List identity providers";
     api.operation(op(Get, "/identity-providers", "providers.list", text, SEE_PROVIDERS), providers);
     let text = "Add an identity provider";
-    api.operation(op(Post, "/identity-providers", "providers.add", text, POLICY), add_provider);
+    api.operation(op(Post, "/identity-providers", "providers.add", text, SET_UP), add_provider);
     let text = "Remove an identity provider and all links with it";
     let path = "/identity-providers/{provider}";
-    api.operation(op(Delete, path, "providers.remove", text, POLICY), remove_provider);
+    api.operation(op(Delete, path, "providers.remove", text, SET_UP), remove_provider);
     let path = "/users/{user}/links/{provider}";
     let text = "Link a user with a subject of an identity provider";
     api.operation(op(Put, path, "users.link", text, USERS), link);
