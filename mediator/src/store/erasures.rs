@@ -111,13 +111,18 @@ pub(crate) async fn begin(tx: &mut WriteTx, new: &Erasure) -> Result<(), StoreEr
     Ok(())
 }
 
-/// Whether the one of that id goes on: nobody has finished it.
-pub(crate) async fn goes_on(pool: &AnyPool, id: &str) -> Result<bool, StoreError> {
-    let row = sqlx::query("SELECT id FROM erasure WHERE id = $1 AND finished_ms IS NULL")
-        .bind(id.to_owned())
-        .fetch_optional(pool)
-        .await?;
-    Ok(row.is_some())
+/// Those that nobody has finished, by id, oldest first.
+pub(crate) async fn left(pool: &AnyPool) -> Result<Vec<Erasure>, StoreError> {
+    let statement = format!("{SELECT} WHERE finished_ms IS NULL ORDER BY begun_ms, id");
+    let rows = sqlx::query(sqlx::AssertSqlSafe(statement)).fetch_all(pool).await?;
+    rows.iter().map(read).collect()
+}
+
+/// The one of that id as far as it has come, if nobody has finished it.
+pub(crate) async fn unfinished(pool: &AnyPool, id: &str) -> Result<Option<Erasure>, StoreError> {
+    let statement = format!("{SELECT} WHERE id = $1 AND finished_ms IS NULL");
+    let query = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(id.to_owned());
+    query.fetch_optional(pool).await?.as_ref().map(read).transpose()
 }
 
 /// Whether the client or partner is still there.

@@ -143,15 +143,14 @@ pub(crate) async fn partner(
 
 /// Goes on with all erasures that were interrupted; how many are done.
 pub(crate) async fn resume(context: &AdminContext) -> Result<usize, CliError> {
-    let all = erasures::all(&context.store.readers).await.map_err(store_error)?;
-    let left: Vec<Erasure> = all.into_iter().filter(|one| one.finished_ms.is_none()).collect();
+    let pool = &context.store.readers;
     let mut count = 0;
-    for erasure in left {
-        let _turn = context.erasing.take(&erasure.partner_id).await.map_err(store_error)?;
-        let pool = &context.store.readers;
-        // Somebody else had the turn.
-        let goes_on = erasures::goes_on(pool, &erasure.id).await.map_err(store_error)?;
-        if !goes_on || retention::is_held(pool, &erasure.partner_id).await.map_err(store_error)? {
+    for known in erasures::left(pool).await.map_err(store_error)? {
+        let _turn = context.erasing.take(&known.partner_id).await.map_err(store_error)?;
+        // Somebody else had the turn, and may have gone on with it.
+        let found = erasures::unfinished(pool, &known.id).await.map_err(store_error)?;
+        let Some(erasure) = found else { continue };
+        if retention::is_held(pool, &erasure.partner_id).await.map_err(store_error)? {
             continue;
         }
         let subject = erasure.subject.clone();
@@ -187,9 +186,8 @@ pub(crate) async fn compact((context, actor): Who<'_>) -> Result<Value, CliError
     Ok(json!({"compacted": done.map_err(store_error)?}))
 }
 
-/// All certificates, newest first.
-/// Or one. Those of partners that
-/// are gone are for those who answer for the installation: nobody else is left.
+/// All certificates, newest first; or one. Those of partners that are gone are for those who answer
+/// for the installation: nobody else is left.
 pub(crate) async fn certificates(
     (context, actor): Who<'_>,
     only: Option<String>,
@@ -266,30 +264,24 @@ async fn go_on(
     if actor.local_only().is_err() {
         return Err(missing);
     }
-    let all = erasures::all(&context.store.readers).await.map_err(store_error)?;
-    let found = all.into_iter().find(|one| {
-        one.finished_ms.is_none()
-            && one.kind == kind
-            && tenants::name_key(&one.subject) == tenants::name_key(subject)
+    let pool = &context.store.readers;
+    let found = erasures::left(pool).await.map_err(store_error)?.into_iter().find(|one| {
+        one.kind == kind && tenants::name_key(&one.subject) == tenants::name_key(subject)
     });
-    let Some(erasure) = found else { return Err(missing) };
-    let _turn = context.erasing.take(&erasure.partner_id).await.map_err(store_error)?;
-    match erasures::goes_on(&context.store.readers, &erasure.id).await.map_err(store_error)? {
-        true => run((context, Some(actor)), erasure).await,
+    let Some(known) = found else { return Err(missing) };
+    let _turn = context.erasing.take(&known.partner_id).await.map_err(store_error)?;
+    match erasures::unfinished(pool, &known.id).await.map_err(store_error)? {
+        Some(erasure) => run((context, Some(actor)), erasure).await,
         // Who had the turn finished it.
-        false => Err(missing),
+        None => Err(missing),
     }
 }
 
 /// Notes it in the database; nobody gets to the tenant's computers any more.
 async fn begin((context, actor): Who<'_>, new: Erasure) -> Result<Erasure, CliError> {
-    let all = erasures::all(&context.store.readers).await.map_err(store_error)?;
-    let same = |one: &Erasure| {
-        one.finished_ms.is_none()
-            && one.partner_id == new.partner_id
-            && one.client_id == new.client_id
-    };
-    if let Some(known) = all.into_iter().find(same) {
+    let left = erasures::left(&context.store.readers).await.map_err(store_error)?;
+    let same = |one: &Erasure| one.partner_id == new.partner_id && one.client_id == new.client_id;
+    if let Some(known) = left.into_iter().find(same) {
         return Ok(known);
     }
     let (clients, by) = (clients_of(context, &new).await?, actor.clone());
@@ -318,14 +310,22 @@ async fn begin((context, actor): Who<'_>, new: Erasure) -> Result<Erasure, CliEr
             Ok(Some(new))
         })
     });
-    begun.await.map_err(store_error)?.ok_or_else(held)
+    begun.await.map_err(store_error)?.ok_or_else(|| held("nothing of it is erased"))
 }
 
 /// Nothing of a partner is erased while its log is kept for a court.
-fn held() -> CliError {
-    let text = "a legal hold is on the partner: nothing of it is erased";
-    CliError::refused("legal_hold", text)
+fn held(so: &str) -> CliError {
+    CliError::refused("legal_hold", format!("a legal hold is on the partner: {so}"))
         .hint("audit retention release ends the hold, once nothing needs it any more")
+}
+
+/// Holds come at any time: asked before each step that takes something for good.
+async fn heed_hold(context: &AdminContext, erasure: &Erasure) -> Result<(), CliError> {
+    let is_held = retention::is_held(&context.store.readers, &erasure.partner_id).await;
+    match is_held.map_err(store_error)? {
+        true => Err(held("what is left of it is not erased")),
+        false => Ok(()),
+    }
 }
 
 async fn clients_of(context: &AdminContext, erasure: &Erasure) -> Result<Vec<String>, CliError> {
@@ -387,10 +387,7 @@ fn about(event: Event, erasure: &Erasure) -> Event {
 
 /// Does what is left to be done, in the partner's turn.
 async fn run((context, actor): By<'_>, erasure: Erasure) -> Result<Value, CliError> {
-    let pool = &context.store.readers;
-    if retention::is_held(pool, &erasure.partner_id).await.map_err(store_error)? {
-        return Err(held());
-    }
+    heed_hold(context, &erasure).await?;
     let kind = erasure.kind;
     let done = steps((context, actor), erasure).await;
     done.map_err(|error| stopped((context, actor), kind, error))
@@ -399,6 +396,9 @@ async fn run((context, actor): By<'_>, erasure: Erasure) -> Result<Value, CliErr
 /// What is true for who asked when an erasure that has begun stopped midway: there is no way back,
 /// and for who came over the network perhaps no way to ask again.
 fn stopped((context, actor): By<'_>, kind: Kind, error: CliError) -> CliError {
+    if error.code == "legal_hold" {
+        return error;
+    }
     if actor.and_then(Actor::remote).is_none() {
         let hint = match context.broker {
             Some(_) => "it has begun: the mediator goes on by itself, or give the command again",
@@ -431,6 +431,7 @@ async fn steps((context, actor): By<'_>, mut erasure: Erasure) -> Result<Value, 
         erasure: erasure.id.clone(),
         begun_ms: erasure.begun_ms,
     };
+    heed_hold(context, &erasure).await?;
     ledger::note(&context.dir, &noted)?;
     for client in &clients {
         let destroyed = context.vault.keys.destroy(client).map_err(VaultError::from);
@@ -442,13 +443,19 @@ async fn steps((context, actor): By<'_>, mut erasure: Erasure) -> Result<Value, 
     let client = (erasure.kind == Kind::Client)
         .then_some((erasure.client_id.as_str(), erasure.subject.as_str()));
     for _ in 0..MAX_PASSES {
+        heed_hold(context, &erasure).await?;
         let (store, writer) = (&context.store, &context.writer);
         let more = forget_entries(store, writer, &erasure.partner_id, client).await;
         let more = more.map_err(store_error)?;
-        erasure.counts.entries += more;
         if more == 0 {
             break;
         }
+        erasure.counts.entries += more;
+        let (id, counts) = (erasure.id.clone(), erasure.counts.clone());
+        // Whoever goes on certifies these, too.
+        let noted =
+            writer.write(move |tx| Box::pin(async move { erasures::note(tx, &id, &counts).await }));
+        noted.await.map_err(store_error)?;
     }
     finish((context, actor), erasure, ended).await
 }
@@ -497,6 +504,9 @@ async fn delete_rows(
     let (one, mut counts) = (erasure.clone(), erasure.counts.clone());
     let deleted = context.writer.write(move |tx| {
         Box::pin(async move {
+            if retention::is_held_in(tx, &one.partner_id).await? {
+                return Ok(None);
+            }
             let mut computers = Vec::new();
             for client in clients {
                 computers.extend(erasures::delete_client(tx, &client, &mut counts).await?);
@@ -505,10 +515,11 @@ async fn delete_rows(
                 erasures::delete_partner(tx, &one.partner_id, &mut counts).await?;
             }
             erasures::note(tx, &one.id, &counts).await?;
-            Ok((counts, computers))
+            Ok(Some((counts, computers)))
         })
     });
-    let (counts, computers) = deleted.await.map_err(store_error)?;
+    let deleted = deleted.await.map_err(store_error)?;
+    let (counts, computers) = deleted.ok_or_else(|| held("what is left of it is not erased"))?;
     if let Some(broker) = &context.broker {
         broker.act(move |driver, _| driver.broker.handle_unenrolled(&computers)).await;
     }
@@ -562,8 +573,13 @@ async fn finish(
     sessions_ended: usize,
 ) -> Result<Value, CliError> {
     let home = context.home().await.map_err(store_error)?;
-    let compacted =
-        compact::run(&context.store, context.broker.is_none()).await.map_err(store_error)?;
+    // Without room for it the certificate says that it was not done; begun again and again, it
+    // would take what room is left from everybody.
+    let compacted = compact::run(&context.store, context.broker.is_none()).await;
+    let compacted = compacted.unwrap_or_else(|error| {
+        tracing::error!(%error, "the database could not be rewritten after an erasure");
+        false
+    });
     let finished_ms = unix_ms();
     let Counts { clients, computers, accounts, credentials, sessions, tenant_keys, entries } =
         erasure.counts.clone();

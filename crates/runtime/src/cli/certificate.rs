@@ -46,7 +46,11 @@ impl CertificateFile {
     /// Keeps the certificate of an answer and tells it: with `--json` the whole answer, else where
     /// the certificate is, or itself.
     pub fn tell(self, output: Output, answer: &Value) -> Result<(), CliError> {
-        let certificate = answer.get("certificate").unwrap_or(&Value::Null);
+        let certificate = answer.get("certificate").filter(|one| !one.is_null());
+        let certificate = certificate.ok_or_else(|| {
+            CliError::failed("output_failed", "the answer has no certificate")
+                .hint("see certificate list")
+        })?;
         let kept = self.0.map(|(mut part, path)| {
             let written = part.write(format!("{certificate}\n").as_bytes());
             (written.and_then(|()| part.finish()), path)

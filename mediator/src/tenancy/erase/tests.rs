@@ -163,6 +163,50 @@ async fn who_began_the_erasure_of_their_own_partner_is_told_though_others_finish
     town.running.close().await;
 }
 
+/// The certificate tells of all that was done, whoever did it before.
+#[tokio::test]
+async fn what_was_done_before_an_erasure_stopped_is_certified() {
+    let town = Town::new().await;
+    let context = &town.context;
+    let new = Erasure {
+        id: fresh_id().unwrap(),
+        kind: Kind::Partner,
+        partner_id: town.acme.id.clone(),
+        client_id: String::new(),
+        subject: "acme".to_owned(),
+        begun_by: Some(LOCAL.to_owned()),
+        begun_ms: unix_ms(),
+        finished_ms: None,
+        counts: Counts::default(),
+        certificate: String::new(),
+    };
+    let begun = begin((context, &Actor::Local), new).await.unwrap();
+    let set_home = async |home: &str| {
+        let home = home.to_owned();
+        let job = town
+            .running
+            .writer
+            .write(move |tx| Box::pin(async move { tenants::set(tx, HOME_PARTNER, &home).await }));
+        job.await.unwrap();
+    };
+    // All but the last step is done, which has nowhere to record it.
+    set_home("nowhere").await;
+    run((context, None), begun).await.unwrap_err();
+    set_home(&town.home).await;
+    assert_eq!(resume(context).await.unwrap(), 1);
+    let told = certificates((context, &Actor::Local), None).await.unwrap();
+    let text = told[0]["certificate"].to_string();
+    assert!(
+        text.contains("clients_deleted\":1,") || text.contains("clients_deleted\\\":1,"),
+        "{text}"
+    );
+    assert!(
+        !text.contains("entries_erased\":0") && !text.contains("entries_erased\\\":0"),
+        "{text}"
+    );
+    town.running.close().await;
+}
+
 #[tokio::test]
 async fn the_local_administrator_who_goes_on_does_not_take_the_place_of_who_began() {
     let town = Town::new().await;

@@ -300,6 +300,7 @@ pub(super) const LISTS: &[Only] = &[
     Only { what: "computers::find", files: &["admin/labels.rs"] },
     Only { what: "credentials::keys", files: &["vault/rotate.rs"] },
     Only { what: "erasures::all", files: &["tenancy/erase.rs"] },
+    Only { what: "erasures::left", files: &["tenancy/erase.rs"] },
     Only { what: "factors::key_names", files: &["serve/run.rs"] },
     // Names of keys over secrets, which all of them must be there at the start.
     Only { what: "oidc::key_names", files: &["serve/run.rs"] },
