@@ -74,19 +74,20 @@ impl AppClock {
         if nearest.abs_diff(self.drift_ms) <= NEAR_MS.unsigned_abs() {
             return nearest;
         }
-        let likely = most.saturating_sub(NEXT_MS);
-        let far = self.far_ms();
-        for (from, to) in [
-            (self.drift_ms.saturating_sub(far), self.drift_ms.saturating_add(far)),
-            // Its clock was set right.
-            (-NEAR_MS, NEAR_MS),
-        ] {
-            let (from, to) = (from.max(least), to.min(most));
-            if from <= to {
-                return likely.clamp(from, to);
-            }
+        match self.believable(least, most) {
+            Some((from, to)) => most.saturating_sub(NEXT_MS).clamp(from, to),
+            None => self.drift_ms.clamp(-MAX_DRIFT_MS, MAX_DRIFT_MS),
         }
-        self.drift_ms.clamp(-MAX_DRIFT_MS, MAX_DRIFT_MS)
+    }
+
+    /// Which of these drifts the clock can have by now: gone off by what clocks do, or set right.
+    fn believable(&self, least: i64, most: i64) -> Option<(i64, i64)> {
+        let far = self.far_ms();
+        let wandered = (self.drift_ms.saturating_sub(far), self.drift_ms.saturating_add(far));
+        [wandered, (-NEAR_MS, NEAR_MS)]
+            .map(|(from, to)| (from.max(least), to.min(most)))
+            .into_iter()
+            .find(|(from, to)| from <= to)
     }
 
     /// How far the clock can have gone off since a code counted; anywhere if none ever did.
@@ -111,9 +112,11 @@ impl AppClock {
         if !self.is_next(step) {
             return Code::Right(right);
         }
-        // Both tell something of the clock, and what was taken for it fits both.
+        // Both tell something of the clock; nothing is learned of what does not fit both, or what
+        // no clock does.
         let (first, second) = (off(self.last_step, self.missed_ms), off(step, now_ms));
-        let drift_ms = first.0.max(second.0).midpoint(first.1.min(second.1));
+        let learned = self.believable(first.0.max(second.0), first.1.min(second.1));
+        let drift_ms = learned.map_or(self.drift_ms, |(from, to)| from.midpoint(to));
         Code::Right(Self { drift_ms, ..right })
     }
 }
@@ -368,6 +371,14 @@ mod tests {
             }
             assert!(latest >= STEP_MS - 500, "{drift_ms}");
             assert!(latest < STEP_MS + NEAR_MS.unsigned_abs() + 3_000, "{drift_ms}: {latest} ms");
+        }
+        // Nor do they lead what is known of the clock away from it.
+        for (noted_ms, shown_ms) in [(59_000, 59_900), (-50_000, 35_000), (49_000, 58_000)] {
+            let mut world = World::new(0);
+            world.known.counted_ms = begins - DAY_MS;
+            world.show(1_000_000, begins.strict_add_signed(noted_ms));
+            assert!(world.show(1_000_001, begins.strict_add_signed(shown_ms)));
+            assert!(world.known.drift_ms.abs() < NEAR_MS + 3_000, "{:?}", world.known);
         }
         // After months without a code a clock may be off by as much.
         let mut world = World::new(120_000);
