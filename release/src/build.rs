@@ -206,6 +206,9 @@ impl Recipe {
             git.env("GIT_CONFIG_GLOBAL", &settings).env("GIT_CONFIG_NOSYSTEM", "1");
             git.env("GIT_ATTR_NOSYSTEM", "1").env("GIT_TEMPLATE_DIR", "");
             git.env("HOME", home.path()).env("XDG_CONFIG_HOME", home.path());
+            for name in ["GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_SYSTEM"] {
+                git.env_remove(name);
+            }
             git
         };
         let mut clone = git();
