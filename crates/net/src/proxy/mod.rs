@@ -205,27 +205,7 @@ impl Dialer {
         deadline: Duration,
         admits: &(dyn Fn(SocketAddr) -> bool + Send + Sync),
     ) -> Result<Dialed, DialError> {
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let shown = format_host_port(host, port);
-        let attempt = async {
-            let uri =
-                target_uri(host, port).ok_or_else(|| DialError::NameNotFound(host.to_owned()))?;
-            match self.matcher.intercept(&uri) {
-                None => {
-                    let stream = connect::connect_where(host, port, admits).await?;
-                    let remote = stream.peer_addr().ok();
-                    Ok(Dialed { stream, via_proxy: false, remote })
-                }
-                Some(proxy) => {
-                    if host.parse().is_ok_and(|ip| !admits(SocketAddr::new(ip, port))) {
-                        return Err(DialError::Forbidden(shown.clone()));
-                    }
-                    let stream = through(&proxy, uri).await?;
-                    Ok(Dialed { stream, via_proxy: true, remote: None })
-                }
-            }
-        };
-        tokio::time::timeout(deadline, attempt).await.map_err(|_| DialError::Timeout(shown))?
+        self.dial_by(Resolver::Proxy, host, port, deadline, admits).await
     }
 
     /// As [`Self::dial_where`], but `admits` holds through a proxy as well: the name is resolved
@@ -238,9 +218,20 @@ impl Dialer {
         deadline: Duration,
         admits: &(dyn Fn(SocketAddr) -> bool + Send + Sync),
     ) -> Result<Dialed, DialError> {
+        self.dial_by(Resolver::Here, host, port, deadline, admits).await
+    }
+
+    async fn dial_by(
+        &self,
+        resolver: Resolver,
+        host: &str,
+        port: u16,
+        deadline: Duration,
+        admits: &(dyn Fn(SocketAddr) -> bool + Send + Sync),
+    ) -> Result<Dialed, DialError> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let shown = format_host_port(host, port);
-        if is_legacy_address(host) {
+        if resolver == Resolver::Here && is_legacy_address(host) {
             return Err(DialError::OddHost(host.to_owned()));
         }
         let attempt = async {
@@ -252,6 +243,13 @@ impl Dialer {
                 let remote = stream.peer_addr().ok();
                 return Ok(Dialed { stream, via_proxy: false, remote });
             };
+            if resolver == Resolver::Proxy {
+                if host.parse().is_ok_and(|ip| !admits(SocketAddr::new(ip, port))) {
+                    return Err(DialError::Forbidden(shown.clone()));
+                }
+                let stream = through(&proxy, uri).await?;
+                return Ok(Dialed { stream, via_proxy: true, remote: None });
+            }
             let addresses = connect::resolve_where(host, port, admits).await;
             let addresses = addresses.map_err(|error| match error {
                 DialError::NameNotFound(host) => DialError::NotResolvedHere(host),
@@ -261,6 +259,13 @@ impl Dialer {
         };
         tokio::time::timeout(deadline, attempt).await.map_err(|_| DialError::Timeout(shown))?
     }
+}
+
+/// Who turns a name into addresses where a proxy connects.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Resolver {
+    Proxy,
+    Here,
 }
 
 impl fmt::Debug for Dialer {
