@@ -4,16 +4,13 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
 };
 
-use adit_ledger::{
-    Anchor, MAX_LINE_LEN, Reconciler, Report, SignedHead, Trust, verify::Fault, verify_export,
-};
+use adit_ledger::{Reconciler, SignedHead, Trust, read_heads, verify::Fault, verify_export};
 use adit_protocol::keys::Fingerprint;
 use adit_runtime::{cli::CliError, output::Output};
-use serde_json::json;
 
 use crate::cli::VerifyArgs;
 
@@ -41,7 +38,7 @@ fn verify(
     heads: &[PathBuf],
     complete: bool,
 ) -> Result<(), CliError> {
-    let heads = heads.iter().map(|path| read_heads(path)).collect::<Result<Vec<_>, _>>()?.concat();
+    let heads = heads.iter().map(|path| heads_of(path)).collect::<Result<Vec<_>, _>>()?.concat();
     let trust = Trust { keys, heads, complete };
     let report =
         verify_export(log, &trust).map_err(|error| {
@@ -53,7 +50,7 @@ fn verify(
                 "the export is not what the log holds: export again, or ask who changed it",
             ))
         })?;
-    output.emit(&describe(&report))?;
+    output.emit(&report.describe())?;
     output.human(&report)
 }
 
@@ -85,36 +82,6 @@ fn tell(output: Output, reconciler: Reconciler) -> Result<(), CliError> {
     }
 }
 
-/// With the keys that `mediator audit verify --json` has.
-fn describe(report: &Report) -> serde_json::Value {
-    let trees: Vec<_> = report
-        .trees
-        .iter()
-        .map(|tree| {
-            json!({
-                "tree": tree.head.tree,
-                "size": tree.head.size,
-                "root": tree.head.root.to_string(),
-                "log_key": tree.head.log_fingerprint().to_string(),
-                "entries": tree.entries,
-                "erased": tree.erased,
-                "pruned": tree.pruned,
-                "omitted": tree.omitted,
-                "anchor": match tree.anchor {
-                    Anchor::None => "none",
-                    Anchor::Head => "head",
-                    Anchor::Key => "key",
-                },
-            })
-        })
-        .collect();
-    json!({
-        "valid": true,
-        "internally_consistent_only": report.is_internally_consistent_only(),
-        "trees": trees,
-    })
-}
-
 /// Reading a directory would fail in words that name no file.
 fn open_export(path: &Path) -> Result<File, CliError> {
     let opened = open(path)?;
@@ -132,29 +99,13 @@ fn open(path: &Path) -> Result<File, CliError> {
     })
 }
 
-/// All heads of a file: of an export, which has one for each log, or of `witness show`.
-fn read_heads(path: &Path) -> Result<Vec<SignedHead>, CliError> {
-    let wrong = |reason: String| {
-        let text = format!("{} holds no signed head: {reason}", path.display());
+/// Of an export, which has one for each log, or of `witness show`.
+pub fn heads_of(path: &Path) -> Result<Vec<SignedHead>, CliError> {
+    read_heads(BufReader::new(open(path)?)).map_err(|error| {
+        let text = format!("{} holds no signed head: {error}", path.display());
         CliError::usage("head_invalid", text)
             .hint("give an export in the format jsonl, its last line, or what witness show printed")
-    };
-    let (mut file, mut line, mut heads) = (BufReader::new(open(path)?), Vec::new(), Vec::new());
-    loop {
-        line.clear();
-        let limit = MAX_LINE_LEN as u64 + 1;
-        let read = file.by_ref().take(limit).read_until(b'\n', &mut line);
-        if read.map_err(|error| wrong(error.to_string()))? == 0 {
-            break;
-        }
-        if line.starts_with(b"{\"head\":") {
-            heads.push(
-                SignedHead::parse(line.trim_ascii_end())
-                    .map_err(|error| wrong(error.to_string()))?,
-            );
-        }
-    }
-    if heads.is_empty() { Err(wrong("no line of it is one".to_owned())) } else { Ok(heads) }
+    })
 }
 
 #[cfg(test)]
@@ -197,7 +148,7 @@ mod tests {
         verify(output, &path, keys.clone(), std::slice::from_ref(&path), true).unwrap();
         verify(output, &path, vec![], &[], false).unwrap();
         let trust = Trust { keys: keys.clone(), heads: Vec::new(), complete: false };
-        let told = describe(&verify_export(text.as_bytes(), &trust).unwrap());
+        let told = verify_export(text.as_bytes(), &trust).unwrap().describe();
         let names =
             |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&told), ["valid", "internally_consistent_only", "trees"]);

@@ -5,6 +5,8 @@
 //! is not covered: it can be replaced by a renewed one. Must never be compared by time: clocks
 //! jump, sizes do not.
 
+use std::io::{self, BufRead, Read as _};
+
 use adit_protocol::{
     keys::{Fingerprint, KeyCert, KeyError, PublicKey, Purpose, SigningKey, context},
     wire,
@@ -25,6 +27,10 @@ const VERSION: u64 = 1;
 pub const MAX_TREE_ID_LEN: usize = 128;
 /// Bytes of a certificate's payload.
 const MAX_CERT_LEN: usize = 1024;
+/// Heads in a file: an export has one for each tree.
+const MAX_HEADS: usize = crate::verify::MAX_TREES;
+/// How a head's line begins.
+pub(crate) const BEGINS: &[u8] = b"{\"head\":";
 
 /// Why a head cannot be made or believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +47,23 @@ pub enum HeadError {
     /// The certificate is for another key.
     #[error("certificate is for another key than the head's log key")]
     OtherKey,
+}
+
+/// Why a file gives no heads.
+#[derive(Debug, thiserror::Error)]
+pub enum HeadsError {
+    /// It cannot be read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// A head of it is damaged.
+    #[error("{0}")]
+    Line(#[from] LineError),
+    /// It is something else.
+    #[error("no line of it is one")]
+    Missing,
+    /// More than any export has.
+    #[error("it holds more than {MAX_HEADS}")]
+    TooMany,
 }
 
 /// The installation root's certificate of the log key.
@@ -172,6 +195,28 @@ impl SignedHead {
             .string("log_key", &hex(&self.log_key.0));
         out
     }
+}
+
+/// All heads of a file: of an export, or of lines that somebody kept. Other lines are passed over.
+/// Does not verify.
+pub fn read_heads(mut file: impl BufRead) -> Result<Vec<SignedHead>, HeadsError> {
+    let (mut line, mut heads) = (Vec::new(), Vec::new());
+    loop {
+        line.clear();
+        // Whatever it is, it is read in pieces.
+        let limit = MAX_LINE_LEN as u64 + 1;
+        if file.by_ref().take(limit).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        if !line.starts_with(BEGINS) {
+            continue;
+        }
+        if heads.len() == MAX_HEADS {
+            return Err(HeadsError::TooMany);
+        }
+        heads.push(SignedHead::parse(line.trim_ascii_end())?);
+    }
+    if heads.is_empty() { Err(HeadsError::Missing) } else { Ok(heads) }
 }
 
 fn is_tree_id(tree: &str) -> bool {

@@ -32,7 +32,7 @@ pub use entry::{Entry, Gap, GapKind};
 pub use event::{Event, Level, Value};
 pub use evidence::{Discord, Evidence, EvidenceError, Link, Order};
 pub use hash::Hash;
-pub use head::{HeadError, RootCert, SignedHead};
+pub use head::{HeadError, HeadsError, RootCert, SignedHead, read_heads};
 pub use proof::{ConsistencyProof, InclusionProof};
 pub use receipt::{Mismatch, Receipt};
 pub use reconcile::{Finding, Reconciled, Reconciler};

@@ -16,7 +16,7 @@ use adit_protocol::keys::Fingerprint;
 
 use crate::{
     Entry, Gap, GapKind, Hash, HeadError, MAX_LINE_LEN, MerkleTree, SignedHead, entry::LineError,
-    tree::cover,
+    head, tree::cover,
 };
 
 /// Trees in one export.
@@ -65,6 +65,28 @@ pub struct TreeReport {
     pub anchor: Anchor,
 }
 
+impl TreeReport {
+    /// What programs print of it as JSON.
+    pub fn describe(&self) -> serde_json::Value {
+        let anchor = match self.anchor {
+            Anchor::None => "none",
+            Anchor::Head => "head",
+            Anchor::Key => "key",
+        };
+        serde_json::json!({
+            "tree": self.head.tree,
+            "size": self.head.size,
+            "root": self.head.root.to_string(),
+            "log_key": self.head.log_fingerprint().to_string(),
+            "entries": self.entries,
+            "erased": self.erased,
+            "pruned": self.pruned,
+            "omitted": self.omitted,
+            "anchor": anchor,
+        })
+    }
+}
+
 /// What a verified export holds.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Report {
@@ -76,6 +98,15 @@ impl Report {
     /// Is there a tree that nothing trusted vouches for?
     pub fn is_internally_consistent_only(&self) -> bool {
         self.trees.iter().any(|tree| tree.anchor == Anchor::None)
+    }
+
+    /// What programs print of it as JSON.
+    pub fn describe(&self) -> serde_json::Value {
+        serde_json::json!({
+            "valid": true,
+            "internally_consistent_only": self.is_internally_consistent_only(),
+            "trees": self.trees.iter().map(TreeReport::describe).collect::<Vec<_>>(),
+        })
     }
 }
 
@@ -333,7 +364,7 @@ impl<R: BufRead> Lines<R> {
             if self.line.starts_with(wanted.as_bytes()) {
                 return Fault::Reordered { expected };
             }
-            if self.line.starts_with(b"{\"head\":") {
+            if self.line.starts_with(head::BEGINS) {
                 break;
             }
         }
@@ -399,7 +430,7 @@ impl<'a> TreeState<'a> {
     fn line(&mut self, line: &[u8]) -> Result<Option<TreeReport>, Located> {
         let expected = self.tree.size();
         let altered = |error| (Some(expected), Fault::Altered(error));
-        if line.starts_with(b"{\"head\":") {
+        if line.starts_with(head::BEGINS) {
             let head = SignedHead::parse(line).map_err(|error| (None, Fault::Altered(error)))?;
             return self.head(head).map(Some).map_err(|fault| (None, fault));
         }

@@ -10,7 +10,8 @@
 use std::collections::BTreeMap;
 
 use adit_ledger::{
-    Anchor, Entry, Event, Gap, GapKind, Hash, Level, MerkleTree, RootCert, SignedHead, Trust,
+    Anchor, Entry, Event, Gap, GapKind, Hash, HeadsError, Level, MerkleTree, RootCert, SignedHead,
+    Trust,
     entry::LineError,
     export::jsonl::JsonlExport,
     fuzz_line,
@@ -618,4 +619,18 @@ proptest! {
             prop_assert!(fuzz_line(&line.as_bytes()[..cut.index(line.len())]));
         }
     }
+}
+
+#[test]
+fn heads_of_a_file_are_all_read_and_a_damaged_one_is_no_other_line() {
+    let (one, other) = (Log::new("p1", 9), Log::new("p2", 5));
+    // What stands between them may be anything, also longer than a line.
+    let noise = "x".repeat(3 * adit_ledger::MAX_LINE_LEN);
+    let text = [one.lines(9).join("\n"), noise, other.lines(5).join("\r\n")].join("\n");
+    let heads = adit_ledger::read_heads(text.as_bytes()).unwrap();
+    assert_eq!(heads, [one.head(9, 1), other.head(5, 1)]);
+    let damaged = text.replace("\"tree\":\"p2\"", "\"tree\":\"p3\",");
+    assert!(matches!(adit_ledger::read_heads(damaged.as_bytes()), Err(HeadsError::Line(_))));
+    let entries = one.lines(9)[..9].join("\n");
+    assert!(matches!(adit_ledger::read_heads(entries.as_bytes()), Err(HeadsError::Missing)));
 }

@@ -3,12 +3,12 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{BufRead, BufReader, Read},
+    io::BufReader,
     path::{Path, PathBuf},
 };
 
 use adit_ledger::{
-    Anchor, Entry, MAX_LINE_LEN, Reconciler, SignedHead, Trust,
+    Anchor, Entry, Reconciler, SignedHead, Trust, read_heads,
     verify::{Fault, VerifyError},
     verify_export,
 };
@@ -213,7 +213,8 @@ pub(super) async fn run(global: &GlobalArgs, command: AuditCommand) -> Result<()
             return signed::compare(global, file.is_some(), signed).await;
         }
         AuditCommand::Export { format, filter, partner, head, output } => {
-            let heads = head.map(|path| read_heads(&path)).transpose()?.unwrap_or_default();
+            let heads = head.map(|path| heads_of(&path)).transpose()?.unwrap_or_default();
+            let heads = export::seen(&heads);
             let selection = Selection { format, filter: filter.filter()?, partner, heads };
             return export_to(global, &selection, output).await;
         }
@@ -334,7 +335,7 @@ async fn verify(
     let anchored = !keys.is_empty() || !head.is_empty();
     let mut heads = Vec::new();
     for path in head {
-        heads.extend(read_heads(path)?);
+        heads.extend(heads_of(path)?);
     }
     let mut trust = Trust { keys, heads, complete: false };
     let mut place = None;
@@ -365,26 +366,13 @@ async fn verify(
     if !anchored {
         report.trees.iter_mut().for_each(|tree| tree.anchor = Anchor::None);
     }
-    let trees = report.trees.iter().map(|tree| {
-        json!({
-            "tree": tree.head.tree,
-            "partner": partners.get(&tree.head.tree),
-            "size": tree.head.size,
-            "root": tree.head.root.to_string(),
-            "log_key": tree.head.log_fingerprint().to_string(),
-            "entries": tree.entries,
-            "erased": tree.erased,
-            "pruned": tree.pruned,
-            "omitted": tree.omitted,
-            "anchor": format!("{:?}", tree.anchor).to_lowercase(),
-        })
-    });
+    let mut told = report.describe();
+    for tree in told["trees"].as_array_mut().into_iter().flatten() {
+        let partner = tree["tree"].as_str().and_then(|id| partners.get(id));
+        tree["partner"] = json!(partner);
+    }
     let output = global.output();
-    output.emit(&json!({
-        "valid": true,
-        "internally_consistent_only": report.is_internally_consistent_only(),
-        "trees": trees.collect::<Vec<_>>(),
-    }))?;
+    output.emit(&told)?;
     let named = |told: String, (tree, partner): (&String, &String)| {
         told.replace(tree.as_str(), &format!("{} ({tree})", escape_text(partner)))
     };
@@ -426,30 +414,15 @@ fn unverified(file: Option<&Path>, error: &VerifyError) -> CliError {
     }
 }
 
-fn read_heads(path: &Path) -> Result<Vec<SignedHead>, CliError> {
+fn heads_of(path: &Path) -> Result<Vec<SignedHead>, CliError> {
     let bad = |reason: String| {
         let text = format!("{} holds no signed head: {reason}", path.display());
         CliError::usage("head_invalid", text).hint(
             "give a file with signed heads, e.g. an export in the format jsonl or its last line",
         )
     };
-    let opened = File::open(path).map_err(|error| bad(error.to_string()))?;
-    let (mut file, mut line, mut heads) = (BufReader::new(opened), Vec::new(), Vec::new());
-    loop {
-        line.clear();
-        // Whatever it is, it is read in pieces.
-        let limit = MAX_LINE_LEN as u64 + 1;
-        let read = file.by_ref().take(limit).read_until(b'\n', &mut line);
-        if read.map_err(|error| bad(error.to_string()))? == 0 {
-            break;
-        }
-        if line.starts_with(b"{\"head\":") {
-            heads.push(
-                SignedHead::parse(line.trim_ascii_end()).map_err(|error| bad(error.to_string()))?,
-            );
-        }
-    }
-    if heads.is_empty() { Err(bad("no line of it is one".to_owned())) } else { Ok(heads) }
+    let file = File::open(path).map_err(|error| bad(error.to_string()))?;
+    read_heads(BufReader::new(file)).map_err(|error| bad(error.to_string()))
 }
 
 async fn export_to(
