@@ -2,7 +2,7 @@
 // its own small login page. It believes every name, and tells how it asked in `amr`.
 import { readFileSync } from "node:fs";
 import { createServer } from "node:https";
-import { generateKeyPairSync } from "node:crypto";
+import { createPrivateKey, generateKeyPairSync } from "node:crypto";
 import Provider from "oidc-provider";
 
 const [, , cert, keyFile, redirect, secret] = process.argv;
@@ -15,10 +15,17 @@ const kinds = {
   ES256: ["ec", { namedCurve: "P-256" }],
   EdDSA: ["ed25519", {}],
 };
+// A key as PEM and read again: exporting the very object that was generated shares a lock with the
+// generating, and node 20 stops for ever where garbage is collected meanwhile.
+const privateKey = (kind, options) => {
+  const privateKeyEncoding = { type: "pkcs8", format: "pem" };
+  const publicKeyEncoding = { type: "spki", format: "pem" };
+  const made = generateKeyPairSync(kind, { ...options, privateKeyEncoding, publicKeyEncoding });
+  return createPrivateKey(made.privateKey);
+};
 // One key of each kind: the token's must be found among them.
 const keys = Object.entries(kinds).map(([alg, [kind, options]]) => ({
-  ...generateKeyPairSync(kind, options).privateKey.export({ format: "jwk" }),
-  kid: `key-${alg}`, alg, use: "sig",
+  ...privateKey(kind, options).export({ format: "jwk" }), kid: `key-${alg}`, alg, use: "sig",
 }));
 const provider = new Provider(issuer, {
   jwks: { keys },

@@ -4,7 +4,9 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -12,11 +14,15 @@ use serde_json::{Value, json};
 
 use crate::process::text;
 
+/// Time for an answer: commands have limits of their own, which are shorter.
+const ANSWER: Duration = Duration::from_secs(120);
+
 /// A script of `tests/browser` that answers lines.
 struct Script {
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    /// Its lines; a thread reads them, which ends with the script.
+    output: Receiver<String>,
 }
 
 impl Script {
@@ -27,15 +33,16 @@ impl Script {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("cannot start node")?;
         let input = child.stdin.take().context("stdin")?;
-        let output = BufReader::new(child.stdout.take().context("stdout")?);
+        let lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        let (to, output) = channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| to.send(line)));
         let mut script = Self { child, input, output };
         let first = script.line()?;
         Ok((script, first))
     }
 
     fn line(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        ensure!(self.output.read_line(&mut line)? > 0, "the script ended");
+        let line = self.output.recv_timeout(ANSWER).context("the script ended or hangs")?;
         Ok(serde_json::from_str(&line)?)
     }
 }
