@@ -31,7 +31,10 @@ use crate::{
     config::PROGRAM,
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
     place::{DATABASE, MediatorDir, store_error},
-    store::{Columns, Mode, Store, StoreError, WriteTx, Writer, audit, bigint, compact, tenants},
+    store::{
+        Columns, Mode, Store, StoreError, WriteTx, Writer, audit, bigint, compact,
+        erasures::Erasure, tenants,
+    },
     tenancy::{erase, ledger},
 };
 
@@ -234,6 +237,8 @@ struct Withdrawn {
     ended: Vec<Vec<[String; 3]>>,
     /// How long logs are kept at least.
     policies: Vec<Policy>,
+    /// Erasures that a legal hold has stopped.
+    waiting: Vec<Erasure>,
 }
 
 /// What was withdrawn in the database that is there; `None` if it cannot be read.
@@ -251,7 +256,8 @@ async fn read_withdrawn(store: &Store) -> Result<Withdrawn, StoreError> {
         let three = |row: &AnyRow| Ok([row.text("a")?, row.text("b")?, row.text("c")?]);
         ended.push(rows.iter().map(three).collect::<Result<_, StoreError>>()?);
     }
-    Ok(Withdrawn { ended, policies: retention::policies(&store.readers).await? })
+    let waiting = erase::waiting(store).await?;
+    Ok(Withdrawn { ended, policies: retention::policies(&store.readers).await?, waiting })
 }
 
 /// Ends it in the copy, too; how much came back with the backup.
@@ -287,7 +293,8 @@ async fn keep_again(
 }
 
 /// Checks the copy and starts new trees in it.
-async fn prepare(place: &MediatorDir, gone: Withdrawn) -> Result<(), CliError> {
+async fn prepare(place: &MediatorDir, mut gone: Withdrawn) -> Result<(), CliError> {
+    let waiting = std::mem::take(&mut gone.waiting);
     let installation = place.installation()?;
     let path = place.dir.file(STAGED)?;
     let store = Store::open(&path, Mode::Write)
@@ -330,7 +337,7 @@ async fn prepare(place: &MediatorDir, gone: Withdrawn) -> Result<(), CliError> {
         async {
             let done = restart.await;
             let done = match done {
-                Ok(_) => erase::again(&store, &writer, &erased).await,
+                Ok(_) => erase::again(&store, &writer, (&erased, &waiting)).await,
                 Err(error) => Err(error),
             };
             stop.cancel();

@@ -1,9 +1,8 @@
 //! Retention: contents of old entries are deleted, their hashes stay, the tree still verifies.
 //!
 //! Deletes in small steps between other writes, whole days at a time, and records what it is
-//! about to do first. Never deletes under a legal hold, from the newest block of a log, or what
-//! later checks need ([`KEPT`]); not what a configured receiver has not got yet, for
-//! [`UNDELIVERED_GRACE_MS`].
+//! about to do first. Never deletes under a legal hold or what later checks need ([`KEPT`]); not what
+//! a configured receiver has not got yet, for [`UNDELIVERED_GRACE_MS`].
 //!
 //! A wrong clock must not delete anything: age is measured by [`ripened`], a time of its own that
 //! follows the wall clock, but at most twice as fast as the machine's monotonic clock.
@@ -42,8 +41,10 @@ const CLOCK: &str = "audit_retention_clock";
 /// Due time of a block with nothing that may be deleted.
 const NEVER: i64 = i64::MAX;
 
-/// Events whose contents stay: what a tree follows, and which keys were enrolled.
-pub(crate) const KEPT: [&str; 3] = ["tree.started", "enroll.succeeded", "installation.created"];
+/// Events whose contents stay: what a tree follows, which keys were enrolled, and that contents were
+/// deleted by rule. The last would otherwise go by a rule that records it, for ever.
+pub(crate) const KEPT: [&str; 4] =
+    ["tree.started", "enroll.succeeded", "installation.created", "audit.pruned"];
 
 /// How long a partner's log is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -308,11 +309,10 @@ impl Log {
         Ok(pruned)
     }
 
-    /// Blocks with something due; never the newest.
+    /// Blocks with something due.
     async fn due(&self, pool: &AnyPool) -> Result<Vec<u64>, StoreError> {
         let rows = sqlx::query(
-            "SELECT block FROM audit_block WHERE log_no = $1 AND due_ms < $2 AND block < \
-             (SELECT MAX(n.block) FROM audit_block n WHERE n.log_no = $1) ORDER BY block",
+            "SELECT block FROM audit_block WHERE log_no = $1 AND due_ms < $2 ORDER BY block",
         )
         .bind(bigint(self.number))
         .bind(bigint(self.cutoff))
@@ -323,6 +323,10 @@ impl Log {
 
     /// Deletes some contents; the record of it comes first, in the same transaction.
     async fn step(&self, tx: &mut WriteTx, first: u64, say: bool) -> Result<u64, StoreError> {
+        // One may have come since the policies were read.
+        if is_held_in(tx, &self.policy.partner_id).await? {
+            return Ok(0);
+        }
         let undelivered = self.cutoff.saturating_sub(UNDELIVERED_GRACE_MS);
         let done = sqlx::query(sqlx::AssertSqlSafe(format!(
             "UPDATE audit_entry SET line = '', event = '', session_id = NULL, log_no = NULL, \

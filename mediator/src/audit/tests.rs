@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use adit_ledger::{Event, Level, Trust, verify_export};
+use adit_runtime::time::unix_ms;
 use sqlx::Row;
 use tokio_util::sync::CancellationToken;
 
@@ -71,6 +72,7 @@ impl Running {
     }
 
     async fn export(&self, filter: Filter, heads: Vec<adit_ledger::SignedHead>) -> String {
+        let heads = export::seen(&heads);
         let selection = Selection { format: Format::Jsonl, filter, partner: None, heads };
         let mut out = String::new();
         export::export(&self.store, &selection, |piece: String| {
@@ -366,27 +368,27 @@ async fn retention_deletes_contents_and_the_log_still_verifies() {
     running.add(&partner, events).await;
     let in_the_middle = running.head().await;
     running.add(&partner, (0..100).map(|n| (now + n, event("session.ended"))).collect()).await;
-    let prune = async |days: u64, targets: &[&'static str]| {
+    let prune_at = async |now: u64, days: u64, targets: &[&'static str]| {
         let (store, writer) = (&running.store, &running.writer);
         let stop = CancellationToken::new();
         let keep = days * DAY_MS;
         retention::prune(store, writer, keep, targets, now, &stop).await.unwrap()
     };
+    let prune = async |days, targets: &[&'static str]| prune_at(now, days, targets).await;
     // Longer retention, a hold, and a receiver that has nothing yet: nothing goes.
     assert_eq!(prune(200, &[]).await, 0);
     running.hold(&partner, true).await;
     assert_eq!(prune(120, &[]).await, 0);
     running.hold(&partner, false).await;
     assert_eq!(prune(120, &[forward::SYSLOG]).await, 0);
-    // Two full blocks but for the first entry, the enrolment and the two others; the newest
-    // block stays.
+    // All that is old but the first entry and the enrolment; of the newest block, too.
     let pruned = prune(0, &[]).await;
-    assert_eq!(pruned, 2_048 - 4);
+    assert_eq!(pruned, 2_501 - 4);
     assert_eq!(prune(120, &[]).await, 0);
     let trust = Trust { heads: vec![in_the_middle.clone()], ..Trust::default() };
     let report = export::verify_store(&running.store, trust.clone()).await.unwrap().unwrap();
     assert_eq!(report.trees[0].pruned, pruned);
-    let exported = running.export(Filter::default(), vec![in_the_middle]).await;
+    let exported = running.export(Filter::default(), vec![in_the_middle.clone()]).await;
     let report = verify_export(exported.as_bytes(), &trust).unwrap();
     assert_eq!((report.trees[0].pruned, report.trees[0].omitted), (pruned, 0));
     let reach = Reach::whole(partner.id.clone());
@@ -396,8 +398,17 @@ async fn retention_deletes_contents_and_the_log_still_verifies() {
     assert!([11, 21, 31].iter().all(|seq| found.contains(seq)));
     let told = Filter { events: vec!["audit.pruned".into()], ..Filter::default() };
     assert_eq!(running.search(&reach, &told, 5).await.len(), 1);
+    // What is recorded of it is not due some day, to be recorded again.
+    let late = unix_ms() + 1_000 * DAY_MS;
+    assert_eq!(prune_at(late, 120, &[]).await, 102);
+    assert_eq!(prune_at(late + 1_000 * DAY_MS, 120, &[]).await, 0);
+    assert_eq!(running.search(&reach, &told, 5).await.len(), 2);
     running.close().await;
+    // A log that nobody has used for long goes on.
     let running = fixture.open().await.unwrap();
+    let trust = Trust { heads: vec![in_the_middle], ..Trust::default() };
+    export::verify_store(&running.store, trust).await.unwrap().unwrap();
+    running.add(&partner, vec![(now, event("session.granted"))]).await;
     running.close().await;
 }
 

@@ -111,8 +111,9 @@ impl Guard {
         if target > MAX_TARGET {
             return Problem::bad_request("the path and query are too long").into_response();
         }
-        let answer = if [Method::GET, Method::HEAD].contains(request.method()) {
-            tokio::time::timeout(DEADLINE, run(router, request)).await
+        if [Method::GET, Method::HEAD].contains(request.method()) {
+            let answer = tokio::time::timeout(DEADLINE, run(router, request)).await;
+            answer.unwrap_or_else(|_| Problem::busy().into_response())
         } else {
             let deadline = self.body_deadline;
             let act = self.acts.spawn(async move {
@@ -120,10 +121,11 @@ impl Guard {
                 let _under_way = under_way;
                 run(router, request.map(|body| Timely::body(body, deadline))).await
             });
-            let done = tokio::time::timeout(DEADLINE, act).await;
-            done.map(|done| done.unwrap_or_else(|_| Problem::internal().into_response()))
-        };
-        answer.unwrap_or_else(|_| Problem::busy().into_response())
+            match tokio::time::timeout(DEADLINE, act).await {
+                Ok(done) => done.unwrap_or_else(|_| Problem::internal().into_response()),
+                Err(_) => Problem::goes_on().into_response(),
+            }
+        }
     }
 }
 

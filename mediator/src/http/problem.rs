@@ -10,7 +10,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::core::types::Refusal;
+use crate::{core::types::Refusal, tenancy::turns::UNDER_WAY};
 
 /// An answer that is no success.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub(crate) struct Problem {
 }
 
 /// Codes whose status is not what the exit code says.
-const STATUS: [(&str, StatusCode); 13] = [
+const STATUS: [(&str, StatusCode); 14] = [
     (failure::NOT_LOGGED_IN, StatusCode::UNAUTHORIZED),
     (failure::NAME_TAKEN, StatusCode::CONFLICT),
     (failure::AMBIGUOUS_COMPUTER, StatusCode::CONFLICT),
@@ -36,6 +36,7 @@ const STATUS: [(&str, StatusCode); 13] = [
     (failure::BUSY, StatusCode::SERVICE_UNAVAILABLE),
     (failure::AUDIT_UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
     ("erasure_unfinished", StatusCode::SERVICE_UNAVAILABLE),
+    (UNDER_WAY, StatusCode::SERVICE_UNAVAILABLE),
     (failure::BAD_REQUEST, StatusCode::BAD_REQUEST),
     (failure::INTERNAL, StatusCode::INTERNAL_SERVER_ERROR),
     (failure::AGENT_TIMEOUT, StatusCode::GATEWAY_TIMEOUT),
@@ -70,6 +71,13 @@ impl Problem {
         let text = "too many requests are under way; try again";
         let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, failure::BUSY, text);
         Self { retry_after: Some(1), ..problem }
+    }
+
+    /// What was begun takes longer than anybody waits for an answer.
+    pub(crate) fn goes_on() -> Self {
+        let text =
+            "it takes longer than 30 s and goes on; look whether it is done before you ask again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, failure::BUSY, text)
     }
 
     /// Too much for too long.

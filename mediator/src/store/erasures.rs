@@ -41,6 +41,8 @@ pub(crate) struct Counts {
     pub(crate) sessions: u64,
     pub(crate) tenant_keys: u64,
     pub(crate) entries: u64,
+    /// Whether the database was rewritten without traces of it; `None`: not tried yet.
+    pub(crate) rewritten: Option<bool>,
 }
 
 /// An erasure that was begun.

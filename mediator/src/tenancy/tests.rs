@@ -4,9 +4,12 @@
 use adit_ledger::{Event, Level};
 use adit_runtime::time::unix_ms;
 
-use super::{erase::again, ledger::Erased};
+use super::{
+    erase::{again, waiting},
+    ledger::Erased,
+};
 use crate::{
-    audit::retention::{DAY_MS, prune},
+    audit::retention::{DAY_MS, prune, set_hold},
     store::{
         audit,
         erasures::{self, Counts, Erasure, Kind},
@@ -58,23 +61,22 @@ impl Town {
         id
     }
 
-    /// One that is recorded a minute later.
-    async fn later_entries(&self, running: &Running, path: &'static str, actor: &'static str) {
-        let partner = self.partner.id.clone();
-        let job = running.writer.write(move |tx| {
-            Box::pin(async move {
-                tx.set_now(tx.now_ms() + 60_000);
-                let event = Event::new("session.granted", Level::Significant);
-                tx.append(&partner, event.client(path).actor(actor)).await
-            })
-        });
-        job.await.unwrap();
+    async fn entries(&self, running: &Running, path: &'static str, actor: &'static str, n: u64) {
+        self.later_entries(running, path, actor, (n, 0)).await;
     }
 
-    async fn entries(&self, running: &Running, path: &'static str, actor: &'static str, n: u64) {
+    /// So many that are recorded so much later, milliseconds.
+    async fn later_entries(
+        &self,
+        running: &Running,
+        path: &'static str,
+        actor: &'static str,
+        (n, later): (u64, u64),
+    ) {
         let partner = self.partner.id.clone();
         let job = running.writer.write(move |tx| {
             Box::pin(async move {
+                tx.set_now(tx.now_ms() + later);
                 for _ in 0..n {
                     let event = Event::new("session.granted", Level::Significant);
                     tx.append(&partner, event.client(path).actor(actor)).await?;
@@ -85,10 +87,36 @@ impl Town {
         job.await.unwrap();
     }
 
+    fn id(&self, client: &str) -> String {
+        format!("erasure of {client}")
+    }
+
+    async fn hold(&self, running: &Running, hold: bool) {
+        let partner = self.partner.id.clone();
+        let job = running
+            .writer
+            .write(move |tx| Box::pin(async move { set_hold(tx, &partner, hold, "case 7").await }));
+        job.await.unwrap();
+    }
+
     /// As the command does, up to the certificate.
     async fn erase(&self, running: &Running, client: &str) -> Erased {
+        let erased = self.begin(running, client).await;
+        let done =
+            again(&running.store, &running.writer, (std::slice::from_ref(&erased), &[])).await;
+        assert_eq!(done.unwrap(), 1);
+        let id = erased.erasure.clone();
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move { erasures::finish(tx, &id, unix_ms(), "{}").await })
+        });
+        job.await.unwrap();
+        erased
+    }
+
+    /// Its beginning.
+    async fn begin(&self, running: &Running, client: &str) -> Erased {
         let new = Erasure {
-            id: format!("erasure of {client}"),
+            id: self.id(client),
             kind: Kind::Client,
             partner_id: self.partner.id.clone(),
             client_id: client.to_owned(),
@@ -107,16 +135,9 @@ impl Town {
             erasure: new.id.clone(),
             begun_ms: new.begun_ms,
         };
-        let begun = new.clone();
         let job = running
             .writer
-            .write(move |tx| Box::pin(async move { erasures::begin(tx, &begun).await }));
-        job.await.unwrap();
-        let done = again(&running.store, &running.writer, std::slice::from_ref(&erased)).await;
-        assert_eq!(done.unwrap(), 1);
-        let job = running.writer.write(move |tx| {
-            Box::pin(async move { erasures::finish(tx, &new.id, unix_ms(), "{}").await })
-        });
+            .write(move |tx| Box::pin(async move { erasures::begin(tx, &new).await }));
         job.await.unwrap();
         erased
     }
@@ -134,6 +155,8 @@ impl Town {
         backup: &std::path::Path,
         erased: &[Erased],
     ) -> Running {
+        let waiting = waiting(&running.store).await.unwrap();
+        let waiting = waiting.as_slice();
         running.close().await;
         self.fixture.put_back(backup);
         let running = self.fixture.open().await.unwrap();
@@ -147,7 +170,7 @@ impl Town {
             })
         });
         job.await.unwrap();
-        again(&running.store, &running.writer, erased).await.unwrap();
+        again(&running.store, &running.writer, (erased, waiting)).await.unwrap();
         verified(&running).await;
         running
     }
@@ -177,9 +200,10 @@ async fn told_by(running: &Running, actor: &str) -> i64 {
 async fn what_was_erased_stays_so_through_retention_and_restored_backups() {
     let (town, running) = Town::new().await;
     let gone = town.client(&running, "zorro", 1100).await;
-    town.entries(&running, "acme/stays", "stayer", 300).await;
+    town.later_entries(&running, PATH, "zorro", (100, 400 * DAY_MS)).await;
+    town.later_entries(&running, "acme/stays", "stayer", (300, 400 * DAY_MS)).await;
     let before = town.backup(&running, "before").await;
-    // Contents of the first block go by age, the rest by the erasure.
+    // What is old goes by age, the rest by the erasure.
     assert!(town.prune(&running).await > 1000);
     verified(&running).await;
     let pruned = town.backup(&running, "pruned").await;
@@ -198,7 +222,30 @@ async fn what_was_erased_stays_so_through_retention_and_restored_backups() {
         verified(&running).await;
     }
     // Doing it once more changes nothing.
-    assert_eq!(again(&running.store, &running.writer, &erased).await.unwrap(), 0);
+    assert_eq!(again(&running.store, &running.writer, (&erased, &[])).await.unwrap(), 0);
+    running.close().await;
+}
+
+/// An older backup is no way around a hold.
+#[tokio::test]
+async fn an_erasure_that_a_hold_has_stopped_is_not_done_by_a_restored_backup() {
+    let (town, running) = Town::new().await;
+    let gone = town.client(&running, "zorro", 20).await;
+    let before = town.backup(&running, "before").await;
+    let erased = vec![town.begin(&running, &gone).await];
+    let after = town.backup(&running, "after").await;
+    let mut running = running;
+    for backup in [&before, &after] {
+        town.hold(&running, true).await;
+        running = town.restore(running, backup, &erased).await;
+        assert_eq!(told_by(&running, "zorro").await, 20);
+        let left = erasures::left(&running.store.readers).await.unwrap();
+        assert_eq!(left.iter().map(|one| one.id.clone()).collect::<Vec<_>>(), [town.id(&gone)]);
+    }
+    // No hold: it is done.
+    town.hold(&running, false).await;
+    let running = town.restore(running, &before, &erased).await;
+    assert_eq!(told_by(&running, "zorro").await, 0);
     running.close().await;
 }
 
@@ -234,7 +281,7 @@ async fn a_new_client_loses_nothing(path: &'static str) {
         })
     });
     job.await.unwrap();
-    again(&running.store, &running.writer, &erased).await.unwrap();
+    again(&running.store, &running.writer, (&erased, &[])).await.unwrap();
     assert_eq!(told_by(&running, "newcomer").await, 25, "{path}");
     verified(&running).await;
     // And a backup of before both still gives nothing of the old one back.
@@ -268,7 +315,7 @@ async fn a_name_given_again_keeps_nothing_of_the_erased_client() {
                 })
             });
             assert_eq!(job.await.unwrap().rows_affected(), 1);
-            town.later_entries(&running, PATH, "newcomer").await;
+            town.later_entries(&running, PATH, "newcomer", (1, 60_000)).await;
         }
         town.erase(&running, &gone).await;
         assert_eq!(told_by(&running, "zorro").await, 0, "{path}");

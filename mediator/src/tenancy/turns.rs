@@ -7,19 +7,26 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
+use adit_runtime::cli::CliError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::store::StoreError;
+/// How long a turn is waited for. Far less than the 30 s after which the API answers that it does not
+/// know yet: who is refused here is told that nothing was begun.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// Another erasure of the partner is under way.
+pub(crate) const UNDER_WAY: &str = "erasure_under_way";
 
 /// The turns of partners of which something is erased.
 #[derive(Default)]
 pub(crate) struct Turns(Mutex<BTreeMap<String, Arc<Semaphore>>>);
 
 impl Turns {
-    /// Waits for the turn of a partner.
-    pub(super) async fn take(&self, partner: &str) -> Result<OwnedSemaphorePermit, StoreError> {
+    /// Waits for the turn of a partner; [`UNDER_WAY`] if it does not come in time.
+    pub(super) async fn take(&self, partner: &str) -> Result<OwnedSemaphorePermit, CliError> {
         let turn = {
             let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             // Whoever has one, or waits for one, holds on to it.
@@ -27,7 +34,30 @@ impl Turns {
             let new = || Arc::new(Semaphore::new(1));
             Arc::clone(turns.entry(partner.to_owned()).or_insert_with(new))
         };
-        let stopped = |_| StoreError::Unavailable("it stops".to_owned());
-        turn.acquire_owned().await.map_err(stopped)
+        let Ok(Ok(turn)) = tokio::time::timeout(WAIT, turn.acquire_owned()).await else {
+            let text = "something of the same partner is being erased; nothing was begun";
+            return Err(CliError::failed(UNDER_WAY, text)
+                .hint("give the same command again when that is done"));
+        };
+        Ok(turn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_too_long_is_told_so_and_holds_nobody_up() {
+        let turns = Turns::default();
+        let first = turns.take("acme").await.unwrap();
+        drop(turns.take("other").await.unwrap());
+        let asked = tokio::time::Instant::now();
+        let refused = turns.take("acme").await.unwrap_err();
+        assert_eq!((refused.code, asked.elapsed()), (UNDER_WAY, WAIT));
+        drop(first);
+        drop(turns.take("acme").await.unwrap());
+        turns.take("other").await.unwrap();
+        assert_eq!(turns.0.lock().unwrap().len(), 1);
     }
 }
