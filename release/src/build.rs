@@ -125,7 +125,7 @@ impl Recipe {
         for new in [&home, &output, &temporary] {
             fs::create_dir(new).with_context(|| new.display().to_string())?;
         }
-        self.clone_to(&source)?;
+        let time = self.clone_to(&source)?;
         // With the settings of whoever builds: proxies, mirrors.
         let mut fetch = Command::new("cargo");
         fetch.args(["fetch", "--quiet", "--locked", "--target", &self.target]);
@@ -136,7 +136,6 @@ impl Recipe {
         let cargo_home = home.join("cargo");
         lend_registry(&cargo_home)?;
 
-        let time = git(&source, &["log", "-1", "--format=%ct"])?;
         let prepare = |command: &mut Command| {
             command.current_dir(&source).env_clear();
             command.envs(KEPT.iter().filter_map(|name| Some((name, env::var_os(name)?))));
@@ -194,21 +193,24 @@ impl Recipe {
         Ok(Built { source, programs, tools })
     }
 
-    fn clone_to(&self, source: &Path) -> Result<()> {
-        // No setting of whoever builds may change what lies there, nor run anything: neither
-        // attributes and filters, nor templates with hooks. Only whose repository it is must not
-        // matter, which git takes from such a file alone.
+    /// The sources, and when they were committed (seconds since 1970).
+    fn clone_to(&self, source: &Path) -> Result<String> {
+        // No setting of whoever builds may change what lies there, where that is, or what is told
+        // of it, nor run anything: neither attributes and filters, nor templates with hooks. Only
+        // whose repository it is must not matter, which git takes from such a file alone.
         let home = tempfile::tempdir()?;
         let settings = home.path().join("settings");
         fs::write(&settings, "[safe]\n\tdirectory = *\n[core]\n\tautocrlf = false\n")?;
         let git = || {
             let mut git = Command::new("git");
+            for (name, _) in env::vars_os() {
+                if name.to_string_lossy().starts_with("GIT_") {
+                    git.env_remove(name);
+                }
+            }
             git.env("GIT_CONFIG_GLOBAL", &settings).env("GIT_CONFIG_NOSYSTEM", "1");
             git.env("GIT_ATTR_NOSYSTEM", "1").env("GIT_TEMPLATE_DIR", "");
             git.env("HOME", home.path()).env("XDG_CONFIG_HOME", home.path());
-            for name in ["GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_SYSTEM"] {
-                git.env_remove(name);
-            }
             git
         };
         let mut clone = git();
@@ -216,7 +218,8 @@ impl Recipe {
         run(clone.arg(&self.repository).arg(source))?;
         let mut checkout = git();
         checkout.args(["checkout", "--quiet", "--detach"]);
-        run(checkout.arg(&self.commit).current_dir(source))
+        run(checkout.arg(&self.commit).current_dir(source))?;
+        output_of(git().args(["log", "-1", "--format=%ct"]).current_dir(source))
     }
 
     /// The build's command; a shell sets what a process cannot be given from outside.

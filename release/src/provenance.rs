@@ -78,12 +78,16 @@ pub(crate) fn statement(facts: &Facts<'_>, subjects: &Subjects) -> String {
     format!("{statement:#}\n")
 }
 
-/// Reads a statement of ours back; names must be those of files, not of paths.
-pub(crate) fn read(statement: &[u8]) -> Result<Claims> {
-    let statement: Value = serde_json::from_slice(statement).context("the statement is no JSON")?;
+/// Reads a statement of ours back; names must be those of files, not of paths. It must be what
+/// [`statement`] makes of what is read: nothing else is said beside, or twice and differently.
+pub(crate) fn read(bytes: &[u8]) -> Result<Claims> {
+    let given: Value = serde_json::from_slice(bytes).context("the statement is no JSON")?;
     let text = |pointer: &str| -> Result<String> {
-        let text = statement.pointer(pointer).and_then(Value::as_str);
-        text.map(str::to_owned).with_context(|| format!("the statement lacks {pointer}"))
+        let text = given.pointer(pointer).and_then(Value::as_str);
+        let text = text.with_context(|| format!("the statement lacks {pointer}"))?;
+        // Shown to whoever signs: nothing there may move a terminal's cursor.
+        ensure!(!text.contains(char::is_control), "{pointer} of the statement is no plain text");
+        Ok(text.to_owned())
     };
     for (pointer, expected) in [
         ("/_type", STATEMENT),
@@ -96,28 +100,52 @@ pub(crate) fn read(statement: &[u8]) -> Result<Claims> {
             "the statement is no provenance of a release: {pointer} is {told}"
         );
     }
-    let list = statement.get("subject").and_then(Value::as_array).context("subject is missing")?;
+    let list = given.get("subject").and_then(Value::as_array).context("subject is missing")?;
     let mut subjects = Subjects::new();
     for subject in list {
         let part = |pointer: &str| subject.pointer(pointer).and_then(Value::as_str);
         let pair = part("/name").zip(part("/digest/sha256"));
         let (name, digest) = pair.context("a subject lacks its name or digest")?;
         ensure!(
-            !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']),
+            !name.is_empty()
+                && !name.starts_with('.')
+                && !name.contains(|c: char| c.is_control() || ['/', '\\'].contains(&c)),
             "a subject's name is no file's: {name:?}"
         );
         let before = subjects.insert(name.to_owned(), digest.to_owned());
         ensure!(before.is_none(), "{name} is named twice");
     }
     ensure!(!subjects.is_empty(), "the statement is about nothing");
-    let parameters = "/predicate/buildDefinition/externalParameters";
-    Ok(Claims {
-        commit: text(&format!("{parameters}/commit"))?,
-        target: text(&format!("{parameters}/target"))?,
-        builder: text("/predicate/runDetails/builder/id")?,
-        rustc: text("/predicate/runDetails/builder/version/rustc")?,
-        subjects,
-    })
+    let definition = "/predicate/buildDefinition";
+    let parameters = format!("{definition}/externalParameters");
+    let version = "/predicate/runDetails/builder/version";
+    let programs = given.pointer(&format!("{parameters}/programs")).and_then(Value::as_array);
+    let programs: Vec<String> = programs
+        .into_iter()
+        .flatten()
+        .filter_map(|name| name.as_str().map(str::to_owned))
+        .collect();
+    let commit = text(&format!("{parameters}/commit"))?;
+    let target = text(&format!("{parameters}/target"))?;
+    let builder = text("/predicate/runDetails/builder/id")?;
+    let tools = Tools {
+        rustc: text(&format!("{version}/rustc"))?,
+        cargo: text(&format!("{version}/cargo"))?,
+        cc: text(&format!("{version}/cc"))?,
+    };
+    let facts = Facts {
+        commit: &commit,
+        lock: text(&format!("{definition}/resolvedDependencies/1/digest/sha256"))?,
+        target: &target,
+        programs: &programs,
+        builder: &builder,
+        tools: &tools,
+    };
+    ensure!(
+        statement(&facts, &subjects).as_bytes() == bytes,
+        "the statement says more than a release's, or says it otherwise"
+    );
+    Ok(Claims { commit, target, builder, rustc: tools.rustc, subjects })
 }
 
 /// SHA-256 of a file.
@@ -182,6 +210,12 @@ pub(crate) mod tests {
             ("\"name\": \"relay\"", "\"name\": \"/etc/passwd\""),
             ("\"sha256\": \"00", "\"sha1\": \"00"),
             ("\"commit\": \"c0ffee\"", "\"commits\": 1"),
+            // What others read of it is what whoever signs it was shown.
+            ("\"gitCommit\": \"c0ffee\"", "\"gitCommit\": \"decade\""),
+            ("\"commit\": \"c0ffee\"", "\"commit\": \"decade\""),
+            ("\"internalParameters\": {}", "\"internalParameters\": {\"more\": 1}"),
+            ("\"urn:b\"", "\"urn:b\\u001b[2K\""),
+            ("\"name\": \"relay\"", "\"name\": \"re\\u001blay\""),
         ] {
             assert!(
                 text.contains(from) && read(text.replace(from, to).as_bytes()).is_err(),

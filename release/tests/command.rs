@@ -79,6 +79,9 @@ impl Workspace {
         command
             .args(args)
             .current_dir(self.0.path())
+            // As in a hook; what is cloned has a repository of its own.
+            .env("GIT_DIR", self.0.path().join(".git"))
+            .env("GIT_WORK_TREE", self.0.path())
             .env("ADIT_XTASK", self.0.path().join("xtask"));
         let Output { status, stdout, stderr } = command.output().unwrap();
         (status.code().unwrap(), String::from_utf8([stdout, stderr].concat()).unwrap())
@@ -171,4 +174,6 @@ fn a_release_is_of_the_commit_signed_whole_and_the_same_when_made_again() {
     fs::write(workspace.path("target/dist/relay"), "").unwrap();
     let (code, told) = verify(fingerprint);
     assert!(code == 1 && told.contains("refused: relay is not what was signed"), "{told}");
+    // Nothing was checked out where it began.
+    workspace.run("git", &["symbolic-ref", "--quiet", "HEAD"]);
 }
