@@ -18,6 +18,11 @@ mod providers;
 
 use std::collections::BTreeSet;
 
+use adit_ledger::{
+    SignedHead, Trust,
+    verify::{Fault, VerifyError},
+    verify_export,
+};
 use adit_protocol::{
     code::failure,
     dpop::{Claims, prove},
@@ -514,6 +519,31 @@ async fn the_log_is_searched_proved_and_taken_away_within_ones_rules() {
     assert_eq!(taken.status, 200);
     let text = taken.body.as_str().unwrap();
     assert!(text.lines().count() > 3 && text.contains("user.added"), "{text}");
+    // Whoever holds an earlier head can compare a part of the log with it.
+    let held = heads.body["items"][0]["line"].as_str().unwrap();
+    let held = SignedHead::parse(held.as_bytes()).unwrap();
+    mediator.admin(&["user", "add", "joe", "--partner", "main"]);
+    let part = "/api/v1/audit/export?event=user.added";
+    for (target, comparable) in [
+        (part.to_owned(), false),
+        (format!("{part}&heads={tree}:{}", held.size + 1), false),
+        (format!("{part}&heads=other:{},{tree}:{}", held.size, held.size), true),
+    ] {
+        let taken = web.ask(&me, "GET", &target, None).await;
+        let trust = Trust { heads: vec![held.clone()], ..Trust::default() };
+        match verify_export(taken.body.as_str().unwrap().as_bytes(), &trust) {
+            Ok(report) => assert!(comparable && report.trees[0].entries == 3, "{target}: {report}"),
+            Err(VerifyError { fault: Fault::NotComparable { trusted }, .. }) => {
+                assert!(!comparable && trusted == held.size, "{target}");
+            }
+            Err(error) => panic!("{target}: {error}"),
+        }
+    }
+    let many = vec![format!("{tree}:1"); 33].join(",");
+    for heads in [many.as_str(), tree] {
+        let refused = web.ask(&me, "GET", &format!("{part}&heads={heads}"), None).await;
+        assert_eq!((refused.status, refused.code()), (400, failure::BAD_REQUEST), "{refused:?}");
+    }
     let technician = register(&mut web, &me, "t", "technician", &json!({})).await;
     for target in ["/api/v1/audit/events", "/api/v1/audit/export", "/api/v1/audit/heads"] {
         assert_eq!(web.ask(&technician, "GET", target, None).await.status, 403, "{target}");

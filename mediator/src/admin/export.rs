@@ -12,6 +12,7 @@ use adit_ledger::{
     tree::CompactRange,
     verify_export,
 };
+use adit_protocol::wire::SeenHead;
 use adit_runtime::cli::CliError;
 use tokio::sync::mpsc;
 
@@ -50,11 +51,16 @@ pub(crate) struct Selection {
     /// Name of the only partner.
     pub(crate) partner: Option<String>,
     /// Heads that readers hold: no gap runs across one, so that they can compare.
-    pub(crate) heads: Vec<SignedHead>,
+    pub(crate) heads: Vec<SeenHead>,
+}
+
+/// What an export must know of heads.
+pub(crate) fn seen(heads: &[SignedHead]) -> Vec<SeenHead> {
+    heads.iter().map(|head| SeenHead { tree: head.tree.clone(), size: head.size }).collect()
 }
 
 /// Sizes of those heads that are of a tree.
-fn sizes(heads: &[SignedHead], tree: &str) -> Vec<u64> {
+fn sizes(heads: &[SeenHead], tree: &str) -> Vec<u64> {
     heads.iter().filter(|head| head.tree == tree).map(|head| head.size).collect()
 }
 
@@ -162,7 +168,7 @@ pub(crate) async fn verify_store(
     trust: Trust,
 ) -> Result<Result<Report, VerifyError>, CliError> {
     let (sender, receiver) = mpsc::channel::<String>(PIECES);
-    let heads = trust.heads.clone();
+    let heads = seen(&trust.heads);
     let verifier = tokio::task::spawn_blocking(move || {
         verify_export(BufReader::new(Pieces { receiver, piece: Vec::new(), at: 0 }), &trust)
     });
@@ -176,11 +182,7 @@ pub(crate) async fn verify_store(
 
 /// All lines as they are stored, without any check, gaps for what was pruned, then each head. A
 /// verifier that found a fault stops listening.
-async fn raw(
-    store: &Store,
-    heads: &[SignedHead],
-    out: mpsc::Sender<String>,
-) -> Result<(), CliError> {
+async fn raw(store: &Store, heads: &[SeenHead], out: mpsc::Sender<String>) -> Result<(), CliError> {
     for tree in audit::trees(&store.readers).await.map_err(store_error)? {
         let mut lines = RawLines { gap: None, splits: sizes(heads, &tree.id) };
         let (mut next, end) = (0, tree.head.size);

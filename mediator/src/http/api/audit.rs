@@ -7,6 +7,7 @@ mod turns;
 
 use std::{sync::Arc, time::Duration};
 
+use adit_protocol::wire::SeenHead;
 use axum::{
     body::Body,
     extract::State,
@@ -47,6 +48,9 @@ type Answer<T> = Result<One<T>, Problem>;
 /// How long a search may take.
 const SEARCH_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Heads with which one export can be compared: as many as the length of a query allows.
+const MAX_HELD: usize = 32;
+
 const READ: &[&str] = &["audit.read"];
 const EXPORT: &[&str] = &["audit.export"];
 const POLICY: &[&str] = &["policy.manage"];
@@ -73,7 +77,7 @@ pub(super) fn mount(api: &mut Api) {
     api.operation(op(Put, "/audit/hold", "audit.hold", text, POLICY), hold);
     let text = "Set up to which level a user's events are kept";
     api.operation(op(Put, "/users/{user}/audit-level", "audit.level", text, USERS), level);
-    let text = "Take the log away, as far as the rules cover; needs a fresh login";
+    let text = "Take the log away, as far as the rules cover; people need a fresh login";
     let take = op(Get, "/audit/export", "audit.export", text, EXPORT);
     let kinds = ["application/x-ndjson", "text/csv", "text/plain"];
     api.raw::<ExportQuery>((take, &kinds, false), routing::get(export));
@@ -244,8 +248,19 @@ async fn begin(web: Arc<Web>, request: Request<Body>) -> Result<Response, Proble
     let actor = authenticate(&web, &parts, "audit.export").await?;
     let query: ExportQuery = serde_urlencoded::from_str(parts.uri.query().unwrap_or_default())
         .map_err(|error| Problem::bad_request(format!("query: {error}")))?;
-    let ExportQuery { format, person, computer, client, redirector, session, event, since, until } =
-        query;
+    let ExportQuery {
+        format,
+        person,
+        computer,
+        client,
+        redirector,
+        session,
+        event,
+        since,
+        until,
+        heads,
+    } = query;
+    let heads = held(heads.as_deref())?;
     let (format, kind) = match format.as_deref().unwrap_or("jsonl") {
         "jsonl" => (Format::Jsonl, "application/x-ndjson"),
         "csv" => (Format::Csv, "text/csv; charset=utf-8"),
@@ -274,10 +289,25 @@ async fn begin(web: Arc<Web>, request: Request<Body>) -> Result<Response, Proble
     let place = web.exports.begin(asker(&actor)?)?;
     note(&web, &actor, "export").await?;
     let partner = actor.remote().map(|remote| remote.partner.clone());
-    let selection = Selection { format, filter, partner, heads: Vec::new() };
+    let selection = Selection { format, filter, partner, heads };
     let mut response = Body::from_stream(pieces::pieces(web, selection, place)).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
+}
+
+/// Heads of which no gap of an export may run across. One that is of no tree of the asker's parts
+/// nothing, and so tells nothing.
+fn held(query: Option<&str>) -> Result<Vec<SeenHead>, Problem> {
+    let bad = || Problem::bad_request(format!("heads: TREE:SIZE, at most {MAX_HELD}, with commas"));
+    let one = |text: &str| {
+        let (tree, size) = text.rsplit_once(':').filter(|(tree, _)| !tree.is_empty())?;
+        Some(SeenHead { tree: tree.to_owned(), size: size.parse().ok()? })
+    };
+    let heads: Vec<_> = query.iter().flat_map(|text| text.split(',')).take(MAX_HELD + 1).collect();
+    if heads.len() > MAX_HELD {
+        return Err(bad());
+    }
+    heads.into_iter().map(|text| one(text).ok_or_else(bad)).collect()
 }
 
 fn asker(actor: &Actor) -> Result<turns::Asker<'_>, Problem> {
@@ -308,5 +338,22 @@ mod tests {
             assert!(events(bad).is_err(), "{bad}");
         }
         assert!(filter(AuditQuery::default()).ok().unwrap().events.is_empty());
+    }
+
+    #[test]
+    fn heads_are_named_by_tree_and_size_and_are_few() {
+        let told = |text: &str| {
+            held(Some(text)).ok().map(|heads| {
+                heads.into_iter().map(|head| (head.tree, head.size)).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(held(None).ok().unwrap(), []);
+        let two = [("a:b".to_owned(), 7), ("c".to_owned(), u64::MAX)];
+        assert_eq!(told(&format!("a:b:7,c:{}", u64::MAX)).unwrap(), two);
+        assert_eq!(told(&["t:1"; MAX_HELD].join(",")).unwrap().len(), MAX_HELD);
+        for bad in ["", "t", ":1", "t:", "t:-1", "t:1,", "t:18446744073709551616"] {
+            assert!(told(bad).is_none(), "{bad}");
+        }
+        assert!(told(&["t:1"; MAX_HELD + 1].join(",")).is_none());
     }
 }

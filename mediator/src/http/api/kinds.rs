@@ -138,6 +138,9 @@ pub(crate) struct ExportQuery {
     pub(crate) since: Option<String>,
     /// RFC 3339.
     pub(crate) until: Option<String>,
+    /// Heads that readers hold (TREE:SIZE), at most 32, with commas between them: what is left out
+    /// of a `jsonl` is told so that it can be compared with each.
+    pub(crate) heads: Option<String>,
 }
 
 /// For whom a backup is.
