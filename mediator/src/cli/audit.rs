@@ -367,9 +367,10 @@ async fn verify(
         report.trees.iter_mut().for_each(|tree| tree.anchor = Anchor::None);
     }
     let mut told = report.describe();
-    for tree in told["trees"].as_array_mut().into_iter().flatten() {
-        let partner = tree["tree"].as_str().and_then(|id| partners.get(id));
-        tree["partner"] = json!(partner);
+    for tree in told.get_mut("trees").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(tree) = tree.as_object_mut() else { continue };
+        let partner = tree.get("tree").and_then(Value::as_str).and_then(|id| partners.get(id));
+        tree.insert("partner".to_owned(), json!(partner));
     }
     let output = global.output();
     output.emit(&told)?;

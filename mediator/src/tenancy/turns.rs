@@ -57,7 +57,7 @@ mod tests {
         assert_eq!((refused.code, asked.elapsed()), (UNDER_WAY, WAIT));
         drop(first);
         drop(turns.take("acme").await.unwrap());
-        turns.take("other").await.unwrap();
+        drop(turns.take("other").await.unwrap());
         assert_eq!(turns.0.lock().unwrap().len(), 1);
     }
 }
