@@ -1,6 +1,6 @@
 //! Real clients and servers (ssh, VNC, RDP) through `console-tunnel forward`: the recipes of
-//! `tests/e2e`, each of which prints PASS only if what was typed arrived; and RDP once more by
-//! `console-tunnel open` with a stored password.
+//! `tests/e2e`, each of which prints PASS only if what was typed arrived; and RDP and VNC once more
+//! by `console-tunnel open` with a stored password.
 
 use std::{
     process::Command,
@@ -62,41 +62,55 @@ fn rdp() -> Result<()> {
     recipe("rdp")
 }
 
-/// A desktop that is opened with a password that nobody sees: neither who opens it nor whoever
-/// lists this machine's processes meanwhile.
 #[test]
 fn rdp_with_a_stored_password() -> Result<()> {
     // The recipe's user has it.
-    const PASSWORD: &str = "Rdp-pass-1";
-    let mut site = Site::local("client-rdp-stored")?;
+    with_a_stored_password(
+        ("rdp", "Rdp-pass-1", &["--user", "rdpuser"]),
+        "[\"xfreerdp\", \"/v:{host}:{port}\", \"/u:{user}\", \"/cert:ignore\", \"/sec:tls\", \
+         \"/size:1024x768\", \"/bpp:24\", \"/log-level:WARN\"]",
+    )
+}
+
+#[test]
+fn vnc_with_a_stored_password() -> Result<()> {
+    let viewer = "[\"vncviewer\", \"-Shared\", \"{host}::{port}\"]";
+    with_a_stored_password(("vnc", "e2e-pw", &[]), viewer)
+}
+
+/// A desktop that is opened with a password that nobody sees: neither who opens it nor whoever
+/// lists this machine's processes meanwhile.
+fn with_a_stored_password(
+    (name, password, user): (&str, &str, &[&str]),
+    viewer: &str,
+) -> Result<()> {
+    let mut site = Site::local(&format!("client-{name}-stored"))?;
     site.start()?;
     let client = site.client();
-    let kind = ["--kind", "password", "--redirector", "rdp", "--json"];
-    let add = ["credential", "add", &client, "desk", "--user", "rdpuser"];
-    site.ask("mediator", &[&add[..], &kind].concat(), PASSWORD)?;
-    let viewer = "[viewers.rdp]\ncommand = [\"xfreerdp\", \"/v:{host}:{port}\", \"/u:{user}\", \
-                  \"/cert:ignore\", \"/sec:tls\", \"/size:1024x768\", \"/bpp:24\", \
-                  \"/log-level:WARN\"]\n";
+    let kind = ["--kind", "password", "--redirector", name, "--json"];
+    let add = ["credential", "add", &client, "desk"];
+    site.ask("mediator", &[&add[..], user, &kind].concat(), password)?;
+    let viewer = format!("[viewers.{name}]\ncommand = {viewer}\n");
     std::fs::write(site.data_dir("console").join("console-tunnel.toml"), viewer)?;
     let over = AtomicBool::new(false);
     let (looks, told) = thread::scope(|scope| {
         let looking = scope.spawn(|| {
             let (mut looks, mut told) = (0, Vec::new());
             while !over.load(Ordering::Relaxed) {
-                told.extend(told_by_processes(PASSWORD));
+                told.extend(told_by_processes(password));
                 looks += 1;
                 thread::park_timeout(LOOK);
             }
             (looks, told)
         });
-        let open = ["open", "agent", "rdp", "--credential", "desk", "--json"];
-        let followed = follow(&site, "rdp", ("OPEN_CMD", &open));
+        let open = ["open", "agent", name, "--credential", "desk", "--json"];
+        let followed = follow(&site, name, ("OPEN_CMD", &open));
         over.store(true, Ordering::Relaxed);
         let seen = looking.join().map_err(|_| anyhow::anyhow!("the look at processes failed"));
         followed.and(seen)
     })?;
     ensure!(looks > 20 && told.is_empty(), "after {looks} looks the password is told by {told:?}");
     let used = site.audited("the use", |e| text(e, "event") == "credential.used")?;
-    ensure!(!used.to_string().contains(PASSWORD), "{used}");
+    ensure!(!used.to_string().contains(password), "{used}");
     Ok(())
 }
