@@ -15,8 +15,13 @@ use std::{
 
 use std::collections::BTreeSet;
 
+use adit_ledger::{
+    Hash, Receipt,
+    receipt::{Role, Statement},
+};
 use adit_protocol::{
     code::failure,
+    keys::SigningKey,
     wire::{self, frame::Body},
 };
 use common::{
@@ -360,13 +365,36 @@ async fn a_login_that_is_not_fresh_reveals_exports_gives_and_destroys_nothing() 
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// R45: what an auditor asks for is there by itself: who has access, who gave it, who approved, and
-/// of every tunnel technician, endpoint and application.
+/// What an end of a session says of one of its channels.
+fn receipt(
+    role: Role,
+    (console, agent): (&SigningKey, &SigningKey),
+    handshake: &[u8],
+) -> bytes::Bytes {
+    let statement = Statement {
+        role,
+        session: [1; 16],
+        grant_hash: Hash::of(b"grant"),
+        handshake_hash: Hash::of(handshake),
+        console: console.public().fingerprint(),
+        agent: agent.public().fingerprint(),
+        redirector: "ssh".into(),
+        target: "127.0.0.1:22".into(),
+        channel: 2,
+        time_ms: 1,
+        close: None,
+    };
+    let signer = if role == Role::Console { console } else { agent };
+    Receipt::sign(signer, statement).to_line().into()
+}
+
+/// R45: what an auditor asks for is there by itself: who has access, who gave and who took it, who
+/// approved and who denied, what alarmed, and of every tunnel technician, endpoint and application.
 #[tokio::test]
 async fn auditors_find_access_approvals_and_every_tunnel_with_who_where_and_what() {
     let mediator = Mediator::start();
     let (mut agent, pc, key) = mediator.agent("pc").await;
-    let mut people = Vec::new();
+    let (mut people, mut bound) = (Vec::new(), Vec::new());
     for (name, role, more) in [
         ("jane", "technician", &["--require", "approval"][..]),
         ("rep", "client-representative", &["--client", "main/hq"]),
@@ -374,7 +402,7 @@ async fn auditors_find_access_approvals_and_every_tunnel_with_who_where_and_what
     ] {
         let added = mediator.admin(&["user", "add", name, "--role", "none"]);
         let bind = [&["role", "bind", role, "--user", name][..], more].concat();
-        mediator.admin(&bind);
+        bound.push(mediator.admin(&bind)[0]["binding"].as_str().unwrap().to_owned());
         let me = identity();
         let device = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
         device.login(name, added[0]["password"].as_str().unwrap()).await.unwrap();
@@ -388,13 +416,24 @@ async fn auditors_find_access_approvals_and_every_tunnel_with_who_where_and_what
         ticket: "T-1".into(),
         length_ms: 600_000,
     };
-    let Body::AccessRequest(asked) = jane.ask(Body::RequestAccess(wish)).await.unwrap() else {
-        panic!("no request");
-    };
-    let (request_id, note) = (asked.request_id.clone(), "until noon".to_owned());
-    let yes = wire::DecideRequest { request_id, approve: true, note, ..Default::default() };
-    rep.ask(Body::DecideRequest(yes)).await.unwrap();
+    let desktop = wire::RequestAccess { redirector: "rdp".into(), ..wish.clone() };
+    for (wish, approve, note) in [(wish, true, "until noon"), (desktop, false, "not that one")] {
+        let Body::AccessRequest(asked) = jane.ask(Body::RequestAccess(wish)).await.unwrap() else {
+            panic!("no request");
+        };
+        let (request_id, note) = (asked.request_id.clone(), note.to_owned());
+        let decided = wire::DecideRequest { request_id, approve, note, ..Default::default() };
+        rep.ask(Body::DecideRequest(decided)).await.unwrap();
+    }
     try_open(jane, &mut agent, open(1, &pc, &key)).await.unwrap();
+    // Somebody is in between: the ends' handshakes are not the same.
+    let keys = (&people[0].1.signing, &key.signing);
+    for (end, role, handshake) in
+        [(jane, Role::Console, b"one".as_slice()), (&agent, Role::Agent, b"other")]
+    {
+        let lines = vec![receipt(role, keys, handshake)];
+        end.ask(Body::Receipts(wire::Receipts { lines })).await.unwrap();
+    }
 
     // All by the auditor's own means.
     let who = Who::at(&auditor.0, &auditor.1).await;
@@ -424,6 +463,7 @@ async fn auditors_find_access_approvals_and_every_tunnel_with_who_where_and_what
         ("role.bound", "local administrator"),
         ("request.made", "jane"),
         ("request.approved", "rep"),
+        ("request.denied", "rep"),
         ("session.granted", "jane"),
     ] {
         let entry = found(event).await;
@@ -431,7 +471,19 @@ async fn auditors_find_access_approvals_and_every_tunnel_with_who_where_and_what
         assert_eq!(entry["outcome"].as_str().map(str::is_empty), Some(false), "{entry}");
         if !event.starts_with("role") {
             assert_eq!((&entry["computer"], &entry["client"]), (&"pc".into(), &"main/hq".into()));
-            assert_eq!(entry["redirector"], "ssh", "{entry}");
+        }
+        match event {
+            "request.denied" => {
+                assert_eq!(
+                    (&entry["redirector"], &entry["reason"]),
+                    (&"rdp".into(), &"not that one".into())
+                );
+                assert_eq!(entry["extra_personal"]["user"], "jane", "{entry}");
+            }
+            "session.granted" | "request.approved" => {
+                assert_eq!(entry["redirector"], "ssh", "{entry}");
+            }
+            _ => {}
         }
     }
     let granted = found("session.granted").await;
@@ -444,6 +496,20 @@ async fn auditors_find_access_approvals_and_every_tunnel_with_who_where_and_what
     ] {
         assert_eq!(granted[field], value, "{granted}");
     }
+    let alarm = found("receipt.mismatch").await;
+    for field in ["session_id", "client", "redirector", "target"] {
+        assert_eq!(alarm[field], granted[field], "{field}: {alarm}");
+    }
+    assert_eq!(alarm["extra"]["agent"], key.signing.public().fingerprint().to_string(), "{alarm}");
+    assert!(alarm["extra"]["difference"].as_str().unwrap().contains("handshakes"), "{alarm}");
+    // Access that is taken away is there with who took it, and which it was.
+    mediator.admin(&["role", "unbind", &bound[0]]);
+    let taken = found("role.unbound").await;
+    assert_eq!(
+        (&taken["actor"], &taken["outcome"]),
+        (&"local administrator".into(), &"done".into())
+    );
+    assert_eq!(taken["extra"]["binding"], bound[0].as_str(), "{taken}");
     // And it is there for 120 days, unless somebody wants it longer.
     let kept = mediator.admin(&["audit", "retention", "show"]);
     assert!(kept.iter().any(|line| line["days"] == 120), "{kept:?}");
