@@ -69,7 +69,7 @@ pub(crate) struct Remote {
     /// How the second factor was shown, and when.
     pub(crate) mfa: String,
     pub(crate) mfa_ms: Option<u64>,
-    /// All that a login takes was shown not long ago; keys prove themselves each time.
+    /// All that a login takes was shown not long ago; keys have nothing to show again.
     pub(crate) fresh: bool,
     /// What is asked: the operation's id.
     pub(crate) operation: &'static str,

@@ -277,6 +277,7 @@ async fn of_key(
         source,
         mfa: mfa::NONE.to_owned(),
         mfa_ms: None,
+        // Nobody is there who could show it again: docs/api.md says what that makes of a key.
         fresh: true,
         operation,
         denied: Arc::default(),
