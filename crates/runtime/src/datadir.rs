@@ -5,6 +5,7 @@ mod access;
 mod part;
 mod platform;
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
@@ -23,6 +24,9 @@ pub const MAX_SECRET_BYTES: u64 = 1024 * 1024;
 /// Tells that a directory is ours, so that its mode may be tightened. Without it `--data-dir
 /// /tmp` by root would close `/tmp` to everybody.
 const MARKER: &str = ".adit";
+
+/// End of the name of a file that has not its own yet.
+const TEMPORARY_END: &str = ".tmp";
 
 /// An opened data directory.
 #[derive(Debug, Clone)]
@@ -85,7 +89,49 @@ impl DataDir {
     /// `mode` counts on Unix.
     pub fn write_atomic(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), CliError> {
         let path = self.file(name)?;
-        replace(&path, bytes, mode).map_err(|error| unwritable(&path, &error))
+        self.make_folder(&path)
+            .and_then(|()| replace(&path, bytes, mode))
+            .map_err(|error| unwritable(&path, &error))
+    }
+
+    /// Makes sure that a file that is there stays there: who gave it its name may have been killed
+    /// before that was on disk.
+    pub fn settle(&self, name: &str) -> Result<(), CliError> {
+        let path = self.file(name)?;
+        self.sync_folders(&path, 1).map_err(|error| unwritable(&path, &error))
+    }
+
+    /// The folder of a file, on disk before anything is put into it: without it the file is gone,
+    /// however often it was synced itself.
+    fn make_folder(&self, file: &Path) -> std::io::Result<()> {
+        platform::create_private(file.parent().unwrap_or(&self.path))?;
+        // Also where it was there: who made it may not have come this far.
+        self.sync_folders(file, 2)
+    }
+
+    /// Syncs those above a file, from the nth on up to this directory.
+    fn sync_folders(&self, file: &Path, nth: usize) -> std::io::Result<()> {
+        let mut above = file.ancestors().skip(nth).take_while(|path| path.starts_with(&self.path));
+        above.try_for_each(platform::sync_directory)
+    }
+
+    /// Destroys a secret: written over, then removed, on disk when this returns; with what is left
+    /// of replacing it by somebody who was killed. False if there was none of that name.
+    pub fn destroy(&self, name: &str) -> Result<bool, CliError> {
+        let path = self.file(name)?;
+        let was_there = path.exists();
+        let failed = |error: std::io::Error| {
+            CliError::failed("data_dir_unwritable", format!("cannot erase a key: {error}"))
+        };
+        let folder = path.parent().unwrap_or(&self.path);
+        for copy in copies(folder, &path).map_err(failed)? {
+            shred(&copy).map_err(failed)?;
+        }
+        // Also where nothing was left: who removed it may not have come this far.
+        if folder.exists() {
+            platform::sync_directory(folder).map_err(failed)?;
+        }
+        Ok(was_there)
     }
 
     /// Contents of a file, at most `max_bytes`; `None` if there is none.
@@ -163,10 +209,9 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(std::io::ErrorKind::InvalidInput.into());
     };
-    platform::create_private(parent)?;
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let temporary = format!(".{}.{}.{count}.tmp", name.to_string_lossy(), std::process::id());
-    let temporary = parent.join(temporary);
+    let start = temporary_start(name);
+    let temporary = parent.join(format!("{start}{}.{count}{TEMPORARY_END}", std::process::id()));
     // A process with this number died here before.
     let _ = std::fs::remove_file(&temporary);
     let written = write_new(&temporary, bytes, mode)
@@ -176,6 +221,40 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
         let _ = std::fs::remove_file(&temporary);
     }
     written
+}
+
+fn temporary_start(name: &OsStr) -> String {
+    format!(".{}.", name.to_string_lossy())
+}
+
+/// A file, and what of it did not get its name.
+fn copies(folder: &Path, path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let start = path.file_name().map(temporary_start).unwrap_or_default();
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?.path();
+        let name = entry.file_name().unwrap_or_default().to_string_lossy();
+        if entry == path || (name.starts_with(&start) && name.ends_with(TEMPORARY_END)) {
+            found.push(entry);
+        }
+    }
+    Ok(found)
+}
+
+/// What a copying file system keeps all the same is for its owner to seal.
+fn shred(path: &Path) -> std::io::Result<()> {
+    let length = std::fs::metadata(path)?.len().min(MAX_SECRET_BYTES);
+    let mut options = OpenOptions::new();
+    platform::never_follow(options.write(true));
+    let mut file = options.open(path)?;
+    file.write_all(&vec![0; usize::try_from(length).unwrap_or(0)])?;
+    file.sync_all()?;
+    drop(file);
+    std::fs::remove_file(path)
 }
 
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {

@@ -13,10 +13,7 @@
 //! other clients' credentials stay. Must never write a tenant key in the clear, nor over one that
 //! is there.
 
-use std::{
-    io::Write,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use adit_protocol::keys::fill_random;
 use adit_runtime::{cli::CliError, datadir::DataDir};
@@ -27,8 +24,6 @@ use crate::store::credentials::KeyRow;
 
 /// Folder of the tenant keys in the data directory.
 pub(crate) const FOLDER: &str = "tenants";
-/// Bytes of a file.
-const MAX_FILE: u64 = 4096;
 
 /// A key of a client.
 pub(crate) type Key = Zeroizing<[u8; KEY_LEN]>;
@@ -80,13 +75,18 @@ impl TenantKeys {
     /// A client's key, made and on disk if there was none.
     pub(crate) fn read_or_make(&self, client: &str) -> Result<Key, TenantKeyError> {
         let _alone = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = file_name(client)?;
         match self.read(client) {
             Err(TenantKeyError::Gone) => {}
-            found => return found,
+            found => {
+                // What is sealed with it must not outlive it.
+                self.dir.settle(&name)?;
+                return found;
+            }
         }
         let key = fresh()?;
         let sealed = self.keys.seal(place(client), &key[..])?;
-        self.dir.write_atomic(&file_name(client)?, &sealed, 0o600)?;
+        self.dir.write_atomic(&name, &sealed, 0o600)?;
         Ok(key)
     }
 
@@ -94,22 +94,8 @@ impl TenantKeys {
     /// if there was none.
     pub(crate) fn destroy(&self, client: &str) -> Result<bool, TenantKeyError> {
         let _alone = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = self.dir.file(&file_name(client)?)?;
-        if !path.exists() {
-            return Ok(false);
-        }
-        let failed = |error: std::io::Error| {
-            CliError::failed("data_dir_unwritable", format!("cannot erase a key: {error}"))
-        };
-        let length = std::fs::metadata(&path).map_err(failed)?.len().min(MAX_FILE);
-        let mut file = std::fs::OpenOptions::new().write(true).open(&path).map_err(failed)?;
         // What a copying file system keeps all the same is sealed with the wrapping key.
-        let zeros = vec![0; usize::try_from(length).unwrap_or(0)];
-        file.write_all(&zeros).and_then(|()| file.sync_all()).map_err(failed)?;
-        drop(file);
-        std::fs::remove_file(&path).map_err(failed)?;
-        sync_folder(&path).map_err(failed)?;
-        Ok(true)
+        Ok(self.dir.destroy(&file_name(client)?)?)
     }
 
     /// Clients that have a key.
@@ -209,19 +195,6 @@ fn to_key(bytes: &[u8]) -> Result<Key, TenantKeyError> {
     }
     key.copy_from_slice(bytes);
     Ok(key)
-}
-
-#[cfg(unix)]
-fn sync_folder(path: &std::path::Path) -> std::io::Result<()> {
-    match path.parent() {
-        Some(parent) => std::fs::File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-#[cfg(not(unix))]
-fn sync_folder(_: &std::path::Path) -> std::io::Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]

@@ -21,9 +21,19 @@ mod unix {
     /// Read of the list of users.
     const MAX_USERS_BYTES: u64 = 1024 * 1024;
 
-    /// Makes the directory, and what is missing above it, with mode 0700.
+    /// Makes the directory, and what is missing above it, with mode 0700. What was made is on disk
+    /// when this returns.
     pub(in crate::datadir) fn create_private(path: &Path) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(path)
+        let made: Vec<&Path> = path.ancestors().take_while(|path| !path.exists()).collect();
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        for parent in made.into_iter().filter_map(Path::parent) {
+            match sync_directory(parent) {
+                // One that others may pass through but not list; so it can only be hoped for.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                synced => synced?,
+            }
+        }
+        Ok(())
     }
 
     /// Tightens a directory that others may enter if it is ours and new or marked, else refuses.

@@ -16,6 +16,29 @@ fn writes_replace_whole_files_and_leave_nothing_else() {
 }
 
 #[test]
+fn a_destroyed_secret_takes_along_what_a_killed_write_left_of_it() {
+    let outer = tempfile::tempdir().unwrap();
+    let directory = DataDir::open(outer.path()).unwrap();
+    let keys = directory.path().join("keys");
+    assert!(!directory.destroy("keys/a").unwrap());
+    for name in ["keys/a", "keys/b", "keys/a.b"] {
+        directory.write_atomic(name, b"secret", 0o600).unwrap();
+    }
+    for left in [".a.77.3.tmp", ".b.77.4.tmp", ".a.b"] {
+        std::fs::write(keys.join(left), b"secret").unwrap();
+    }
+    // Another name shows what was in it before it lost its own.
+    std::fs::hard_link(keys.join(".a.77.3.tmp"), outer.path().join("disk")).unwrap();
+    assert!(directory.destroy("keys/a").unwrap());
+    assert!(!directory.destroy("keys/a").unwrap());
+    let left = std::fs::read_dir(&keys).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut left: Vec<_> = left.map(|name| name.into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, [".a.b", ".b.77.4.tmp", "a.b", "b"]);
+    assert_eq!(std::fs::read(outer.path().join("disk")).unwrap(), [0; 6]);
+}
+
+#[test]
 fn names_never_leave_the_directory() {
     let outer = tempfile::tempdir().unwrap();
     let directory = DataDir::open(outer.path()).unwrap();
