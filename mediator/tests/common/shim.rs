@@ -1,7 +1,12 @@
 //! A disk and a clock that misbehave: `tests/faults/shim.c`, compiled once and preloaded.
 
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
 
 use std::{
     path::{Path, PathBuf},
@@ -14,11 +19,11 @@ pub struct Shim {
     library: PathBuf,
 }
 
-/// A write, truncation or sync of a database file.
+/// Something that happened to a file or a name under the folder that is watched.
 #[derive(Clone, Debug)]
 pub struct Op {
-    /// `d` database, `w` write-ahead log, `h` the noted heads as a whole.
-    pub file: u8,
+    /// Below that folder; the folder itself is "".
+    pub path: String,
     pub act: Act,
     /// Where the journal is after it.
     pub end: usize,
@@ -26,9 +31,17 @@ pub struct Op {
 
 #[derive(Clone, Debug)]
 pub enum Act {
-    Write { offset: usize, bytes: Vec<u8> },
+    Write {
+        offset: usize,
+        bytes: Vec<u8>,
+    },
     Truncate(usize),
+    /// Of a file, or of the names in a folder.
     Sync,
+    Made,
+    FolderMade,
+    Removed,
+    Renamed(String),
 }
 
 impl Shim {
@@ -72,8 +85,9 @@ impl Shim {
         self.dir.path().join("journal")
     }
 
-    /// Begins to write down what happens to the disk.
-    pub fn record(&self) {
+    /// Begins to write down what happens on disk in that folder, in programs started from now on.
+    pub fn record(&self, folder: &Path) {
+        self.set("root", folder.to_str().unwrap());
         std::fs::write(self.journal(), b"").unwrap();
     }
 
@@ -89,20 +103,27 @@ impl Shim {
         let number = |at: usize| {
             usize::try_from(u64::from_le_bytes(journal[at..at + 8].try_into().unwrap())).unwrap()
         };
-        while at + 18 <= journal.len() {
-            let (file, act) = (journal[at], journal[at + 1]);
-            let (offset, length) = (number(at + 2), number(at + 10));
-            at += 18;
+        while at + 25 <= journal.len() {
+            let act = journal[at];
+            let (offset, named, length) = (number(at + 1), number(at + 9), number(at + 17));
+            at += 25;
+            // What it writes when it is killed may be half.
+            let Some(path) = journal.get(at..at + named) else { break };
+            let path = String::from_utf8(path.to_vec()).unwrap();
+            at += named;
+            let Some(bytes) = journal.get(at..at + length) else { break };
+            at += length;
             let act = match act {
-                b'w' => {
-                    let Some(bytes) = journal.get(at..at + length) else { break };
-                    at += length;
-                    Act::Write { offset, bytes: bytes.to_vec() }
-                }
+                b'w' => Act::Write { offset, bytes: bytes.to_vec() },
                 b't' => Act::Truncate(offset),
-                _ => Act::Sync,
+                b's' => Act::Sync,
+                b'c' => Act::Made,
+                b'm' => Act::FolderMade,
+                b'u' => Act::Removed,
+                b'r' => Act::Renamed(String::from_utf8(bytes.to_vec()).unwrap()),
+                other => panic!("{other}"),
             };
-            ops.push(Op { file, act, end: at });
+            ops.push(Op { path, act, end: at });
         }
         ops
     }
