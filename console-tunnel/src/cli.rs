@@ -445,10 +445,14 @@ Several values of one filter mean any of them, several filters all of them.")]
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         limit: u32,
     },
-    /// Write the log, or a part of it, to stdout or a file; needs a second factor shown just now
+    /// Write the log, or a part of it, to stdout or a file; needs a fresh login
     #[command(after_help = "Examples:
   console-tunnel audit export --output audit.jsonl
   console-tunnel audit export --format csv --client acme/berlin --since 30d --output berlin.csv
+  console-tunnel audit export --client acme/berlin --head heads.jsonl --output berlin.jsonl
+
+Password and, if there is one, second factor must have been shown within ten minutes:
+console-tunnel mfa verify.
 
 With jsonl, hashes stand for what is left out, so that the rest can still be verified.")]
     Export {
@@ -458,6 +462,9 @@ With jsonl, hashes stand for what is left out, so that the rest can still be ver
         /// Which entries
         #[command(flatten)]
         filter: AuditFilter,
+        /// File with heads seen earlier, of witness show or an export: to verify a part against them
+        #[arg(long, value_name = "HEAD")]
+        head: Vec<PathBuf>,
         /// File to write
         #[arg(long)]
         output: Option<PathBuf>,

@@ -172,8 +172,8 @@ async fn quickly(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Audit(AuditCommand::Search { filter, limit }) => {
             commands::log::search(context, &filter, limit).await
         }
-        Command::Audit(AuditCommand::Export { format, filter, output }) => {
-            commands::log::export(context, &format, &filter, output.as_deref()).await
+        Command::Audit(AuditCommand::Export { format, filter, head, output }) => {
+            commands::log::export(context, (&format, &filter, &head), output.as_deref()).await
         }
         Command::Netcheck(args) => commands::netcheck::run(context, &args).await,
         Command::Credentials(command) => commands::credentials::run(context, command).await,

@@ -129,6 +129,17 @@ fn an_administrator_works_remotely_and_what_is_withdrawn_ends() -> Result<()> {
     ensure!(taken.code == 0, "{taken:?}");
     let verified = site.run("console", &["audit", "verify", copy, "--complete", "--json"], "")?;
     ensure!(verified.code == 0, "{verified:?}");
+    // A part of it can be compared with the head of that copy if it is told of the head.
+    let part = site.artifacts().join("part.jsonl");
+    let part = part.to_str().context("path")?;
+    let only = ["audit", "export", "--event", "user.disabled", "--output", part];
+    for (head, code) in [(&[][..], "audit_invalid"), (&["--head", copy], "")] {
+        let taken = site.run("console", &[&only[..], head].concat(), "")?;
+        ensure!(taken.code == 0, "{taken:?}");
+        let verified =
+            site.run("console", &["audit", "verify", part, "--head", copy, "--json"], "")?;
+        ensure!(verified.error_code() == code, "{verified:?}");
+    }
     let printed = site.run("console", &["audit", "export", "--format", "csv"], "")?;
     ensure!(printed.code == 0 && printed.stdout.contains("session.granted"), "{printed:?}");
     ensure!(!std::path::Path::new(&format!("{copy}.part")).exists());

@@ -3,8 +3,14 @@
 //! What comes is untrusted text: nothing in it acts on a terminal. Whether it is the whole truth,
 //! `audit verify` says.
 
-use std::{io::Write as _, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use adit_ledger::SignedHead;
 use adit_runtime::{
     cli::{CliError, escape_text},
     config::parse_duration,
@@ -18,13 +24,15 @@ use serde_json::{Value, json};
 use crate::{
     api::{ANSWER_TIMEOUT, Api, Ask, part},
     cli::AuditFilter,
-    commands::note,
+    commands::{audit::heads_of, note},
     config::Context,
     failure,
 };
 
 /// Entries of a page.
 const PAGE: u32 = 500;
+/// Heads that the mediator takes for one export.
+const MAX_HEADS: usize = 32;
 /// Pages that may be empty one after another: each reads a part of the log.
 const MAX_EMPTY: u32 = 10_000;
 
@@ -63,11 +71,12 @@ pub async fn search(context: &Context, filter: &AuditFilter, limit: u32) -> Resu
 /// `audit export`.
 pub async fn export(
     context: &Context,
-    format: &str,
-    filter: &AuditFilter,
+    (format, filter, heads): (&str, &AuditFilter, &[PathBuf]),
     output: Option<&Path>,
 ) -> Result<(), CliError> {
-    let target = format!("/api/v1/audit/export?format={format}{}", query(filter)?);
+    let heads = heads.iter().map(|path| heads_of(path)).collect::<Result<Vec<_>, _>>()?.concat();
+    let (filter, heads) = (query(filter)?, held(&heads)?);
+    let target = format!("/api/v1/audit/export?format={format}{filter}{heads}");
     let ask = Ask { method: Method::GET, target, body: None };
     let Some(path) = output else {
         let mut api = Api::open(context).await?;
@@ -96,6 +105,20 @@ pub async fn export(
     let output = context.global.output();
     output.emit(&json!({"file": path.display().to_string(), "bytes": bytes}))?;
     output.human(format_args!("{bytes} bytes written to {}", path.display()))
+}
+
+/// Heads that somebody has, as a further part of a query.
+fn held(heads: &[SignedHead]) -> Result<String, CliError> {
+    let held: BTreeSet<_> =
+        heads.iter().map(|head| format!("{}:{}", head.tree, head.size)).collect();
+    if held.len() > MAX_HEADS {
+        let text = format!("{} different heads, where at most {MAX_HEADS} fit", held.len());
+        return Err(CliError::usage("usage", text).hint(
+            "keep those of the logs to be exported: audit verify compares with each of them",
+        ));
+    }
+    let held: Vec<_> = held.into_iter().collect();
+    Ok(if held.is_empty() { String::new() } else { format!("&heads={}", part(&held.join(","))) })
 }
 
 /// The filter as the rest of a query.
@@ -164,6 +187,9 @@ fn line(entry: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use adit_ledger::Hash;
+    use adit_protocol::keys::SigningKey;
+
     use super::*;
 
     #[test]
@@ -180,6 +206,18 @@ mod tests {
         );
         assert!(moment(Some("24h")).unwrap().unwrap().ends_with('Z'));
         assert_eq!(moment(Some("soon")).unwrap_err().exit.code(), 2);
+    }
+
+    #[test]
+    fn heads_are_told_by_tree_and_size_and_each_once() {
+        let key = SigningKey::generate().unwrap();
+        let head = |size| SignedHead::sign(&key, "a:b&c", size, Hash::of(b""), 1, None).unwrap();
+        assert_eq!(held(&[]).unwrap(), "");
+        let told = held(&[head(9), head(7), head(9)]).unwrap();
+        assert_eq!(told, "&heads=a%3Ab%26c%3A7%2Ca%3Ab%26c%3A9");
+        let many: Vec<_> = (0..=MAX_HEADS).map(|size| head(size as u64)).collect();
+        let error = held(&many).unwrap_err();
+        assert!(error.exit.code() == 2 && error.hint.is_some(), "{error:?}");
     }
 
     #[test]
