@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use adit_agent::cli::{Cli, Command, execute};
 use adit_runtime::{
     cli::{parse, report},
-    interrupt,
+    dumps, interrupt,
 };
 
 fn main() -> ExitCode {
+    dumps::forbid();
     interrupt::from_the_start();
     match parse::<Cli>() {
         Ok(cli) => {

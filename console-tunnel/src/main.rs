@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    adit_runtime::dumps::forbid();
     adit_console::run()
 }

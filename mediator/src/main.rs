@@ -4,5 +4,6 @@
 static MEMORY: adit_mediator::wipe::Wiping = adit_mediator::wipe::Wiping;
 
 fn main() -> std::process::ExitCode {
+    adit_runtime::dumps::forbid();
     adit_mediator::cli::main()
 }

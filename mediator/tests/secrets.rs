@@ -24,10 +24,17 @@ use adit_protocol::{
     keys::random,
     wire::{self, frame::Body},
 };
-use common::{Mediator, open, try_open};
+use common::{
+    Mediator,
+    api::{Web, Who},
+    hello, identity, open, try_open,
+};
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 const COUNT: usize = 1000;
+/// So many of them come, and go, over the network.
+const REMOTE: usize = 100;
 /// Bytes of each secret.
 const LENGTH: usize = 24;
 
@@ -96,6 +103,18 @@ fn revealed(mediator: &Mediator, id: &str) -> Value {
     ask(mediator.dir.path(), &wish).remove(0)
 }
 
+/// Whatever the machine allows: a crash leaves nothing of what is in memory.
+#[tokio::test]
+async fn a_mediator_leaves_no_core_dump() {
+    let mut mediator = Mediator::init();
+    mediator.serve();
+    let limits = format!("/proc/{}/limits", mediator.pid());
+    let limits = std::fs::read_to_string(limits).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    let limits: Vec<&str> = line.split_whitespace().skip(4).take(2).collect();
+    assert_eq!(limits, ["0", "0"], "{line}");
+}
+
 #[tokio::test]
 async fn none_of_a_thousand_secrets_is_found_anywhere() {
     let mut mediator = Mediator::init();
@@ -110,13 +129,25 @@ async fn none_of_a_thousand_secrets_is_found_anywhere() {
     mediator.admin(&["client", "add", "main/hq"]);
     let (mut agent, enrolled, key) = mediator.agent("pc-1").await;
 
+    let me = identity();
+    let console = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+    console.login("admin", &mediator.password).await.unwrap();
+    second_factor_now(&mediator).await;
+    let (who, mut web) = (Who::at(&console, &me).await, Web::connect(&mediator).await);
+
     let (mut secrets, mut users) = (HashSet::new(), HashSet::new());
     let mut ids = Vec::new();
     for number in 0..COUNT {
         let (secret, notes, user) = (secret(), secret(), secret());
-        let wish = add("main/hq", &format!("c{number}"), &secret, &notes, &user);
-        let told = ask(mediator.dir.path(), &wish);
-        let id = told[0]["reply"]["credential_id"].as_str();
+        let told = if number < COUNT - REMOTE {
+            let wish = add("main/hq", &format!("c{number}"), &secret, &notes, &user);
+            ask(mediator.dir.path(), &wish).remove(0)["reply"].take()
+        } else {
+            let place = format!("/api/v1/clients/main/hq/credentials/c{number}");
+            let wish = json!({"secret": secret, "notes": notes, "user": user});
+            web.ask(&who, "PUT", &place, Some(&wish)).await.body
+        };
+        let id = told["credential_id"].as_str();
         ids.push(id.unwrap_or_else(|| panic!("{told:?}")).to_owned());
         users.insert(user.clone().into_bytes());
         secrets.extend([secret, notes, user].map(String::into_bytes));
@@ -127,7 +158,11 @@ async fn none_of_a_thousand_secrets_is_found_anywhere() {
         let secret = shown["reply"]["secret"].as_str().unwrap();
         assert!(secrets.contains(secret.as_bytes()));
     }
-    let (console, _, _) = mediator.console().await;
+    for id in ids.iter().rev().take(REMOTE / 2) {
+        let shown = web.ask(&who, "GET", &format!("/api/v1/credentials/{id}/secret"), None).await;
+        let secret = shown.body["secret"].as_str().unwrap();
+        assert!(secrets.contains(secret.as_bytes()));
+    }
     try_open(&console, &mut agent, open(1, &enrolled, &key)).await.unwrap();
     for number in 0..50 {
         let wish =
@@ -154,7 +189,9 @@ async fn none_of_a_thousand_secrets_is_found_anywhere() {
     nothing_in(outside.path(), &secrets);
     assert!(std::fs::metadata(&log).unwrap().len() > 10_000, "the log says nothing");
 
-    // At rest: what was under way is done.
+    // At rest: what was under way is done. An open connection keeps what it said last in its
+    // buffers.
+    drop(web);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let bytes = memory(mediator.pid());
     // What is meant to be there is seen, on the heap as well: this looks where secrets would be.
@@ -169,6 +206,15 @@ async fn none_of_a_thousand_secrets_is_found_anywhere() {
     drop(bytes);
     mediator.stop();
     nothing_in(mediator.dir.path(), &secrets);
+}
+
+/// As if everybody who is logged in had just shown a second factor.
+async fn second_factor_now(mediator: &Mediator) {
+    let database = format!("sqlite:{}", mediator.database().display());
+    let mut database = sqlx::SqliteConnection::connect(&database).await.unwrap();
+    let shown = "UPDATE login SET mfa = 'totp', mfa_ms = authenticated_ms";
+    sqlx::query(shown).execute(&mut database).await.unwrap();
+    database.close().await.unwrap();
 }
 
 /// All memory that a process can write to: what a core dump of it holds, and more.

@@ -279,7 +279,11 @@ fn prepare(directory: &Path) -> Result<(), KeepError> {
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory).map_err(|error| KeepError::new(directory, error))
+    let made = builder.create(directory);
+    // Receipts are gone with a folder that a power cut takes; who made it may have been killed
+    // before this.
+    made.and_then(|()| directory.parent().map_or(Ok(()), sync_directory))
+        .map_err(|error| KeepError::new(directory, error))
 }
 
 fn append_receipts(directory: &Path, lines: &str) -> Result<(), KeepError> {

@@ -5,6 +5,7 @@
 //! - [`people`]: the same for people, as lines and tables
 //! - [`config`]: TOML, environment and flags, with the origin of each value
 //! - [`datadir`]: the data directory, atomic writes, secrets, the lock of a running program
+//! - [`dumps`]: none of them
 //! - [`interrupt`]: Ctrl-C while a command waits, for whatever it waits
 //! - [`local`]: the socket through which local commands talk to a running program
 //! - [`logging`], [`metrics`]: what operators see
@@ -18,6 +19,7 @@
 pub mod cli;
 pub mod config;
 pub mod datadir;
+pub mod dumps;
 pub mod interrupt;
 pub mod local;
 pub mod logging;
