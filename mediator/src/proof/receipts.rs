@@ -193,9 +193,8 @@ async fn no_room(
         "no room for receipts without counterpart");
     let names = (sender.partner.as_str(), client);
     let event = room::no_room(names, (&session.to_string(), role), so_far);
-    tx.append(&sender.partner_id, event.extra("sender", sender.identity.fingerprint().to_string()))
-        .await
-        .map(|_| ())
+    let event = event.extra_personal("sender", sender.identity.fingerprint().to_string());
+    tx.append(&sender.partner_id, event).await.map(|_| ())
 }
 
 fn kind(receipt: &Receipt) -> &'static str {
@@ -424,7 +423,7 @@ async fn strange(
     let mut event = about("receipt.mismatch", Level::Critical, &sender.partner, receipt)
         .outcome("mismatch")
         .extra("difference", what)
-        .extra("sender", sender.identity.fingerprint().to_string());
+        .extra_personal("sender", sender.identity.fingerprint().to_string());
     if let Some(client) = client {
         event = event.client(client);
     }

@@ -349,7 +349,7 @@ async fn append(
     }
     if missing.targets.len() > 1 {
         let targets: Vec<_> = missing.targets.iter().map(String::as_str).collect();
-        event = event.extra("targets", targets.join(","));
+        event = event.extra_personal("targets", targets.join(","));
     }
     tx.append(partner_id, event).await.map(|_| ())
 }

@@ -636,12 +636,17 @@ mod receipts {
         assert_eq!(later(&running).await, 60);
         let (mut targets, mut channels) = (Vec::new(), Vec::new());
         for entry in entries(&running).await {
-            let text = |key| match entry.event().extra.get(key) {
-                Some(adit_ledger::Value::Text(text)) => text.clone(),
+            let event = entry.event();
+            let texts = |of: &std::collections::BTreeMap<_, _>, key| match of.get(key) {
+                Some(adit_ledger::Value::Text(text)) => {
+                    text.split(',').map(str::to_owned).collect::<Vec<_>>()
+                }
                 other => panic!("{key}: {other:?}"),
             };
-            targets.extend(text("targets").split(',').map(str::to_owned));
-            channels.extend(text("channels").split(',').map(str::to_owned));
+            // Where to is personal, as `target` is.
+            assert!(!event.extra.contains_key("targets"), "{event:?}");
+            targets.extend(texts(&event.extra_personal, "targets"));
+            channels.extend(texts(&event.extra, "channels"));
         }
         targets.sort();
         let mut expected: Vec<_> = (1..=60).map(target).collect();
