@@ -85,6 +85,8 @@ const PASSWORD: &str = "Adit-e2e-pw-7714";
 fn openssh_gets_a_password_and_a_key_that_no_process_list_shows() -> Result<()> {
     let mut site = Site::local("credentials")?;
     site.start_mediator()?;
+    // All that can be said is said.
+    site.log_level = Some("trace".to_owned());
     site.start_relay("relay")?;
     site.start_agent("agent", POLICY_LOOPBACK)?;
     site.login("console")?;
@@ -113,7 +115,12 @@ fn openssh_gets_a_password_and_a_key_that_no_process_list_shows() -> Result<()> 
         let open = ["open", "agent", "ssh", "--credential", name, "--json"];
         let open = [&open[..], &why].concat();
         let mut opened = site.spawn("console", &open)?;
+        let mut running = vec![opened.id()];
+        for instance in ["agent", "relay", "mediator"] {
+            running.push(site.process(instance)?.id());
+        }
         opened.wait("the viewer", READY, |e| text(e, "event") == "viewer")?;
+        running.into_iter().try_for_each(no_core_dump)?;
         let begun = Instant::now();
         let mut looks = 0;
         while !told.exists() && begun.elapsed() < Duration::from_secs(20) {
@@ -130,11 +137,40 @@ fn openssh_gets_a_password_and_a_key_that_no_process_list_shows() -> Result<()> 
         let session = text(&granted.context("granted")?, "session_id").to_owned();
         let records = every_field(&site, &session)?;
         ensure!(!Value::from(records).to_string().contains(secret), "the log tells {name}");
+        for instance in ["console", "agent", "relay", "mediator"] {
+            logged_without(&site, instance, secret).context(name)?;
+        }
     }
     // Nothing of the way is left.
     let rest = fs::read_dir(std::env::temp_dir())?.flatten();
     let rest = rest.filter(|entry| entry.path().join("answer").exists()).count();
     ensure!(rest == 0, "a private folder is left");
+    Ok(())
+}
+
+/// What is in a program's memory stays there when it crashes.
+fn no_core_dump(process: u32) -> Result<()> {
+    let limits = fs::read_to_string(format!("/proc/{process}/limits"))?;
+    let line = limits.lines().find(|line| line.starts_with("Max core file size"));
+    let line = line.context("no such limit")?;
+    ensure!(line.split_whitespace().skip(4).take(2).eq(["0", "0"]), "{process}: {line}");
+    Ok(())
+}
+
+/// What a program said on its standard error holds the secret neither as text nor as numbers.
+fn logged_without(site: &Site, instance: &str, secret: &str) -> Result<()> {
+    let log = fs::read_to_string(site.artifacts().join(format!("{instance}.log")))?;
+    if site.log_level.is_some() && instance != "mediator" {
+        ensure!(log.contains("TRACE"), "{instance} does not say all that it can");
+    }
+    let each = |form: fn(&u8) -> String, between| {
+        secret.bytes().map(|byte| form(&byte)).collect::<Vec<_>>().join(between)
+    };
+    let forms =
+        [secret.to_owned(), each(|b| b.to_string(), ", "), each(|b| format!("{b:02x}"), "")];
+    for form in forms {
+        ensure!(!log.contains(&form), "the log of {instance} tells it");
+    }
     Ok(())
 }
 
