@@ -10,7 +10,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{core::types::Refusal, tenancy::turns::UNDER_WAY};
+use crate::core::types::Refusal;
 
 /// An answer that is no success.
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ const STATUS: [(&str, StatusCode); 14] = [
     (failure::BUSY, StatusCode::SERVICE_UNAVAILABLE),
     (failure::AUDIT_UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
     ("erasure_unfinished", StatusCode::SERVICE_UNAVAILABLE),
-    (UNDER_WAY, StatusCode::SERVICE_UNAVAILABLE),
+    ("erasure_under_way", StatusCode::SERVICE_UNAVAILABLE),
     (failure::BAD_REQUEST, StatusCode::BAD_REQUEST),
     (failure::INTERNAL, StatusCode::INTERNAL_SERVER_ERROR),
     (failure::AGENT_TIMEOUT, StatusCode::GATEWAY_TIMEOUT),

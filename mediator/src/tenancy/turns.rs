@@ -17,15 +17,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// know yet: who is refused here is told that nothing was begun.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Another erasure of the partner is under way.
-pub(crate) const UNDER_WAY: &str = "erasure_under_way";
-
 /// The turns of partners of which something is erased.
 #[derive(Default)]
 pub(crate) struct Turns(Mutex<BTreeMap<String, Arc<Semaphore>>>);
 
 impl Turns {
-    /// Waits for the turn of a partner; [`UNDER_WAY`] if it does not come in time.
+    /// Waits for the turn of a partner; `erasure_under_way` if it does not come in time.
     pub(super) async fn take(&self, partner: &str) -> Result<OwnedSemaphorePermit, CliError> {
         let turn = {
             let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,7 +33,7 @@ impl Turns {
         };
         let Ok(Ok(turn)) = tokio::time::timeout(WAIT, turn.acquire_owned()).await else {
             let text = "something of the same partner is being erased; nothing was begun";
-            return Err(CliError::failed(UNDER_WAY, text)
+            return Err(CliError::failed("erasure_under_way", text)
                 .hint("give the same command again when that is done"));
         };
         Ok(turn)
@@ -54,7 +51,7 @@ mod tests {
         drop(turns.take("other").await.unwrap());
         let asked = tokio::time::Instant::now();
         let refused = turns.take("acme").await.unwrap_err();
-        assert_eq!((refused.code, asked.elapsed()), (UNDER_WAY, WAIT));
+        assert_eq!((refused.code, asked.elapsed()), ("erasure_under_way", WAIT));
         drop(first);
         drop(turns.take("acme").await.unwrap());
         drop(turns.take("other").await.unwrap());
