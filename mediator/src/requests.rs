@@ -254,7 +254,7 @@ pub(crate) async fn decide(
         && let Err(error) = may_decide(pool, holder, &found, &judgement, facts).await
     {
         if let RequestError::Refused(refusal, _) = &error {
-            refused(writer, holder, actor, &found.id, refusal.code).await?;
+            refused(writer, holder, actor, &found, refusal.code).await?;
         }
         return Err(error);
     }
@@ -269,19 +269,21 @@ pub(crate) async fn decide(
     done.ok_or_else(|| no_such_request().into())
 }
 
-/// A decision that somebody tried and may not take.
+/// A decision that somebody tried and may not take. With the client, so that it goes when that is
+/// erased.
 async fn refused(
     writer: &Writer,
     holder: &Holder,
     actor: &Actor,
-    id: &str,
+    request: &Request,
     code: &str,
 ) -> Result<(), StoreError> {
     let event = actor
         .event("request.decision_refused")
+        .client(&request.client)
         .outcome("refused")
         .end_reason(code)
-        .extra("request", id);
+        .extra("request", request.id.as_str());
     let partner = holder.partner.clone();
     let _room = writer.room(1).await?;
     let write = writer

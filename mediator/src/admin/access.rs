@@ -573,7 +573,8 @@ async fn bind((context, actor): Who<'_>, wish: Bind) -> Result<Vec<Value>, CliEr
         .write(move |tx| {
             Box::pin(async move {
                 bindings::insert(tx, &binding).await?;
-                let done = bound(&binding, &resolved, &by);
+                let client = client_of(tx, &binding.scope).await?;
+                let done = in_client(bound(&binding, &resolved, &by), client);
                 let done = match on_behalf {
                     Some(user) if by.remote().is_none() => done.actor(user),
                     _ => done,
@@ -585,6 +586,27 @@ async fn bind((context, actor): Who<'_>, wish: Bind) -> Result<Vec<Value>, CliEr
         .map_err(store_error)?;
     context.rules_changed().await;
     Ok(vec![told])
+}
+
+/// The client in which all of a scope lies. Groups and tags are the partner's own: what is bound
+/// there outlasts any client, and so does the record of it.
+async fn client_of(tx: &mut WriteTx, scope: &Scope) -> Result<Option<String>, StoreError> {
+    match scope {
+        Scope::Client { client, .. } | Scope::Computer { client, .. } => {
+            Ok(Some(tenants::client_by_id(tx, client).await?.path()))
+        }
+        Scope::Installation | Scope::Partner(_) | Scope::Group { .. } | Scope::Tag { .. } => {
+            Ok(None)
+        }
+    }
+}
+
+/// What is within one client is told so that it goes when the client is erased.
+fn in_client(event: adit_ledger::Event, client: Option<String>) -> adit_ledger::Event {
+    match client {
+        Some(path) => event.client(path),
+        None => event,
+    }
 }
 
 fn bound(binding: &Binding, resolved: &Resolved, by: &Actor) -> adit_ledger::Event {
@@ -721,9 +743,18 @@ async fn unbind((context, actor): Who<'_>, binding: String) -> Result<Vec<Value>
                 let done = by
                     .event("role.unbound", &partner.name)
                     .extra("binding", found.id.as_str())
-                    .extra("scope", found.scope.kind())
-                    .extra(found.subject.kind(), found.subject.id());
-                tx.append(&partner.id, done).await
+                    .extra("scope", found.scope.kind());
+                let done = match &found.subject {
+                    // A name that people gave; of the others it is an id.
+                    Subject::Group(name) => done.extra_personal("group", name.as_str()),
+                    subject => done.extra(subject.kind(), subject.id()),
+                };
+                let client = match client_of(tx, &found.scope).await {
+                    // Nobody is to keep a right because its record cannot name a client.
+                    Err(StoreError::Missing(_)) => None,
+                    found => found?,
+                };
+                tx.append(&partner.id, in_client(done, client)).await
             })
         })
         .await;

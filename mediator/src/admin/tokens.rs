@@ -191,7 +191,7 @@ pub(super) async fn revoke(
     let (row, _) = found
         .filter(|(row, _)| row.partner_id.as_deref().is_none_or(|id| actor.reaches(id)))
         .ok_or_else(|| not_found("token"))?;
-    match (&row.partner_id, &row.client_id) {
+    let client = match (&row.partner_id, &row.client_id) {
         (Some(_), Some(client)) => {
             let client = super::handle::client_of_id(context, client).await?;
             let may = actor.may_client(context, &client, &[Permission::ManageTokens]).await;
@@ -199,9 +199,13 @@ pub(super) async fn revoke(
                 Exit::NotThere => not_found("token"),
                 _ => error,
             })?;
+            Some(client.path())
         }
-        _ => actor.may_everywhere(context, &[Permission::ManageRelays]).await?,
-    }
+        _ => {
+            actor.may_everywhere(context, &[Permission::ManageRelays]).await?;
+            None
+        }
+    };
     let home = context.home().await.map_err(store_error)?;
     let log = row.partner_id.clone().unwrap_or(home);
     let by = actor.clone();
@@ -211,10 +215,11 @@ pub(super) async fn revoke(
                 return Err(StoreError::Missing("token"));
             }
             let partner = tenants::partner_by_id(tx, &log).await?;
-            let event = by
+            let mut event = by
                 .event("token.revoked", &partner.name)
                 .extra("token", id.to_string())
                 .extra("kind", kind(&row));
+            event.client = client;
             tx.append(&log, event).await
         })
     });

@@ -67,6 +67,8 @@ pub(super) struct Line {
 pub(super) struct Proved {
     allowance: Allowance,
     pub(super) partner_id: String,
+    /// Path of an agent's client.
+    client: Option<String>,
 }
 
 impl Line {
@@ -87,7 +89,15 @@ impl Line {
     pub(super) fn proved(&mut self, partner_id: &str) {
         self.unproved = None;
         let allowance = self.shared.allowances.of(self.identity);
-        self.proved = Some(Proved { allowance, partner_id: partner_id.to_owned() });
+        let partner_id = partner_id.to_owned();
+        self.proved = Some(Proved { allowance, partner_id, client: None });
+    }
+
+    fn proved_agent(&mut self, computer: &computers::ComputerRow) {
+        self.proved(&computer.partner_id);
+        if let Some(proved) = &mut self.proved {
+            proved.client = Some(computer.client_path());
+        }
     }
 
     /// The next request. Those who have proved nothing have a deadline and give way to others;
@@ -104,7 +114,7 @@ impl Line {
             Taken::Cut { kind, first } => {
                 tracing::warn!(source = %self.source, kind, "connection ended: it asks too much");
                 if first {
-                    self.record_cut(proved.partner_id.clone(), kind).await;
+                    self.record_cut(proved, kind).await;
                 }
                 let text = "too many messages for too long; connect again later";
                 request.fail(fail(failure::RATE_LIMITED, text));
@@ -113,13 +123,15 @@ impl Line {
         }
     }
 
-    async fn record_cut(&self, partner_id: String, kind: &'static str) {
-        let event = Event::new("connection.limited", Level::Significant)
+    async fn record_cut(&self, proved: &Proved, kind: &'static str) {
+        let mut event = Event::new("connection.limited", Level::Significant)
             .device(self.identity.fingerprint().to_string())
             .source(self.source.to_string())
             .outcome("refused")
             .end_reason(failure::RATE_LIMITED)
             .extra("kind", kind);
+        event.client.clone_from(&proved.client);
+        let partner_id = proved.partner_id.clone();
         let written = self.shared.writer.write(move |tx| {
             Box::pin(async move { tx.append(&partner_id, event).await.map(|_| ()) })
         });
@@ -182,7 +194,7 @@ async fn speak(mut line: Line) {
     match hello.role {
         1 => match known_agent(&line, &hello).await {
             Ok((computer, device)) => {
-                line.proved(&computer.partner_id);
+                line.proved_agent(&computer);
                 welcome(&line, responder, KEEPALIVE_IDLE).await;
                 agent::serve(line, computer, device, &hello).await;
             }

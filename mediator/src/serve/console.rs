@@ -22,6 +22,7 @@ use crate::{
     core::{
         ending::LOGGED_OUT,
         report::code_text,
+        review::Live,
         types::{Affected, Device, EndAs, Refusal},
     },
     names,
@@ -373,22 +374,24 @@ async fn may_end(line: &Line, row: &LoginRow, session: SessionId) -> Result<bool
     match holder.computer(pool, act, &spot, facts, When::Now).await? {
         Decision::Allow { .. } => Ok(true),
         Decision::Deny { rule, refusal, .. } => {
-            refused_end(line, row, session, (&rule, refusal.code)).await?;
+            refused_end(line, row, &live, (&rule, refusal.code)).await?;
             Ok(false)
         }
     }
 }
 
-/// Denials stand in the log, too: of the session only what was asked for.
+/// Denials stand in the log, too: of the session what was asked for, and the client, so that it goes
+/// when that is erased.
 async fn refused_end(
     line: &Line,
     row: &LoginRow,
-    session: SessionId,
+    live: &Live,
     (rule, code): (&str, &str),
 ) -> Result<(), StoreError> {
     let event = Event::new("session.end_refused", Level::Significant)
         .partner(&row.account.partner)
-        .session_id(session.to_string())
+        .client(&live.place.client)
+        .session_id(live.session.to_string())
         .actor(&row.account.name)
         .device(line.identity.fingerprint().to_string())
         .source(line.source.to_string())

@@ -9,7 +9,8 @@ use super::connection::Line;
 use crate::{
     audit::levels,
     core::types::Refusal,
-    store::{StoreError, accounts::LoginRow},
+    names,
+    store::{StoreError, accounts::LoginRow, computers, tenants},
 };
 
 /// Bytes of what was searched for.
@@ -54,6 +55,7 @@ async fn write(line: &Line, row: &LoginRow, look: Look) -> Result<(), StoreError
     if !levels::reaches(&line.shared.store.readers, &row.account.id, Level::Everything).await? {
         return Ok(());
     }
+    let client = client_of(line, row, &look).await?;
     let mut event = Event::new(look.event, Level::Everything)
         .partner(&row.account.partner)
         .actor(&row.account.name)
@@ -62,6 +64,7 @@ async fn write(line: &Line, row: &LoginRow, look: Look) -> Result<(), StoreError
         .mfa(row.proof.mfa.as_str())
         .outcome("granted")
         .optional();
+    event.client = client;
     if !look.query.is_empty() {
         event = event.extra_personal("query", look.query);
     }
@@ -75,6 +78,22 @@ async fn write(line: &Line, row: &LoginRow, look: Look) -> Result<(), StoreError
         .writer
         .write(move |tx| Box::pin(async move { tx.record(&partner, event).await.map(|_| ()) }));
     write.await
+}
+
+/// The one client that the look was at, so that its record goes when that is erased.
+async fn client_of(line: &Line, row: &LoginRow, look: &Look) -> Result<Option<String>, StoreError> {
+    let (pool, partner) = (&line.shared.store.readers, &row.account.partner_id);
+    match (look.client.as_str(), look.query.as_str()) {
+        ("", "") => Ok(None),
+        ("", query) => computers::only_client(pool, partner, query).await,
+        (path, _) => match names::client_path(path) {
+            Ok((of, name)) if tenants::name_key(of) == tenants::name_key(&row.account.partner) => {
+                tenants::client_path(pool, partner, name).await
+            }
+            // Another partner's clients do not exist.
+            _ => Ok(None),
+        },
+    }
 }
 
 #[cfg(test)]

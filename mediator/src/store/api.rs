@@ -179,7 +179,7 @@ pub(crate) async fn begin_reply(
     Ok(None)
 }
 
-/// Keeps an answer.
+/// Keeps an answer, unless an erasure emptied what it would go into.
 pub(crate) async fn keep_reply(
     tx: &mut WriteTx,
     principal: &str,
@@ -187,13 +187,16 @@ pub(crate) async fn keep_reply(
     status: u16,
     body: Vec<u8>,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE api_reply SET status = $1, body = $2 WHERE principal = $3 AND name = $4")
-        .bind(i64::from(status))
-        .bind(body)
-        .bind(principal.to_owned())
-        .bind(name.to_owned())
-        .execute(tx.sql())
-        .await?;
+    sqlx::query(
+        "UPDATE api_reply SET status = $1, body = $2 \
+         WHERE principal = $3 AND name = $4 AND LENGTH(body) = 0",
+    )
+    .bind(i64::from(status))
+    .bind(body)
+    .bind(principal.to_owned())
+    .bind(name.to_owned())
+    .execute(tx.sql())
+    .await?;
     Ok(())
 }
 

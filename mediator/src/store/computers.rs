@@ -167,6 +167,28 @@ pub(crate) async fn list(
     rows.iter().map(read).collect()
 }
 
+/// Path of the client that all of a partner's computers belong to which that search text finds.
+pub(crate) async fn only_client(
+    pool: &AnyPool,
+    partner: &str,
+    query: &str,
+) -> Result<Option<String>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT DISTINCT p.name AS partner, c.name AS client FROM computer k \
+         JOIN client c ON c.id = k.client_id JOIN partner p ON p.id = c.partner_id \
+         WHERE c.partner_id = $1 \
+         AND (k.name_key LIKE $2 ESCAPE '\\' OR k.id LIKE $2 ESCAPE '\\') LIMIT 2",
+    )
+    .bind(partner.to_owned())
+    .bind(like_contains(query))
+    .fetch_all(pool)
+    .await?;
+    match rows.as_slice() {
+        [row] => Ok(Some(format!("{}/{}", row.text("partner")?, row.text("client")?))),
+        _ => Ok(None),
+    }
+}
+
 /// Ids of the clients with a computer that `visible` lets through.
 pub(crate) async fn clients(
     pool: &AnyPool,

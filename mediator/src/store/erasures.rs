@@ -8,7 +8,7 @@ use adit_protocol::ids::ComputerId;
 use serde::{Deserialize, Serialize};
 use sqlx::{AnyPool, any::AnyRow};
 
-use super::{Columns, StoreError, WriteTx, access, audit, bigint, credentials};
+use super::{Columns, StoreError, WriteTx, access, audit, bigint, credentials, tenants};
 
 /// Entries looked at in one step.
 const STEP: u32 = 500;
@@ -41,6 +41,8 @@ pub(crate) struct Counts {
     pub(crate) sessions: u64,
     pub(crate) tenant_keys: u64,
     pub(crate) entries: u64,
+    /// Accounts, of an erased client's partner, that may do nothing any more.
+    pub(crate) accounts_without_rights: u64,
     /// Whether the database was rewritten without traces of it; `None`: not tried yet.
     pub(crate) rewritten: Option<bool>,
 }
@@ -211,7 +213,7 @@ pub(crate) async fn delete_client(
         rows.iter().map(|row| row.parsed("id")).collect::<Result<_, _>>()?;
     access::labels::forget_client(tx, client).await?;
     access::requests::forget_client(tx, client).await?;
-    access::bindings::close_of_client(tx, client).await?;
+    counts.accounts_without_rights += access::bindings::forget_client(tx, client).await?;
     counts.credentials += credentials::forget_client(tx, client).await?;
     let mut deleted = async |statement: &'static str| {
         let done = sqlx::query(statement).bind(client.to_owned()).execute(tx.sql()).await?;
@@ -228,6 +230,14 @@ pub(crate) async fn delete_client(
     counts.sessions += deleted("DELETE FROM session WHERE client_id = $1").await?;
     deleted("DELETE FROM enroll_token WHERE client_id = $1").await?;
     deleted("DELETE FROM client_lock WHERE client_id = $1").await?;
+    // Answers of the API that are kept to be given again: sealed, so that nobody can tell which are
+    // about the client. All of the partner's are emptied, those under way will not be kept; asked
+    // again, each says that it is to be looked at what became of it.
+    deleted(
+        "UPDATE api_reply SET status = 0, body = X'00' \
+         WHERE partner_id = (SELECT partner_id FROM client WHERE id = $1)",
+    )
+    .await?;
     deleted("DELETE FROM removed_computer WHERE client_id = $1").await?;
     counts.computers += deleted("DELETE FROM computer WHERE client_id = $1").await?;
     counts.clients += deleted("DELETE FROM client WHERE id = $1").await?;
@@ -276,6 +286,8 @@ pub(crate) async fn delete_partner(
             counts.accounts += done.rows_affected();
         }
     }
+    // They are gone.
+    counts.accounts_without_rights = 0;
     Ok(())
 }
 
@@ -433,7 +445,14 @@ fn parsed(line: &str) -> Result<Option<Entry>, StoreError> {
 }
 
 fn tells(entry: &Entry, client: Option<&str>) -> bool {
-    !entry.is_erased() && client.is_none_or(|path| entry.event().client.as_deref() == Some(path))
+    let event = entry.event();
+    // A look at a list has what was asked for, as it was written.
+    let asked = |path: &str| match event.extra_personal.get("client") {
+        Some(adit_ledger::Value::Text(text)) => tenants::name_key(text) == tenants::name_key(path),
+        _ => false,
+    };
+    let about = |path: &str| event.client.as_deref() == Some(path) || asked(path);
+    !entry.is_erased() && client.is_none_or(about)
 }
 
 #[cfg(test)]

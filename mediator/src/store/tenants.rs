@@ -156,6 +156,23 @@ pub(crate) async fn computer_of(
     row.map(|row| Ok((row.text("id")?, row.text("name")?))).transpose()
 }
 
+/// Path of a partner's client of that name, as it is spelled there.
+pub(crate) async fn client_path(
+    pool: &AnyPool,
+    partner: &str,
+    name: &str,
+) -> Result<Option<String>, StoreError> {
+    let row = sqlx::query(
+        "SELECT c.name AS name, p.name AS partner FROM client c \
+         JOIN partner p ON p.id = c.partner_id WHERE p.id = $1 AND c.name_key = $2",
+    )
+    .bind(partner.to_owned())
+    .bind(name_key(name))
+    .fetch_optional(pool)
+    .await?;
+    row.map(|row| Ok(format!("{}/{}", row.text("partner")?, row.text("name")?))).transpose()
+}
+
 /// A client that must be there.
 pub(crate) async fn client_by_id(tx: &mut WriteTx, id: &str) -> Result<Client, StoreError> {
     let row = sqlx::query(

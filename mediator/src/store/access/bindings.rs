@@ -191,18 +191,31 @@ pub(crate) async fn close_of_role(tx: &mut WriteTx, role: &str) -> Result<u64, S
     Ok(done.rows_affected())
 }
 
-/// Ends all bindings to a client and its computers.
-pub(crate) async fn close_of_client(tx: &mut WriteTx, client: &str) -> Result<(), StoreError> {
+/// Forgets the bindings to a client and its computers, those that ended before too: they name
+/// people, and networks. How many accounts that may log in have no right any more without them.
+pub(crate) async fn forget_client(tx: &mut WriteTx, client: &str) -> Result<u64, StoreError> {
+    const OWN: &str = "b.partner_id = a.partner_id AND b.valid_to_ms IS NULL \
+         AND (b.expires_ms IS NULL OR b.expires_ms > $2) \
+         AND ((b.subject_kind = 'user' AND b.subject_id = a.id) \
+         OR (b.subject_kind = 'group' AND EXISTS (SELECT 1 FROM account_label l \
+         WHERE l.account_id = a.id AND l.partner_id = a.partner_id \
+         AND l.label = b.subject_id AND l.valid_to_ms IS NULL)))";
     let now = bigint(tx.now_ms());
-    sqlx::query(
-        "UPDATE access_binding SET valid_to_ms = $1 \
-         WHERE scope_client_id = $2 AND valid_to_ms IS NULL",
-    )
-    .bind(now)
-    .bind(client.to_owned())
-    .execute(tx.sql())
-    .await?;
-    Ok(())
+    let statement = format!(
+        "SELECT COUNT(*) AS count FROM account a WHERE a.disabled = 0 \
+         AND EXISTS (SELECT 1 FROM access_binding b WHERE b.scope_client_id = $1 AND {OWN}) \
+         AND NOT EXISTS (SELECT 1 FROM access_binding b WHERE b.scope_client_id <> $1 AND {OWN})"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(client.to_owned())
+        .bind(now)
+        .fetch_one(tx.sql())
+        .await?;
+    sqlx::query("DELETE FROM access_binding WHERE scope_client_id = $1")
+        .bind(client.to_owned())
+        .execute(tx.sql())
+        .await?;
+    row.number("count")
 }
 
 /// A binding that holds.
