@@ -529,6 +529,7 @@ async fn directly(
         rules: Default::default(),
         accounts: place.settings.accounts,
         retention_ms: place.settings.audit.retention_ms,
+        export_dir: place.settings.audit.export.clone().map(|(dir, _)| dir),
         signer: installation.log_signer(),
         vault: Vault {
             store: store.clone(),

@@ -1,6 +1,6 @@
 //! Does what an [`AdminRequest`] asks.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use adit_ledger::{Event, Level};
 use adit_protocol::{
@@ -56,6 +56,8 @@ pub(crate) struct AdminContext {
     pub(crate) accounts: AccountSettings,
     /// How long contents of the audit log are kept if nothing else is said.
     pub(crate) retention_ms: u64,
+    /// Where copies of the log are written.
+    pub(crate) export_dir: Option<PathBuf>,
     pub(crate) keys: WrappingKeys,
     pub(crate) vault: Vault,
     /// Signs certificates of destruction.

@@ -84,7 +84,16 @@ pub(super) async fn erase(
             );
         }
         for copy in reply.get("copies_kept").and_then(Value::as_array).into_iter().flatten() {
-            eprintln!("note: {copy} in the data directory still holds what was erased: delete it");
+            let copy = copy.as_str().unwrap_or_default();
+            let place = if copy.contains(' ') { "" } else { " in the data directory" };
+            eprintln!("note: {copy}{place}: still holds what was erased, delete it");
+        }
+        match reply.get("accounts_without_rights").and_then(Value::as_u64) {
+            None | Some(0) => {}
+            Some(count) => eprintln!(
+                "note: accounts that had rights only there: {count}. They stay with the partner; \
+                 user disable closes one"
+            ),
         }
         return told;
     }

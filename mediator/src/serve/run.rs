@@ -284,6 +284,7 @@ impl Server {
             rules: rules.clone(),
             accounts: settings.accounts,
             retention_ms: settings.audit.retention_ms,
+            export_dir: settings.audit.export.clone().map(|(dir, _)| dir),
             keys,
             vault: vault.clone(),
             signer: installation.log_signer(),

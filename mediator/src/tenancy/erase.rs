@@ -47,7 +47,13 @@ const LOOK: Duration = Duration::from_millis(50);
 const MAX_PASSES: usize = 5;
 /// What stays, in every certificate.
 const REMAINS: &str = "of entries of the audit log: sequence, time, kind of event, names of \
-     partner and client, ids, outcome, numbers, and hashes of what was deleted";
+     partner and client, ids, outcome, numbers, hashes of what was deleted, and what is public there: \
+     names of roles, conditions with their networks, names and issuers of identity providers, \
+     fingerprints of devices. Of an erased client also what is its partner's: accounts of people, \
+     groups and tags that roles are bound to, and entries that name no client, such as those of \
+     accounts, of refusals, and of searches that found computers of several. Outside of the \
+     mediator: copies of the log that were forwarded or exported before, and receipts that consoles \
+     and agents keep themselves";
 /// What old backups are worth, in every certificate.
 const BACKUPS: &str = "copies of the database made before hold no key that opens the credentials \
      of the subject; only a copy of its files under \"tenants\" in the data directory made before \
@@ -689,12 +695,13 @@ async fn finish(
         "clients_deleted": clients,
         "computers_deleted": computers,
         "accounts_deleted": accounts,
+        "accounts_without_rights": erasure.counts.accounts_without_rights,
         "credentials_destroyed": credentials,
         "tenant_keys_destroyed": tenant_keys,
         "sessions_deleted": sessions,
         "entries_erased": entries,
         "compacted": compacted,
-        "copies_kept": kept_copies(context),
+        "copies_kept": kept_copies(context, &erasure).await?,
         "remains": REMAINS,
         "backups": BACKUPS,
     });
@@ -759,14 +766,33 @@ async fn rewrite(context: &AdminContext, erasure: &mut Erasure) -> Result<bool, 
     Ok(erasure.counts.rewritten == Some(true))
 }
 
-/// Databases that `restore` has put aside still hold what was erased.
-fn kept_copies(context: &AdminContext) -> Vec<String> {
+/// Copies that the mediator itself made and that still hold what was erased: databases that
+/// `restore` has put aside, and exports of the partner's logs.
+async fn kept_copies(context: &AdminContext, erasure: &Erasure) -> Result<Vec<String>, CliError> {
     let prefix = format!("{}.before-restore", crate::place::DATABASE);
-    let entries = std::fs::read_dir(context.dir.path()).into_iter().flatten();
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut found: Vec<String> = names.filter(|name| name.starts_with(&prefix)).collect();
+    let mut found = names_in(context.dir.path()).unwrap_or_default();
+    found.retain(|name| name.starts_with(&prefix));
     found.sort();
-    found
+    let Some(dir) = &context.export_dir else { return Ok(found) };
+    let Ok(exported) = names_in(dir) else {
+        found.push("files in audit.export_dir, which cannot be read".to_owned());
+        return Ok(found);
+    };
+    let logs = erasures::logs(&context.store.readers, &erasure.partner_id).await;
+    for (tree, _) in logs.map_err(store_error)? {
+        let start = format!("audit-{tree}-");
+        // One of each log, not one of each day.
+        match exported.iter().filter(|name| name.starts_with(&start)).count() {
+            0 => {}
+            count => found.push(format!("{start}*.jsonl in audit.export_dir ({count})")),
+        }
+    }
+    Ok(found)
+}
+
+fn names_in(folder: &std::path::Path) -> std::io::Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder)?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
 }
 
 #[cfg(test)]

@@ -60,6 +60,7 @@ impl Town {
             rules: Default::default(),
             accounts: AccountSettings { mfa: MfaRule::OnceSetUp, life_ms: 1, idle_ms: 1 },
             retention_ms: retention::DAY_MS,
+            export_dir: None,
             vault: Vault { store, writer, keys: TenantKeys::new(keys.clone(), dir.clone()) },
             keys,
             signer: fixture.signer(),
