@@ -239,6 +239,8 @@ struct Withdrawn {
     policies: Vec<Policy>,
     /// Erasures that a legal hold has stopped.
     waiting: Vec<Erasure>,
+    /// Those that are done, with their certificates.
+    certified: Vec<Erasure>,
 }
 
 /// What was withdrawn in the database that is there; `None` if it cannot be read.
@@ -257,7 +259,9 @@ async fn read_withdrawn(store: &Store) -> Result<Withdrawn, StoreError> {
         ended.push(rows.iter().map(three).collect::<Result<_, StoreError>>()?);
     }
     let waiting = erase::waiting(store).await?;
-    Ok(Withdrawn { ended, policies: retention::policies(&store.readers).await?, waiting })
+    let certified = erase::certified(store).await?;
+    let policies = retention::policies(&store.readers).await?;
+    Ok(Withdrawn { ended, policies, waiting, certified })
 }
 
 /// Ends it in the copy, too; how much came back with the backup.
@@ -295,6 +299,7 @@ async fn keep_again(
 /// Checks the copy and starts new trees in it.
 async fn prepare(place: &MediatorDir, mut gone: Withdrawn) -> Result<(), CliError> {
     let waiting = std::mem::take(&mut gone.waiting);
+    let mut certified = std::mem::take(&mut gone.certified);
     let installation = place.installation()?;
     let path = place.dir.file(STAGED)?;
     let store = Store::open(&path, Mode::Write)
@@ -329,15 +334,25 @@ async fn prepare(place: &MediatorDir, mut gone: Withdrawn) -> Result<(), CliErro
                 .extra("tokens_voided", tokens)
                 .extra("withdrawn_again", again)
                 .extra("kept_again", kept);
-            tx.append(&home, event).await
+            tx.append(&home, event).await?;
+            Ok(home)
         })
     });
     let erased = ledger::read(&place.dir)?;
+    // What is not erased again has no certificate.
+    certified.retain(|one| erased.iter().any(|erased| erased.erasure == one.id));
     let (done, ()) = tokio::join!(
         async {
             let done = restart.await;
             let done = match done {
-                Ok(_) => erase::again(&store, &writer, (&erased, &waiting)).await,
+                Ok(home) => {
+                    let known = (erased.as_slice(), waiting.as_slice());
+                    let done = erase::again(&store, &writer, known, &home).await;
+                    match done {
+                        Ok(count) => erase::keep(&writer, certified).await.map(|()| count),
+                        failed => failed,
+                    }
+                }
                 Err(error) => Err(error),
             };
             stop.cancel();

@@ -388,6 +388,13 @@ async fn nothing_of_an_erased_client_is_left_and_a_backup_does_not_bring_it_back
     mediator.serve();
     assert_eq!(found_in(mediator.dir.path(), &all), [""; 0]);
     mediator.verified();
+    // What was done, and done again, can be shown.
+    let listed = mediator.admin(&["certificate", "list"]);
+    assert_eq!(listed[0]["certificate"], reply["certificate"]);
+    let records = mediator.events_named("client.erased");
+    let [again] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!(again["extra"]["erasure"], listed[0]["erasure"]);
+    assert_eq!(again["extra"]["subject"], "main/gone");
     let shown = mediator.admin(&["credential", "reveal", "main/stays/login"]).remove(0);
     assert_eq!(shown["secret"], "stay-secret-7");
     std::fs::remove_file(backup).unwrap();
@@ -439,6 +446,7 @@ async fn what_was_shredded_is_worthless_in_a_backup_that_is_not_erased() {
     mediator.serve();
     let listed = mediator.admin(&["credential", "list"]);
     assert!(listed.iter().any(|row| row["client"] == "main/gone"), "{listed:?}");
+    assert_eq!(mediator.admin(&["certificate", "list"]), [json!(null); 0]);
     let (code, told) = mediator.try_admin(&["credential", "reveal", "main/gone/login"], "");
     assert_ne!(code, 0, "{told:?}");
     assert!(!serde_json::to_string(&told).unwrap().contains(SECRET));

@@ -169,6 +169,16 @@ fn counts_text(counts: &Counts) -> String {
     serde_json::to_string(counts).unwrap_or_default()
 }
 
+/// Puts one that is done into a database that does not know, or did not know that it is done.
+pub(crate) async fn keep(tx: &mut WriteTx, done: &Erasure) -> Result<(), StoreError> {
+    let known = sqlx::query("SELECT id FROM erasure WHERE id = $1").bind(done.id.clone());
+    if known.fetch_optional(tx.sql()).await?.is_none() {
+        begin(tx, done).await?;
+    }
+    note(tx, &done.id, &done.counts).await?;
+    finish(tx, &done.id, done.finished_ms.unwrap_or_default(), &done.certificate).await
+}
+
 /// Ids of a partner's clients.
 pub(crate) async fn clients(pool: &AnyPool, partner: &str) -> Result<Vec<String>, StoreError> {
     let rows = sqlx::query("SELECT id FROM client WHERE partner_id = $1 ORDER BY id")

@@ -248,12 +248,32 @@ pub(crate) async fn waiting(store: &Store) -> Result<Vec<Erasure>, StoreError> {
     Ok(found)
 }
 
-/// Erases in a restored database what was erased since the backup was made. What waits for a hold
-/// to end waits there, too.
+/// Erasures that are done.
+pub(crate) async fn certified(store: &Store) -> Result<Vec<Erasure>, StoreError> {
+    let all = erasures::all(&store.readers).await?;
+    Ok(all.into_iter().filter(|one| one.finished_ms.is_some()).collect())
+}
+
+/// Keeps their certificates in a restored database: what they say stays true.
+pub(crate) async fn keep(writer: &Writer, certified: Vec<Erasure>) -> Result<(), StoreError> {
+    let kept = writer.write(move |tx| {
+        Box::pin(async move {
+            for one in &certified {
+                erasures::keep(tx, one).await?;
+            }
+            Ok(())
+        })
+    });
+    kept.await
+}
+
+/// Erases in a restored database what was erased since the backup was made, and records it. What
+/// waits for a hold to end waits there, too. `home`: the partner that holds the installation's log.
 pub(crate) async fn again(
     store: &Store,
     writer: &Writer,
     (erased, waiting): (&[Erased], &[Erasure]),
+    home: &str,
 ) -> Result<u64, StoreError> {
     let mut count = 0;
     let done = erasures::all(&store.readers).await?;
@@ -300,7 +320,21 @@ pub(crate) async fn again(
         let client = is_client.then_some((one.client_id.as_str(), subject.as_str()));
         let pass = Pass { store, writer, partner: &one.partner_id, client, noted: None };
         let entries = pass.run().await?.unwrap_or_default().entries;
-        count += u64::from(rows != Counts::default() || entries > 0);
+        if rows == Counts::default() && entries == 0 {
+            continue;
+        }
+        count += 1;
+        let log = if is_client { &one.partner_id } else { home }.to_owned();
+        // Without a client: of what tells of it the next time would find this, too.
+        let event = Event::new(format!("{}.erased", one.kind), Level::Significant)
+            .actor(LOCAL)
+            .partner(one.subject.split('/').next().unwrap_or_default())
+            .outcome("done")
+            .extra("erasure", one.erasure.as_str())
+            .extra("subject", one.subject.as_str())
+            .extra("again", "a backup was restored");
+        let told = writer.write(move |tx| Box::pin(async move { tx.append(&log, event).await }));
+        told.await?;
     }
     Ok(count)
 }

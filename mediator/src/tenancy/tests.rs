@@ -103,7 +103,7 @@ impl Town {
     async fn erase(&self, running: &Running, client: &str) -> Erased {
         let erased = self.begin(running, client).await;
         let done =
-            again(&running.store, &running.writer, (std::slice::from_ref(&erased), &[])).await;
+            again(&running.store, &running.writer, (std::slice::from_ref(&erased), &[]), "").await;
         assert_eq!(done.unwrap(), 1);
         let id = erased.erasure.clone();
         let job = running.writer.write(move |tx| {
@@ -170,7 +170,7 @@ impl Town {
             })
         });
         job.await.unwrap();
-        again(&running.store, &running.writer, (erased, waiting)).await.unwrap();
+        again(&running.store, &running.writer, (erased, waiting), "").await.unwrap();
         verified(&running).await;
         running
     }
@@ -222,7 +222,7 @@ async fn what_was_erased_stays_so_through_retention_and_restored_backups() {
         verified(&running).await;
     }
     // Doing it once more changes nothing.
-    assert_eq!(again(&running.store, &running.writer, (&erased, &[])).await.unwrap(), 0);
+    assert_eq!(again(&running.store, &running.writer, (&erased, &[]), "").await.unwrap(), 0);
     running.close().await;
 }
 
@@ -281,7 +281,7 @@ async fn a_new_client_loses_nothing(path: &'static str) {
         })
     });
     job.await.unwrap();
-    again(&running.store, &running.writer, (&erased, &[])).await.unwrap();
+    again(&running.store, &running.writer, (&erased, &[]), "").await.unwrap();
     assert_eq!(told_by(&running, "newcomer").await, 25, "{path}");
     verified(&running).await;
     // And a backup of before both still gives nothing of the old one back.
