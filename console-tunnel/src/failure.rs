@@ -65,6 +65,11 @@ const FAILURES: &[(&str, Exit, &str)] = &[
     ),
     ("home_partner", Exit::Refused, "erase its clients one by one"),
     ("not_found", Exit::NotThere, "see the list commands"),
+    ("legal_hold", Exit::Refused, "console-tunnel admin retention show"),
+    ("erasure_under_way", Exit::Failed, "give the same command again when that is done"),
+    ("erasure_unfinished", Exit::Failed, "nothing: the mediator goes on by itself"),
+    ("tenant_key_missing", Exit::Failed, "the mediator's administrator must restore the key"),
+    ("too_many_keys", Exit::Failed, "the mediator's administrator must take old keys away"),
     ("usage", Exit::Usage, "see --help"),
     ("tag_invalid", Exit::Usage, "a tag is written KEY=VALUE"),
     ("weak_password", Exit::Usage, "15 characters or more, several words"),
@@ -205,6 +210,20 @@ mod tests {
 
     fn failure(code: &str, message: &str) -> CliError {
         refused(&Failure { code: code.into(), message: message.into(), hint: String::new() })
+    }
+
+    /// What is refused over the network exits as it does on the mediator's machine.
+    #[test]
+    fn exit_codes_are_those_of_the_documentation() {
+        let documented = include_str!("../../docs/errors.md");
+        for (code, exit, _) in FAILURES.iter().filter(|(code, ..)| *code != codes::NO_RELAY) {
+            let start = format!("| `{code}` |");
+            let row = documented.lines().find(|line| line.starts_with(&start));
+            let cell = row.and_then(|row| row.split('|').nth(2)).unwrap_or_default();
+            assert!(cell.contains(&exit.code().to_string()), "{code}: {cell} and {exit:?}");
+        }
+        let known = |code: &str| FAILURES.iter().any(|(known, ..)| *known == code);
+        assert!(known("legal_hold") && known("erasure_under_way") && known("erasure_unfinished"));
     }
 
     #[test]

@@ -599,6 +599,10 @@ async fn another_partner_has_nothing_and_learns_nothing() {
     let (code, _) =
         mediator.try_admin(&["role", "bind", "owner", "--user", "eve", "--client", "main/hq"], "");
     assert_eq!(code, 4);
+    // A tag that no computer can have would give nothing, and say nothing of it.
+    let (code, told) =
+        mediator.try_admin(&["role", "bind", "owner", "--user", "eve", "--tag", "foo"], "");
+    assert_eq!((code, told[0]["error"]["code"].as_str()), (2, Some("tag_invalid")));
     let (admin, _, _) = mediator.console().await;
     try_open(&admin, &mut agent, wish(1, &pc, &key)).await.unwrap();
     assert_eq!(listed(&console).await, [""; 0]);

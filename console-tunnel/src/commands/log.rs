@@ -176,8 +176,8 @@ fn line(entry: &Value) -> String {
         }
     }
     let mut line = escape_text(&line).to_string();
-    // What an act was about. Of a session the fields above say it.
-    if text("session_id").is_empty() {
+    // What an act was about. Of a session the fields above say it, but not which secret was used.
+    if text("session_id").is_empty() || text("event").starts_with("credential.") {
         let about = people::brief(&[entry.get("extra_personal"), entry.get("extra")]);
         line.push_str(if about.is_empty() { "" } else { "  " });
         line.push_str(&about);

@@ -208,11 +208,15 @@ fn tell(
     }
     output.emit(&told)?;
     output.human(format_args!(
-        "{} ({}) at {} until {}\nthis console: {device}",
+        "{} ({}) at {} until {}\nits root key: {}\nthis console: {device}",
         escape_text(user),
         escape_text(&account.partner),
         account.address(),
-        format_ms(expires_ms)
+        format_ms(expires_ms),
+        match account.trust {
+            MediatorTrust::WebPki => "not pinned, the system's authorities vouch".to_owned(),
+            MediatorTrust::Root(root) => root.to_string(),
+        }
     ))
 }
 

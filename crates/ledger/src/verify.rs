@@ -185,7 +185,7 @@ pub enum Fault {
         trusted: u64,
     },
     /// Cannot be compared with a trusted head, whose end is inside a gap.
-    #[error("trusted head of {trusted} entries ends inside entries left out; export in full")]
+    #[error("trusted head of {trusted} entries ends inside entries left out")]
     NotComparable {
         /// Size of the trusted head.
         trusted: u64,
@@ -236,6 +236,11 @@ impl Fault {
             Self::MissingTree => {
                 Some("give a head of the log that was exported, or export that log, too")
             }
+            Self::NotComparable { .. } => Some(
+                "export again with audit export --head and the file that holds the head: no gap \
+                 then runs across it",
+            ),
+            Self::Incomplete => Some("export without filters; --complete is for such exports"),
             Self::BadTrustedHead(_) => Some("give the head as it was shown or exported"),
             Self::Io(_) => Some("check the file and its permissions"),
             _ => None,

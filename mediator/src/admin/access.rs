@@ -651,7 +651,7 @@ async fn resolve(context: &AdminContext, actor: &Actor, wish: &Bind) -> Result<R
             let of = tenants::Partner { id: key.partner_id, name: key.partner };
             (of, Subject::Key(key.id), key.name)
         }
-        _ => return Err(CliError::usage("usage", "give --user, --user-group or --key")),
+        _ => return Err(CliError::usage("usage", "give a user, a group of users or an API key")),
     };
     let role = role(context, &of.id, &wish.role).await?;
     let scope = scope(context, actor, &of.id, &wish.scope).await?;
@@ -680,6 +680,7 @@ pub(super) async fn scope(
     } else if let Some(label) = &arg.computers {
         Scope::Group { partner: own(), label: label.clone() }
     } else if let Some(label) = &arg.tag {
+        super::labels::check_tag(label)?;
         Scope::Tag { partner: own(), label: label.clone() }
     } else if let Some(computer) = &arg.computer {
         let row = super::labels::one(context, actor, computer).await?;

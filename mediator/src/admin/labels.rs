@@ -97,6 +97,15 @@ pub(crate) async fn told_computer(
 /// Who may label computers: it changes what others may do.
 const LABEL: &[Permission] = &[Permission::ManagePolicy, Permission::ManageRoles];
 
+/// Refuses what is no tag.
+pub(super) fn check_tag(tag: &str) -> Result<(), CliError> {
+    let parts = tag.split_once('=').map(|(key, value)| [key, value]);
+    match parts.is_some_and(|parts| parts.iter().all(|part| names::check(part).is_ok())) {
+        true => Ok(()),
+        false => Err(CliError::usage("tag_invalid", "a tag is written KEY=VALUE")),
+    }
+}
+
 /// Gives a computer a group or tag, or takes it away.
 pub(super) async fn label(
     (context, actor): Who<'_>,
@@ -113,11 +122,7 @@ pub(super) async fn label(
             (Kind::Group, group)
         }
         (None, Some(tag)) => {
-            let parts = tag.split_once('=').map(|(key, value)| [key, value]);
-            let good = |parts: [&str; 2]| parts.iter().all(|part| names::check(part).is_ok());
-            if !parts.is_some_and(good) {
-                return Err(CliError::usage("tag_invalid", "a tag is written KEY=VALUE"));
-            }
+            check_tag(&tag)?;
             (Kind::Tag, tag)
         }
         _ => return Err(CliError::usage("usage", "give a group or a tag")),

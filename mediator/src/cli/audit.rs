@@ -51,7 +51,7 @@ pub(super) enum AuditCommand {
         #[arg(long)]
         partner: Option<String>,
         /// At most so many entries
-        #[arg(long, default_value_t = 100)]
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
         /// Go on from what a search gave as `next`
         #[arg(long, value_name = "CURSOR")]
@@ -316,8 +316,8 @@ fn human(line: &str, value: &Value) -> String {
             out.push_str(&format!("  {key} {}", escape_text(value)));
         }
     }
-    // What an act was about. Of a session the fields above say it.
-    if event.session_id.is_none() {
+    // What an act was about. Of a session the fields above say it, but not which secret was used.
+    if event.session_id.is_none() || event.name.starts_with("credential.") {
         let about = people::brief(&[value.get("extra_personal"), value.get("extra")]);
         out.push_str(if about.is_empty() { "" } else { "  " });
         out.push_str(&about);
