@@ -27,7 +27,7 @@ use adit_protocol::{
 };
 use common::{
     Device, Mediator, WAIT,
-    api::{Answer, Web, Who, now_s},
+    api::{Answer, Web, Who, now_s, register},
     hello, identity, open, try_open,
 };
 use serde_json::{Value, json};
@@ -491,6 +491,48 @@ async fn an_erased_partner_takes_its_people_along_and_leaves_the_others() {
     mediator.admin(&["client", "add", "zorro-inc/one"]);
     assert_eq!(mediator.admin(&["client", "list"]).len(), 2);
     mediator.verified();
+}
+
+/// Whoever waits for another erasure is judged once more: it cannot be undone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_revoked_while_it_waits_erases_nothing() {
+    let mediator = Mediator::start();
+    let (first, second) = ("main/first", "main/second");
+    for path in [first, second] {
+        mediator.admin(&["client", "add", path]);
+    }
+    let (console, me, _) = mediator.console().await;
+    let mut web = Web::connect(&mediator).await;
+    let owner = Who::at(&console, &me).await;
+    let key = register(&mut web, &owner, "eraser", "administrator", &json!({})).await;
+    // Neither comes to an end meanwhile: nothing can be written.
+    let file = mediator.database();
+    let mut database = sqlx::SqliteConnection::connect(file.to_str().unwrap()).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut database).await.unwrap();
+    let socket = mediator.dir.path().join("mediator.sock");
+    let one = std::thread::spawn(move || {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        let wish = json!({"act": "client_erase", "path": first});
+        stream.write_all(format!("{wish}\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let other =
+        tokio::spawn(
+            async move { web.ask(&key, "DELETE", "/api/v1/clients/main/second", None).await },
+        );
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(!other.is_finished(), "it did not wait");
+    let revoked = "UPDATE api_key SET revoked_ms = 1 WHERE name = 'eraser'";
+    sqlx::query(revoked).execute(&mut database).await.unwrap();
+    sqlx::query("COMMIT").execute(&mut database).await.unwrap();
+    assert!(one.join().unwrap().contains("\"certificate\""));
+    let refused = other.await.unwrap();
+    assert_eq!((refused.status, refused.code()), (403, failure::NOT_PERMITTED), "{refused:?}");
+    assert_eq!(mediator.admin(&["client", "list"]).len(), 2);
+    assert_eq!(mediator.events_named("client.erasure_begun").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

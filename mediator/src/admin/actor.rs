@@ -125,6 +125,19 @@ impl Actor {
         self.remote().map_or("", |remote| &remote.partner)
     }
 
+    /// The same one with the rules that hold by now, for what is decided once more after a wait:
+    /// of somebody disabled meanwhile nothing is permitted.
+    pub(crate) async fn anew(&self, context: &AdminContext) -> Result<Self, CliError> {
+        let Self::Remote(remote) = self else { return Ok(Self::Local) };
+        let (pool, of) = (&context.store.readers, &remote.holder);
+        let holder = match remote.kind {
+            Kind::Console => Holder::load(pool, &of.partner, &of.account, When::Now).await,
+            Kind::Key => Holder::load_key(pool, &of.partner, &of.account).await,
+        };
+        let holder = holder.map_err(store_error)?;
+        Ok(Self::Remote(Arc::new(Remote { holder, ..Remote::clone(remote) })))
+    }
+
     /// Refuses everybody but the machine's administrator: for what has no route.
     pub(crate) fn local_only(&self) -> Result<(), CliError> {
         match self {

@@ -78,8 +78,8 @@ pub(crate) async fn client((context, actor): Who<'_>, path: &str) -> Result<Valu
     actor.must_be_fresh(context).await?;
     let _turn = context.erasing.take(&client.partner_id).await?;
     // What they may do can have changed while they waited.
+    let actor = &actor.anew(context).await?;
     actor.may_client(context, &client, &[Permission::ManagePolicy]).await?;
-    actor.must_be_fresh(context).await?;
     let new = Erasure {
         id: fresh_id().map_err(store_error)?,
         kind: Kind::Client,
@@ -132,8 +132,8 @@ pub(crate) async fn partner(
             .hint("erase its clients one by one, or destroy the whole data directory"));
     }
     let _turn = context.erasing.take(&partner.id).await?;
+    let actor = &actor.anew(context).await?;
     may_erase_partner((context, actor)).await?;
-    actor.must_be_fresh(context).await?;
     let new = Erasure {
         id: fresh_id().map_err(store_error)?,
         kind: Kind::Partner,
