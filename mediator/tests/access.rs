@@ -603,6 +603,8 @@ async fn another_partner_has_nothing_and_learns_nothing() {
     let (code, told) =
         mediator.try_admin(&["role", "bind", "owner", "--user", "eve", "--tag", "foo"], "");
     assert_eq!((code, told[0]["error"]["code"].as_str()), (2, Some("tag_invalid")));
+    // But one that agents bring, whatever is in it.
+    mediator.bind("owner", "eve", &["--tag", "path=/dc1/r2"]);
     let (admin, _, _) = mediator.console().await;
     try_open(&admin, &mut agent, wish(1, &pc, &key)).await.unwrap();
     assert_eq!(listed(&console).await, [""; 0]);

@@ -680,7 +680,7 @@ pub(super) async fn scope(
     } else if let Some(label) = &arg.computers {
         Scope::Group { partner: own(), label: label.clone() }
     } else if let Some(label) = &arg.tag {
-        super::labels::check_tag(label)?;
+        super::labels::check_tag_of_agents(label)?;
         Scope::Tag { partner: own(), label: label.clone() }
     } else if let Some(computer) = &arg.computer {
         let row = super::labels::one(context, actor, computer).await?;

@@ -1,6 +1,9 @@
 //! Groups and tags of computers, groups of users.
 
-use adit_runtime::{cli::CliError, time::format_ms};
+use adit_runtime::{
+    cli::{CliError, escape_text},
+    time::format_ms,
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -24,6 +27,9 @@ use crate::{
         computers::{self, ComputerRow},
     },
 };
+
+/// Of a tag's key and value each: what devices tell of themselves is cut there.
+const MAX_TAG_CHARS: usize = 128;
 
 /// The one computer that is meant.
 pub(super) async fn one(
@@ -101,6 +107,19 @@ const LABEL: &[Permission] = &[Permission::ManagePolicy, Permission::ManageRoles
 pub(super) fn check_tag(tag: &str) -> Result<(), CliError> {
     let parts = tag.split_once('=').map(|(key, value)| [key, value]);
     match parts.is_some_and(|parts| parts.iter().all(|part| names::check(part).is_ok())) {
+        true => Ok(()),
+        false => Err(CliError::usage("tag_invalid", "a tag is written KEY=VALUE")),
+    }
+}
+
+/// Refuses what cannot be a tag of any computer. Agents bring tags of their own when they enrol,
+/// of whatever is printable: `path=/dc1/r2`.
+pub(super) fn check_tag_of_agents(tag: &str) -> Result<(), CliError> {
+    let is_tag = tag.split_once('=').is_some_and(|parts| {
+        let fits = |part: &str| (1..=MAX_TAG_CHARS).contains(&part.chars().count());
+        <[&str; 2]>::from(parts).iter().all(|part| fits(part) && escape_text(part) == **part)
+    });
+    match is_tag {
         true => Ok(()),
         false => Err(CliError::usage("tag_invalid", "a tag is written KEY=VALUE")),
     }
