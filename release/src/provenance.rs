@@ -78,6 +78,11 @@ pub(crate) fn statement(facts: &Facts<'_>, subjects: &Subjects) -> String {
     format!("{statement:#}\n")
 }
 
+/// Can this be shown on a terminal as it is, and means what it looks like?
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
+}
+
 /// Reads a statement of ours back; names must be those of files, not of paths. It must be what
 /// [`statement`] makes of what is read: nothing else is said beside, or twice and differently.
 pub(crate) fn read(bytes: &[u8]) -> Result<Claims> {
@@ -85,8 +90,8 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Claims> {
     let text = |pointer: &str| -> Result<String> {
         let text = given.pointer(pointer).and_then(Value::as_str);
         let text = text.with_context(|| format!("the statement lacks {pointer}"))?;
-        // Shown to whoever signs: nothing there may move a terminal's cursor.
-        ensure!(!text.contains(char::is_control), "{pointer} of the statement is no plain text");
+        // Shown to whoever signs: nothing there may move a terminal's cursor, or turn its text.
+        ensure!(is_plain(text), "{pointer} of the statement is no plain text");
         Ok(text.to_owned())
     };
     for (pointer, expected) in [
@@ -109,8 +114,13 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Claims> {
         ensure!(
             !name.is_empty()
                 && !name.starts_with('.')
-                && !name.contains(|c: char| c.is_control() || ['/', '\\'].contains(&c)),
+                && is_plain(name)
+                && !name.contains(['/', '\\']),
             "a subject's name is no file's: {name:?}"
+        );
+        ensure!(
+            digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()),
+            "the digest of {name} is none: {digest:?}"
         );
         let before = subjects.insert(name.to_owned(), digest.to_owned());
         ensure!(before.is_none(), "{name} is named twice");
@@ -216,6 +226,10 @@ pub(crate) mod tests {
             ("\"internalParameters\": {}", "\"internalParameters\": {\"more\": 1}"),
             ("\"urn:b\"", "\"urn:b\\u001b[2K\""),
             ("\"name\": \"relay\"", "\"name\": \"re\\u001blay\""),
+            ("\"name\": \"relay\"", "\"name\": \"re\u{202e}yal\""),
+            ("\"urn:b\"", "\"urn:\u{202e}b\""),
+            ("\"sha256\": \"0000", "\"sha256\": \"\\u001b[2K"),
+            ("\"sha256\": \"0000", "\"sha256\": \"00"),
         ] {
             assert!(
                 text.contains(from) && read(text.replace(from, to).as_bytes()).is_err(),
