@@ -6,6 +6,7 @@ mod count;
 
 use std::{
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -60,6 +61,12 @@ const E2E: &[&str] = &[
     "syslog",
     "doors",
 ];
+
+/// nextest's profile, what a test weighs there (.config/nextest.toml), and how many tests that
+/// only wait may run beside the others.
+const PROFILE: &str = "xtask";
+const WEIGHT: usize = 10;
+const WAITING: usize = 3;
 
 /// Runs the named stages, or all.
 pub(crate) fn run(args: &[String]) -> Result<()> {
@@ -140,9 +147,15 @@ fn checks() -> Result<Count> {
 }
 
 fn unit() -> Result<Count> {
-    let mut count = tests(&["--workspace"], &[])?;
+    if !nextest() {
+        return tests(&["--workspace"], &[]);
+    }
+    let processors = thread::available_parallelism().map_or(2, usize::from);
+    let threads = (processors * WEIGHT + WAITING).to_string();
+    let args = ["--workspace", "--profile", PROFILE, "--test-threads", &threads];
+    let mut count = tests(&args, &[])?;
     // nextest leaves them out.
-    if count.failed == 0 && nextest() {
+    if count.failed == 0 {
         let mut docs = process::cargo_command();
         docs.args(["test", "--doc", "--workspace", "--locked", "--quiet"]);
         count.add(&count::run(&mut docs)?);
@@ -167,16 +180,20 @@ pub(crate) fn build(more: &[&str]) -> Result<()> {
 fn end_to_end(rest: &[String]) -> Result<Count> {
     // Also when this stage is run alone: what was built hours ago would be tested otherwise.
     build(&[])?;
-    let mut args = vec!["--package", "adit-tests", "--features", "e2e"];
+    // With the other, what they use has the same features as in the unit stage: it is built there.
+    let mut args = vec!["--package", "adit-tests", "--package", "adit-xtask"];
+    args.extend(["--features", "adit-tests/e2e"]);
     E2E.iter().for_each(|test| args.extend(["--test", test]));
     // Named tests leave the others out on purpose.
     let chosen =
         |count: Count| Count { skipped: if rest.is_empty() { count.skipped } else { 0 }, ..count };
-    // One at a time: they measure times, use fixed ports and share two cores with what they test.
+    // One at a time: they measure times and share two cores with what they test. Those that
+    // mostly wait may be two: .config/nextest.toml.
     if nextest() {
+        let threads = (2 * WEIGHT).to_string();
         // They also measure real time on machines that others load: a second try tells a
         // regression from a moment without processor. nextest names what needed it.
-        args.extend(["--test-threads", "1", "--retries", "1"]);
+        args.extend(["--profile", PROFILE, "--test-threads", &threads, "--retries", "1"]);
         args.extend(rest.iter().map(String::as_str));
         tests(&args, &[]).map(chosen)
     } else {
