@@ -234,7 +234,7 @@ fn tests(args: &[&str], own: &[&str]) -> Result<Count> {
 mod tests {
     use std::{collections::BTreeSet, fs};
 
-    use super::{E2E, process};
+    use super::{E2E, PROFILE, WAITING, WEIGHT, process};
 
     /// One that is only in the manifest is compiled by the checks and run by nobody.
     #[test]
@@ -249,5 +249,30 @@ mod tests {
             .map(|test| test["name"].as_str().unwrap())
             .collect();
         assert_eq!(named, E2E.iter().copied().collect());
+    }
+
+    /// A name in nextest's settings that is nobody's any more changes nothing, and says nothing.
+    #[test]
+    fn settings_of_nextest_name_what_there_is() {
+        let settings = fs::read_to_string(process::root().join(".config/nextest.toml")).unwrap();
+        let named = |before: &str| -> Vec<String> {
+            let parts = settings.split(before).skip(1);
+            parts.map(|rest| rest.split(')').next().unwrap().to_owned()).collect()
+        };
+        assert!(settings.contains(&format!("[profile.{PROFILE}]")));
+        assert!(settings.contains(&format!("threads-required = {WEIGHT}\n")));
+        for binary in named("binary(") {
+            assert!(E2E.contains(&binary.as_str()), "{binary}");
+        }
+        let folder = process::root().join("mediator").join("tests");
+        let sources: String = fs::read_dir(folder)
+            .unwrap()
+            .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
+            .collect();
+        let waiting = named("test(=");
+        assert!(!waiting.is_empty() && waiting.len() <= WAITING);
+        for test in waiting {
+            assert!(sources.contains(&format!("fn {test}(")), "{test}");
+        }
     }
 }
