@@ -58,6 +58,7 @@ const FAILURES: &[(&str, Exit, &str)] = &[
     (codes::IDEMPOTENCY_CONFLICT, Exit::Failed, "look whether it was done, and try again"),
     (codes::NAME_TAKEN, Exit::Failed, "choose another name, or another key"),
     (codes::REQUEST_PENDING, Exit::Failed, "console-tunnel requests list"),
+    (codes::ALREADY_DECIDED, Exit::Refused, "ask anew: console-tunnel requests make"),
     (
         codes::LAST_MANAGER,
         Exit::Refused,

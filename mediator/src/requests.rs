@@ -3,12 +3,14 @@
 //! A request only ever meets the condition `approval` of a rule that the technician has already:
 //! it gives no permission by itself. Nobody approves an own request, whichever device or key they
 //! take for it: an approval is a person's act, from a device on which the asker never logged in.
+//! A request is decided once; an approval that lasts can be taken back, and nothing else changes it.
 //! Both acts are recorded in the transaction that does them.
 
 use adit_ledger::{Event, Level};
 use adit_protocol::{
     code::failure, keys::PublicKey, limits::MAX_TEXT, target::BUILTIN_REDIRECTORS,
 };
+use adit_runtime::time::format_ms;
 use sqlx::AnyPool;
 
 use crate::{
@@ -33,6 +35,9 @@ const DEFAULT_LENGTH_MS: u64 = 3_600_000;
 /// Whoever asked cannot decide.
 const BY_ANOTHER: &str = "somebody else with requests.approve for that computer decides it: \
      console-tunnel requests list there; you may take it back with requests deny";
+/// What helps once it is decided.
+const ASK_ANEW: &str =
+    "nothing was changed; access is asked for anew: console-tunnel requests make";
 /// Longest approval, milliseconds.
 const MAX_LENGTH_MS: u64 = 7 * 24 * 3_600_000;
 
@@ -266,11 +271,58 @@ pub(crate) async fn decide(
             )
         })
         .await?;
-    done.ok_or_else(|| no_such_request().into())
+    match done {
+        Decided::Now(request) => Ok(request),
+        Decided::Before(request, now_ms) => Err(already_decided(&request, now_ms)),
+        Decided::Gone => Err(no_such_request().into()),
+    }
 }
 
-/// A decision that somebody tried and may not take. With the client, so that it goes when that is
-/// erased.
+/// What became of a decision.
+enum Decided {
+    Now(Request),
+    /// Somebody decided before: nothing was changed.
+    Before(Request, u64),
+    Gone,
+}
+
+/// Once decided it stays so: an approval that was given again would begin its time anew, and be
+/// somebody else's. Only to take it back is never too late.
+fn is_open(request: &Request, approve: bool, now_ms: u64) -> bool {
+    match request.state(now_ms) {
+        "pending" => true,
+        "approved" => !approve,
+        _ => false,
+    }
+}
+
+fn already_decided(request: &Request, now_ms: u64) -> RequestError {
+    let Some(decision) = &request.decision else { return no_such_request().into() };
+    let (by, until) = (&decision.by, format_ms(decision.until_ms));
+    let (how, hint) = match request.state(now_ms) {
+        "approved" => (
+            format!("was approved by {by} already, until {until}"),
+            "nothing was changed; for another time take it back, and it is asked for anew: \
+             requests deny ID, console-tunnel requests make",
+        ),
+        "over" => (format!("was approved by {by}, which was over at {until}"), ASK_ANEW),
+        _ => (format!("was denied by {by} already"), ASK_ANEW),
+    };
+    let text = format!("request {} {how}", request.id);
+    RequestError::Refused(Refusal::new(failure::ALREADY_DECIDED, text), hint)
+}
+
+/// A decision that was tried and not taken. With the client, so that it goes when that is erased.
+fn refused_event(actor: &Actor, request: &Request, code: &str) -> Event {
+    actor
+        .event("request.decision_refused")
+        .client(&request.client)
+        .outcome("refused")
+        .end_reason(code)
+        .extra("request", request.id.as_str())
+}
+
+/// Records a decision that somebody may not take.
 async fn refused(
     writer: &Writer,
     holder: &Holder,
@@ -278,13 +330,7 @@ async fn refused(
     request: &Request,
     code: &str,
 ) -> Result<(), StoreError> {
-    let event = actor
-        .event("request.decision_refused")
-        .client(&request.client)
-        .outcome("refused")
-        .end_reason(code)
-        .extra("request", request.id.as_str());
-    let partner = holder.partner.clone();
+    let (event, partner) = (refused_event(actor, request, code), holder.partner.clone());
     let _room = writer.room(1).await?;
     let write = writer
         .write(move |tx| Box::pin(async move { tx.append(&partner, event).await.map(|_| ()) }));
@@ -350,13 +396,20 @@ async fn record(
     partner: Option<&str>,
     id: &str,
     judgement: Judgement,
-) -> Result<Option<Request>, StoreError> {
-    let Some(request) = requests::by_id(tx, partner, id).await? else { return Ok(None) };
+) -> Result<Decided, StoreError> {
+    let Some(request) = requests::by_id(tx, partner, id).await? else { return Ok(Decided::Gone) };
+    // Here, between other writes: of two who decide at once the second finds what the first did.
+    let now_ms = tx.now_ms();
+    if !is_open(&request, judgement.approve, now_ms) {
+        let event = refused_event(actor, &request, failure::ALREADY_DECIDED);
+        tx.append(&request.partner_id, event).await?;
+        return Ok(Decided::Before(request, now_ms));
+    }
     let length = match judgement.length_ms {
         0 => request.length_ms,
         length => length.min(request.length_ms),
     };
-    let until_ms = tx.now_ms().saturating_add(length);
+    let until_ms = now_ms.saturating_add(length);
     let decision =
         requests::Decision { approved: judgement.approve, by: actor.name.clone(), until_ms };
     requests::decide(tx, id, &decision).await?;
@@ -376,5 +429,5 @@ async fn record(
     }
     event.reason = (!judgement.note.is_empty()).then_some(judgement.note);
     tx.append(&request.partner_id, event).await?;
-    requests::by_id(tx, partner, id).await
+    Ok(requests::by_id(tx, partner, id).await?.map_or(Decided::Gone, Decided::Now))
 }

@@ -221,6 +221,75 @@ async fn access_is_asked_for_approved_by_another_and_taken_back() {
     }
 }
 
+/// Whatever way and whoever it is: one decision, and after it only the taking back of an approval.
+#[tokio::test]
+async fn a_request_is_decided_once_and_an_approval_can_only_be_taken_back() {
+    let mediator = Mediator::start();
+    let (_agent, _pc, _) = mediator.agent("pc").await;
+    let jane = mediator.user("jane", &[]).await;
+    let (first, second) = (mediator.user("first", &[]).await, mediator.user("second", &[]).await);
+    mediator.bind("technician", "jane", &["--require", "approval"]);
+    for approver in ["first", "second"] {
+        mediator.bind("client-representative", approver, &["--client", "main/hq"]);
+    }
+    let decide = |id: &str, approve, length_ms| {
+        let (request_id, note) = (id.to_owned(), String::new());
+        Body::DecideRequest(wire::DecideRequest { request_id, approve, length_ms, note })
+    };
+    let list = async || {
+        let all = Body::ListRequests(wire::ListRequests { pending: false });
+        let Body::AccessRequests(found) = first.ask(all).await.unwrap() else { panic!() };
+        found.requests
+    };
+    // Refused for everybody, by each way, and nothing is changed.
+    let stays = async |id: &str, by: &[(&Device, bool)], local: &[&str]| {
+        let before = list().await;
+        for (who, approve) in by {
+            let refused = who.ask(decide(id, *approve, 0)).await.unwrap_err();
+            assert_eq!(refused.code, failure::ALREADY_DECIDED, "{refused:?}");
+            assert!(refused.message.contains(id) && refused.hint.contains("nothing was changed"));
+        }
+        for what in local {
+            let (code, told) = mediator.try_admin(&["request", what, id], "");
+            assert_eq!((code, &told[0]["error"]["code"]), (3, &json!(failure::ALREADY_DECIDED)));
+        }
+        assert_eq!(list().await, before);
+    };
+    // Two at once: one of them has decided.
+    let asked = ask_for_ssh(&jane).await;
+    let (one, other) = tokio::join!(
+        first.ask(decide(&asked, true, 60_000)),
+        second.ask(decide(&asked, true, 600_000))
+    );
+    let (done, refused) = match (one, other) {
+        (Ok(done), Err(refused)) | (Err(refused), Ok(done)) => (done, refused),
+        both => panic!("{both:?}"),
+    };
+    assert_eq!(refused.code, failure::ALREADY_DECIDED);
+    let Body::AccessRequest(done) = done else { panic!() };
+    assert!(refused.message.contains(&done.decided_by), "{refused:?}");
+    assert_eq!(list().await, std::slice::from_ref(&done));
+    stays(&asked, &[(&first, true), (&second, true)], &["approve"]).await;
+    // Taken back, by whoever asked, too; and that is the end of it.
+    jane.ask(decide(&asked, false, 0)).await.unwrap();
+    let all = [(&first, true), (&second, false), (&jane, false)];
+    stays(&asked, &all, &["approve", "deny"]).await;
+    // Denied, or over.
+    let denied = ask_for_ssh(&jane).await;
+    first.ask(decide(&denied, false, 0)).await.unwrap();
+    stays(&denied, &all, &["approve", "deny"]).await;
+    let over = ask_for_ssh(&jane).await;
+    first.ask(decide(&over, true, 1)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    stays(&over, &all, &["approve", "deny"]).await;
+    for (name, count) in [("request.approved", 2), ("request.denied", 2)] {
+        assert_eq!(mediator.events_named(name).len(), count, "{name}");
+    }
+    let refused = mediator.events_named("request.decision_refused");
+    assert_eq!(refused.len(), 1 + 3 + 3 * 5, "{refused:?}");
+    assert!(refused.iter().all(|event| event["end_reason"] == failure::ALREADY_DECIDED));
+}
+
 #[tokio::test]
 async fn nobody_approves_an_own_request_with_a_key_or_another_account_on_the_same_device() {
     let mediator = Mediator::start();
@@ -480,7 +549,10 @@ async fn each_thing_that_changed_since_is_explained_as_it_was() {
     let binding = bind(&["--client", "main/hq", "--require", "approval"]);
     let asked = ask_for_ssh(&jane).await;
     mediator.admin(&["request", "approve", &asked]);
-    check(&["request", "deny", &asked], &["request", "approve", &asked]).await;
+    check(&["request", "deny", &asked], &[]).await;
+    // What was decided stays so: it is asked for anew.
+    let asked = ask_for_ssh(&jane).await;
+    mediator.admin(&["request", "approve", &asked]);
     check(&["role", "unbind", &binding], &[]).await;
 }
 

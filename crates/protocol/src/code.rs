@@ -108,6 +108,8 @@ pub mod failure {
     pub const NO_RELAY: &str = "no_relay";
     /// The same was asked for before, in other words, and waits.
     pub const REQUEST_PENDING: &str = "request_pending";
+    /// The request was decided before; nothing was changed.
+    pub const ALREADY_DECIDED: &str = "already_decided";
     /// Nobody who manages the partner would be left.
     pub const LAST_MANAGER: &str = "last_manager";
 }

@@ -26,12 +26,13 @@ pub(crate) struct Problem {
 }
 
 /// Codes whose status is not what the exit code says.
-const STATUS: [(&str, StatusCode); 14] = [
+const STATUS: [(&str, StatusCode); 15] = [
     (failure::NOT_LOGGED_IN, StatusCode::UNAUTHORIZED),
     (failure::NAME_TAKEN, StatusCode::CONFLICT),
     (failure::AMBIGUOUS_COMPUTER, StatusCode::CONFLICT),
     ("ambiguous_relay", StatusCode::CONFLICT),
     (failure::REQUEST_PENDING, StatusCode::CONFLICT),
+    (failure::ALREADY_DECIDED, StatusCode::CONFLICT),
     (failure::RATE_LIMITED, StatusCode::TOO_MANY_REQUESTS),
     (failure::BUSY, StatusCode::SERVICE_UNAVAILABLE),
     (failure::AUDIT_UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
