@@ -34,6 +34,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const BACKUP_PATIENCE: Duration = Duration::from_secs(1_800);
 /// Bytes of a file that goes into a request.
 const MAX_FILE: usize = 64 * 1024;
+/// Files that an error names.
+const MAX_NAMED: usize = 10;
 /// Pages read at most.
 const MAX_PAGES: usize = 10_000;
 
@@ -117,9 +119,25 @@ async fn progress(context: &Context, api: &mut Api, plan: Plan) -> Result<(), Cl
             .hint("nothing is lost; give the same command again")),
         _ => {
             let code = now.get("error").and_then(Value::as_str).unwrap_or("internal").to_owned();
-            let text = format!("not all secrets have the new key: {code}");
-            Err(CliError::failed("rotation_failed", text)
-                .hint("nothing is lost; see the mediator's log, and give the same command again"))
+            let skipped = of(&now, "skipped");
+            let files = skipped.as_ref().and_then(Value::as_array).into_iter().flatten();
+            let named: Vec<String> = files
+                .take(MAX_NAMED)
+                .map(|one| {
+                    let word =
+                        |name: &str| one.get(name).and_then(Value::as_str).unwrap_or_default();
+                    format!("{} of the client {}", word("file"), word("client"))
+                })
+                .collect();
+            let text = format!("not all secrets have the new key: {code} {}", named.join(", "));
+            let hint = match named.is_empty() {
+                true => "nothing is lost; see the mediator's log, and give the same command again",
+                false => {
+                    "nothing is lost; the mediator's administrator puts it back from a copy \
+                          of the folder tenants, and the same command does the rest"
+                }
+            };
+            Err(CliError::failed("rotation_failed", text.trim_end()).hint(hint))
         }
     }
 }

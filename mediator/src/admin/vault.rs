@@ -17,7 +17,7 @@ use crate::{
     place::store_error,
     roles::Permission,
     store::tenants,
-    vault::{VaultError, rotate::Rotated},
+    vault::{VaultError, rotate::Rotated, tenant::Skipped},
 };
 
 /// The rotation that runs, or ran last since the start.
@@ -112,8 +112,33 @@ fn told(done: &Rotated) -> Value {
         "tenant_keys_resealed": done.tenant_keys,
         "data_keys_made": done.data_keys,
         "credentials_resealed": done.credentials,
+        "resumed": done.resumed,
+        "skipped": done.skipped.iter().map(|one| {
+            json!({"client": one.client, "file": one.file, "error": one.error})
+        }).collect::<Vec<_>>(),
     })
 }
+
+/// Everything else has the new key; these have the one of before, which therefore stays.
+fn skipped(done: &Rotated) -> CliError {
+    let one = |skipped: &Skipped| {
+        format!("{} of the client {} ({})", skipped.file, skipped.client, skipped.error)
+    };
+    let mut named: Vec<String> = done.skipped.iter().take(MAX_NAMED).map(one).collect();
+    if let Some(more) = done.skipped.len().checked_sub(MAX_NAMED).filter(|more| *more > 0) {
+        named.push(format!("and {more} more"));
+    }
+    let text = format!("the rotation is not done: damaged is {}", named.join(", "));
+    CliError::failed("tenant_key_damaged", text).hint(
+        "all else has the new key. Put that file back from your copy of the folder tenants and give \
+         the same command again, which goes on with the same wrapping key; until then keep \
+         wrapping.keys as it is. Without a copy what the file sealed is lost: move it out of the \
+         folder first",
+    )
+}
+
+/// Files that an error names.
+const MAX_NAMED: usize = 10;
 
 const MAY: &[Permission] = &[Permission::ManagePolicy];
 
@@ -147,18 +172,18 @@ pub(crate) async fn run(
 ) -> Result<Rotated, CliError> {
     let all = async {
         let another = context.vault.another_wrapping_key(&context.dir).await;
-        another.map_err(VaultError::cli)?;
+        let resumed = another.map_err(VaultError::cli)?;
         let home = context.home().await.map_err(store_error)?;
-        let progress = |done: &Rotated| running.0.with(|now| now.done = done.clone());
+        let progress =
+            |done: &Rotated| running.0.with(|now| now.done = Rotated { resumed, ..done.clone() });
         let done = context.vault.reseal(&home, actor, data_keys, &progress).await;
-        done.map_err(VaultError::cli)
+        let done = Rotated { resumed, ..done.map_err(VaultError::cli)? };
+        running.0.with(|now| now.done = done.clone());
+        if done.skipped.is_empty() { Ok(done) } else { Err(skipped(&done)) }
     };
     let done = all.await;
     match &done {
-        Ok(done) => {
-            running.0.with(|now| now.done = done.clone());
-            running.end(State::Done, None);
-        }
+        Ok(_) => running.end(State::Done, None),
         Err(error) => running.end(State::Failed, Some(error.code)),
     }
     done

@@ -42,6 +42,30 @@ pub(crate) enum TenantKeyError {
     Wrap(#[from] WrapError),
 }
 
+/// A client's key that stays under the wrapping key of before: its file cannot be opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Skipped {
+    /// Id of the client.
+    pub(crate) client: String,
+    /// In the data directory.
+    pub(crate) file: String,
+    /// Why, without what the system says.
+    pub(crate) error: String,
+}
+
+impl Skipped {
+    pub(crate) fn new(client: &str, error: &TenantKeyError) -> Self {
+        let text = error.to_string();
+        tracing::error!(client, error = text, "a tenant key cannot be opened");
+        let error = match error {
+            // What the disk said stays in this log.
+            TenantKeyError::File(_) => "the file cannot be read".to_owned(),
+            _ => text,
+        };
+        Self { client: client.to_owned(), file: format!("{FOLDER}/{client}.key"), error }
+    }
+}
+
 /// The tenant keys of an installation.
 #[derive(Clone)]
 pub(crate) struct TenantKeys {
@@ -70,6 +94,12 @@ impl TenantKeys {
         }
         let sealed = self.dir.read_secret(&name)?;
         to_key(&self.keys.open(place(client), &sealed)?)
+    }
+
+    /// The same, not while it is destroyed: half written over it would pass for damaged.
+    pub(crate) fn read_alone(&self, client: &str) -> Result<Key, TenantKeyError> {
+        let _alone = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        self.read(client)
     }
 
     /// A client's key, made and on disk if there was none.
@@ -110,24 +140,43 @@ impl TenantKeys {
             }
         };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        Ok(names.filter_map(|name| Some(name.strip_suffix(".key")?.to_owned())).collect())
+        let ids = names.filter_map(|name| Some(name.strip_suffix(".key")?.to_owned()));
+        // What somebody else put there is nobody's key.
+        Ok(ids.filter(|id| file_name(id).is_ok()).collect())
     }
 
-    /// Seals all tenant keys with the newest wrapping key; may be interrupted and done again.
-    pub(crate) fn rewrap(&self) -> Result<u64, TenantKeyError> {
-        let mut count = 0;
+    /// Seals all tenant keys with the newest wrapping key; may be interrupted and done again. One
+    /// that cannot be opened is left as it is, and told: it must not keep the others from it. What
+    /// cannot be written ends it.
+    pub(crate) fn rewrap(&self) -> Result<(u64, Vec<Skipped>), TenantKeyError> {
+        let (mut count, mut skipped) = (0, Vec::new());
         for client in self.clients()? {
             let _alone = self.making.lock().unwrap_or_else(PoisonError::into_inner);
             let name = file_name(&client)?;
-            if !self.dir.has(&name) {
-                continue;
+            match self.rewrapped(&client) {
+                Ok(fresh) => {
+                    self.dir.write_atomic(&name, &fresh, 0o600)?;
+                    count += 1;
+                }
+                // Erased meanwhile.
+                Err(TenantKeyError::Gone) => {}
+                Err(error) => skipped.push(Skipped::new(&client, &error)),
             }
-            let sealed = self.dir.read_secret(&name)?;
-            let fresh = self.keys.rewrap(place(&client), &sealed)?;
-            self.dir.write_atomic(&name, &fresh, 0o600)?;
-            count += 1;
         }
-        Ok(count)
+        Ok((count, skipped))
+    }
+
+    /// The same key under the newest wrapping key. All of it is opened: the envelope alone says
+    /// nothing about what is damaged behind it.
+    fn rewrapped(&self, client: &str) -> Result<Vec<u8>, TenantKeyError> {
+        let name = file_name(client)?;
+        if !self.dir.has(&name) {
+            return Err(TenantKeyError::Gone);
+        }
+        let sealed = self.dir.read_secret(&name)?;
+        let fresh = self.keys.rewrap(place(client), &sealed)?;
+        to_key(&self.keys.open(place(client), &fresh)?)?;
+        Ok(fresh)
     }
 
     /// Whether all tenant keys can be opened with the wrapping keys that are here.
@@ -223,7 +272,8 @@ mod tests {
             assert!(keys.data_key(&tenant, &moved).is_err());
         }
         wrapping.rotate(&dir).unwrap();
-        assert_eq!(keys.rewrap().unwrap(), 1);
+        let (count, skipped) = keys.rewrap().unwrap();
+        assert!(count == 1 && skipped.is_empty(), "{skipped:?}");
         assert_eq!(keys.read(CLIENT).unwrap(), tenant);
         assert!(keys.check().unwrap());
         assert!(keys.destroy(CLIENT).unwrap() && !keys.destroy(CLIENT).unwrap());

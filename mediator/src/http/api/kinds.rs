@@ -798,9 +798,21 @@ kinds! {
         /// `none`, `stored`, or `file` of the mediator's machine.
         secret: String,
         /// The same.
+        /// It goes on with the key of one that was not done.
+        resumed: bool,
+        /// Clients whose keys were not sealed anew.
+        skipped: Vec<SkippedKey>,
         authority: String,
         /// Only addresses that everybody can reach are connected to.
         public_only: bool,
+    /// A client's key whose file is damaged.
+    SkippedKey {
+        /// Id of one that nobody knows.
+        client: String,
+        /// In the mediator's data directory.
+        file: String,
+        error: String,
+    }
         mfa: MfaClaimsOf,
     }
     /// An identity provider that was added.
