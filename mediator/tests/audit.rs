@@ -28,6 +28,7 @@ use common::{
     api::{Web, Who},
     hello, identity, open, try_open,
 };
+use serde_json::json;
 use sqlx::Connection as _;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -405,6 +406,86 @@ async fn receivers_with_a_flaw_in_their_certificate_get_nothing() {
     receiver.start(Manner::Takes).await;
     mediator.serve();
     receiver.has_all_of(&mediator).await;
+}
+
+/// Two courts, two holds: each is there by itself, whoever releases one says which, and nothing is
+/// erased before the last is over; on the machine and from afar.
+#[tokio::test]
+async fn each_legal_hold_is_released_by_itself_and_the_last_one_frees() {
+    let mediator = Mediator::start();
+    let (console, me, _) = mediator.console().await;
+    let (who, mut web) = (Who::at(&console, &me).await, Web::connect(&mediator).await);
+    mediator.admin(&["client", "add", "main/gone"]);
+    mediator.admin(&["client", "add", "other/hq"]);
+    let retention =
+        |args: &[&str]| mediator.try_admin(&[&["audit", "retention"], args].concat(), "");
+    let code = |told: &[serde_json::Value]| told[0]["error"]["code"].as_str().unwrap().to_owned();
+    let kept = || {
+        let told = retention(&["show"]).1;
+        told.into_iter().find(|policy| policy["partner"] == "main").unwrap()
+    };
+    let erase = || mediator.try_admin(&["client", "erase", "main/gone", "--yes"], "");
+    // One on the machine, one from afar.
+    let (done, told) = retention(&["hold", "main", "--reason", "case 7"]);
+    assert_eq!((done, &told[0]["hold"]), (0, &true.into()), "{told:?}");
+    let first = told[0]["hold_id"].as_str().unwrap().to_owned();
+    let wish = json!({"hold": true, "reason": "case 8"});
+    let told = web.ask(&who, "PUT", "/api/v1/audit/hold", Some(&wish)).await;
+    let second = told.body["hold_id"].as_str().unwrap().to_owned();
+    assert_eq!(told.body["holds"].as_array().unwrap().len(), 2, "{told:?}");
+    // Said again it is the same one.
+    let told = web.ask(&who, "PUT", "/api/v1/audit/hold", Some(&wish)).await;
+    assert_eq!(told.body["hold_id"], second.as_str(), "{told:?}");
+    let foreign = retention(&["hold", "other", "--reason", "case 9"]).1;
+    let foreign = foreign[0]["hold_id"].as_str().unwrap();
+    let listed = kept();
+    assert_eq!(listed["hold_reason"], "case 7; case 8");
+    let of = |n: usize, field: &str| listed["holds"][n][field].as_str().unwrap().to_owned();
+    assert_eq!((of(0, "hold_id"), of(0, "reason")), (first.clone(), "case 7".into()));
+    assert_eq!(
+        (of(0, "created_by"), of(1, "created_by")),
+        ("local administrator".into(), "admin".into())
+    );
+    assert!(of(0, "created") <= of(1, "created"), "{listed}");
+    // Without a name nobody knows which: refused, with both, and both stay.
+    let (refused, told) = retention(&["release", "main"]);
+    assert_eq!((refused, code(&told).as_str()), (1, "ambiguous_hold"), "{told:?}");
+    let message = told[0]["error"]["message"].as_str().unwrap();
+    assert!(message.contains(&format!("{first} (case 7)")), "{message}");
+    assert!(message.contains(&format!("{second} (case 8)")), "{message}");
+    let release = |id: &str| json!({"hold": false, "hold_id": id});
+    let nameless = web.ask(&who, "PUT", "/api/v1/audit/hold", Some(&json!({"hold": false}))).await;
+    assert_eq!((nameless.status, nameless.code()), (409, "ambiguous_hold"), "{nameless:?}");
+    // Nor is there one of another partner, or one that never was.
+    for id in [foreign, "nothing"] {
+        let refused = web.ask(&who, "PUT", "/api/v1/audit/hold", Some(&release(id))).await;
+        assert_eq!((refused.status, refused.code()), (404, "not_found"), "{refused:?}");
+        let (refused, told) = retention(&["release", "main", id]);
+        assert_eq!((refused, code(&told).as_str()), (4, "not_found"), "{told:?}");
+    }
+    let named = json!({"hold": true, "hold_id": first});
+    assert_eq!(web.ask(&who, "PUT", "/api/v1/audit/hold", Some(&named)).await.status, 400);
+    assert_eq!(kept(), listed);
+    // One is over: the other holds all.
+    let told = web.ask(&who, "PUT", "/api/v1/audit/hold", Some(&release(&first))).await;
+    assert_eq!((told.status, &told.body["hold"]), (200, &true.into()), "{told:?}");
+    assert_eq!(kept()["hold_reason"], "case 8");
+    let (refused, told) = erase();
+    assert_eq!((refused, code(&told).as_str()), (3, "legal_hold"), "{told:?}");
+    // The only one need not be named, nor is it an error that there is none.
+    for left in [Some(&second), None] {
+        let (done, told) = retention(&["release", "main"]);
+        assert_eq!((done, &told[0]["hold"]), (0, &false.into()), "{told:?}");
+        assert_eq!(told[0]["hold_id"].as_str(), left.map(String::as_str), "{told:?}");
+    }
+    assert_eq!(erase().0, 0);
+    // The log says which; what changed nothing is not in it.
+    for name in ["audit.hold_set", "audit.hold_released"] {
+        let events = mediator.events_named(name).into_iter();
+        let told = events.filter(|event| event["partner"] == "main" && event["outcome"] == "done");
+        let told: Vec<_> = told.map(|event| event["extra"]["hold"].clone()).collect();
+        assert_eq!(told, [first.as_str(), second.as_str()], "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -498,18 +498,25 @@ pub enum Retention {
         #[arg(long)]
         days: Option<u64>,
     },
-    /// Delete nothing until the hold is released
+    /// Delete and erase nothing until this hold, and each other one, is released
     #[command(
-        after_help = "Example:\n  console-tunnel admin audit retention hold --reason 'case 7'"
+        after_help = "Example:\n  console-tunnel admin audit retention hold --reason 'case 7'\n\n\
+        Each case has a hold of its own; the answer names it."
     )]
     Hold {
-        /// Why; for the audit record
+        /// Why: which case; shown by `show`, and for the audit record
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
-    /// End a legal hold
-    #[command(after_help = "Example:\n  console-tunnel admin audit retention release")]
-    Release,
+    /// End one legal hold
+    #[command(
+        after_help = "Example:\n  console-tunnel admin audit retention release HOLD\n\nWhere there \
+        is only one, it need not be named."
+    )]
+    Release {
+        /// Id of the hold, as `console-tunnel admin audit retention show` lists it
+        hold: Option<String>,
+    },
 }
 
 /// Keys over stored secrets.

@@ -333,16 +333,18 @@ fn oidc(command: &Oidc) -> Plan {
 }
 
 fn audit(command: &Audit) -> Plan {
-    let hold = |hold: bool, reason: &str| {
-        put("/audit/hold".to_owned(), Some(json!({"hold": hold, "reason": reason})))
-    };
+    let hold = |body: Value| put("/audit/hold".to_owned(), Some(given(body)));
     match command {
         Audit::Retention(Retention::Show) => show("/audit/retention".to_owned()),
         Audit::Retention(Retention::Set { days }) => {
             put("/audit/retention".to_owned(), Some(given(json!({"days": days}))))
         }
-        Audit::Retention(Retention::Hold { reason }) => hold(true, reason),
-        Audit::Retention(Retention::Release) => hold(false, ""),
+        Audit::Retention(Retention::Hold { reason }) => {
+            hold(json!({"hold": true, "reason": reason}))
+        }
+        Audit::Retention(Retention::Release { hold: id }) => {
+            hold(json!({"hold": false, "hold_id": id}))
+        }
         Audit::Level { user, level } => {
             put(format!("/users/{}/audit-level", part(user)), Some(json!({"level": level})))
         }

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    forward, levels,
+    forward,
+    holds::{self, Begun, Ended, Hold},
+    levels,
     retention::{self, DAY_MS, MAX_DAYS, MIN_DAYS},
 };
 use crate::{
@@ -19,6 +21,10 @@ use crate::{
 
 /// Characters of a legal hold's reason.
 const MAX_REASON: usize = 500;
+/// Holds that are named where one of several was to be.
+const MAX_NAMED: usize = 10;
+/// Characters of their reasons there.
+const MAX_BRIEF: usize = 60;
 
 /// An act.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,8 +34,14 @@ pub(crate) enum AuditAct {
     Retention,
     /// Keeps a partner's log for so long; `None`: as configured.
     SetRetention { partner: String, days: Option<u64> },
-    /// Begins or ends a legal hold.
-    Hold { partner: String, hold: bool, reason: String },
+    /// Begins a legal hold, or ends one: the one that is named, or the only one.
+    Hold {
+        partner: String,
+        hold: bool,
+        reason: String,
+        #[serde(default)]
+        hold_id: Option<String>,
+    },
     /// Sets up to which level a user's events are kept.
     SetLevel { user: String, level: u8 },
     /// Tells how far receivers are.
@@ -55,10 +67,15 @@ pub(crate) async fn handle(
             set_retention(writer, by, partner.clone(), days).await.map_err(store_error)?;
             Ok(vec![json!({"partner": partner, "days": days})])
         }
-        AuditAct::Hold { partner, hold, reason } => {
-            let reason: String = reason.chars().take(MAX_REASON).collect();
-            set_hold(writer, by, partner.clone(), hold, reason).await.map_err(store_error)?;
-            Ok(vec![json!({"partner": partner, "hold": hold})])
+        AuditAct::Hold { hold: true, hold_id: Some(_), .. } => {
+            let text = "a hold that is set gets its id here";
+            Err(CliError::usage("usage", text).hint("name one only to release it"))
+        }
+        AuditAct::Hold { partner, hold: true, reason, .. } => {
+            begin_hold(writer, by, partner, shortened(reason)).await
+        }
+        AuditAct::Hold { partner, hold: false, reason, hold_id } => {
+            end_hold(writer, by, (partner, hold_id), shortened(reason)).await
         }
         AuditAct::SetLevel { user, level } => {
             let level = Level::from_number(level.into())
@@ -80,8 +97,9 @@ async fn list(store: &Store, retention_ms: u64, by: &Actor) -> Result<Vec<Value>
                 "partner": policy.partner,
                 "days": policy.retention_ms.unwrap_or(retention_ms) / DAY_MS,
                 "own": policy.retention_ms.is_some(),
-                "hold": policy.hold,
-                "hold_reason": policy.hold_reason,
+                "hold": !policy.holds.is_empty(),
+                "hold_reason": reasons(&policy.holds),
+                "holds": policy.holds.iter().map(hold_json).collect::<Vec<_>>(),
             })
         })
         .collect())
@@ -112,26 +130,115 @@ async fn set_retention(
         .await
 }
 
-async fn set_hold(
+fn shortened(reason: String) -> String {
+    reason.chars().take(MAX_REASON).collect()
+}
+
+async fn begin_hold(
     writer: &Writer,
     by: &Actor,
     partner: String,
-    hold: bool,
     reason: String,
-) -> Result<(), StoreError> {
-    let by = by.clone();
-    writer
-        .write(move |tx| {
-            Box::pin(async move {
-                let partner =
-                    tenants::partner(tx, &partner).await?.ok_or(StoreError::Missing("partner"))?;
-                retention::set_hold(tx, &partner.id, hold, &reason).await?;
-                let name = if hold { "audit.hold_set" } else { "audit.hold_released" };
-                let done = by.event(name, &partner.name).reason(reason);
-                tx.append(&partner.id, done).await.map(|_| ())
-            })
+) -> Result<Vec<Value>, CliError> {
+    let (by, wanted) = (by.clone(), partner.clone());
+    let begun = writer.write(move |tx| {
+        Box::pin(async move {
+            let partner =
+                tenants::partner(tx, &wanted).await?.ok_or(StoreError::Missing("partner"))?;
+            let hold = match holds::begin(tx, &partner.id, by.name(), &reason).await? {
+                Begun::New(hold) => {
+                    let event = by.event("audit.hold_set", &partner.name).reason(reason);
+                    tx.append(&partner.id, event.extra("hold", hold.id.as_str())).await?;
+                    hold
+                }
+                Begun::Same(hold) => hold,
+                Begun::TooMany => return Ok(None),
+            };
+            Ok(Some((hold, holds::of_partner(tx, &partner.id).await?)))
         })
-        .await
+    });
+    let Some((hold, there)) = begun.await.map_err(store_error)? else {
+        let text = format!("{} legal holds are on {partner}, as many as may be", holds::MAX_HOLDS);
+        return Err(CliError::failed("too_many_holds", text)
+            .hint("release those that nothing needs any more: audit retention show lists them"));
+    };
+    Ok(vec![told(&partner, Some(&hold.id), &there)])
+}
+
+async fn end_hold(
+    writer: &Writer,
+    by: &Actor,
+    (partner, id): (String, Option<String>),
+    reason: String,
+) -> Result<Vec<Value>, CliError> {
+    let (by, wanted) = (by.clone(), partner.clone());
+    let ended = writer.write(move |tx| {
+        Box::pin(async move {
+            let partner =
+                tenants::partner(tx, &wanted).await?.ok_or(StoreError::Missing("partner"))?;
+            let ended = holds::end(tx, &partner.id, id.as_deref()).await?;
+            let there = holds::of_partner(tx, &partner.id).await?;
+            if let Ended::One(hold) = &ended {
+                let left = u64::try_from(there.len()).unwrap_or(u64::MAX);
+                let event = by
+                    .event("audit.hold_released", &partner.name)
+                    .reason(reason)
+                    .extra("hold", hold.id.as_str())
+                    .extra("holds_left", left)
+                    .extra_personal("held_for", hold.reason.as_str());
+                tx.append(&partner.id, event).await?;
+            }
+            Ok((ended, there))
+        })
+    });
+    match ended.await.map_err(store_error)? {
+        (Ended::One(hold), there) => Ok(vec![told(&partner, Some(&hold.id), &there)]),
+        (Ended::None, there) => Ok(vec![told(&partner, None, &there)]),
+        (Ended::Missing, _) => Err(store_error(StoreError::Missing("legal hold on the partner"))
+            .hint("audit retention show lists those that are there")),
+        (Ended::Several(there), _) => Err(several(&partner, &there)),
+    }
+}
+
+/// What was done to which hold, and what is on the partner now.
+fn told(partner: &str, id: Option<&str>, there: &[Hold]) -> Value {
+    json!({
+        "partner": partner,
+        "hold": !there.is_empty(),
+        "hold_id": id,
+        "holds": there.iter().map(hold_json).collect::<Vec<_>>(),
+    })
+}
+
+fn hold_json(hold: &Hold) -> Value {
+    json!({
+        "hold_id": hold.id,
+        "reason": hold.reason,
+        "created_by": hold.created_by,
+        "created": hold.created_ms.map(format_ms),
+    })
+}
+
+/// For those who know of one hold only.
+fn reasons(there: &[Hold]) -> String {
+    let given = there.iter().map(|hold| hold.reason.as_str()).filter(|reason| !reason.is_empty());
+    given.collect::<Vec<_>>().join("; ")
+}
+
+/// Which of them is for whoever releases one to say.
+fn several(partner: &str, there: &[Hold]) -> CliError {
+    let one = |hold: &Hold| match hold.reason.chars().take(MAX_BRIEF).collect::<String>() {
+        reason if reason.is_empty() => hold.id.clone(),
+        reason => format!("{} ({reason})", hold.id),
+    };
+    let mut named: Vec<String> = there.iter().take(MAX_NAMED).map(one).collect();
+    if let Some(more) = there.len().checked_sub(MAX_NAMED).filter(|more| *more > 0) {
+        named.push(format!("and {more} more"));
+    }
+    let count = there.len();
+    let text = format!("{count} legal holds are on {partner}: {}", named.join(", "));
+    CliError::failed("ambiguous_hold", text)
+        .hint("none was released: name the one that is over, audit retention show lists them")
 }
 
 async fn set_level(

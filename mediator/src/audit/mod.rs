@@ -3,7 +3,7 @@
 //! - [`keys`]: what entries are found by
 //! - [`search`]: pages of entries, newest first, in bounded time, within what a person may read
 //! - [`levels`]: up to which level a user's events are kept
-//! - [`retention`]: contents go, hashes stay
+//! - [`retention`]: contents go, hashes stay; [`holds`]: what keeps them for a court
 //! - [`forward`]: syslog, webhook, periodic exports, without a gap
 //! - [`acts`]: what administrators do with all that
 //!
@@ -12,6 +12,7 @@
 pub(crate) mod acts;
 pub(crate) mod fill;
 pub(crate) mod forward;
+pub(crate) mod holds;
 pub(crate) mod keys;
 pub(crate) mod levels;
 pub(crate) mod retention;

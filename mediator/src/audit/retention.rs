@@ -14,7 +14,10 @@ use adit_runtime::time::{format_ms, unix_ms};
 use sqlx::AnyPool;
 use tokio_util::sync::CancellationToken;
 
-use super::keys::BLOCK;
+use super::{
+    holds::{self, Hold},
+    keys::BLOCK,
+};
 use crate::{
     proof,
     store::{Columns, Store, StoreError, WriteTx, Writer, bigint, tenants},
@@ -53,16 +56,15 @@ pub(crate) struct Policy {
     pub(crate) partner: String,
     /// `None`: as configured.
     pub(crate) retention_ms: Option<u64>,
-    /// Nothing is deleted.
-    pub(crate) hold: bool,
-    pub(crate) hold_reason: String,
+    /// While there are any, nothing is deleted.
+    pub(crate) holds: Vec<Hold>,
 }
 
 /// Of all partners.
 pub(crate) async fn policies(pool: &AnyPool) -> Result<Vec<Policy>, StoreError> {
+    let holds = holds::all(pool).await?;
     let rows = sqlx::query(
-        "SELECT p.id AS id, p.name AS name, a.retention_ms AS retention_ms, \
-         COALESCE(a.hold, 0) AS hold, COALESCE(a.hold_reason, '') AS hold_reason \
+        "SELECT p.id AS id, p.name AS name, a.retention_ms AS retention_ms \
          FROM partner p LEFT JOIN audit_policy a ON a.partner_id = p.id ORDER BY p.name_key",
     )
     .fetch_all(pool)
@@ -70,29 +72,16 @@ pub(crate) async fn policies(pool: &AnyPool) -> Result<Vec<Policy>, StoreError> 
     rows.iter()
         .map(|row| {
             let retention: Option<i64> = sqlx::Row::try_get(row, "retention_ms")?;
+            let partner_id = row.text("id")?;
+            let holds = holds.iter().filter(|hold| hold.partner_id == partner_id);
             Ok(Policy {
-                partner_id: row.text("id")?,
+                holds: holds.cloned().collect(),
+                partner_id,
                 partner: row.text("name")?,
                 retention_ms: retention.and_then(|ms| u64::try_from(ms).ok()),
-                hold: row.flag("hold")?,
-                hold_reason: row.text("hold_reason")?,
             })
         })
         .collect()
-}
-
-const IS_HELD: &str = "SELECT partner_id FROM audit_policy WHERE partner_id = $1 AND hold = 1";
-
-/// Whether a legal hold is on a partner.
-pub(crate) async fn is_held(pool: &AnyPool, partner: &str) -> Result<bool, StoreError> {
-    let found = sqlx::query(IS_HELD).bind(partner.to_owned()).fetch_optional(pool).await?;
-    Ok(found.is_some())
-}
-
-/// The same, between other writes.
-pub(crate) async fn is_held_in(tx: &mut WriteTx, partner: &str) -> Result<bool, StoreError> {
-    let found = sqlx::query(IS_HELD).bind(partner.to_owned()).fetch_optional(tx.sql()).await?;
-    Ok(found.is_some())
 }
 
 /// Sets how long a partner's log is kept; `None`: as configured.
@@ -102,8 +91,7 @@ pub(crate) async fn set_retention(
     retention_ms: Option<u64>,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO audit_policy (partner_id, retention_ms, hold, hold_reason) \
-         VALUES ($1, $2, 0, '') \
+        "INSERT INTO audit_policy (partner_id, retention_ms) VALUES ($1, $2) \
          ON CONFLICT (partner_id) DO UPDATE SET retention_ms = excluded.retention_ms",
     )
     .bind(partner.to_owned())
@@ -113,28 +101,8 @@ pub(crate) async fn set_retention(
     Ok(())
 }
 
-/// Begins or ends a legal hold.
-pub(crate) async fn set_hold(
-    tx: &mut WriteTx,
-    partner: &str,
-    hold: bool,
-    reason: &str,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO audit_policy (partner_id, retention_ms, hold, hold_reason) \
-         VALUES ($1, NULL, $2, $3) ON CONFLICT (partner_id) DO UPDATE SET \
-         hold = excluded.hold, hold_reason = excluded.hold_reason",
-    )
-    .bind(partner.to_owned())
-    .bind(i16::from(hold))
-    .bind(reason.to_owned())
-    .execute(tx.sql())
-    .await?;
-    Ok(())
-}
-
-/// Keeps no less of a partner's log than `policy` does, for a database that is older than it: a
-/// hold, and the longer of the two times. How much was changed; nothing for a partner that is not
+/// Keeps no less of a partner's log than `policy` does, for a database that is older than it: its
+/// holds, and the longer of the two times. How much was changed; nothing for a partner that is not
 /// there.
 pub(crate) async fn keep_no_less(
     tx: &mut WriteTx,
@@ -142,8 +110,7 @@ pub(crate) async fn keep_no_less(
     configured_ms: u64,
 ) -> Result<u64, StoreError> {
     sqlx::query(
-        "INSERT INTO audit_policy (partner_id, retention_ms, hold, hold_reason) \
-         SELECT id, NULL, 0, '' FROM partner WHERE id = $1 ON CONFLICT DO NOTHING",
+        "INSERT INTO audit_policy (partner_id, retention_ms) SELECT id, NULL FROM partner WHERE id = $1 ON CONFLICT DO NOTHING",
     )
     .bind(policy.partner_id.clone())
     .execute(tx.sql())
@@ -157,13 +124,8 @@ pub(crate) async fn keep_no_less(
     .bind(bigint(configured_ms))
     .bind(bigint(policy.retention_ms.unwrap_or(configured_ms)));
     let mut changed = longer.execute(tx.sql()).await?.rows_affected();
-    if policy.hold {
-        let held = sqlx::query(
-            "UPDATE audit_policy SET hold = 1, hold_reason = $1 WHERE partner_id = $2 AND hold = 0",
-        )
-        .bind(policy.hold_reason.clone())
-        .bind(policy.partner_id.clone());
-        changed = changed.saturating_add(held.execute(tx.sql()).await?.rows_affected());
+    for hold in &policy.holds {
+        changed = changed.saturating_add(holds::keep(tx, hold).await?);
     }
     Ok(changed)
 }
@@ -234,7 +196,9 @@ pub(crate) async fn prune(
     stop: &CancellationToken,
 ) -> Result<u64, StoreError> {
     let mut pruned = 0;
-    for policy in policies(&store.readers).await?.into_iter().filter(|policy| !policy.hold) {
+    for policy in
+        policies(&store.readers).await?.into_iter().filter(|policy| policy.holds.is_empty())
+    {
         let keep = policy.retention_ms.unwrap_or(retention_ms).max(MIN_DAYS * DAY_MS);
         // Whole days: one pass and one record a day.
         let cutoff = now_ms.saturating_sub(keep) / DAY_MS * DAY_MS;
@@ -324,7 +288,7 @@ impl Log {
     /// Deletes some contents; the record of it comes first, in the same transaction.
     async fn step(&self, tx: &mut WriteTx, first: u64, say: bool) -> Result<u64, StoreError> {
         // One may have come since the policies were read.
-        if is_held_in(tx, &self.policy.partner_id).await? {
+        if holds::is_held_in(tx, &self.policy.partner_id).await? {
             return Ok(0);
         }
         let undelivered = self.cutoff.saturating_sub(UNDELIVERED_GRACE_MS);

@@ -8,7 +8,7 @@ use sqlx::Row;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    fill, forward, levels,
+    fill, forward, holds, levels,
     retention::{self, DAY_MS},
     search::{self, Cursor, Filter, Page, Reach},
 };
@@ -379,6 +379,10 @@ async fn retention_deletes_contents_and_the_log_still_verifies() {
     assert_eq!(prune(200, &[]).await, 0);
     running.hold(&partner, true).await;
     assert_eq!(prune(120, &[]).await, 0);
+    // Two cases: one that is over ends nothing.
+    let other = running.another_hold(&partner, "case 8").await;
+    running.release(&partner, &other).await;
+    assert_eq!(prune(120, &[]).await, 0);
     running.hold(&partner, false).await;
     assert_eq!(prune(120, &[forward::SYSLOG]).await, 0);
     // All that is old but the first entry and the enrolment; of the newest block, too.
@@ -420,12 +424,121 @@ impl Running {
     async fn hold(&self, partner: &Partner, hold: bool) {
         let id = partner.id.clone();
         self.writer
-            .write(move |tx| {
-                Box::pin(async move { retention::set_hold(tx, &id, hold, "case").await })
-            })
+            .write(move |tx| Box::pin(async move { holds::set(tx, &id, hold).await }))
             .await
             .unwrap();
     }
+}
+
+impl Running {
+    async fn another_hold(&self, partner: &Partner, reason: &'static str) -> String {
+        let id = partner.id.clone();
+        let begun = self.writer.write(move |tx| {
+            Box::pin(async move { holds::begin(tx, &id, "somebody", reason).await })
+        });
+        match begun.await.unwrap() {
+            holds::Begun::New(hold) => hold.id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn release(&self, partner: &Partner, hold: &str) {
+        let (id, hold) = (partner.id.clone(), hold.to_owned());
+        let ended = self
+            .writer
+            .write(move |tx| Box::pin(async move { holds::end(tx, &id, Some(&hold)).await }));
+        let ended = ended.await.unwrap();
+        assert!(matches!(ended, holds::Ended::One(_)), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn holds_are_of_their_partner_each_for_itself_and_not_without_bound() {
+    let fixture = Fixture::new();
+    let running = fixture.open().await.unwrap();
+    let (ours, theirs) = (running.partner("ours").await, running.partner("theirs").await);
+    let first = running.another_hold(&ours, "case 1").await;
+    let second = running.another_hold(&ours, "").await;
+    let foreign = running.another_hold(&theirs, "case 1").await;
+    let of = ours.id.clone();
+    let seen = running.writer.write(move |tx| {
+        Box::pin(async move {
+            // Another partner's is not there, and without a name nobody knows which.
+            let ended = holds::end(tx, &of, Some(&foreign)).await?;
+            assert!(matches!(ended, holds::Ended::Missing), "{ended:?}");
+            let ended = holds::end(tx, &of, None).await?;
+            assert!(matches!(&ended, holds::Ended::Several(two) if two.len() == 2), "{ended:?}");
+            // Said again by the same person it is the same; by another one, or without words, not.
+            let same = holds::begin(tx, &of, "somebody", "case 1").await?;
+            assert!(matches!(&same, holds::Begun::Same(hold) if hold.id == first), "{same:?}");
+            for (by, reason) in [("another", "case 1"), ("somebody", "")] {
+                let begun = holds::begin(tx, &of, by, reason).await?;
+                assert!(matches!(begun, holds::Begun::New(_)), "{begun:?}");
+            }
+            for number in 4..holds::MAX_HOLDS {
+                holds::begin(tx, &of, "somebody", &format!("case {number}")).await?;
+            }
+            let beyond = holds::begin(tx, &of, "somebody", "one more").await?;
+            assert!(matches!(beyond, holds::Begun::TooMany), "{beyond:?}");
+            holds::of_partner(tx, &of).await
+        })
+    });
+    let seen = seen.await.unwrap();
+    assert_eq!(seen.len(), holds::MAX_HOLDS);
+    assert!(seen.iter().any(|hold| hold.id == second && hold.reason.is_empty()));
+    let theirs = theirs.id;
+    assert!(holds::is_held(&running.store.readers, &theirs).await.unwrap());
+    running.close().await;
+}
+
+/// What was held before several could be is held still, and known by its partner's id.
+#[tokio::test]
+async fn a_hold_of_before_is_kept_when_the_database_is_brought_up_to_date() {
+    let fixture = Fixture::new();
+    let running = fixture.open().await.unwrap();
+    let (held, free) = (running.partner("held").await, running.partner("free").await);
+    let (one, other) = (held.id.clone(), free.id.clone());
+    let back = running.writer.write(move |tx| {
+        Box::pin(async move {
+            for statement in [
+                "DROP TABLE audit_hold",
+                "ALTER TABLE audit_policy ADD COLUMN hold SMALLINT NOT NULL DEFAULT 0",
+                "ALTER TABLE audit_policy ADD COLUMN hold_reason TEXT NOT NULL DEFAULT ''",
+                "DELETE FROM _sqlx_migrations WHERE version = 76",
+            ] {
+                sqlx::query(statement).execute(tx.sql()).await?;
+            }
+            for (id, hold, reason) in [(one, 1, "case 7"), (other, 0, "")] {
+                sqlx::query(
+                    "INSERT INTO audit_policy (partner_id, retention_ms, hold, hold_reason) \
+                     VALUES ($1, 20000000000, $2, $3)",
+                )
+                .bind(id)
+                .bind(hold)
+                .bind(reason)
+                .execute(tx.sql())
+                .await?;
+            }
+            Ok(())
+        })
+    });
+    back.await.unwrap();
+    running.close().await;
+    let running = fixture.open().await.unwrap();
+    let policies = retention::policies(&running.store.readers).await.unwrap();
+    for policy in &policies {
+        assert_eq!(policy.retention_ms, Some(20_000_000_000));
+        let kept = (policy.partner == "held").then(|| holds::Hold {
+            id: held.id.clone(),
+            partner_id: held.id.clone(),
+            reason: "case 7".to_owned(),
+            created_by: None,
+            created_ms: None,
+        });
+        assert_eq!(policy.holds, kept.into_iter().collect::<Vec<_>>(), "{}", policy.partner);
+    }
+    assert_eq!(policies.len(), 2);
+    running.close().await;
 }
 
 #[tokio::test]

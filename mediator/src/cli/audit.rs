@@ -125,20 +125,28 @@ pub(super) enum RetentionCommand {
         #[arg(long)]
         days: Option<u64>,
     },
-    /// Delete nothing of a partner's log until the hold is released
-    #[command(after_help = "Example: mediator audit retention hold acme --reason 'case 7'")]
+    /// Delete and erase nothing of a partner until this hold, and each other one, is released
+    #[command(
+        after_help = "Example: mediator audit retention hold acme --reason 'case 7'\n\nEach case \
+        has a hold of its own; the answer names it."
+    )]
     Hold {
         /// Partner
         partner: String,
-        /// Why; for the audit record
+        /// Why: which case; shown by `show`, and for the audit record
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
-    /// End a legal hold
-    #[command(after_help = "Example: mediator audit retention release acme")]
+    /// End one legal hold
+    #[command(
+        after_help = "Example: mediator audit retention release acme HOLD\n\nWhere there is only \
+        one, it need not be named: mediator audit retention release acme"
+    )]
     Release {
         /// Partner
         partner: String,
+        /// Id of the hold, as `mediator audit retention show` lists it
+        hold: Option<String>,
     },
 }
 
@@ -223,10 +231,10 @@ pub(super) async fn run(global: &GlobalArgs, command: AuditCommand) -> Result<()
             AuditAct::SetRetention { partner, days }
         }
         AuditCommand::Retention(RetentionCommand::Hold { partner, reason }) => {
-            AuditAct::Hold { partner, hold: true, reason }
+            AuditAct::Hold { partner, hold: true, reason, hold_id: None }
         }
-        AuditCommand::Retention(RetentionCommand::Release { partner }) => {
-            AuditAct::Hold { partner, hold: false, reason: String::new() }
+        AuditCommand::Retention(RetentionCommand::Release { partner, hold }) => {
+            AuditAct::Hold { partner, hold: false, reason: String::new(), hold_id: hold }
         }
         AuditCommand::Level { user, level } => AuditAct::SetLevel { user, level },
         AuditCommand::Forwarding => AuditAct::Forwarding,

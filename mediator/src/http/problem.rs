@@ -26,11 +26,13 @@ pub(crate) struct Problem {
 }
 
 /// Codes whose status is not what the exit code says.
-const STATUS: [(&str, StatusCode); 15] = [
+const STATUS: [(&str, StatusCode); 17] = [
     (failure::NOT_LOGGED_IN, StatusCode::UNAUTHORIZED),
     (failure::NAME_TAKEN, StatusCode::CONFLICT),
     (failure::AMBIGUOUS_COMPUTER, StatusCode::CONFLICT),
     ("ambiguous_relay", StatusCode::CONFLICT),
+    ("ambiguous_hold", StatusCode::CONFLICT),
+    ("too_many_holds", StatusCode::CONFLICT),
     (failure::REQUEST_PENDING, StatusCode::CONFLICT),
     (failure::ALREADY_DECIDED, StatusCode::CONFLICT),
     (failure::RATE_LIMITED, StatusCode::TOO_MANY_REQUESTS),

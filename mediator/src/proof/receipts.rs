@@ -17,7 +17,7 @@ use sqlx::AnyPool;
 
 use super::room::{self, Room};
 use crate::{
-    audit::retention,
+    audit::holds,
     serve::Seldom,
     store::{Columns, StoreError, WriteTx, Writer, bigint},
 };
@@ -500,7 +500,7 @@ pub(crate) async fn prune(
             Box::pin(async move {
                 let mut deleted = 0;
                 // One may have come since the policies were read.
-                if retention::is_held_in(tx, &partner).await? {
+                if holds::is_held_in(tx, &partner).await? {
                     return Ok(0);
                 }
                 for session in sessions {

@@ -929,7 +929,10 @@ mod receipts {
     /// of the log: no clock that leaps deletes a receipt.
     #[tokio::test]
     async fn events_name_the_client_and_receipts_last_as_long_as_the_log() {
-        use crate::audit::retention::{DAY_MS, prune, set_hold};
+        use crate::audit::{
+            holds,
+            retention::{DAY_MS, prune},
+        };
         let fixture = Fixture::new();
         let running = fixture.open().await.unwrap();
         let partner = running.partner("acme").await.id;
@@ -963,9 +966,9 @@ mod receipts {
         };
         let hold = async |on| {
             let partner = partner.clone();
-            let job = running.writer.write(move |tx| {
-                Box::pin(async move { set_hold(tx, &partner, on, "case 7").await })
-            });
+            let job = running
+                .writer
+                .write(move |tx| Box::pin(async move { holds::set(tx, &partner, on).await }));
             job.await.unwrap();
         };
         assert_eq!(at(119).await, 3, "never shorter than the default");

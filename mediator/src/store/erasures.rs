@@ -255,7 +255,7 @@ pub(crate) async fn delete_client(
 }
 
 /// What belongs to accounts of a partner, and then to the partner, in the order in which it goes.
-const OF_PARTNER: [&str; 25] = [
+const OF_PARTNER: [&str; 26] = [
     "DELETE FROM login WHERE account_id IN (SELECT id FROM account WHERE partner_id = $1)",
     "DELETE FROM known_device WHERE account_id IN (SELECT id FROM account WHERE partner_id = $1)",
     "DELETE FROM recovery_code WHERE account_id IN (SELECT id FROM account WHERE partner_id = $1)",
@@ -279,6 +279,7 @@ const OF_PARTNER: [&str; 25] = [
     "DELETE FROM api_reply WHERE partner_id = $1",
     "DELETE FROM api_key WHERE partner_id = $1",
     "DELETE FROM partner_device_block WHERE partner_id = $1",
+    "DELETE FROM audit_hold WHERE partner_id = $1",
     "DELETE FROM audit_policy WHERE partner_id = $1",
     "DELETE FROM account WHERE partner_id = $1",
     "DELETE FROM partner WHERE id = $1",

@@ -24,7 +24,7 @@ use crate::{
         actor::{self, Actor, LOCAL, not_found},
         handle::{self, bad_name},
     },
-    audit::retention,
+    audit::holds,
     core::{ending::CLIENT_ERASED, types::Affected},
     names,
     place::store_error,
@@ -167,7 +167,7 @@ pub(crate) async fn resume(context: &AdminContext) -> Result<usize, CliError> {
         // Somebody else had the turn, and may have gone on with it.
         let found = erasures::unfinished(pool, &known.id).await.map_err(store_error)?;
         let Some(erasure) = found else { continue };
-        if retention::is_held(pool, &erasure.partner_id).await.map_err(store_error)? {
+        if holds::is_held(pool, &erasure.partner_id).await.map_err(store_error)? {
             continue;
         }
         let subject = erasure.subject.clone();
@@ -241,7 +241,7 @@ pub(crate) async fn certificates(
 pub(crate) async fn waiting(store: &Store) -> Result<Vec<Erasure>, StoreError> {
     let mut found = Vec::new();
     for one in erasures::left(&store.readers).await? {
-        if retention::is_held(&store.readers, &one.partner_id).await? {
+        if holds::is_held(&store.readers, &one.partner_id).await? {
             found.push(one);
         }
     }
@@ -383,7 +383,7 @@ async fn begin((context, actor): Who<'_>, new: Erasure) -> Result<Erasure, CliEr
             if !erasures::is_there(tx, &new).await? {
                 return Err(StoreError::Missing(new.kind.name()));
             }
-            if retention::is_held_in(tx, &new.partner_id).await? {
+            if holds::is_held_in(tx, &new.partner_id).await? {
                 return Ok(None);
             }
             erasures::begin(tx, &new).await?;
@@ -404,7 +404,10 @@ async fn begin((context, actor): Who<'_>, new: Erasure) -> Result<Erasure, CliEr
     // Nothing of a partner is erased while its log is kept for a court.
     begun.await.map_err(store_error)?.ok_or_else(|| {
         CliError::refused("legal_hold", "a legal hold is on the partner: nothing of it is erased")
-            .hint("audit retention release ends the hold, once nothing needs it any more")
+            .hint(
+                "audit retention show lists each hold; audit retention release ends one, once \
+                 nothing needs it any more, and the last of them must be over",
+            )
     })
 }
 
@@ -412,14 +415,16 @@ async fn begin((context, actor): Who<'_>, new: Erasure) -> Result<Erasure, CliEr
 fn held_midway() -> CliError {
     let text = "a legal hold is on the partner: the erasure has begun and waits, and what is left \
                 is not erased";
-    CliError::refused("legal_hold", text)
-        .hint("audit retention release ends the hold; the mediator then goes on by itself")
+    CliError::refused("legal_hold", text).hint(
+        "audit retention show lists each hold, audit retention release ends one; when the last \
+             is over, the mediator goes on by itself",
+    )
 }
 
 /// Holds come at any time: asked before the first step, and by each step that takes something for
 /// good, in its turn to write.
 async fn heed_hold(context: &AdminContext, erasure: &Erasure) -> Result<(), CliError> {
-    let is_held = retention::is_held(&context.store.readers, &erasure.partner_id).await;
+    let is_held = holds::is_held(&context.store.readers, &erasure.partner_id).await;
     if is_held.map_err(store_error)? { Err(held_midway()) } else { Ok(()) }
 }
 
@@ -568,7 +573,7 @@ async fn destroy_key(
     let client = client.to_owned();
     let done = context.writer.write(move |tx| {
         Box::pin(async move {
-            let is_held = retention::is_held_in(tx, &partner).await?;
+            let is_held = holds::is_held_in(tx, &partner).await?;
             Ok((!is_held).then(|| keys.destroy(&client)))
         })
     });
@@ -620,7 +625,7 @@ async fn delete_rows(
     let (one, mut counts) = (erasure.clone(), erasure.counts.clone());
     let deleted = context.writer.write(move |tx| {
         Box::pin(async move {
-            if retention::is_held_in(tx, &one.partner_id).await? {
+            if holds::is_held_in(tx, &one.partner_id).await? {
                 return Ok(None);
             }
             let mut computers = Vec::new();
@@ -683,7 +688,7 @@ impl Pass<'_> {
                 let step = writer.write(move |tx| {
                     Box::pin(async move {
                         if let Some((_, partner)) = &noted
-                            && retention::is_held_in(tx, partner).await?
+                            && holds::is_held_in(tx, partner).await?
                         {
                             return Ok(None);
                         }

@@ -9,7 +9,10 @@ use super::{
     ledger::Erased,
 };
 use crate::{
-    audit::retention::{DAY_MS, prune, set_hold},
+    audit::{
+        holds,
+        retention::{DAY_MS, prune},
+    },
     store::{
         audit,
         erasures::{self, Counts, Erasure, Kind},
@@ -95,7 +98,7 @@ impl Town {
         let partner = self.partner.id.clone();
         let job = running
             .writer
-            .write(move |tx| Box::pin(async move { set_hold(tx, &partner, hold, "case 7").await }));
+            .write(move |tx| Box::pin(async move { holds::set(tx, &partner, hold).await }));
         job.await.unwrap();
     }
 

@@ -67,13 +67,13 @@ pub(super) fn mount(api: &mut Api) {
     api.operation(op(Get, "/audit/consistency", "audit.consistency", text, READ), consistency);
     let text = "Prove that an entry is in the log";
     api.operation(op(Get, "/audit/inclusion", "audit.inclusion", text, READ), inclusion);
-    let text = "How long the log is kept, and whether a legal hold keeps it";
+    let text = "How long the log is kept, and which legal holds keep it";
     api.operation(op(Get, "/audit/retention", "audit.retention_show", text, KEPT), kept);
     let text = "How far receivers of the log are: of the own log, on the installation of all";
     api.operation(op(Get, "/audit/forwarding", "audit.forwarding", text, KEPT), forwarding);
     let text = "Set how long the log is kept";
     api.operation(op(Put, "/audit/retention", "audit.retention", text, POLICY), retention);
-    let text = "Begin or end a legal hold";
+    let text = "Begin a legal hold beside others, or end one";
     api.operation(op(Put, "/audit/hold", "audit.hold", text, POLICY), hold);
     let text = "Set up to which level a user's events are kept";
     api.operation(op(Put, "/users/{user}/audit-level", "audit.level", text, USERS), level);
@@ -223,8 +223,8 @@ async fn retention(call: Call<Nothing, Keep>) -> Answer<Kept> {
 }
 
 async fn hold(call: Call<Nothing, Hold>) -> Answer<Held> {
-    let (partner, Hold { hold, reason }) = (own_partner(&call)?, call.body.clone());
-    call.one(AdminRequest::Audit(AuditAct::Hold { partner, hold, reason })).await.map(One)
+    let (partner, Hold { hold, reason, hold_id }) = (own_partner(&call)?, call.body.clone());
+    call.one(AdminRequest::Audit(AuditAct::Hold { partner, hold, reason, hold_id })).await.map(One)
 }
 
 async fn level(call: Call<Nothing, AuditLevel>) -> Answer<SetLevel> {

@@ -177,13 +177,15 @@ pub(crate) struct Keep {
     pub(crate) days: Option<u64>,
 }
 
-/// A legal hold.
+/// A legal hold that begins (`true`) beside others, or ends.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Hold {
     pub(crate) hold: bool,
     #[serde(default)]
     pub(crate) reason: String,
+    /// Which one ends; absent: the only one. Of several one must be named.
+    pub(crate) hold_id: Option<String>,
 }
 
 /// A level, 0 to 5.
@@ -744,8 +746,19 @@ kinds! {
         days: u64,
         /// Not as configured, but set for this partner.
         own: bool,
+        /// Whether there is any legal hold.
         hold: bool,
+        /// Of several all reasons, with semicolons between them.
         hold_reason: String,
+        /// Oldest first.
+        holds: Vec<LegalHold>,
+    }
+    /// A legal hold. Who set it and when is absent for one of before that was kept.
+    LegalHold {
+        hold_id: String,
+        reason: String,
+        created_by: Option<String>,
+        created: Option<String>,
     }
     /// How far a receiver of the log is.
     Receiver {
@@ -785,8 +798,20 @@ kinds! {
         tenant_keys_resealed: u64,
         credentials_resealed: u64,
         secrets_resealed: u64,
+        /// It goes on with the key of one that was not done.
+        resumed: bool,
+        /// Clients whose keys were not sealed anew.
+        skipped: Vec<SkippedKey>,
         /// Code of what went wrong.
         error: Option<String>,
+    }
+    /// A client's key whose file is damaged.
+    SkippedKey {
+        /// Id of one that nobody knows.
+        client: String,
+        /// In the mediator's data directory.
+        file: String,
+        error: String,
     }
     /// An identity provider.
     IdentityProvider {
@@ -798,21 +823,9 @@ kinds! {
         /// `none`, `stored`, or `file` of the mediator's machine.
         secret: String,
         /// The same.
-        /// It goes on with the key of one that was not done.
-        resumed: bool,
-        /// Clients whose keys were not sealed anew.
-        skipped: Vec<SkippedKey>,
         authority: String,
         /// Only addresses that everybody can reach are connected to.
         public_only: bool,
-    /// A client's key whose file is damaged.
-    SkippedKey {
-        /// Id of one that nobody knows.
-        client: String,
-        /// In the mediator's data directory.
-        file: String,
-        error: String,
-    }
         mfa: MfaClaimsOf,
     }
     /// An identity provider that was added.
@@ -830,8 +843,15 @@ kinds! {
     Linked { user: String, provider: String, subject: String, }
     /// Links that were ended.
     Unlinked { user: String, provider: String, links_ended: u64, }
-    /// A legal hold.
-    Held { partner: String, hold: bool, }
+    /// What was done to which legal hold, and what is on the partner now.
+    Held {
+        partner: String,
+        /// Whether there is any now.
+        hold: bool,
+        /// The one that began or ended; absent where there was none to end.
+        hold_id: Option<String>,
+        holds: Vec<LegalHold>,
+    }
     /// A level.
     SetLevel { user: String, level: u8, name: String, }
     /// How one rule came out.

@@ -59,7 +59,7 @@ impl Town {
             broker: None,
             rules: Default::default(),
             accounts: AccountSettings { mfa: MfaRule::OnceSetUp, life_ms: 1, idle_ms: 1 },
-            retention_ms: retention::DAY_MS,
+            retention_ms: crate::audit::retention::DAY_MS,
             export_dir: None,
             vault: Vault { store, writer, keys: TenantKeys::new(keys.clone(), dir.clone()) },
             keys,
@@ -104,9 +104,10 @@ impl Town {
 
     async fn hold(&self, hold: bool) {
         let partner = self.acme.id.clone();
-        let job = self.running.writer.write(move |tx| {
-            Box::pin(async move { retention::set_hold(tx, &partner, hold, "case 7").await })
-        });
+        let job = self
+            .running
+            .writer
+            .write(move |tx| Box::pin(async move { holds::set(tx, &partner, hold).await }));
         job.await.unwrap();
     }
 
