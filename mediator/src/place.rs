@@ -18,6 +18,8 @@ use crate::{
 
 /// The database.
 pub(crate) const DATABASE: &str = "mediator.db";
+/// Begin of the names under which `restore` works on a backup.
+pub(crate) const STAGED: &str = "restore.db";
 /// There while `init` is under way.
 pub(crate) const INIT_MARK: &str = "init.incomplete";
 /// Ports that were bound last.
@@ -77,6 +79,19 @@ impl MediatorDir {
                 .hint("put a backup in its place with mediator restore"));
         }
         Store::open(&file, mode).await.map_err(store_error)
+    }
+
+    /// Removes a backup that `restore` was working on when it was killed: it holds what was erased.
+    pub(crate) fn remove_staged(&self) -> Result<(), CliError> {
+        for end in ["", ".part", "-journal", "-wal", "-shm"] {
+            let path = self.dir.file(&format!("{STAGED}{end}"))?;
+            if path.exists() {
+                std::fs::remove_file(&path).map_err(|error| {
+                    CliError::failed("restore_failed", format!("{}: {error}", path.display()))
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// Ports that were bound last.

@@ -30,16 +30,14 @@ use crate::{
     audit::retention::{self, Policy},
     config::PROGRAM,
     init::{HOME_PARTNER, ROOT_FINGERPRINT},
-    place::{DATABASE, MediatorDir, store_error},
-    store::{
-        Columns, Mode, Store, StoreError, WriteTx, Writer, audit, bigint, compact,
-        erasures::Erasure, tenants,
+    place::{DATABASE, MediatorDir, STAGED, store_error},
+    store::{Columns, Mode, Store, StoreError, WriteTx, Writer, audit, bigint, compact, tenants},
+    tenancy::{
+        again::{Copy, Known, again},
+        ledger::{self, Erased},
     },
-    tenancy::{erase, ledger},
+    vault::tenant::TenantKeys,
 };
-
-/// Where the backup is worked on.
-const STAGED: &str = "restore.db";
 
 /// Restores.
 pub(crate) async fn run(
@@ -51,17 +49,16 @@ pub(crate) async fn run(
     let _lock = place.dir.lock(PROGRAM.name)?;
     // What is missing is said now, not when the mediator shall start.
     place.installation()?;
-    place.wrapping_keys()?;
+    let keys = TenantKeys::new(place.wrapping_keys()?, place.dir.clone());
     let failed = |what: std::io::Error| {
         CliError::failed("restore_failed", format!("cannot restore {}: {what}", file.display()))
     };
-    remove_staged(&place)?;
+    place.remove_staged()?;
     stage(&place, file, identity)?;
     let gone = withdrawn(&place).await;
-    let taken_along = gone.is_some();
-    let prepared = prepare(&place, gone.unwrap_or_default()).await;
-    if let Err(error) = prepared {
-        remove_staged(&place)?;
+    let taken_along = gone.whole;
+    if let Err(error) = prepare(&place, &keys, gone).await {
+        place.remove_staged()?;
         return Err(error);
     }
     let (now, database) = (unix_ms(), place.dir.file(DATABASE)?);
@@ -85,7 +82,7 @@ pub(crate) async fn run(
     }
     place.forget_heads()?;
     std::fs::rename(place.dir.file(STAGED)?, &database).map_err(failed)?;
-    remove_staged(&place)?;
+    place.remove_staged()?;
     let output = global.output();
     output.emit(&json!({
         "restored": file.display().to_string(),
@@ -102,7 +99,7 @@ pub(crate) async fn run(
     output.human(match taken_along {
         true => "Passwords, second factors and the contents of roles are those of the backup.",
         false => {
-            "No database was there that could be read: users that were disabled, API keys, rights \
+            "No database was there that could be read as a whole: users that were disabled, API keys, rights \
              and devices that were withdrawn since the backup hold again, and legal holds that began \
              since do not. Look through users, API keys, bindings, devices, clients and relays \
              before anybody works, and set legal holds anew. What was erased since is erased again \
@@ -232,36 +229,45 @@ const REMOVED: &str =
 
 /// What the database that is there has and the backup may lack.
 #[derive(Default)]
-struct Withdrawn {
+pub(crate) struct Withdrawn {
+    /// All of it could be read.
+    whole: bool,
     /// For each of [`WITHDRAWALS`] what it found.
     ended: Vec<Vec<[String; 3]>>,
     /// How long logs are kept at least.
     policies: Vec<Policy>,
-    /// Erasures that a legal hold has stopped.
-    waiting: Vec<Erasure>,
-    /// Those that are done, with their certificates.
-    certified: Vec<Erasure>,
+    known: Known,
 }
 
-/// What was withdrawn in the database that is there; `None` if it cannot be read.
-async fn withdrawn(place: &MediatorDir) -> Option<Withdrawn> {
-    let store = place.store(Mode::Write).await.ok()?;
+/// What was withdrawn in the database that is there.
+async fn withdrawn(place: &MediatorDir) -> Withdrawn {
+    let Ok(store) = place.store(Mode::Write).await else { return Withdrawn::default() };
     let all = read_withdrawn(&store).await;
     store.close().await;
-    all.inspect_err(|error| tracing::warn!(%error, "what was withdrawn cannot be read")).ok()
+    all
 }
 
-async fn read_withdrawn(store: &Store) -> Result<Withdrawn, StoreError> {
+/// What can be read of it: what cannot keeps nothing else from staying withdrawn.
+pub(crate) async fn read_withdrawn(store: &Store) -> Withdrawn {
+    let mut whole = true;
     let mut ended = Vec::new();
     for (find, _) in WITHDRAWALS {
-        let rows = sqlx::query(find).fetch_all(&store.readers).await?;
-        let three = |row: &AnyRow| Ok([row.text("a")?, row.text("b")?, row.text("c")?]);
-        ended.push(rows.iter().map(three).collect::<Result<_, StoreError>>()?);
+        let rows = sqlx::query(find).fetch_all(&store.readers).await.map_err(StoreError::from);
+        let rows = readable(rows, &mut whole).into_iter();
+        let three = |row: AnyRow| Ok([row.text("a")?, row.text("b")?, row.text("c")?]);
+        ended.push(rows.filter_map(|row| readable(three(row).map(Some), &mut whole)).collect());
     }
-    let waiting = erase::waiting(store).await?;
-    let certified = erase::certified(store).await?;
-    let policies = retention::policies(&store.readers).await?;
-    Ok(Withdrawn { ended, policies, waiting, certified })
+    let policies = readable(retention::policies(&store.readers).await, &mut whole);
+    let known = readable(Known::of(store).await, &mut whole);
+    Withdrawn { whole, ended, policies, known }
+}
+
+fn readable<T: Default>(found: Result<T, StoreError>, whole: &mut bool) -> T {
+    found.unwrap_or_else(|error| {
+        tracing::warn!(%error, "some of what was withdrawn cannot be read");
+        *whole = false;
+        T::default()
+    })
 }
 
 /// Ends it in the copy, too; how much came back with the backup.
@@ -297,9 +303,7 @@ async fn keep_again(
 }
 
 /// Checks the copy and starts new trees in it.
-async fn prepare(place: &MediatorDir, mut gone: Withdrawn) -> Result<(), CliError> {
-    let waiting = std::mem::take(&mut gone.waiting);
-    let mut certified = std::mem::take(&mut gone.certified);
+async fn prepare(place: &MediatorDir, keys: &TenantKeys, gone: Withdrawn) -> Result<(), CliError> {
     let installation = place.installation()?;
     let path = place.dir.file(STAGED)?;
     let store = Store::open(&path, Mode::Write)
@@ -312,49 +316,14 @@ async fn prepare(place: &MediatorDir, mut gone: Withdrawn) -> Result<(), CliErro
             "the backup belongs to an installation with another root key",
         ));
     }
-    let trees = audit::current(&store.readers).await.map_err(store_error)?;
-    let home = tenants::setting(&store.readers, HOME_PARTNER).await.map_err(store_error)?;
     let configured_ms = place.settings.audit.retention_ms;
+    let erased = ledger::read(&place.dir)?;
     let stop = tokio_util::sync::CancellationToken::new();
     let signer = installation.log_signer();
     let (writer, task) = Writer::start(&store, signer, stop.clone()).await.map_err(store_error)?;
-    let restart = writer.write(move |tx| {
-        Box::pin(async move {
-            for (partner, name, head) in trees {
-                tx.start_tree(&partner, &name, Some(&head)).await?;
-            }
-            let home = home.ok_or(StoreError::Missing("home partner in the backup"))?;
-            let (logins, tokens) = withdraw(tx).await?;
-            let again = withdraw_again(tx, &gone.ended).await?;
-            let kept = keep_again(tx, &gone.policies, configured_ms).await?;
-            let event = Event::new("backup.restored", Level::Critical)
-                .actor(LOCAL)
-                .outcome("done")
-                .extra("logins_ended", logins)
-                .extra("tokens_voided", tokens)
-                .extra("withdrawn_again", again)
-                .extra("kept_again", kept);
-            tx.append(&home, event).await?;
-            Ok(home)
-        })
-    });
-    let erased = ledger::read(&place.dir)?;
-    // What is not erased again has no certificate.
-    certified.retain(|one| erased.iter().any(|erased| erased.erasure == one.id));
     let (done, ()) = tokio::join!(
         async {
-            let done = restart.await;
-            let done = match done {
-                Ok(home) => {
-                    let known = (erased.as_slice(), waiting.as_slice());
-                    let done = erase::again(&store, &writer, known, &home).await;
-                    match done {
-                        Ok(count) => erase::keep(&writer, certified).await.map(|()| count),
-                        failed => failed,
-                    }
-                }
-                Err(error) => Err(error),
-            };
+            let done = renew((&store, &writer), keys, gone, &erased, configured_ms).await;
             stop.cancel();
             done
         },
@@ -369,6 +338,41 @@ async fn prepare(place: &MediatorDir, mut gone: Withdrawn) -> Result<(), CliErro
     Ok(())
 }
 
+/// Makes a copy of before one of now: new trees, and nothing back that ended. How much was erased.
+pub(crate) async fn renew(
+    (store, writer): (&Store, &Writer),
+    keys: &TenantKeys,
+    gone: Withdrawn,
+    erased: &[Erased],
+    configured_ms: u64,
+) -> Result<u64, StoreError> {
+    let trees = audit::current(&store.readers).await?;
+    let home = tenants::setting(&store.readers, HOME_PARTNER).await?;
+    let home = home.ok_or(StoreError::Missing("home partner in the backup"))?;
+    let (log, Withdrawn { ended, policies, known, .. }) = (home.clone(), gone);
+    let restart = writer.write(move |tx| {
+        Box::pin(async move {
+            for (partner, name, head) in trees {
+                tx.start_tree(&partner, &name, Some(&head)).await?;
+            }
+            let (logins, tokens) = withdraw(tx).await?;
+            let again = withdraw_again(tx, &ended).await?;
+            let kept = keep_again(tx, &policies, configured_ms).await?;
+            let event = Event::new("backup.restored", Level::Critical)
+                .actor(LOCAL)
+                .outcome("done")
+                .extra("logins_ended", logins)
+                .extra("tokens_voided", tokens)
+                .extra("withdrawn_again", again)
+                .extra("kept_again", kept);
+            tx.append(&log, event).await.map(|_| ())
+        })
+    });
+    restart.await?;
+    // After the holds of both: what is under one is not erased.
+    again(&Copy { store, writer, keys, home: &home }, &known, erased).await
+}
+
 /// Ends all logins and voids all enrolment tokens; how many of each. A token that was used or
 /// revoked since the backup would be good again.
 async fn withdraw(tx: &mut WriteTx) -> Result<(u64, u64), StoreError> {
@@ -376,16 +380,4 @@ async fn withdraw(tx: &mut WriteTx) -> Result<(u64, u64), StoreError> {
     let tokens = sqlx::query("UPDATE enroll_token SET uses_left = 0 WHERE uses_left > 0");
     let tokens = tokens.execute(tx.sql()).await?;
     Ok((logins.rows_affected(), tokens.rows_affected()))
-}
-
-fn remove_staged(place: &MediatorDir) -> Result<(), CliError> {
-    for end in ["", "-wal", "-shm"] {
-        let path = place.dir.file(&format!("{STAGED}{end}"))?;
-        if path.exists() {
-            std::fs::remove_file(&path).map_err(|error| {
-                CliError::failed("restore_failed", format!("{}: {error}", path.display()))
-            })?;
-        }
-    }
-    Ok(())
 }

@@ -245,6 +245,21 @@ impl Mediator {
         (console, agent)
     }
 
+    /// Removes what a restore put aside.
+    fn forget_former(&self) {
+        for entry in std::fs::read_dir(self.dir.path()).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.contains("before-restore") {
+                std::fs::remove_file(self.dir.path().join(name)).unwrap();
+            }
+        }
+    }
+
+    /// How many clients have a key.
+    fn keys(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("tenants")).unwrap().count()
+    }
+
     fn verified(&self) {
         let fingerprint = self.fingerprint.clone();
         let report = self.admin(&["audit", "verify", "--key", &fingerprint]);
@@ -378,12 +393,7 @@ async fn nothing_of_an_erased_client_is_left_and_a_backup_does_not_bring_it_back
     assert_eq!(of_nobody(&mediator).await, (0, 0));
     assert!(found_in(&backup, &["zorro-pc"]).len() == 1);
     mediator.admin(&["restore", backup.to_str().unwrap()]);
-    for entry in std::fs::read_dir(mediator.dir.path()).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        if name.contains("before-restore") {
-            std::fs::remove_file(mediator.dir.path().join(name)).unwrap();
-        }
-    }
+    mediator.forget_former();
     assert_eq!(of_nobody(&mediator).await, (0, 0));
     mediator.serve();
     assert_eq!(found_in(mediator.dir.path(), &all), [""; 0]);
@@ -458,7 +468,7 @@ async fn what_was_shredded_is_worthless_in_a_backup_that_is_not_erased() {
 
 #[tokio::test]
 async fn an_erased_partner_takes_its_people_along_and_leaves_the_others() {
-    let mediator = Mediator::start();
+    let mut mediator = Mediator::start();
     let added = mediator.admin(&["client", "add", "zorro-inc/one"]);
     assert_eq!(added[0]["new_partner"], true);
     mediator.admin(&["client", "add", "zorro-inc/two"]);
@@ -477,6 +487,8 @@ async fn an_erased_partner_takes_its_people_along_and_leaves_the_others() {
     assert_eq!((code, told[0]["error"]["code"].as_str()), (3, Some("home_partner")));
     assert_eq!(mediator.try_admin(&["partner", "erase", "zorro-inc"], "").0, 2);
 
+    let backup = mediator.dir.path().parent().unwrap().join(format!("{}.db", mediator.port));
+    mediator.admin(&["backup", backup.to_str().unwrap()]);
     let reply = mediator.admin(&["partner", "erase", "zorro-inc", "--yes"]).remove(0);
     let told = mediator.certificate(&reply);
     assert_eq!((&told["clients_deleted"], &told["accounts_deleted"]), (&2.into(), &1.into()));
@@ -486,7 +498,22 @@ async fn an_erased_partner_takes_its_people_along_and_leaves_the_others() {
     assert!(console.ask(Body::WhoAmI(wire::WhoAmI {})).await.is_err());
     assert!(console.login("zorro-person", &password).await.is_err());
     assert_eq!(mediator.admin(&["client", "list"]).len(), 1);
-    let (_agent, _, _) = mediator.agent("pc").await;
+    let (agent, _, _) = mediator.agent("pc").await;
+    // Nor does a backup bring any of it back.
+    drop((console, agent));
+    mediator.stop();
+    mediator.admin(&["restore", backup.to_str().unwrap()]);
+    mediator.forget_former();
+    std::fs::remove_file(backup).unwrap();
+    mediator.serve();
+    assert_eq!(found_in(mediator.dir.path(), &traces), [""; 0]);
+    assert_eq!(mediator.admin(&["client", "list"]).len(), 1);
+    assert_eq!(mediator.keys(), 0);
+    let records = mediator.events_named("partner.erased");
+    let [again] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!(again["extra"]["again"], "a backup was restored", "{again}");
+    let listed = mediator.admin(&["certificate", "list"]);
+    assert_eq!(listed[0]["certificate"], reply["certificate"]);
     // The name is free again, and is another partner.
     mediator.admin(&["client", "add", "zorro-inc/one"]);
     assert_eq!(mediator.admin(&["client", "list"]).len(), 2);
@@ -553,10 +580,17 @@ async fn an_erasure_that_is_killed_at_any_moment_is_finished_by_the_next_start()
     };
     // Round 0 tells how long one takes.
     let (mut length, mut midway) = (Duration::ZERO, 0);
+    let folder = tempfile::tempdir().unwrap();
     for round in 0..=rounds {
         let (path, prefix) = (format!("main/gone-{round}"), format!("zorro{round}"));
         let ends = mediator.populate(&path, &prefix).await;
         let _answering = [ends.0, ends.1].map(answering);
+        // Every other time a backup of before is put back.
+        let backup = folder.path().join(format!("{round}.db"));
+        let backup = (round % 2 == 1).then(|| backup.to_str().unwrap().to_owned());
+        if let Some(file) = &backup {
+            mediator.admin(&["backup", file]);
+        }
         let erasing = std::thread::spawn(erase(&mediator, &path));
         if round == 0 {
             let (done, took) = erasing.join().unwrap();
@@ -575,7 +609,16 @@ async fn an_erasure_that_is_killed_at_any_moment_is_finished_by_the_next_start()
         let begun = mediator.admin(&["certificate", "list"]);
         let of_it = |line: &&Value| line["subject"] == path.as_str();
         midway += u32::from(begun.iter().filter(of_it).any(|line| line["finished"].is_null()));
+        if let Some(file) = &backup {
+            mediator.admin(&["restore", file]);
+            mediator.forget_former();
+        }
+        // As one leaves it that is killed.
+        let staged = ["restore.db", "restore.db-wal", "restore.db.part"];
+        let staged = staged.map(|name| mediator.dir.path().join(name));
+        staged.iter().for_each(|path| std::fs::write(path, format!("{prefix}-pc")).unwrap());
         mediator.serve();
+        assert!(!staged.iter().any(|path| path.exists()), "round {round}");
         let (code, told) = mediator.try_admin(&["client", "erase", &path, "--yes"], "");
         // Done by this command, or by the start, which may be at it.
         let under_way =
@@ -583,8 +626,8 @@ async fn an_erasure_that_is_killed_at_any_moment_is_finished_by_the_next_start()
         assert!(code == 0 || code == 4 || under_way, "round {round}: {code}, {told:?}");
         let deadline = Instant::now() + WAIT;
         let certified = |mediator: &Mediator| {
-            let all = mediator.events_named("client.certified");
-            all.iter().filter(|event| event["client"] == path.as_str()).count()
+            let all = mediator.admin(&["certificate", "list"]);
+            all.iter().filter(of_it).filter(|line| !line["finished"].is_null()).count()
         };
         while certified(&mediator) == 0 {
             assert!(Instant::now() < deadline, "round {round}");
@@ -592,6 +635,7 @@ async fn an_erasure_that_is_killed_at_any_moment_is_finished_by_the_next_start()
         }
         let listed = mediator.admin(&["certificate", "list"]);
         assert_eq!(listed.iter().filter(of_it).count(), 1, "round {round}");
+        assert_eq!(mediator.keys(), 0, "round {round}");
         let all: Vec<String> = TRACES.map(|trace| trace.replacen("zorro", &prefix, 1)).into();
         let secret = SECRET.replacen("zorro", &prefix, 1);
         let all: Vec<&str> = all.iter().map(String::as_str).chain([secret.as_str()]).collect();

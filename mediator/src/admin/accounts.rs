@@ -23,7 +23,7 @@ use crate::{
     store::{
         StoreError, WriteTx,
         accounts::{self, MfaPolicy},
-        factors, locks, tenants,
+        erasures, factors, locks, tenants,
     },
 };
 
@@ -75,6 +75,7 @@ type Who<'a> = (&'a AdminContext, &'a Actor);
 
 /// What is missing where nothing is to be unlocked.
 const NOT_LOCKED: &str = "locked client";
+const BEING_ERASED: &str = "client that stays";
 /// Who may lock a client down: those who may end its sessions, too.
 const LOCK: &[Permission] = &[Permission::ManagePolicy, Permission::EndSessions];
 
@@ -280,6 +281,11 @@ async fn client_lock(
             CliError::not_there("not_found", format!("client {path} is not locked down"))
                 .hint("client list shows which are")
         }
+        StoreError::Missing(BEING_ERASED) => {
+            let text = format!("client {path} is being erased, and stays locked until it is");
+            CliError::failed("erasure_unfinished", text)
+                .hint("the mediator does it by itself, once no legal hold is on the partner")
+        }
         error => store_error(error),
     })?;
     let mut ended = 0;
@@ -300,6 +306,10 @@ async fn lock(
         true => {
             locks::lock_client(tx, &client.id, &reason).await?;
             "client.locked"
+        }
+        // What was done there meanwhile would be erased, too.
+        false if erasures::is_begun(tx, &client.partner_id, &client.id).await? => {
+            return Err(StoreError::Missing(BEING_ERASED));
         }
         false if locks::unlock_client(tx, &client.id).await? => "client.unlocked",
         false => return Err(StoreError::Missing(NOT_LOCKED)),

@@ -105,6 +105,10 @@ pub(crate) async fn run(global: &GlobalArgs) -> Result<(), CliError> {
     let log = logging::init(&place.settings.log_level, global.log_format)?;
     let shutdown = Shutdown::install()?;
     let _lock = place.dir.lock(PROGRAM.name)?;
+    if let Err(error) = place.remove_staged() {
+        // No reason to keep everybody out: certificates of destruction name it.
+        tracing::warn!(%error, "what a restore left cannot be removed");
+    }
     let server = Server::start(&place).await?;
     global.output().emit(&json!({
         "event": "ready",

@@ -28,6 +28,11 @@ impl Kind {
             Self::Partner => "partner",
         }
     }
+
+    /// The one of that name.
+    pub(crate) fn of(name: &str) -> Option<Self> {
+        [Self::Client, Self::Partner].into_iter().find(|kind| kind.name() == name)
+    }
 }
 
 /// What was destroyed.
@@ -45,6 +50,8 @@ pub(crate) struct Counts {
     pub(crate) accounts_without_rights: u64,
     /// Whether the database was rewritten without traces of it; `None`: not tried yet.
     pub(crate) rewritten: Option<bool>,
+    /// A backup was restored that did not know of it, or not that it is done.
+    pub(crate) again: bool,
 }
 
 /// An erasure that was begun.
@@ -72,11 +79,9 @@ fn read(row: &AnyRow) -> Result<Erasure, StoreError> {
     let finished: Option<i64> = sqlx::Row::try_get(row, "finished_ms")?;
     Ok(Erasure {
         id: row.text("id")?,
-        kind: match row.text("kind")?.as_str() {
-            "client" => Kind::Client,
-            "partner" => Kind::Partner,
-            other => return Err(StoreError::Corrupt(format!("erasure of a {other}"))),
-        },
+        kind: row.text("kind").and_then(|kind| {
+            Kind::of(&kind).ok_or_else(|| StoreError::Corrupt(format!("erasure of a {kind}")))
+        })?,
         partner_id: row.text("partner_id")?,
         client_id: row.text("client_id")?,
         subject: row.text("subject")?,
@@ -88,11 +93,20 @@ fn read(row: &AnyRow) -> Result<Erasure, StoreError> {
     })
 }
 
+/// Those that can be read: one that cannot, or is of a newer version, keeps no other from its end.
+fn readable(rows: &[AnyRow]) -> Vec<Erasure> {
+    let one = |row| {
+        let read = read(row);
+        read.inspect_err(|error| tracing::warn!(%error, "an erasure cannot be read")).ok()
+    };
+    rows.iter().filter_map(one).collect()
+}
+
 /// All of them, newest first.
 pub(crate) async fn all(pool: &AnyPool) -> Result<Vec<Erasure>, StoreError> {
     let statement = format!("{SELECT} ORDER BY begun_ms DESC, id");
     let rows = sqlx::query(sqlx::AssertSqlSafe(statement)).fetch_all(pool).await?;
-    rows.iter().map(read).collect()
+    Ok(readable(&rows))
 }
 
 /// Notes that one begins.
@@ -119,7 +133,24 @@ pub(crate) async fn begin(tx: &mut WriteTx, new: &Erasure) -> Result<(), StoreEr
 pub(crate) async fn left(pool: &AnyPool) -> Result<Vec<Erasure>, StoreError> {
     let statement = format!("{SELECT} WHERE finished_ms IS NULL ORDER BY begun_ms, id");
     let rows = sqlx::query(sqlx::AssertSqlSafe(statement)).fetch_all(pool).await?;
-    rows.iter().map(read).collect()
+    Ok(readable(&rows))
+}
+
+/// Whether one of the client, or of its whole partner, has begun and is not done.
+pub(crate) async fn is_begun(
+    tx: &mut WriteTx,
+    partner: &str,
+    client: &str,
+) -> Result<bool, StoreError> {
+    let row = sqlx::query(
+        "SELECT id FROM erasure WHERE finished_ms IS NULL AND partner_id = $1 \
+         AND client_id IN ('', $2)",
+    )
+    .bind(partner.to_owned())
+    .bind(client.to_owned())
+    .fetch_optional(tx.sql())
+    .await?;
+    Ok(row.is_some())
 }
 
 /// The one of that id as far as it has come, if nobody has finished it.

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use adit_ledger::{Event, Level};
-use adit_protocol::code::failure;
+use adit_protocol::{code::failure, ids::ComputerId};
 use adit_runtime::{
     cli::{CliError, Exit},
     time::{format_ms, unix_ms},
@@ -27,14 +27,14 @@ use crate::{
     audit::holds,
     core::{ending::CLIENT_ERASED, types::Affected},
     names,
-    place::store_error,
+    place::{STAGED, store_error},
     roles::Permission,
     store::{
         Store, StoreError, Writer, compact,
         erasures::{self, Counts, Erasure, Kind},
         fresh_id, locks, tenants,
     },
-    vault::VaultError,
+    vault::{VaultError, tenant::TenantKeys},
 };
 
 /// Time for live sessions to be ended and recorded.
@@ -59,6 +59,9 @@ const BACKUPS: &str = "copies of the database made before hold no key that opens
      of the subject; only a copy of its files under \"tenants\" in the data directory made before \
      would, together with the wrapping key. Other data of the subject are in such copies until \
      they are deleted; restoring one with this mediator erases them again";
+
+/// Why it was erased once more, or went on in another database.
+pub(super) const AGAIN: &str = "a backup was restored";
 
 /// What acts get.
 type Who<'a> = (&'a AdminContext, &'a Actor);
@@ -237,108 +240,6 @@ pub(crate) async fn certificates(
     if only.is_some() && told.is_empty() { Err(not_found("certificate")) } else { Ok(told) }
 }
 
-/// Erasures that have begun and wait for a legal hold to end.
-pub(crate) async fn waiting(store: &Store) -> Result<Vec<Erasure>, StoreError> {
-    let mut found = Vec::new();
-    for one in erasures::left(&store.readers).await? {
-        if holds::is_held(&store.readers, &one.partner_id).await? {
-            found.push(one);
-        }
-    }
-    Ok(found)
-}
-
-/// Erasures that are done.
-pub(crate) async fn certified(store: &Store) -> Result<Vec<Erasure>, StoreError> {
-    let all = erasures::all(&store.readers).await?;
-    Ok(all.into_iter().filter(|one| one.finished_ms.is_some()).collect())
-}
-
-/// Keeps their certificates in a restored database: what they say stays true.
-pub(crate) async fn keep(writer: &Writer, certified: Vec<Erasure>) -> Result<(), StoreError> {
-    let kept = writer.write(move |tx| {
-        Box::pin(async move {
-            for one in &certified {
-                erasures::keep(tx, one).await?;
-            }
-            Ok(())
-        })
-    });
-    kept.await
-}
-
-/// Erases in a restored database what was erased since the backup was made, and records it. What
-/// waits for a hold to end waits there, too. `home`: the partner that holds the installation's log.
-pub(crate) async fn again(
-    store: &Store,
-    writer: &Writer,
-    (erased, waiting): (&[Erased], &[Erasure]),
-    home: &str,
-) -> Result<u64, StoreError> {
-    let mut count = 0;
-    let done = erasures::all(&store.readers).await?;
-    for one in waiting.iter().filter(|one| done.iter().all(|row| row.id != one.id)) {
-        let one = one.clone();
-        let noted = writer.write(move |tx| {
-            Box::pin(async move {
-                if erasures::is_there(tx, &one).await? {
-                    erasures::begin(tx, &one).await?;
-                }
-                Ok(())
-            })
-        });
-        noted.await?;
-    }
-    for one in erased {
-        if waiting.iter().any(|waits| waits.id == one.erasure) {
-            continue;
-        }
-        // A backup that was made after an erasure holds nothing of it, but perhaps a new client of
-        // the same name.
-        if done.iter().any(|row| row.id == one.erasure && row.finished_ms.is_some()) {
-            continue;
-        }
-        let is_client = one.kind == Kind::Client.name();
-        let clients = match is_client {
-            true => vec![one.client_id.clone()],
-            false => erasures::clients(&store.readers, &one.partner_id).await?,
-        };
-        let (partner, subject) = (one.partner_id.clone(), one.subject.clone());
-        let rows = writer.write(move |tx| {
-            Box::pin(async move {
-                let mut counts = Counts::default();
-                for client in clients {
-                    erasures::delete_client(tx, &client, &mut counts).await?;
-                }
-                if !is_client {
-                    erasures::delete_partner(tx, &partner, &mut counts).await?;
-                }
-                Ok(counts)
-            })
-        });
-        let rows = rows.await?;
-        let client = is_client.then_some((one.client_id.as_str(), subject.as_str()));
-        let pass = Pass { store, writer, partner: &one.partner_id, client, noted: None };
-        let entries = pass.run().await?.unwrap_or_default().entries;
-        if rows == Counts::default() && entries == 0 {
-            continue;
-        }
-        count += 1;
-        let log = if is_client { &one.partner_id } else { home }.to_owned();
-        // Without a client: of what tells of it the next time would find this, too.
-        let event = Event::new(format!("{}.erased", one.kind), Level::Significant)
-            .actor(LOCAL)
-            .partner(one.subject.split('/').next().unwrap_or_default())
-            .outcome("done")
-            .extra("erasure", one.erasure.as_str())
-            .extra("subject", one.subject.as_str())
-            .extra("again", "a backup was restored");
-        let told = writer.write(move |tx| Box::pin(async move { tx.append(&log, event).await }));
-        told.await?;
-    }
-    Ok(count)
-}
-
 /// An erasure of that subject which was interrupted after its rows were gone; else what was found
 /// instead.
 async fn go_on(
@@ -462,10 +363,11 @@ fn of_whom(actor: Option<&Actor>, erasure: &Erasure, what: &str) -> Event {
             None => bare().extra("resumed", "by the mediator"),
         },
     };
-    match &erasure.begun_by {
+    let event = match &erasure.begun_by {
         Some(by) => event.extra("begun_by", by.as_str()),
         None => event,
-    }
+    };
+    if erasure.counts.again { event.extra("again", AGAIN) } else { event }
 }
 
 fn of(actor: &Actor, erasure: &Erasure, what: &str) -> Event {
@@ -521,18 +423,14 @@ fn stopped((context, actor): By<'_>, kind: Kind, error: CliError) -> CliError {
 
 async fn steps((context, actor): By<'_>, mut erasure: Erasure) -> Result<Value, CliError> {
     heed_hold(context, &erasure).await?;
-    let clients = clients_of(context, &erasure).await?;
+    let mut clients = clients_of(context, &erasure).await?;
     let ended = end_sessions(context, &erasure, &clients).await?;
-    let noted = Erased {
-        kind: erasure.kind.name().to_owned(),
-        partner_id: erasure.partner_id.clone(),
-        client_id: erasure.client_id.clone(),
-        subject: erasure.subject.clone(),
-        erasure: erasure.id.clone(),
-        begun_ms: erasure.begun_ms,
-    };
     heed_hold(context, &erasure).await?;
-    ledger::note(&context.dir, &noted)?;
+    // Of those whose rows are gone there may still be keys.
+    let noted = ledger::note(&context.dir, Erased::of(&erasure, &clients))?;
+    clients.extend(noted.clients);
+    clients.sort_unstable();
+    clients.dedup();
     for client in &clients {
         destroy_key(context, &erasure, client).await?;
     }
@@ -546,14 +444,7 @@ async fn steps((context, actor): By<'_>, mut erasure: Erasure) -> Result<Value, 
     end_sessions(context, &erasure, &clients).await?;
     for _ in 0..MAX_PASSES {
         let before = erasure.counts.entries;
-        let pass = Pass {
-            store: &context.store,
-            writer: &context.writer,
-            partner: &erasure.partner_id,
-            client: (erasure.kind == Kind::Client)
-                .then_some((erasure.client_id.as_str(), erasure.subject.as_str())),
-            noted: Some((&erasure.id, &erasure.counts)),
-        };
+        let pass = Pass { store: &context.store, writer: &context.writer, erasure: &erasure };
         let counts = pass.run().await.map_err(store_error)?;
         erasure.counts = counts.ok_or_else(held_midway)?;
         if erasure.counts.entries == before {
@@ -563,15 +454,22 @@ async fn steps((context, actor): By<'_>, mut erasure: Erasure) -> Result<Value, 
     finish((context, actor), erasure, ended).await
 }
 
-/// In a turn to write: no hold comes between the look and the deed.
 async fn destroy_key(
     context: &AdminContext,
     erasure: &Erasure,
     client: &str,
 ) -> Result<(), CliError> {
-    let (keys, partner) = (context.vault.keys.clone(), erasure.partner_id.clone());
-    let client = client.to_owned();
-    let done = context.writer.write(move |tx| {
+    destroy_key_of((&context.writer, &context.vault.keys), &erasure.partner_id, client).await
+}
+
+/// In a turn to write: no hold comes between the look and the deed.
+pub(super) async fn destroy_key_of(
+    (writer, keys): (&Writer, &TenantKeys),
+    partner: &str,
+    client: &str,
+) -> Result<(), CliError> {
+    let (keys, partner, client) = (keys.clone(), partner.to_owned(), client.to_owned());
+    let done = writer.write(move |tx| {
         Box::pin(async move {
             let is_held = holds::is_held_in(tx, &partner).await?;
             Ok((!is_held).then(|| keys.destroy(&client)))
@@ -622,8 +520,23 @@ async fn delete_rows(
     erasure: &Erasure,
     clients: Vec<String>,
 ) -> Result<Counts, CliError> {
+    let deleted = delete_rows_of(&context.writer, erasure, clients).await.map_err(store_error)?;
+    let (counts, computers) = deleted.ok_or_else(held_midway)?;
+    if let Some(broker) = &context.broker {
+        broker.act(move |driver, _| driver.broker.handle_unenrolled(&computers)).await;
+    }
+    context.rules_changed().await;
+    Ok(counts)
+}
+
+/// The counts with what is gone, and computers that are not enrolled any more; `None`: a hold came.
+pub(super) async fn delete_rows_of(
+    writer: &Writer,
+    erasure: &Erasure,
+    clients: Vec<String>,
+) -> Result<Option<(Counts, Vec<ComputerId>)>, StoreError> {
     let (one, mut counts) = (erasure.clone(), erasure.counts.clone());
-    let deleted = context.writer.write(move |tx| {
+    let deleted = writer.write(move |tx| {
         Box::pin(async move {
             if holds::is_held_in(tx, &one.partner_id).await? {
                 return Ok(None);
@@ -639,37 +552,30 @@ async fn delete_rows(
             Ok(Some((counts, computers)))
         })
     });
-    let deleted = deleted.await.map_err(store_error)?;
-    let (counts, computers) = deleted.ok_or_else(held_midway)?;
-    if let Some(broker) = &context.broker {
-        broker.act(move |driver, _| driver.broker.handle_unenrolled(&computers)).await;
-    }
-    context.rules_changed().await;
-    Ok(counts)
+    deleted.await
 }
 
 /// One pass over a partner's logs, in which entries lose what was personal.
-struct Pass<'a> {
-    store: &'a Store,
-    writer: &'a Writer,
-    partner: &'a str,
-    /// Id and path; entries name a client by its path, so those of a newer client of that name are
-    /// told apart.
-    client: Option<(&'a str, &'a str)>,
-    /// The erasure that heeds holds and is noted with each step, and its counts so far.
-    noted: Option<(&'a str, &'a Counts)>,
+pub(super) struct Pass<'a> {
+    pub(super) store: &'a Store,
+    pub(super) writer: &'a Writer,
+    pub(super) erasure: &'a Erasure,
 }
 
 impl Pass<'_> {
-    /// The counts with what it erased; `None`: a hold came.
-    async fn run(&self) -> Result<Option<Counts>, StoreError> {
-        let Self { store, writer, partner, .. } = *self;
-        let mut counts = self.noted.map(|(_, counts)| counts.clone()).unwrap_or_default();
-        let newer = match self.client {
-            Some((id, path)) => erasures::namesake(&store.readers, partner, id, path).await?,
+    /// The counts with what it erased, noted with each step; `None`: a hold came.
+    pub(super) async fn run(&self) -> Result<Option<Counts>, StoreError> {
+        let Self { store, writer, erasure } = *self;
+        let (id, partner) = (&erasure.id, &erasure.partner_id);
+        let mut counts = erasure.counts.clone();
+        // Entries name a client by its path, so those of a newer one of that name are told apart.
+        let client = (erasure.kind == Kind::Client).then_some(erasure.subject.as_str());
+        let newer = match client {
+            Some(path) => {
+                erasures::namesake(&store.readers, partner, &erasure.client_id, path).await?
+            }
             None => None,
         };
-        let client = self.client.map(|(_, path)| path);
         for (tree, number) in erasures::logs(&store.readers, partner).await? {
             let mut next = Some(0);
             while let Some(from) = next {
@@ -684,21 +590,17 @@ impl Pass<'_> {
                     continue;
                 }
                 let (tree, client) = (tree.clone(), client.map(str::to_owned));
-                let noted = self.noted.map(|(id, _)| (id.to_owned(), partner.to_owned()));
+                let (id, partner) = (id.clone(), partner.clone());
                 let step = writer.write(move |tx| {
                     Box::pin(async move {
-                        if let Some((_, partner)) = &noted
-                            && holds::is_held_in(tx, partner).await?
-                        {
+                        if holds::is_held_in(tx, &partner).await? {
                             return Ok(None);
                         }
                         counts.entries +=
                             erasures::forget_entries(tx, &tree, &entries, client.as_deref())
                                 .await?;
                         // Whoever goes on certifies these, too.
-                        if let Some((id, _)) = &noted {
-                            erasures::note(tx, id, &counts).await?;
-                        }
+                        erasures::note(tx, &id, &counts).await?;
                         Ok(Some(counts))
                     })
                 });
@@ -708,6 +610,20 @@ impl Pass<'_> {
         }
         Ok(Some(counts))
     }
+}
+
+/// The log that goes on: an erased partner's is closed with it, and a backup that is older than the
+/// partner has none.
+pub(super) async fn log_of(
+    store: &Store,
+    erasure: &Erasure,
+    home: &str,
+) -> Result<String, StoreError> {
+    let own = match erasure.kind {
+        Kind::Client => erasures::logs(&store.readers, &erasure.partner_id).await?,
+        Kind::Partner => Vec::new(),
+    };
+    Ok(if own.is_empty() { home.to_owned() } else { erasure.partner_id.clone() })
 }
 
 /// Records it, takes the traces out of the files, certifies it.
@@ -722,7 +638,7 @@ async fn finish(
     let Counts {
         clients, computers, accounts, credentials, sessions, tenant_keys, entries, ..
     } = erasure.counts.clone();
-    let told = json!({
+    let mut told = json!({
         "kind": erasure.kind.name(),
         "subject": erasure.subject,
         "erasure": erasure.id,
@@ -744,12 +660,14 @@ async fn finish(
         "remains": REMAINS,
         "backups": BACKUPS,
     });
+    if let (true, Some(told)) = (erasure.counts.again, told.as_object_mut()) {
+        told.insert("again".to_owned(), AGAIN.into());
+    }
+    let log = log_of(&context.store, &erasure, &home).await.map_err(store_error)?;
     let (signer, one, record) = (context.signer.clone(), erasure.clone(), told.clone());
     let by = actor.cloned();
     let done = context.writer.write(move |tx| {
         Box::pin(async move {
-            // In the log that goes on: an erased partner's is closed with it.
-            let log = if one.kind == Kind::Partner { home } else { one.partner_id.clone() };
             let event = of_whom(by.as_ref(), &one, "erased")
                 .extra("entries_erased", entries)
                 .extra("credentials_destroyed", credentials)
@@ -806,11 +724,11 @@ async fn rewrite(context: &AdminContext, erasure: &mut Erasure) -> Result<bool, 
 }
 
 /// Copies that the mediator itself made and that still hold what was erased: databases that
-/// `restore` has put aside, and exports of the partner's logs.
+/// `restore` has put aside or was working on, and exports of the partner's logs.
 async fn kept_copies(context: &AdminContext, erasure: &Erasure) -> Result<Vec<String>, CliError> {
     let prefix = format!("{}.before-restore", crate::place::DATABASE);
     let mut found = names_in(context.dir.path()).unwrap_or_default();
-    found.retain(|name| name.starts_with(&prefix));
+    found.retain(|name| name.starts_with(&prefix) || name.starts_with(STAGED));
     found.sort();
     let Some(dir) = &context.export_dir else { return Ok(found) };
     let Ok(exported) = names_in(dir) else {
@@ -835,4 +753,4 @@ fn names_in(folder: &std::path::Path) -> std::io::Result<Vec<String>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,6 +1,7 @@
 //! The end of a tenant: a client or a partner is erased, everywhere, provably.
 //!
 //! - [`erase`]: the steps, each of which can be interrupted and done again
+//! - [`again`]: what was erased, or begun to be, in a backup that is put back
 //! - [`ledger`]: ids of what was erased, beside the database, so that no restored backup brings
 //!   it back
 //! - [`turns`]: whose turn it is, so that nothing is erased by two
@@ -11,6 +12,7 @@
 //! recorded, the database compacted, certified. Must never touch another tenant's rows, and never
 //! certify what was not done.
 
+pub(crate) mod again;
 pub(crate) mod certificate;
 pub(crate) mod erase;
 pub(crate) mod ledger;

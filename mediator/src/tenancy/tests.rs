@@ -2,10 +2,10 @@
 //! what was erased stays erased, and nobody else loses anything.
 
 use adit_ledger::{Event, Level};
-use adit_runtime::time::unix_ms;
+use adit_runtime::{datadir::DataDir, time::unix_ms};
 
 use super::{
-    erase::{again, waiting},
+    again::{Copy, Known, again},
     ledger::Erased,
 };
 use crate::{
@@ -13,12 +13,14 @@ use crate::{
         holds,
         retention::{DAY_MS, prune},
     },
+    init::HOME_PARTNER,
+    restore::{Withdrawn, read_withdrawn, renew},
     store::{
-        audit,
         erasures::{self, Counts, Erasure, Kind},
-        tenants,
+        locks, tenants,
         tests::{Fixture, Running},
     },
+    vault::{tenant::TenantKeys, wrap::WrappingKeys},
 };
 
 const PATH: &str = "acme/gone";
@@ -27,14 +29,24 @@ struct Town {
     fixture: Fixture,
     backups: tempfile::TempDir,
     partner: tenants::Partner,
+    home: String,
+    keys: TenantKeys,
 }
 
 impl Town {
     async fn new() -> (Self, Running) {
         let fixture = Fixture::new();
         let running = fixture.open().await.unwrap();
-        let partner = running.partner("acme").await;
-        (Self { fixture, backups: tempfile::tempdir().unwrap(), partner }, running)
+        let (partner, home) = (running.partner("acme").await, running.partner("home").await.id);
+        let setting = home.clone();
+        let job = running.writer.write(move |tx| {
+            Box::pin(async move { tenants::set(tx, HOME_PARTNER, &setting).await })
+        });
+        job.await.unwrap();
+        let backups = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(backups.path().join("d")).unwrap();
+        let keys = TenantKeys::new(WrappingKeys::load(&dir, None).unwrap(), dir);
+        (Self { fixture, backups, partner, home, keys }, running)
     }
 
     /// A client of that path, and entries by `actor` about it.
@@ -105,15 +117,20 @@ impl Town {
     /// As the command does, up to the certificate.
     async fn erase(&self, running: &Running, client: &str) -> Erased {
         let erased = self.begin(running, client).await;
-        let done =
-            again(&running.store, &running.writer, (std::slice::from_ref(&erased), &[]), "").await;
-        assert_eq!(done.unwrap(), 1);
+        assert_eq!(self.again(running, std::slice::from_ref(&erased)).await, 1);
         let id = erased.erasure.clone();
         let job = running.writer.write(move |tx| {
             Box::pin(async move { erasures::finish(tx, &id, unix_ms(), "{}").await })
         });
         job.await.unwrap();
         erased
+    }
+
+    /// What is left to be erased in the database, of which nobody else knows anything.
+    async fn again(&self, running: &Running, erased: &[Erased]) -> u64 {
+        let Running { store, writer, .. } = running;
+        let copy = Copy { store, writer, keys: &self.keys, home: &self.home };
+        again(&copy, &Known::default(), erased).await.unwrap()
     }
 
     /// Its beginning.
@@ -137,6 +154,8 @@ impl Town {
             subject: new.subject.clone(),
             erasure: new.id.clone(),
             begun_ms: new.begun_ms,
+            clients: Vec::new(),
+            tenant_keys: 0,
         };
         let job = running
             .writer
@@ -158,24 +177,37 @@ impl Town {
         backup: &std::path::Path,
         erased: &[Erased],
     ) -> Running {
-        let waiting = waiting(&running.store).await.unwrap();
-        let waiting = waiting.as_slice();
+        let gone = read_withdrawn(&running.store).await;
+        self.restore_with(running, backup, erased, gone).await
+    }
+
+    /// The same where the database that was there can be read so far.
+    async fn restore_with(
+        &self,
+        running: Running,
+        backup: &std::path::Path,
+        erased: &[Erased],
+        gone: Withdrawn,
+    ) -> Running {
         running.close().await;
         self.fixture.put_back(backup);
         let running = self.fixture.open().await.unwrap();
-        let trees = audit::current(&running.store.readers).await.unwrap();
-        let job = running.writer.write(move |tx| {
-            Box::pin(async move {
-                for (partner, name, head) in trees {
-                    tx.start_tree(&partner, &name, Some(&head)).await?;
-                }
-                Ok(())
-            })
-        });
-        job.await.unwrap();
-        again(&running.store, &running.writer, (erased, waiting), "").await.unwrap();
+        let copy = (&running.store, &running.writer);
+        renew(copy, &self.keys, gone, erased, 0).await.unwrap();
         verified(&running).await;
         running
+    }
+
+    /// Nothing of the client is erased, nobody gets to it, and it will be gone on with.
+    async fn waits(&self, running: &Running, client: &str, when: &str) {
+        assert_eq!(told_by(running, "zorro").await, 20, "{when}");
+        let pool = &running.store.readers;
+        let left = erasures::left(pool).await.unwrap();
+        let ids: Vec<_> = left.into_iter().map(|one| one.id).collect();
+        assert_eq!(ids, [self.id(client)], "{when}");
+        let there = erasures::clients(pool, &self.partner.id).await.unwrap();
+        assert!(there.iter().any(|id| id == client), "{when}");
+        assert!(locks::client(pool, client).await.unwrap(), "{when}");
     }
 
     /// What is due a year later.
@@ -225,7 +257,7 @@ async fn what_was_erased_stays_so_through_retention_and_restored_backups() {
         verified(&running).await;
     }
     // Doing it once more changes nothing.
-    assert_eq!(again(&running.store, &running.writer, (&erased, &[]), "").await.unwrap(), 0);
+    assert_eq!(town.again(&running, &erased).await, 0);
     running.close().await;
 }
 
@@ -237,17 +269,42 @@ async fn an_erasure_that_a_hold_has_stopped_is_not_done_by_a_restored_backup() {
     let before = town.backup(&running, "before").await;
     let erased = vec![town.begin(&running, &gone).await];
     let after = town.backup(&running, "after").await;
+    town.hold(&running, true).await;
+    let held = town.backup(&running, "held").await;
     let mut running = running;
-    for backup in [&before, &after] {
+    // Of the last one the hold is known from the backup alone, as where the machine is gone.
+    for (backup, readable) in [(&before, true), (&after, true), (&held, true), (&held, false)] {
         town.hold(&running, true).await;
-        running = town.restore(running, backup, &erased).await;
-        assert_eq!(told_by(&running, "zorro").await, 20);
-        let left = erasures::left(&running.store.readers).await.unwrap();
-        assert_eq!(left.iter().map(|one| one.id.clone()).collect::<Vec<_>>(), [town.id(&gone)]);
+        let gone_since = match readable {
+            true => read_withdrawn(&running.store).await,
+            false => Withdrawn::default(),
+        };
+        running = town.restore_with(running, backup, &erased, gone_since).await;
+        town.waits(&running, &gone, &backup.display().to_string()).await;
     }
     // No hold: it is done.
     town.hold(&running, false).await;
     let running = town.restore(running, &before, &erased).await;
+    assert_eq!(told_by(&running, "zorro").await, 0);
+    running.close().await;
+}
+
+/// What is back is kept for a court, though it was erased once when nothing was on it.
+#[tokio::test]
+async fn a_hold_that_is_back_with_a_backup_keeps_what_is_back_with_it() {
+    let (town, running) = Town::new().await;
+    let gone = town.client(&running, "zorro", 20).await;
+    town.hold(&running, true).await;
+    let held = town.backup(&running, "held").await;
+    town.hold(&running, false).await;
+    let erased = vec![town.erase(&running, &gone).await];
+    let running = town.restore(running, &held, &erased).await;
+    town.waits(&running, &gone, "erased before").await;
+    // No certificate says that it is gone.
+    let all = erasures::all(&running.store.readers).await.unwrap();
+    assert_eq!(all.iter().map(|one| one.certificate.as_str()).collect::<Vec<_>>(), [""]);
+    town.hold(&running, false).await;
+    assert_eq!(town.again(&running, &erased).await, 1);
     assert_eq!(told_by(&running, "zorro").await, 0);
     running.close().await;
 }
@@ -284,7 +341,7 @@ async fn a_new_client_loses_nothing(path: &'static str) {
         })
     });
     job.await.unwrap();
-    again(&running.store, &running.writer, (&erased, &[]), "").await.unwrap();
+    town.again(&running, &erased).await;
     assert_eq!(told_by(&running, "newcomer").await, 25, "{path}");
     verified(&running).await;
     // And a backup of before both still gives nothing of the old one back.

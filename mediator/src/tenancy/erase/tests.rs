@@ -14,6 +14,7 @@ use crate::{
     init::HOME_PARTNER,
     roles::{Conditions, Role, Rule, Scope},
     store::{
+        access::bindings::{self, Binding},
         accounts,
         tests::{Fixture, Running},
     },
@@ -21,18 +22,19 @@ use crate::{
 };
 
 const NAME: &str = "zorro-user";
+const PERSON: &str = "id-of-zorro";
 
 /// An installation with a partner `acme`, its client `acme/gone`, and one of its people.
-struct Town {
-    context: AdminContext,
-    running: Running,
-    acme: tenants::Partner,
-    home: String,
-    _folders: (Fixture, tempfile::TempDir),
+pub(in crate::tenancy) struct Town {
+    pub(in crate::tenancy) context: AdminContext,
+    pub(in crate::tenancy) running: Running,
+    pub(in crate::tenancy) acme: tenants::Partner,
+    pub(in crate::tenancy) home: String,
+    pub(in crate::tenancy) folders: (Fixture, tempfile::TempDir),
 }
 
 impl Town {
-    async fn new() -> Self {
+    pub(in crate::tenancy) async fn new() -> Self {
         let fixture = Fixture::new();
         let running = fixture.open().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -45,7 +47,11 @@ impl Town {
             Box::pin(async move {
                 tenants::set(tx, HOME_PARTNER, &setting).await?;
                 tenants::create_client(tx, &of, "gone").await?;
-                accounts::insert(tx, &of, NAME, "none", "hash").await
+                let account = accounts::insert(tx, &of, NAME, "none", "hash").await?;
+                let known = "UPDATE account SET id = $1 WHERE id = $2";
+                sqlx::query(known).bind(PERSON).bind(account).execute(tx.sql()).await?;
+                let all = Binding::on_partner(&of.id, PERSON.into(), "builtin:owner".into())?;
+                bindings::insert(tx, &all).await
             })
         });
         job.await.unwrap();
@@ -69,7 +75,7 @@ impl Town {
             rotation: Default::default(),
             erasing: Default::default(),
         };
-        Self { context, running, acme, home, _folders: (fixture, folder) }
+        Self { context, running, acme, home, folders: (fixture, folder) }
     }
 
     /// One of acme's people, who may do everything there.
@@ -85,7 +91,7 @@ impl Town {
         Actor::Remote(Arc::new(Remote {
             kind: actor::Kind::Console,
             holder: Holder {
-                account: "id-of-zorro".into(),
+                account: PERSON.into(),
                 partner: self.acme.id.clone(),
                 disabled: false,
                 rules: vec![rule],
@@ -102,7 +108,7 @@ impl Town {
         }))
     }
 
-    async fn hold(&self, hold: bool) {
+    pub(in crate::tenancy) async fn hold(&self, hold: bool) {
         let partner = self.acme.id.clone();
         let job = self
             .running
@@ -121,7 +127,7 @@ impl Town {
     }
 
     /// Entries of that name, as they stand in the log of a partner.
-    async fn told(&self, partner: &str, event: &str) -> Vec<Value> {
+    pub(in crate::tenancy) async fn told(&self, partner: &str, event: &str) -> Vec<Value> {
         let lines: Vec<String> = sqlx::query_scalar(
             "SELECT e.line FROM audit_entry e JOIN audit_tree t ON t.id = e.tree \
              WHERE t.partner_id = $1 AND e.event = $2 ORDER BY e.seq",
@@ -136,13 +142,23 @@ impl Town {
 
     /// The erasure of acme, begun and no further; its client has a key.
     async fn begin(&self) -> Erasure {
-        self.context.vault.keys.read_or_make(&self.client().await).unwrap();
+        self.begin_of(Kind::Partner).await
+    }
+
+    /// The same, or that of its client alone.
+    pub(in crate::tenancy) async fn begin_of(&self, kind: Kind) -> Erasure {
+        let client = self.client().await;
+        self.context.vault.keys.read_or_make(&client).unwrap();
+        let (client_id, subject) = match kind {
+            Kind::Client => (client, "acme/gone"),
+            Kind::Partner => (String::new(), "acme"),
+        };
         let new = Erasure {
             id: fresh_id().unwrap(),
-            kind: Kind::Partner,
+            kind,
             partner_id: self.acme.id.clone(),
-            client_id: String::new(),
-            subject: "acme".to_owned(),
+            client_id,
+            subject: subject.to_owned(),
             begun_by: Some(LOCAL.to_owned()),
             begun_ms: unix_ms(),
             finished_ms: None,
@@ -153,13 +169,13 @@ impl Town {
     }
 
     /// Id of its client.
-    async fn client(&self) -> String {
+    pub(in crate::tenancy) async fn client(&self) -> String {
         let all = erasures::clients(&self.running.store.readers, &self.acme.id).await.unwrap();
         let [client] = all.as_slice() else { panic!("{all:?}") };
         client.clone()
     }
 
-    async fn unfinished(&self) -> usize {
+    pub(in crate::tenancy) async fn unfinished(&self) -> usize {
         let all = erasures::all(&self.running.store.readers).await.unwrap();
         all.iter().filter(|one| one.finished_ms.is_none()).count()
     }
@@ -290,13 +306,7 @@ async fn each_step_of_an_erasure_heeds_a_hold_that_came_after_the_one_before() {
     let town = Town::new().await;
     let context = &town.context;
     let (begun, client) = (town.begin().await, town.client().await);
-    let pass = Pass {
-        store: &context.store,
-        writer: &context.writer,
-        partner: &town.acme.id,
-        client: None,
-        noted: Some((&begun.id, &begun.counts)),
-    };
+    let pass = Pass { store: &context.store, writer: &context.writer, erasure: &begun };
     town.hold(true).await;
     let refused = [
         heed_hold(context, &begun).await,

@@ -299,7 +299,7 @@ pub(super) const LISTS: &[Only] = &[
     // One by one, of which each is decided.
     Only { what: "computers::find", files: &["admin/labels.rs"] },
     Only { what: "credentials::keys", files: &["vault/rotate.rs"] },
-    Only { what: "erasures::all", files: &["tenancy/erase.rs"] },
+    Only { what: "erasures::all", files: &["tenancy/again.rs", "tenancy/erase.rs"] },
     Only { what: "erasures::left", files: &["tenancy/erase.rs"] },
     Only { what: "factors::key_names", files: &["serve/run.rs"] },
     // Names of keys over secrets, which all of them must be there at the start.
