@@ -537,7 +537,7 @@ fn value(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("a value is empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
-/// The mediator finds nothing for a name that no event has, and says nothing of it.
+/// Which names there are, the mediator knows; what none can be is refused here.
 fn event(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
     // Codes of failures, such as login_failed, are taken for names of events.

@@ -8,7 +8,10 @@
 
 use adit_ledger::{Event, Level};
 use adit_protocol::{
-    code::failure, keys::PublicKey, limits::MAX_TEXT, target::BUILTIN_REDIRECTORS,
+    code::failure,
+    keys::PublicKey,
+    limits::MAX_TEXT,
+    target::{BUILTIN_REDIRECTORS, FORWARD_REDIRECTORS},
 };
 use adit_runtime::time::format_ms;
 use sqlx::AnyPool;
@@ -89,12 +92,9 @@ pub(crate) struct Wish {
     pub(crate) length_ms: u64,
 }
 
-/// Redirectors that are no service of the computer's own.
-const FORWARDS: [&str; 3] = ["tcp", "udp", "socks"];
-
 /// All redirectors that there are. Every computer has the same: agents report none of their own.
 pub(crate) fn redirectors() -> impl Iterator<Item = &'static str> {
-    BUILTIN_REDIRECTORS.iter().map(|known| known.name).chain(FORWARDS)
+    BUILTIN_REDIRECTORS.iter().map(|known| known.name).chain(FORWARD_REDIRECTORS)
 }
 
 /// Is there a redirector of that name?

@@ -506,6 +506,37 @@ async fn search_levels_and_retention_by_command() {
     assert_eq!(names(&["--user", "ADMIN", "--since", "1h", "--limit", "1"]), ["login.failed"]);
     assert_eq!(names(&["--client", "main/HQ"]), ["client.added"]);
     assert_eq!(names(&["--user", "nobody"]), [""; 0]);
+    // What there is not is no event that never happened; what only an earlier version wrote is.
+    let file = mediator.dir.path().join("none.jsonl");
+    let to = ["--output", file.to_str().unwrap()];
+    for (command, to) in [("search", &[][..]), ("export", &to)] {
+        let wrong = [&["audit", command, "--event", "login.failed,login.fialed"], to].concat();
+        let (code, told) = mediator.try_admin(&wrong, "");
+        let error = &told[0]["error"];
+        assert_eq!((code, &error["code"], told.len()), (2, &"usage".into(), 1), "{told:?}");
+        assert!(error["message"].as_str().unwrap().contains("\"login.fialed\""), "{error}");
+        assert!(error["hint"].as_str().unwrap().contains("did you mean login.failed"), "{error}");
+    }
+    assert!(!file.exists());
+    let (who, mut web) = (Who::at(&device, &me).await, Web::connect(&mediator).await);
+    for target in ["events?limit=1&", "export?"] {
+        let target = format!("/api/v1/audit/{target}event=session.start");
+        let told = web.ask(&who, "GET", &target, None).await;
+        assert_eq!((told.status, told.code()), (400, "bad_request"), "{told:?}");
+        assert!(told.body["hint"].as_str().unwrap().contains("session.granted"), "{told:?}");
+    }
+    let database = format!("sqlite:{}", mediator.database().display());
+    let mut database = sqlx::SqliteConnection::connect(&database).await.unwrap();
+    let done =
+        sqlx::query("UPDATE audit_entry SET event = 'login.old' WHERE event = 'login.failed'");
+    assert_eq!(done.execute(&mut database).await.unwrap().rows_affected(), 1);
+    assert_eq!(names(&["--event", "login.old"]), ["login.failed"]);
+    let told = web.ask(&who, "GET", "/api/v1/audit/events?event=login.old", None).await;
+    assert_eq!((told.status, told.body["items"].as_array().unwrap().len()), (200, 1), "{told:?}");
+    let done =
+        sqlx::query("UPDATE audit_entry SET event = 'login.failed' WHERE event = 'login.old'");
+    assert_eq!(done.execute(&mut database).await.unwrap().rows_affected(), 1);
+    database.close().await.unwrap();
     let first = mediator.admin(&["audit", "search", "--limit", "2"]);
     let next = first[2]["next"].as_str().unwrap();
     let second = mediator.admin(&["audit", "search", "--limit", "1", "--after", next]);

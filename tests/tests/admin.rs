@@ -123,6 +123,17 @@ fn an_administrator_works_remotely_and_what_is_withdrawn_ends() -> Result<()> {
         let told = site.run(program, &["audit", "search", "--event", event], "")?;
         ensure!(told.code == 0 && told.stdout.contains(about), "{told:?}");
     }
+    // Nobody takes a name that there is not for something that never happened.
+    for program in ["console", "mediator"] {
+        let search = |filter: &[&str]| {
+            site.run(program, &[&["audit", "search", "--json"], filter].concat(), "")
+        };
+        let done = search(&["--event", "user.disable"])?;
+        ensure!(done.code == 2 && done.stdout.contains("did you mean user.disabled"), "{done:?}");
+        let done = search(&["--redirector", "rpd"])?;
+        ensure!((done.code, done.stdout.as_str()) == (0, ""), "{done:?}");
+        ensure!(done.stderr.contains("no computer has a redirector \"rpd\""), "{done:?}");
+    }
     let copy = site.artifacts().join("audit.jsonl");
     let copy = copy.to_str().context("path")?;
     // Of an odd size: a later head's hashes cannot end there, whichever entries they stand for.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use adit_ledger::SignedHead;
+use adit_protocol::target::{BUILTIN_REDIRECTORS, FORWARD_REDIRECTORS};
 use adit_runtime::{
     cli::{CliError, escape_text},
     config::parse_duration,
@@ -60,6 +61,7 @@ pub async fn search(context: &Context, filter: &AuditFilter, limit: u32) -> Resu
             _ if found => return Ok(()),
             _ => {
                 note("no entry matches, within what your roles cover");
+                note_redirectors(filter);
                 return Ok(());
             }
         }
@@ -75,8 +77,9 @@ pub async fn export(
     output: Option<&Path>,
 ) -> Result<(), CliError> {
     let heads = heads.iter().map(|path| heads_of(path)).collect::<Result<Vec<_>, _>>()?.concat();
-    let (filter, heads) = (query(filter)?, held(&heads)?);
-    let target = format!("/api/v1/audit/export?format={format}{filter}{heads}");
+    let (query, heads) = (query(filter)?, held(&heads)?);
+    note_redirectors(filter);
+    let target = format!("/api/v1/audit/export?format={format}{query}{heads}");
     let ask = Ask { method: Method::GET, target, body: None };
     let Some(path) = output else {
         let mut api = Api::open(context).await?;
@@ -105,6 +108,16 @@ pub async fn export(
     let output = context.global.output();
     output.emit(&json!({"file": path.display().to_string(), "bytes": bytes}))?;
     output.human(format_args!("{bytes} bytes written to {}", path.display()))
+}
+
+/// Not refused: people ask for what there is not, and that is recorded in their words.
+fn note_redirectors(filter: &AuditFilter) {
+    let known: Vec<_> =
+        BUILTIN_REDIRECTORS.iter().map(|known| known.name).chain(FORWARD_REDIRECTORS).collect();
+    for name in filter.redirector.iter().filter(|name| !known.contains(&name.as_str())) {
+        let known = known.join(", ");
+        note(&format!("no computer has a redirector \"{name}\"; there are {known}"));
+    }
 }
 
 /// Heads that somebody has, as a further part of a query.

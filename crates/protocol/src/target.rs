@@ -167,6 +167,9 @@ pub const BUILTIN_REDIRECTORS: [BuiltinRedirector; 5] = [
     BuiltinRedirector { name: "https", port: 443, viewer: "browser" },
 ];
 
+/// Redirectors that are no service of the computer's own, but lead where a forward asks to.
+pub const FORWARD_REDIRECTORS: [&str; 3] = ["tcp", "udp", "socks"];
+
 #[cfg(test)]
 mod tests {
     use super::*;

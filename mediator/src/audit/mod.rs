@@ -1,6 +1,7 @@
 //! What is done with the audit log once it is written: search, levels, retention, forwarding.
 //!
 //! - [`keys`]: what entries are found by
+//! - [`names`]: which events there are
 //! - [`search`]: pages of entries, newest first, in bounded time, within what a person may read
 //! - [`levels`]: up to which level a user's events are kept
 //! - [`retention`]: contents go, hashes stay; [`holds`]: what keeps them for a court
@@ -15,6 +16,7 @@ pub(crate) mod forward;
 pub(crate) mod holds;
 pub(crate) mod keys;
 pub(crate) mod levels;
+pub(crate) mod names;
 pub(crate) mod retention;
 pub(crate) mod search;
 pub(crate) mod settings;

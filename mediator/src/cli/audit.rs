@@ -31,9 +31,11 @@ use crate::{
     },
     audit::{
         acts::AuditAct,
+        names,
         search::{self, Cursor, Filter, Page, Reach},
     },
     place::{MediatorDir, store_error},
+    requests::{is_redirector, redirectors},
     store::{Mode, Store, audit},
 };
 
@@ -58,7 +60,9 @@ pub(super) enum AuditCommand {
         after: Option<Cursor>,
     },
     /// Check that nothing was altered, dropped, reordered or rolled back
-    #[command(after_help = "Example: mediator audit verify --key sha256:…")]
+    #[command(after_help = "Example: mediator audit verify --key sha256:…\n\n\
+        Without --key or --head it can only say that the log is consistent in itself: whoever can \
+        write to it could have made another.")]
     Verify {
         /// An export instead of the database
         #[arg(long)]
@@ -267,6 +271,7 @@ async fn find(
         None => Reach::installation(),
         Some(name) => Reach::whole(partner_id(&store, &name).await?),
     };
+    known(&store, &reach, &filter).await?;
     let (mut after, mut left, mut none) = (after, limit, true);
     let output = global.output();
     while left > 0 {
@@ -292,8 +297,23 @@ async fn find(
         }
     } else if none {
         people::note("no entry matches");
+        note_redirectors(&filter);
     }
     Ok(())
+}
+
+/// Nobody takes a mistyped event for one that never happened.
+async fn known(store: &Store, reach: &Reach, filter: &Filter) -> Result<(), CliError> {
+    let known = names::check(&store.readers, reach, filter).await.map_err(store_error)?;
+    known.map_err(|error| CliError::usage("usage", error.to_string()).hint(error.hint()))
+}
+
+/// Not refused: people ask for what there is not, and that is recorded in their words.
+fn note_redirectors(filter: &Filter) {
+    for name in filter.redirectors.iter().filter(|name| !is_redirector(name)) {
+        let known = redirectors().collect::<Vec<_>>().join(", ");
+        people::note(&format!("no computer has a redirector \"{name}\"; there are {known}"));
+    }
 }
 
 async fn partner_id(store: &Store, name: &str) -> Result<String, CliError> {
@@ -442,6 +462,8 @@ async fn export_to(
     let place = MediatorDir::open(global)?;
     note_reading(global, format!("export {:?}", selection.format).to_lowercase()).await?;
     let store = place.store(Mode::Read).await?;
+    known(&store, &Reach::installation(), &selection.filter).await?;
+    note_redirectors(&selection.filter);
     let Some(path) = output else {
         return export_to_stdout(&store, selection).await;
     };

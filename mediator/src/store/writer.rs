@@ -68,6 +68,8 @@ impl WriteTx {
         // tests make up need not say.
         let says = event.actor.is_none() || event.outcome.is_some();
         debug_assert!(cfg!(test) || says, "no outcome: {}", event.name);
+        let listed = crate::audit::names::is_known(&event.name);
+        debug_assert!(cfg!(test) || listed, "not in audit/names.rs: {}", event.name);
         self.grove.touch(partner);
         self.trees.append(&mut self.connection, partner, event, self.now_ms).await
     }

@@ -35,6 +35,7 @@ use crate::{
     },
     audit::{
         acts::AuditAct,
+        names,
         search::{self, BadSearch, Filter, Reach},
     },
     http::{Problem, Web, WebState, auth::authenticate},
@@ -118,6 +119,16 @@ async fn reach(web: &Web, actor: &Actor, permission: Permission) -> Result<Reach
     Err(Problem::internal())
 }
 
+/// Nobody takes a mistyped event for one that never happened.
+async fn known(web: &Web, reach: &Reach, filter: &Filter) -> Result<(), Problem> {
+    let known = names::check(&web.admin.store.readers, reach, filter);
+    let known = tokio::time::timeout(SEARCH_DEADLINE, known).await.map_err(|_| too_long())?;
+    known.map_err(store_error)?.map_err(|error| Problem {
+        hint: Some(error.hint()),
+        ..Problem::bad_request(error.to_string())
+    })
+}
+
 /// Records that the log was read.
 async fn note(web: &Web, actor: &Actor, how: &str) -> Result<(), Problem> {
     let Some(remote) = actor.remote() else { return Err(Problem::internal()) };
@@ -132,6 +143,7 @@ async fn events(call: Call<AuditQuery, Nothing>) -> Result<Page<AuditEntry>, Pro
     let filter = filter(query)?;
     let reach = reach(web, &call.actor, Permission::ReadAudit).await?;
     let _place = web.searches.begin(asker(&call.actor)?).await?;
+    known(web, &reach, &filter).await?;
     note(web, &call.actor, "search").await?;
     let page = search::Page { after, limit };
     let found = search::search(&web.admin.store.readers, &reach, &filter, page);
@@ -287,6 +299,7 @@ async fn begin(web: Arc<Web>, request: Request<Body>) -> Result<Response, Proble
         return Err(actor.refuse(&web.admin, "default-deny", text).await?.into());
     };
     let place = web.exports.begin(asker(&actor)?)?;
+    known(&web, &reach, &filter).await?;
     note(&web, &actor, "export").await?;
     let partner = actor.remote().map(|remote| remote.partner.clone());
     let selection = Selection { format, filter, partner, heads };
