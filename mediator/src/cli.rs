@@ -188,7 +188,10 @@ struct InitArgs {
 #[derive(Subcommand)]
 enum TokenCommand {
     /// A token that enrols agents of a client
-    #[command(after_help = "Example: mediator token agent --client acme/headquarters --uses 20")]
+    #[command(
+        after_help = "Example: mediator token agent --client acme/headquarters --uses 20\n\n\
+        Whoever has the token enrols computers of that client: hand it over like a password."
+    )]
     Agent {
         /// PARTNER/CLIENT
         #[arg(long)]

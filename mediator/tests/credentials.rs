@@ -23,7 +23,7 @@ use common::{
     api::{Web, Who},
     hello, identity, open, try_open,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::Connection as _;
 
 const SECRET: &str = "Correct-Horse-9";
@@ -94,6 +94,32 @@ async fn credentials_are_managed_and_recorded_by_their_id_alone() {
         assert_ne!(mediator.try_admin(bad, "x").0, 0, "{bad:?}");
     }
     assert_eq!(mediator.try_admin(&["credential", "add", "main/hq", "n"], "").0, 2);
+    // A key that no launch could use is told of before anybody needs it.
+    let (console, me, _) = mediator.console().await;
+    let (who, mut web) = (Who::at(&console, &me).await, Web::connect(&mediator).await);
+    for key in [
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAG\n",
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,4D\n",
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIFLTBXBgkqhkiG9w0BBQ0w\n",
+    ] {
+        let add = ["credential", "add", "main/hq", "n", "--kind", "ssh_key"];
+        let (code, told) = mediator.try_admin(&add, key);
+        assert_eq!((code, &told[0]["error"]["code"]), (2, &"usage".into()), "{told:?}");
+        let place = "/api/v1/clients/main/hq/credentials/n";
+        let body = json!({"kind": "ssh_key", "secret": key, "redirectors": []});
+        let refused = web.ask(&who, "PUT", place, Some(&body)).await;
+        assert_eq!((refused.status, refused.code()), (400, "usage"), "{refused:?}");
+        for told in [&told[0]["error"]["message"], &refused.body["detail"]] {
+            let told = told.as_str().unwrap();
+            assert!(told.contains("passphrase") && told.contains("ssh-keygen -p"), "{told}");
+        }
+    }
+    let plain = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9u\n";
+    let key = mediator.add("key", plain, &["--kind", "ssh_key"]);
+    let change = ["credential", "edit", &key, "--secret-stdin"];
+    let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIFLTBXBgkqhkiG9w0BBQ0w\n";
+    assert_eq!(mediator.try_admin(&change, encrypted).0, 2);
+    mediator.admin(&["credential", "delete", &key]);
     let shown = mediator.reveal("main/hq/pc-1/admin");
     assert_eq!((shown["secret"].as_str(), shown["user"].as_str()), (Some(SECRET), Some("root")));
     assert_eq!(mediator.reveal("main/hq/admin")["credential_id"], everywhere.as_str());
@@ -121,10 +147,10 @@ async fn credentials_are_managed_and_recorded_by_their_id_alone() {
 
     let events = mediator.events();
     for (name, count) in [
-        ("credential.added", 3),
+        ("credential.added", 4),
         ("credential.read", 5),
         ("credential.changed", 2),
-        ("credential.deleted", 1),
+        ("credential.deleted", 2),
     ] {
         let named: Vec<_> = events.iter().filter(|event| event["event"] == name).collect();
         assert_eq!(named.len(), count, "{name}");

@@ -40,7 +40,9 @@ pub enum CredentialsCommand {
     /// Add one; the secret is read from stdin
     #[command(after_help = "Examples:
   pass web01 | console-tunnel credentials add acme/berlin admin --user administrator
-  console-tunnel credentials add acme/berlin deploy --kind ssh_key --user root < id_ed25519")]
+  console-tunnel credentials add acme/berlin deploy --kind ssh_key --user root < id_ed25519
+
+An SSH key must have no passphrase: nobody can type it when the key is used.")]
     Add {
         /// PARTNER/CLIENT
         client: String,
@@ -56,7 +58,9 @@ pub enum CredentialsCommand {
     /// Add a password that the mediator makes, or put a new one in place of a secret
     #[command(after_help = "Examples:
   console-tunnel credentials generate acme/berlin admin --user administrator --computer web01
-  console-tunnel credentials generate --replace 3f2a…")]
+  console-tunnel credentials generate --replace 3f2a…
+
+It is not set at the computer: whoever may read it does that.")]
     Generate {
         /// PARTNER/CLIENT
         #[arg(required_unless_present = "replace")]

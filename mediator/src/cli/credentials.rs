@@ -18,12 +18,14 @@ pub(super) enum CredentialCommand {
     /// Add a credential; the secret is read from stdin
     #[command(after_help = "Examples: pass web01 | mediator credential add acme/berlin admin \
         --user administrator --computer web01\n\
-        mediator credential add acme/berlin deploy --kind ssh_key --user root < id_ed25519")]
+        mediator credential add acme/berlin deploy --kind ssh_key --user root < id_ed25519\n\n\
+        An SSH key must have no passphrase: nobody can type it when the key is used.")]
     Add(AddArgs),
     /// Add a password that is made here, or put a new one in place of a secret
     #[command(after_help = "Examples: mediator credential generate acme/berlin admin \
         --user administrator --computer web01\n\
-        mediator credential generate --replace 3f2a…")]
+        mediator credential generate --replace 3f2a…\n\n\
+        It is not set at the computer: whoever may read it does that.")]
     Generate {
         /// PARTNER/CLIENT
         #[arg(required_unless_present = "replace")]

@@ -180,6 +180,7 @@ impl Vault {
         let missing = new.computer.is_some() && computer.is_none();
         let contents = Contents { user: new.user, secret: new.secret.take()?, notes: new.notes };
         contents.check(&new.kind)?;
+        contents.check_use(&new.kind)?;
         let (computer_id, computer) = computer.unwrap_or_default();
         let mut row = CredentialRow {
             id: fresh_id()?,
@@ -264,6 +265,7 @@ impl Vault {
         }
         if let Some(secret) = secret {
             contents.secret = secret.take()?;
+            contents.check_use(&row.kind)?;
             changed.push("secret");
         }
         if let Some(notes) = notes {

@@ -65,6 +65,18 @@ impl Contents {
         }
     }
 
+    /// Checks a secret that is to be stored now for what would be found out only at a launch. What
+    /// was stored before can still be renamed.
+    pub(crate) fn check_use(&self, kind: &str) -> Result<(), VaultError> {
+        if kind != SSH_KEY || !has_passphrase(&self.secret) {
+            return Ok(());
+        }
+        let text = "the SSH key has a passphrase, which nobody can type when it is used: remove it \
+            from a copy (ssh-keygen -p -N \"\" -f COPY), store that, and delete the copy; the \
+            mediator seals what it stores";
+        Err(VaultError::Invalid(text.to_owned()))
+    }
+
     /// Puts them, sealed, into a row whose id, version and client are set.
     pub(crate) fn seal(&self, key: &Key, row: &mut CredentialRow) -> Result<(), WrapError> {
         row.about = encrypt(key, &context(row, ABOUT), self.user.as_bytes())?;
@@ -86,6 +98,33 @@ impl Contents {
         let (secret, notes) = rest.split_at_checked(length).ok_or(WrapError::Damaged)?;
         Ok(Self { user: user(key, row)?, secret: text(secret)?, notes: text(notes)? })
     }
+}
+
+/// First bytes of what an OpenSSH key file holds, and those that follow where nothing encrypts it,
+/// in base64: the format's name, then the cipher's, which is `none`.
+const OPENSSH: &str = "b3BlbnNzaC1rZXktdjEA";
+const OPENSSH_NONE: &str = "AAAABG5vbmU";
+
+/// Whether a private key is encrypted, in any of the three formats that OpenSSH reads.
+fn has_passphrase(key: &str) -> bool {
+    let mut lines = key.trim_start().lines().map(str::trim);
+    let kind = lines.next().unwrap_or_default();
+    if kind == "-----BEGIN ENCRYPTED PRIVATE KEY-----" {
+        return true;
+    }
+    let body: Vec<&str> = lines.take_while(|line| !line.starts_with("-----")).collect();
+    // RFC 1421, as OpenSSL writes keys of before PKCS #8.
+    if body.iter().any(|line| line.starts_with("Proc-Type:") && line.contains("ENCRYPTED")) {
+        return true;
+    }
+    // Lines may be short: what is looked for must not be cut by their ends.
+    let begin: Zeroizing<String> = Zeroizing::new(
+        body.iter()
+            .flat_map(|line| line.chars())
+            .take(OPENSSH.len() + OPENSSH_NONE.len())
+            .collect(),
+    );
+    begin.strip_prefix(OPENSSH).is_some_and(|cipher| !cipher.starts_with(OPENSSH_NONE))
 }
 
 /// Opens the user name alone.
@@ -200,6 +239,9 @@ mod tests {
         ] {
             assert!(!check(kind, user, secret), "{kind} {user:?}");
         }
+        // Only where the secret is new: a user name changes beside any.
+        let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIF\n";
+        assert!(check("ssh_key", "u", encrypted) && has_passphrase(encrypted));
         assert!(check_open("web admin", &["rdp".into()]).is_ok());
         assert!(check_open("a/b", &[]).is_err() && check_open("a", &["a b".into()]).is_err());
     }
