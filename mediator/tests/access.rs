@@ -699,6 +699,56 @@ async fn another_partner_has_nothing_and_learns_nothing() {
     assert_eq!(refused.code, failure::NO_SUCH_COMPUTER);
 }
 
+/// Whoever has a session in a list is told that ending it is what they may not; for whoever has not
+/// there is none.
+#[tokio::test]
+async fn who_sees_a_session_is_told_that_they_may_not_end_it() {
+    let mediator = Mediator::start();
+    let (mut agent, pc, key) = mediator.agent("pc").await;
+    mediator.admin(&["client", "add", "other/branch"]);
+    for (role, permission) in
+        [("watcher", "sessions.see"), ("finder", "computers.see"), ("keeper", "credentials.use")]
+    {
+        mediator.admin(&["role", "create", role, "--permission", permission]);
+    }
+    let add = ["credential", "add", "main/hq", "c", "--computer", "pc"];
+    let (_, credential) = mediator.try_admin(&add, "a secret of this test");
+    let credential = credential[0]["credential_id"].as_str().unwrap();
+    let credential = format!("/api/v1/credentials/{credential}");
+    let (admin, _, _) = mediator.console().await;
+    try_open(&admin, &mut agent, wish(1, &pc, &key)).await.unwrap();
+    let session = mediator.admin(&["session", "list"])[0]["session_id"].clone();
+    let target = format!("/api/v1/sessions/{}", session.as_str().unwrap());
+    let (hidden, told) = (failure::NO_SUCH_SESSION, failure::NOT_PERMITTED);
+    // The same holds of a credential that one may use, and not change.
+    for (role, partner, listed, wire, api, change) in [
+        ("auditor", "main", 1, told, (403, told), 403),
+        ("watcher", "main", 1, told, (403, told), 404),
+        ("finder", "main", 0, hidden, (403, told), 403),
+        ("keeper", "main", 0, hidden, (404, hidden), 403),
+        ("owner", "other", 0, hidden, (404, hidden), 404),
+    ] {
+        let (name, me) = (format!("{role}-1"), identity());
+        let add = ["user", "add", &name, "--partner", partner, "--role", "none"];
+        let added = mediator.admin(&add);
+        mediator.bind(role, &name, &[]);
+        let console = mediator.connect(&me, hello(2, &me, &[])).await.unwrap();
+        console.login(&name, added[0]["password"].as_str().unwrap()).await.unwrap();
+        let seen = console.ask(Body::ListSessions(wire::ListSessions {})).await.unwrap();
+        let Body::Sessions(seen) = seen else { panic!("{seen:?}") };
+        assert_eq!(seen.sessions.len(), listed, "{role}");
+        let end = wire::EndSession { session_id: vec![1; 16].into(), reason: String::new() };
+        let refused = console.ask(Body::EndSession(end)).await.unwrap_err();
+        assert_eq!(refused.code, wire, "{role}: {refused:?}");
+        let (who, mut web) = (Who::at(&console, &me).await, Web::connect(&mediator).await);
+        let refused = web.ask(&who, "DELETE", &target, None).await;
+        assert_eq!((refused.status, refused.code()), api, "{role}: {refused:?}");
+        let refused = web.ask(&who, "PUT", &credential, Some(&json!({"user": "x"}))).await;
+        assert_eq!(refused.status, change, "{role}: {refused:?}");
+    }
+    assert_eq!(mediator.admin(&["session", "list"]).len(), 1);
+}
+
 #[tokio::test]
 async fn a_past_decision_is_explained_and_nobody_grants_beyond_the_own_rules() {
     let mediator = Mediator::start();

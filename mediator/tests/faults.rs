@@ -366,6 +366,8 @@ async fn commands_work_with_the_server_stopped_and_say_what_is_wrong() {
         (&["user", "add", "u", "--role", "king"][..], "", 2, "usage"),
         (&["user", "disable", "nobody"][..], "", 4, "not_found"),
         (&["session", "end", "x"][..], "", 2, "usage"),
+        // None would mean that nobody is connected.
+        (&["session", "list"][..], "", 4, "not_running"),
     ] {
         let (exit_code, lines) = mediator.try_admin(args, stdin);
         assert_eq!(exit_code, exit, "{args:?} {lines:?}");

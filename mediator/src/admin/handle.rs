@@ -112,7 +112,12 @@ impl AdminContext {
 
     fn running(&self) -> Result<&BrokerHandle, CliError> {
         self.broker.as_ref().ok_or_else(|| {
-            CliError::not_there("not_running", "the mediator does not run: it has no sessions")
+            CliError::not_there("not_running", "the mediator does not run, and knows of no session")
+                .hint(
+                    "sessions that were open go on between console and computer for up to 15 \
+                     minutes, or as the computer's owner says: agent-tunnel status there tells \
+                     which; mediator serve takes them up again, and lists and ends them",
+                )
         })
     }
 }
@@ -340,7 +345,8 @@ async fn session_end((context, actor): Who<'_>, session: &str) -> Result<Vec<Val
 }
 
 async fn session_list((context, actor): Who<'_>) -> Result<Vec<Value>, CliError> {
-    let Some(broker) = &context.broker else { return Ok(Vec::new()) };
+    // An empty list would say that nobody is connected.
+    let broker = context.running()?;
     let visible = match actor.remote() {
         None => None,
         Some(remote) => {

@@ -119,14 +119,28 @@ pub(crate) fn decide<'a>(
         (Some((rule, until_ms)), _) => Verdict::Allow { rule, until_ms },
         (None, Some((rule, unmet))) => Verdict::Unmet { rule, unmet },
         // What exists for somebody is what that person may see, outside the hours too.
-        (None, None) if covering().any(|rule| sees(rule, object)) => Verdict::NotPermitted,
+        (None, None) if covering().any(|rule| sees(rule, act, object)) => Verdict::NotPermitted,
         (None, None) => Verdict::Unknown,
     }
 }
 
-fn sees(rule: &Rule, object: &Object) -> bool {
+/// What is listed for somebody is there for that person: a session for whoever may see it, a
+/// credential for whoever may do anything with it, also without a look at the computer.
+fn sees(rule: &Rule, act: Act<'_>, object: &Object) -> bool {
+    use Permission::{
+        DeleteCredentials, EditCredentials, EndSessions, JoinSessions, ReadCredentials,
+        SeeComputers, SeeSessions, UseCredentials,
+    };
+    const CREDENTIALS: [Permission; 4] =
+        [ReadCredentials, EditCredentials, DeleteCredentials, UseCredentials];
+    let listed: &[Permission] = match act.permission {
+        EndSessions | JoinSessions => &[SeeSessions],
+        act if CREDENTIALS.contains(&act) => &CREDENTIALS,
+        _ => &[],
+    };
+    let grants = |permission: &Permission| rule.role.grants(*permission, None);
     match object {
-        Object::Computer { .. } => rule.role.grants(Permission::SeeComputers, None),
+        Object::Computer { .. } => grants(&SeeComputers) || listed.iter().any(grants),
         _ => true,
     }
 }

@@ -359,12 +359,17 @@ pub(super) async fn holder(line: &Line, row: &LoginRow) -> Result<Holder, StoreE
     Holder::load(pool, &row.account.partner_id, &row.account.id, When::Now).await
 }
 
-/// May this person end that session of another?
-async fn may_end(line: &Line, row: &LoginRow, session: SessionId) -> Result<bool, StoreError> {
+/// May this person end that session of another? Whoever may not see it is not told that there is
+/// one: then there is no refusal.
+async fn may_end(
+    line: &Line,
+    row: &LoginRow,
+    session: SessionId,
+) -> Result<Result<(), Option<Refusal>>, StoreError> {
     let found = line.shared.broker.ask(move |driver, now| driver.broker.live(session, now));
-    let Some(live) = found.await.flatten() else { return Ok(false) };
+    let Some(live) = found.await.flatten() else { return Ok(Err(None)) };
     if live.who.account_id == row.account.id {
-        return Ok(true);
+        return Ok(Ok(()));
     }
     let holder = holder(line, row).await?;
     let spot = Spot::of_place(&live.who.partner_id, &live.place);
@@ -372,10 +377,13 @@ async fn may_end(line: &Line, row: &LoginRow, session: SessionId) -> Result<bool
     let act = Act::of(Permission::EndSessions);
     let pool = &line.shared.store.readers;
     match holder.computer(pool, act, &spot, facts, When::Now).await? {
-        Decision::Allow { .. } => Ok(true),
+        Decision::Allow { .. } => Ok(Ok(())),
         Decision::Deny { rule, refusal, .. } => {
             refused_end(line, row, &live, (&rule, refusal.code)).await?;
-            Ok(false)
+            let see = Act::of(Permission::SeeSessions);
+            let facts = mfa::facts(line, row);
+            let seen = holder.computer(pool, see, &spot, facts, When::Now).await?.is_allowed();
+            Ok(Err(seen.then_some(refusal)))
         }
     }
 }
@@ -415,8 +423,8 @@ async fn end(line: &Line, row: &LoginRow, wish: &wire::EndSession, responder: Re
         "other" => "ended_by_user".to_owned(),
         reason => reason.to_owned(),
     };
-    let all = match may_end(line, row, session).await {
-        Ok(all) => all,
+    let may = match may_end(line, row, session).await {
+        Ok(may) => may,
         Err(error) => {
             tracing::error!(%error, "cannot read rules");
             return responder.fail(fail(failure::INTERNAL, "your permissions cannot be read"));
@@ -426,15 +434,19 @@ async fn end(line: &Line, row: &LoginRow, wish: &wire::EndSession, responder: Re
         partner_id: row.account.partner_id.clone(),
         account_id: row.account.id.clone(),
         account: row.account.name.clone(),
-        all,
+        all: may.is_ok(),
     };
     let id = line.id;
     line.shared
         .broker
         .act(move |driver, now| {
-            let request = driver.request(responder);
             // The console that holds the session needs not be told.
-            let by = if driver.broker.speaks_for(id, session) { EndAs::End(id) } else { by };
+            let by = match (driver.broker.speaks_for(id, session), may) {
+                (true, _) => EndAs::End(id),
+                (false, Err(Some(refusal))) => return refuse(responder, refusal),
+                (false, _) => by,
+            };
+            let request = driver.request(responder);
             driver.broker.handle_end(request, session, &reason, &by, now);
         })
         .await;
