@@ -15,8 +15,8 @@ use std::{collections::BTreeMap, fmt, io, io::BufRead, io::Read as _};
 use adit_protocol::keys::Fingerprint;
 
 use crate::{
-    Entry, Gap, GapKind, Hash, HeadError, MAX_LINE_LEN, MerkleTree, SignedHead, entry::LineError,
-    head, tree::cover,
+    Entry, Gap, GapKind, Hash, HeadError, MAX_LINE_LEN, MerkleTree, OtherFile, SignedHead,
+    entry::LineError, head, other, tree::cover,
 };
 
 /// Trees in one export.
@@ -139,7 +139,7 @@ impl fmt::Display for Report {
 pub enum Fault {
     /// Neither its beginning nor what follows looks like an export.
     #[error("this is no audit export that can be verified (format jsonl): {0}")]
-    NotAnExport(&'static str),
+    NotAnExport(OtherFile),
     /// A line is not what was written.
     #[error("entry was altered: {0}")]
     Altered(LineError),
@@ -225,10 +225,7 @@ impl Fault {
     /// What to do, where that is not to look for who altered the log.
     pub fn advice(&self) -> Option<&'static str> {
         match self {
-            Self::NotAnExport(_) => Some(
-                "give the file that audit export wrote, in its format jsonl; csv, cef and ocsf \
-                 cannot be verified. If this should be one, it was replaced",
-            ),
+            Self::NotAnExport(other) => Some(other.advice()),
             Self::WrongKey { .. } => Some(
                 "give the fingerprint or head of the installation that the export is of; if you \
                  did, the export is another installation's, or forged",
@@ -309,7 +306,7 @@ pub fn verify_export(reader: impl BufRead, trust: &Trust) -> Result<Report, Veri
     }
     let end = |fault| VerifyError { line: lines.number, seq: None, fault };
     if lines.number == 0 {
-        return Err(end(Fault::NotAnExport("it is empty")));
+        return Err(end(Fault::NotAnExport(OtherFile::Empty)));
     }
     if report.trees.is_empty() || !tree.is_empty() {
         return Err(end(Fault::Truncated("it does not end with a signed head")));
@@ -383,8 +380,10 @@ impl<R: BufRead> Lines<R> {
         if error.line > 1 || !unreadable {
             return error;
         }
+        let other = OtherFile::of(&self.line);
         for _ in 0..MAX_LOOK_LINES {
-            if looks_exported(&self.line) {
+            let head = other == OtherFile::Heads && self.line.starts_with(head::BEGINS);
+            if looks_exported(&self.line) && !head {
                 return error;
             }
             match self.next() {
@@ -392,15 +391,15 @@ impl<R: BufRead> Lines<R> {
                 Ok(false) | Err(_) => break,
             }
         }
-        let fault = Fault::NotAnExport("no line of it is an entry or a signed head");
-        VerifyError { line: 0, seq: None, fault }
+        VerifyError { line: 0, seq: None, fault: Fault::NotAnExport(other) }
     }
 }
 
 /// Does a line begin as those of exports do?
 fn looks_exported(line: &[u8]) -> bool {
     const BEGINNINGS: [&[u8]; 4] = [b"{\"v\":", b"{\"head\":", b"{\"omitted\":", b"{\"pruned\":"];
-    BEGINNINGS.iter().any(|beginning| line.starts_with(beginning))
+    !line.starts_with(other::RECEIPT)
+        && BEGINNINGS.iter().any(|beginning| line.starts_with(beginning))
 }
 
 /// One tree while its lines come in.

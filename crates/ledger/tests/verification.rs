@@ -10,11 +10,12 @@
 use std::collections::BTreeMap;
 
 use adit_ledger::{
-    Anchor, Entry, Event, Gap, GapKind, Hash, HeadsError, Level, MerkleTree, RootCert, SignedHead,
-    Trust,
+    Anchor, Entry, Event, Gap, GapKind, Hash, HeadsError, Level, MerkleTree, OtherFile, Receipt,
+    RootCert, SignedHead, Trust,
     entry::LineError,
-    export::jsonl::JsonlExport,
+    export::{cef, csv, jsonl::JsonlExport, ocsf},
     fuzz_line,
+    receipt::{Role, Statement},
     tree::CompactRange,
     verify::{Fault, VerifyError},
     verify_export,
@@ -363,6 +364,54 @@ fn what_is_no_export_is_not_called_altered_and_what_is_one_is() {
     }
     let cut = &lines[0].as_bytes()[..40];
     assert!(matches!(told(cut).fault, Fault::Truncated(_)));
+}
+
+/// Each with what it is and what it is for; none of them is valid, or called altered.
+#[test]
+fn files_that_are_taken_for_an_export_are_named() {
+    let (log, signer) = (Log::new("p1", 2), key(1));
+    let statement = Statement {
+        role: Role::Agent,
+        session: [7; 16],
+        grant_hash: Hash::of(b"grant"),
+        handshake_hash: Hash::of(b"handshake"),
+        console: key(2).public().fingerprint(),
+        agent: signer.public().fingerprint(),
+        redirector: "ssh".into(),
+        target: "127.0.0.1:22".into(),
+        channel: 2,
+        time_ms: TIME,
+        close: None,
+    };
+    let receipt = Receipt::sign(&signer, statement).to_line();
+    let heads = format!("{}\n{}\n", log.head(1, 1).to_line(), log.head(2, 1).to_line());
+    for (file, other, advice) in [
+        (String::new(), OtherFile::Empty, "jsonl"),
+        (format!("{receipt}\n{receipt}\n"), OtherFile::Receipts, "--receipts"),
+        (receipt.clone(), OtherFile::Receipts, "--receipts"),
+        (heads, OtherFile::Heads, "--head"),
+        (log.head(2, 1).to_line(), OtherFile::Heads, "--head"),
+        (csv::header() + &csv::row(&log.entries[0]), OtherFile::Format("csv"), "jsonl"),
+        (cef::line(&log.entries[0], "1") + "\n", OtherFile::Format("cef"), "jsonl"),
+        (ocsf::line(&log.entries[0], "1") + "\n", OtherFile::Format("ocsf"), "jsonl"),
+        ("{\"destruction\":{}}\n".into(), OtherFile::Certificate, "certificate verify"),
+        ("age-encryption.org/v1\n-> X25519 a\n".into(), OtherFile::Backup, "restore"),
+        ("{}\n".into(), OtherFile::Unknown, "jsonl"),
+    ] {
+        let error = verify_export(file.as_bytes(), &by_key()).unwrap_err();
+        assert!(
+            matches!(error.fault, Fault::NotAnExport(told) if told == other),
+            "{file}: {error}"
+        );
+        assert!(error.fault.advice().unwrap().contains(advice), "{file}: {error}");
+    }
+    // An export whose beginning was replaced is none of them.
+    let lines = log.lines(2);
+    for first in [receipt, csv::header(), "{\"destruction\":{}}".into()] {
+        let altered = format!("{}\n{}\n{}\n", first.trim_end(), lines[1], lines[2]);
+        let error = verify_export(altered.as_bytes(), &by_key()).unwrap_err();
+        assert!(matches!(error.fault, Fault::Altered(_)), "{error}");
+    }
 }
 
 /// Small deterministic generator, so that a failing round can be run again by its number.
