@@ -284,6 +284,11 @@ impl Sessions {
         alerts.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
+    /// The last of them that the owner has not accepted.
+    pub fn standing_alert(&self) -> Option<Value> {
+        serde_json::from_str(&self.endpoint.standing_alert()?).ok()
+    }
+
     /// Ends sessions that the rules do not allow any more; how many.
     pub fn enforce(&self) -> usize {
         let over: Vec<(SessionId, &'static str)> = self

@@ -79,6 +79,7 @@ pub(crate) async fn running(agent: &Agent, sessions: &Sessions) -> Value {
         "retry_in_ms": offline.map(|(_, left)| left),
         "uptime_ms": millis(agent.started),
         "audit_alerts": sessions.alerts(),
+        "audit_alert": sessions.standing_alert(),
     });
     add_common(&mut status, &agent.enrollment, agent.rules.kill_switch(), &agent.rules.loaded());
     status
@@ -161,9 +162,8 @@ pub(crate) fn human(status: &Value) -> String {
     if status.get("consent_waiting").and_then(Value::as_u64).is_some_and(|waiting| waiting > 0) {
         lines.push(format!("Consent:   {} wait: agent-tunnel consent", field("consent_waiting")));
     }
-    let alerts = status.get("audit_alerts").and_then(Value::as_array);
-    if let Some(last) = alerts.and_then(|alerts| alerts.last()) {
-        let field = |name: &str| text(last.get(name).unwrap_or(&Value::Null));
+    if let Some(alert) = status.get("audit_alert").filter(|alert| alert.is_object()) {
+        let field = |name: &str| text(alert.get(name).unwrap_or(&Value::Null));
         lines.push(format!("AUDIT:     {} ({})", field("message"), field("code")));
         lines.push("           see agent-tunnel witness show".to_owned());
     }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use adit_ledger::SignedHead;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tracing::error;
 
 use crate::keeper::{Keeper, append, read_all};
@@ -32,6 +32,8 @@ const REFILL: Duration = Duration::from_secs(60);
 const ALERTS: &str = "alerts.jsonl";
 const ALERTS_BEFORE: &str = "alerts.1.jsonl";
 const FORKS: &str = "forks.jsonl";
+/// Code of what is no alert, but ends those before.
+const ACCEPTED: &str = "accepted";
 
 /// How much may still be written.
 #[derive(Debug)]
@@ -130,16 +132,41 @@ impl Keeper {
 
     /// Evidence and the last alerts, at most so many of each, oldest first.
     pub(crate) fn alerts(&self, count: usize) -> Vec<String> {
-        let Some(directory) = self.directory() else { return Vec::new() };
-        let last = |name: &str, max: u64| {
-            let text = read_all(&directory.join(name), max).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().collect();
-            let first = lines.len().saturating_sub(count);
-            lines.iter().skip(first).map(|line| (*line).to_owned()).collect::<Vec<_>>()
-        };
-        let mut told = last(FORKS, MAX_FORKS_BYTES);
-        told.extend(last(ALERTS, 2 * MAX_ALERTS));
+        let last = |mut lines: Vec<String>| lines.split_off(lines.len().saturating_sub(count));
+        let mut told = last(self.lines(FORKS, MAX_FORKS_BYTES));
+        told.extend(last(self.lines(ALERTS, 2 * MAX_ALERTS)));
         told
+    }
+
+    /// The last alert that the owner has not accepted. Not by the time that they tell, which is
+    /// another's: by what came after the acceptance, and beside the evidence that there was then.
+    pub(crate) fn standing(&self) -> Option<String> {
+        let (mut forks, mut alerts) =
+            (self.lines(FORKS, MAX_FORKS_BYTES), self.lines(ALERTS, 2 * MAX_ALERTS));
+        let accepted = |line: &String| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            let forks = line.get("forks").and_then(Value::as_u64).unwrap_or(0);
+            (line.get("code")? == ACCEPTED).then_some(forks)
+        };
+        if let Some((at, seen)) =
+            alerts.iter().enumerate().rev().find_map(|(n, line)| Some((n, accepted(line)?)))
+        {
+            alerts.drain(..=at);
+            forks.drain(..usize::try_from(seen).map_or(forks.len(), |seen| seen.min(forks.len())));
+        }
+        alerts.pop().or_else(|| forks.pop())
+    }
+
+    /// Writes down that the owner accepts what there is.
+    pub(crate) fn accepted(&self, known: &[String], damaged: Option<&str>) {
+        let forks = self.lines(FORKS, MAX_FORKS_BYTES).len();
+        self.alert(json!({"code": ACCEPTED, "known": known, "damaged": damaged, "forks": forks}));
+    }
+
+    fn lines(&self, name: &str, max: u64) -> Vec<String> {
+        let Some(directory) = self.directory() else { return Vec::new() };
+        let text = read_all(&directory.join(name), max).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
     }
 }
 
@@ -147,7 +174,6 @@ impl Keeper {
 mod tests {
     use adit_ledger::Hash;
     use adit_protocol::keys::SigningKey;
-    use serde_json::json;
 
     use super::*;
 
@@ -190,6 +216,30 @@ mod tests {
         assert!(first.lines().next().unwrap().contains(&known.root.to_string()), "{first}");
         assert!(fs::metadata(path).unwrap().len() < MAX_FORKS_BYTES);
         assert_eq!(keeper.alerts(20).len(), 20 + BURST as usize);
+    }
+
+    /// Whatever the times are that alerts tell: nothing that comes later is hidden by an acceptance.
+    #[test]
+    fn what_the_owner_accepted_stands_no_more_and_what_comes_after_does() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (keeper, _) = Keeper::start(Some(temporary.path().join("d"))).unwrap();
+        let key = SigningKey::generate().unwrap();
+        let is = |code: &str| keeper.standing().is_some_and(|line| line.contains(code));
+        assert_eq!(keeper.standing(), None);
+        assert!(note(&keeper, &head(&key, "a", 7), &head(&key, "a", 5), "agent"));
+        assert!(is("audit_forked"));
+        keeper.accepted(&[], None);
+        assert_eq!(keeper.standing(), None);
+        assert!(keeper.alerts(9).last().unwrap().contains(ACCEPTED));
+        // Another fork is told before all alerts; it stands nevertheless.
+        assert!(note(&keeper, &head(&key, "b", 7), &head(&key, "c", 5), "agent"));
+        assert!(is("audit_forked"));
+        assert!(keeper.alert(json!({"code": "audit_unproven"})) && is("audit_unproven"));
+        keeper.accepted(&[], None);
+        assert_eq!(keeper.standing(), None);
+        // As versions wrote it that did not count: evidence stands rather than not.
+        keeper.alert(json!({"code": ACCEPTED}));
+        assert!(is("audit_forked"));
     }
 
     #[test]

@@ -230,7 +230,7 @@ pub fn accept(directory: &std::path::Path) -> Result<Vec<String>, KeepError> {
         Err(error) => (Vec::new(), Some(error.to_string())),
     };
     keeper.forget_heads()?;
-    keeper.alert(json!({"code": "accepted", "known": &known, "damaged": damaged}));
+    keeper.accepted(&known, damaged.as_deref());
     Ok(known)
 }
 
@@ -261,6 +261,11 @@ impl Endpoint {
     /// The last alerts about audit logs, oldest first, as JSON objects.
     pub fn alerts(&self) -> Vec<String> {
         self.keeper.alerts(MAX_TOLD)
+    }
+
+    /// The last alert that the device's owner has not accepted, as a JSON object.
+    pub fn standing_alert(&self) -> Option<String> {
+        self.keeper.standing()
     }
 
     /// The signed head seen last, to be told to the other end.

@@ -216,6 +216,17 @@ fn another_partners_log_is_believed_by_neither_end() -> Result<()> {
     refused_with(&again(|| try_open(&site, "console2", "agent"))?, "audit_foreign")?;
     let status = site.ask("agent", &["status", "--json"], "")?;
     ensure!(status["audit_alerts"].to_string().contains("audit_foreign"), "no alert: {status}");
+    // Until its owner accepts it, the agent says so; what was stays on record.
+    let told = |site: &Site| site.run("agent", &["status"], "").map(|done| done.stdout);
+    ensure!(status["audit_alert"]["code"] == "audit_foreign", "{status}");
+    ensure!(told(&site)?.contains("AUDIT:"), "{}", told(&site)?);
+    site.kill("agent")?;
+    site.ask("agent", &["witness", "accept", "--json"], "")?;
+    site.restart("agent")?;
+    let status = site.ask("agent", &["status", "--json"], "")?;
+    ensure!(status["audit_alert"].is_null(), "{status}");
+    ensure!(status["audit_alerts"].to_string().contains("audit_foreign"), "no record: {status}");
+    ensure!(!told(&site)?.contains("AUDIT:"), "{}", told(&site)?);
     Ok(())
 }
 
