@@ -106,7 +106,7 @@ pub async fn open(
         local = local.leading_to_web(context.local_hosts()?);
     }
     let wanted = wanted_of(&redirector, viewer.as_ref(), args);
-    let mut running = Running::new(args.session.carrier);
+    let mut running = Running::new(args.session.carrier, shutdown);
     let mut begun = opening.begin(&wanted, vec![local], &mut running, &mut reporter).await;
     if let (Ok(()), Some(choice), Some(values)) = (&begun, viewer, values) {
         let session = running.first_session();
@@ -119,7 +119,7 @@ pub async fn open(
             running.launch(&choice, &values, handover, args.keep, &mut reporter)
         });
     }
-    running.run(opening.sessions, begun, shutdown, &mut reporter).await
+    running.run(opening.sessions, begun, &mut reporter).await
 }
 
 /// The credential for a viewer: the one that was named, else the one that is used by itself.
@@ -193,7 +193,7 @@ pub async fn forward(
     };
     let start = Start { context, given: &args.computer, options: &args.session, shutdown };
     let mut opening = Opening::start(start, caller, &guess).await?;
-    let mut running = Running::new(args.session.carrier);
+    let mut running = Running::new(args.session.carrier, shutdown);
     let mut begun = Ok(());
     for (protocol, group) in groups {
         let wanted = wanted_of_group(protocol, &group, args);
@@ -203,7 +203,7 @@ pub async fn forward(
             break;
         }
     }
-    running.run(opening.sessions, begun, shutdown, &mut reporter).await
+    running.run(opening.sessions, begun, &mut reporter).await
 }
 
 /// No viewer if none is wanted, or the redirector names none.

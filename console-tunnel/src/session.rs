@@ -14,7 +14,7 @@ use adit_endpoint::{
 };
 use adit_net::interfaces;
 use adit_protocol::{keys::Fingerprint, target::Target, ticket::Role, wire::frame::Body};
-use adit_runtime::{cli::CliError, shutdown::STOP_DEADLINE};
+use adit_runtime::cli::CliError;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -34,6 +34,8 @@ use crate::{
 pub const RELAY_CACHE: &str = "relays";
 /// Time to end a session that was asked for and is not wanted after all.
 pub const ABANDON: Duration = Duration::from_secs(2);
+/// Time for sessions to end where nothing was waited for before, of the 5 s of a clean stop.
+pub const SHUTDOWN: Duration = Duration::from_millis(2_500);
 
 /// The endpoint with its control connection.
 pub struct Sessions {
@@ -237,10 +239,10 @@ impl Sessions {
         measured.into_iter().filter_map(|relay| Some((relay.name, relay.rtt?))).collect()
     }
 
-    /// Ends all sessions on both sides and tells the mediator; within the time of a clean stop.
-    pub async fn shutdown(mut self, reason: &str) {
-        // Half for the sessions, half for the tasks that they leave.
-        self.endpoint.shutdown(reason, STOP_DEADLINE / 2).await;
+    /// Ends all sessions on both sides and tells the mediator; so long for the sessions, and again
+    /// for the tasks that they leave, which need none of it unless something is wrong here.
+    pub async fn shutdown(mut self, reason: &str, within: Duration) {
+        self.endpoint.shutdown(reason, within).await;
         self.tasks.abort_all();
         while self.tasks.join_next().await.is_some() {}
     }

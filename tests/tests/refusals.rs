@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write,
+    io::{BufRead, BufReader, Read, Write},
     net::TcpListener,
     process::{Command, Stdio},
     thread,
@@ -21,7 +21,7 @@ use adit_tests::{
     process::{Finished, text},
     site::{POLICY_LOOPBACK, READY, SOON, Site, free_tcp_port, to_port},
 };
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 fn refused_with(done: &Finished, exit: i32, codes: &[&str]) -> Result<()> {
@@ -607,6 +607,51 @@ fn an_interrupt_at_any_moment_of_an_opening_leaves_no_session() -> Result<()> {
         ensure!(Instant::now() < deadline, "sessions are left: {left:?}");
         thread::park_timeout(Duration::from_millis(200));
     }
+}
+
+/// One session is granted, the next is being asked for, and nobody answers any more: what is waited
+/// for one after another takes 3 s in all.
+#[test]
+fn an_interrupt_is_heard_in_time_by_whoever_waits_for_stalled_programs() -> Result<()> {
+    const ATTEMPTS: usize = 10;
+    let mut site = Site::local("interrupt-stalled")?;
+    site.start()?;
+    let forward = ["forward", "agent", "-L", "127.0.0.1:0:127.0.0.1:9", "-U"];
+    let forward = [&forward[..], &["127.0.0.1:0:127.0.0.1:9", "--json"]].concat();
+    let others =
+        [site.process("agent")?.id(), site.process("mediator")?.id()].map(|id| id.to_string());
+    let signal = |signal: &str, ids: &[String]| -> Result<()> {
+        ensure!(Command::new("kill").args(["-s", signal]).args(ids).status()?.success());
+        Ok(())
+    };
+    for _ in 0..ATTEMPTS {
+        let mut command = site.command("console", &forward);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        let mut said = BufReader::new(child.stdout.take().context("stdout")?);
+        let mut line = String::new();
+        while !line.contains("\"granted\"") {
+            line.clear();
+            ensure!(said.read_line(&mut line)? > 0, "nothing was granted");
+        }
+        signal("STOP", &others)?;
+        // The second may have been quicker.
+        thread::park_timeout(Duration::from_millis(300));
+        let begun = Instant::now();
+        let sent = signal("INT", &[child.id().to_string()]);
+        let ended = sent.and_then(|()| Ok(child.wait()?));
+        let took = begun.elapsed();
+        signal("CONT", &others)?;
+        ensure!(ended?.success());
+        ensure!(took < Duration::from_secs(4), "{took:?}");
+        let mut rest = String::new();
+        said.read_to_string(&mut rest)?;
+        if !rest.contains("\"granted\"") {
+            return Ok(());
+        }
+        site.wait_online("console", "agent")?;
+    }
+    bail!("the second session was granted before anybody could be stopped, {ATTEMPTS} times")
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::{
     events::ms,
     explain::{Finding, is_settled, is_tried},
     link::Caller,
-    session::{Explanation, Session, SessionEvent, Wanted},
+    session::{Explanation, SHUTDOWN, Session, SessionEvent, Wanted},
 };
 
 /// The viewer's name in the audit record: nobody looked at anything.
@@ -54,7 +54,7 @@ pub async fn run(
     let looked = look_at(&mut opening, args, &options, shutdown).await;
     let ended = looked.as_ref().map_or("failed", |_| "explained");
     let Opening { sessions, computer, .. } = opening;
-    sessions.shutdown(ended).await;
+    sessions.shutdown(ended, SHUTDOWN).await;
     let (redirector, seen) = looked?;
     let finding = Finding { computer: &computer, redirector: &redirector, seen: &seen };
     finding.tell(context.global.output())?;

@@ -19,7 +19,8 @@ use crate::{
     events::{Event, Reporter},
     forward::Local,
     session::{
-        ChannelState, Enrolment, Explanation, Session, SessionEvent, SessionHandle, Sessions,
+        ChannelState, Enrolment, Explanation, SHUTDOWN, Session, SessionEvent, SessionHandle,
+        Sessions,
     },
     state::KnownComputer,
     viewer::{self, Choice, Ended, Launched, Values, Viewer, credential::Handover},
@@ -33,6 +34,11 @@ const LOOK: std::time::Duration = std::time::Duration::from_secs(2);
 const LOOK_LIMIT: std::time::Duration = std::time::Duration::from_millis(500);
 /// Time for sessions to end when a further one was refused.
 const WIND_DOWN: std::time::Duration = std::time::Duration::from_secs(2);
+/// Time for all that follows Ctrl-C or a refusal, whoever does not answer: steps that come one after
+/// another share it.
+const STOP: std::time::Duration = std::time::Duration::from_secs(3);
+/// What is left of it for the last step at least.
+const LAST_STEP: std::time::Duration = std::time::Duration::from_millis(500);
 /// Time for a refusal to be heard of whose reset the viewer felt already.
 const REFUSAL: std::time::Duration = std::time::Duration::from_millis(500);
 /// The user stopped the command.
@@ -60,6 +66,10 @@ pub struct Running {
     event_in: mpsc::Sender<Happened>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
+    /// The user stops the command.
+    interrupt: CancellationToken,
+    /// Since when everything is to end.
+    ending: Option<Instant>,
     viewer: Option<Viewer>,
     keep: bool,
     /// The computer's name, for messages.
@@ -80,7 +90,7 @@ enum Next {
 
 impl Running {
     /// None yet.
-    pub fn new(carrier: Carrier) -> Self {
+    pub fn new(carrier: Carrier, shutdown: &Shutdown) -> Self {
         let (event_in, events) = mpsc::channel(EVENTS);
         Self {
             handles: Vec::new(),
@@ -91,6 +101,8 @@ impl Running {
             event_in,
             tasks: JoinSet::new(),
             stop: CancellationToken::new(),
+            interrupt: shutdown.token(),
+            ending: None,
             viewer: None,
             keep: false,
             computer: String::new(),
@@ -100,7 +112,8 @@ impl Running {
     }
 
     /// Waits for `work`, and tells what happens meanwhile in the sessions that there are. The end
-    /// of one of them is an error.
+    /// of one of them is an error; the user's wish to stop is its end, too, and `work` is for whoever
+    /// gave it to cut short.
     pub async fn meanwhile<T>(
         &mut self,
         work: impl Future<Output = Result<T, CliError>>,
@@ -111,9 +124,13 @@ impl Running {
             tokio::select! {
                 biased;
                 Some(happened) = self.events.recv() => {
-                    if let Some(reason) = self.tell(&happened, reporter)? {
+                    let closed = self.tell(&happened, reporter)?;
+                    if let (Some(reason), None) = (closed, self.ending) {
                         self.ended_by_others(happened.session, &reason)?;
                     }
+                }
+                () = self.interrupt.cancelled(), if self.ending.is_none() => {
+                    self.end_all(INTERRUPTED);
                 }
                 result = &mut work => return result,
             }
@@ -219,16 +236,16 @@ impl Running {
         mut self,
         sessions: Sessions,
         begun: Result<(), CliError>,
-        shutdown: &Shutdown,
         reporter: &mut Reporter,
     ) -> Result<(), CliError> {
         let result = match begun {
-            Ok(()) => self.until_closed(shutdown, reporter).await,
+            Ok(()) => self.until_closed(reporter).await,
             Err(error) => self.wind_down(error, reporter).await,
         };
         self.stop.cancel();
         let reason = if result.is_ok() { "closed" } else { "failed" };
-        sessions.shutdown(reason).await;
+        let left = self.ending.map(|since| STOP.saturating_sub(since.elapsed()).max(LAST_STEP));
+        sessions.shutdown(reason, left.unwrap_or(SHUTDOWN)).await;
         if let Some(viewer) = self.viewer.take() {
             viewer.leave().await;
         }
@@ -247,7 +264,8 @@ impl Running {
         let interrupted = error.exit == Exit::Interrupted;
         let granted = !self.handles.is_empty();
         self.stop.cancel();
-        self.close_all(if interrupted { INTERRUPTED } else { "failed" });
+        self.end_all(if interrupted { INTERRUPTED } else { "failed" });
+        let over = self.ending.map_or(WIND_DOWN, |since| WIND_DOWN.saturating_sub(since.elapsed()));
         let rest = async {
             while self.open > 0 {
                 let Some(happened) = self.events.recv().await else { return };
@@ -256,18 +274,14 @@ impl Running {
                 }
             }
         };
-        if tokio::time::timeout(WIND_DOWN, rest).await.is_err() {
+        if tokio::time::timeout(over, rest).await.is_err() {
             tracing::debug!("a session did not end in time");
         }
         if interrupted && granted { Ok(()) } else { Err(error) }
     }
 
-    async fn until_closed(
-        &mut self,
-        shutdown: &Shutdown,
-        reporter: &mut Reporter,
-    ) -> Result<(), CliError> {
-        let interrupt = shutdown.token();
+    async fn until_closed(&mut self, reporter: &mut Reporter) -> Result<(), CliError> {
+        let interrupt = self.interrupt.clone();
         let mut asked: Option<&'static str> = None;
         let mut outcome = Ok(());
         while self.open > 0 {
@@ -291,7 +305,7 @@ impl Running {
                 Next::Look => self.look().await,
                 Next::Close(reason) => {
                     asked = Some(reason);
-                    self.close_all(reason);
+                    self.end_all(reason);
                 }
                 Next::ViewerGone(ended) => {
                     if ended.failed.is_some() {
@@ -401,6 +415,12 @@ impl Running {
             }
             reason => Err(ended::by_others(reason)),
         }
+    }
+
+    /// Closes all, and what is left to do is to be done soon.
+    fn end_all(&mut self, reason: &str) {
+        self.ending.get_or_insert_with(Instant::now);
+        self.close_all(reason);
     }
 
     fn close_all(&self, reason: &str) {
