@@ -112,6 +112,14 @@ impl Holder {
         Ok(Self { account: key.to_owned(), partner: partner.to_owned(), disabled, rules })
     }
 
+    /// The same account or API key with what holds for it by now.
+    pub(crate) async fn anew(&self, pool: &AnyPool, is_key: bool) -> Result<Self, StoreError> {
+        match is_key {
+            true => Self::load_key(pool, &self.partner, &self.account).await,
+            false => Self::load(pool, &self.partner, &self.account, When::Now).await,
+        }
+    }
+
     /// Decides about a computer.
     pub(crate) async fn computer(
         &self,

@@ -129,11 +129,7 @@ impl Actor {
     /// of somebody disabled meanwhile nothing is permitted.
     pub(crate) async fn anew(&self, context: &AdminContext) -> Result<Self, CliError> {
         let Self::Remote(remote) = self else { return Ok(Self::Local) };
-        let (pool, of) = (&context.store.readers, &remote.holder);
-        let holder = match remote.kind {
-            Kind::Console => Holder::load(pool, &of.partner, &of.account, When::Now).await,
-            Kind::Key => Holder::load_key(pool, &of.partner, &of.account).await,
-        };
+        let holder = remote.holder.anew(&context.store.readers, remote.kind == Kind::Key).await;
         let holder = holder.map_err(store_error)?;
         Ok(Self::Remote(Arc::new(Remote { holder, ..Remote::clone(remote) })))
     }
