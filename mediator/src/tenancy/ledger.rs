@@ -1,4 +1,5 @@
-//! What was erased, in a file beside the database: ids and times, nothing of a person.
+//! What was erased, in a file beside the database: ids, times and the names of partners and clients,
+//! nothing of a person.
 //!
 //! A backup that was made before an erasure holds what was erased. `restore` erases it again
 //! before the backup takes the database's place.
