@@ -61,7 +61,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         ["audit", rest @ ..] => {
             return Ok(if audit::run(rest)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        ["audit-flood", port, key, seconds] => audit::flood::run(port, key, seconds)?,
+        ["audit-flood", port, key, seconds, from] => audit::flood::run(port, key, seconds, from)?,
         ["load-serve", addr, banner] => load::serve(addr, banner)?,
         ["load", addr, what, amount] => load::run(addr, what, number(amount)?)?,
         ["quinn-serve", addr, target] => quinn_forward::serve(addr, target)?,

@@ -2,11 +2,13 @@
 //!
 //! The flood is more passwords than are compared, from new devices of a user whom nobody knows: each
 //! that gets its turn is hashed like any other (argon2id), and whoever is sent away asks again at
-//! once. Its clients are a process of their own that takes what others leave of the processors:
-//! who attacks does so from elsewhere, and only what the mediator does about it is measured. What
-//! the two take of the processors is told beside the figures.
+//! once. It comes from one address, and from many of which none does much. Its clients are a
+//! process of their own that takes what others leave of the processors: who attacks does so from
+//! elsewhere, and only what the mediator does about it is measured. What the two take of the
+//! processors is told beside the figures.
 
 use std::{
+    net::{Ipv4Addr, SocketAddr},
     process::Command,
     sync::{
         Arc,
@@ -22,7 +24,10 @@ use adit_protocol::{
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
-use tokio::task::JoinSet;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    task::JoinSet,
+};
 
 use super::{
     Bar, Plan, openings, percentile,
@@ -38,8 +43,11 @@ const TURNS: usize = 5;
 const TURN: Duration = Duration::from_secs(4);
 /// Time for a flood to be there before others are measured in it.
 const AHEAD: Duration = Duration::from_secs(1);
-/// Who floods.
-const FLOODERS: usize = 32;
+/// Who floods from one address, and who from an address each.
+const FLOODERS: u8 = 32;
+const ADDRESSES: u8 = 200;
+/// Pause after a connection that was not taken.
+const AGAIN: Duration = Duration::from_millis(20);
 /// Consoles that work meanwhile, how often each lists computers and opens a session: a hundred
 /// sessions in all, fewer than one console may hold.
 const CONSOLES: usize = 16;
@@ -56,8 +64,37 @@ struct Times {
     reads: Vec<f64>,
 }
 
-/// Three figures: how many times longer the 99th percentile is.
+/// From where a flood comes.
+#[derive(Clone, Copy)]
+enum Sources {
+    One,
+    Many,
+}
+
+impl Sources {
+    fn arg(self) -> &'static str {
+        match self {
+            Self::One => "one",
+            Self::Many => "many",
+        }
+    }
+
+    fn told(self) -> &'static str {
+        match self {
+            Self::One => "a flood of logins from one address",
+            Self::Many => "a flood of logins from 200 addresses",
+        }
+    }
+}
+
+/// Three figures of each kind of flood: how many times longer the 99th percentile is.
 pub(super) async fn measure(plan: &Plan) -> Result<Vec<Bar>> {
+    let mut bars = beside(plan, Sources::One).await?;
+    bars.extend(beside(plan, Sources::Many).await?);
+    Ok(bars)
+}
+
+async fn beside(plan: &Plan, from: Sources) -> Result<Vec<Bar>> {
     let mut site = Site::new(plan, "flood")?;
     site.serve()?;
     site.run(&["client", "add", "main/bench"])?;
@@ -73,7 +110,7 @@ pub(super) async fn measure(plan: &Plan) -> Result<Vec<Bar>> {
     for turn in 0..=2 * TURNS {
         let with = turn > 0 && turn % 2 == 0;
         let running = match with {
-            true => Some(start(&site).await?),
+            true => Some(start(&site, from).await?),
             false => None,
         };
         let before = site.cpu()?;
@@ -97,8 +134,9 @@ pub(super) async fn measure(plan: &Plan) -> Result<Vec<Bar>> {
     let seconds = TURN.as_secs_f64() * f64::from(u8::try_from(TURNS)?);
     let per_cent = used.map(|used| used * 100.0 / seconds);
     eprintln!(
-        "the flood had {:.0} passwords compared a second and {:.0} sent away, with {:.0} % of a \
+        "{} had {:.0} passwords compared a second and {:.0} sent away, with {:.0} % of a \
          processor for its own; the mediator used {:.0} % without it, {:.0} % with it",
+        from.told(),
         flood.checked / flood.seconds,
         flood.busy / flood.seconds,
         flood.cpu * 100.0 / flood.seconds,
@@ -116,7 +154,8 @@ pub(super) async fn measure(plan: &Plan) -> Result<Vec<Bar>> {
             "{name}: median {:.1} ms, with the flood {:.1}; p99 {:.1} ms, with the flood {:.1}",
             usual.0, flooded.0, usual.1, flooded.1
         );
-        Bar::at_most(format!("{name}, p99 in a flood of logins, times"), flooded.1 / usual.1, TIMES)
+        let name = format!("{name}, p99 in {}, times", from.told());
+        Bar::at_most(name, flooded.1 / usual.1, TIMES)
     };
     Ok(vec![
         bar("listing computers", usual.lists, flooded.lists),
@@ -203,32 +242,49 @@ impl Sum {
 type Running = tokio::task::JoinHandle<Result<serde_json::Value>>;
 
 /// Begins a flood that lasts a little longer than a turn, and waits until it is there.
-async fn start(site: &Site) -> Result<Running> {
+async fn start(site: &Site, from: Sources) -> Result<Running> {
     let mut command = Command::new("chrt");
     command.args(["--idle", "0"]).arg(std::env::current_exe()?);
     command.args(["audit-flood", &site.port.to_string(), &site.fingerprint]);
-    command.arg((AHEAD + TURN + AHEAD).as_secs().to_string());
+    command.args([(AHEAD + TURN + AHEAD).as_secs().to_string(), from.arg().to_owned()]);
     let running = tokio::task::spawn_blocking(move || children::ask(&command, None));
     tokio::time::sleep(AHEAD).await;
     Ok(running)
 }
 
 /// The process that floods: tells how many passwords were compared and how many sent away.
-pub(crate) fn run(port: &str, fingerprint: &str, seconds: &str) -> Result<()> {
+pub(crate) fn run(port: &str, fingerprint: &str, seconds: &str, from: &str) -> Result<()> {
+    let from = match from {
+        "one" => Sources::One,
+        "many" => Sources::Many,
+        other => bail!("a flood from {other:?}"),
+    };
     let (address, seconds) = (Address::new(number(port)?, fingerprint)?, number::<u64>(seconds)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let [checked, busy] = runtime.block_on(flood(address, Duration::from_secs(seconds)))?;
+    let [checked, busy] = runtime.block_on(flood(address, Duration::from_secs(seconds), from))?;
     let cpu = cpu::seconds(&[std::process::id()])?;
     let told = json!({"checked": checked, "busy": busy, "cpu": cpu, "seconds": seconds});
     println!("{told}");
     Ok(())
 }
 
-async fn flood(address: Address, time: Duration) -> Result<[u64; 2]> {
+async fn flood(address: Address, time: Duration, from: Sources) -> Result<[u64; 2]> {
     let counts: Arc<[AtomicU64; 2]> = Arc::default();
     let mut tasks = JoinSet::new();
-    for _ in 0..FLOODERS {
-        tasks.spawn(try_passwords(address, Arc::clone(&counts)));
+    match from {
+        Sources::One => {
+            for _ in 0..FLOODERS {
+                tasks.spawn(try_passwords(address, Arc::clone(&counts)));
+            }
+        }
+        Sources::Many => {
+            for n in 1..=ADDRESSES {
+                let way = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+                let near = address.at(way.local_addr()?.port());
+                tasks.spawn(pass(way, Ipv4Addr::new(127, 1, 0, n), address.port()));
+                tasks.spawn(try_passwords(near, Arc::clone(&counts)));
+            }
+        }
     }
     tokio::select! {
         () = tokio::time::sleep(time) => {}
@@ -242,7 +298,12 @@ async fn flood(address: Address, time: Duration) -> Result<[u64; 2]> {
 async fn try_passwords(address: Address, counts: Arc<[AtomicU64; 2]>) -> Result<()> {
     let [checked, busy] = &*counts;
     loop {
-        let device = address.stranger().await?;
+        // Whose connection is not taken is sent away, too.
+        let Ok(device) = address.stranger().await else {
+            busy.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        };
         while !device.peer.is_closed() {
             let wish = login("nobody-of-this-name", "a wrong password that is long");
             match device.peer.request(wish, WAIT).await {
@@ -257,5 +318,17 @@ async fn try_passwords(address: Address, counts: Arc<[AtomicU64; 2]>) -> Result<
                 Err(_) => break,
             }
         }
+    }
+}
+
+/// Passes on what comes, from an address of this machine that nobody else uses.
+async fn pass(way: TcpListener, from: Ipv4Addr, to: u16) -> Result<()> {
+    loop {
+        let (mut near, _) = way.accept().await?;
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::from((from, 0)))?;
+        let mut far = socket.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, to))).await?;
+        // An end of it ends one connection; the flooder makes the next.
+        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
     }
 }

@@ -187,6 +187,15 @@ impl Address {
         Ok(Self { port, fingerprint: fingerprint.parse()? })
     }
 
+    /// The same mediator behind another port.
+    pub(super) fn at(self, port: u16) -> Self {
+        Self { port, ..self }
+    }
+
+    pub(super) fn port(self) -> u16 {
+        self.port
+    }
+
     /// A console of a stranger.
     pub(super) async fn stranger(&self) -> Result<Device> {
         self.connect(&identity()?, CONSOLE, &[]).await
