@@ -9,7 +9,7 @@ use super::search::{self, Filter, Page, Reach};
 use crate::store::StoreError;
 
 /// All that this version writes, as docs/audit.md lists them.
-const EVENTS: [&str; 110] = [
+const EVENTS: [&str; 111] = [
     "act.refused",
     "agent.identity_in_use",
     "api.authentication_failed",
@@ -120,6 +120,7 @@ const EVENTS: [&str; 110] = [
     "user.unlinked",
     "vault.rotated",
     "vault.rotation_begun",
+    "vault.rotation_failed",
 ];
 /// Names proposed for one that there is not.
 const MAX_PROPOSED: usize = 8;
